@@ -1,0 +1,1 @@
+"""The harness: recipes in, records and tables out. See `harness --help`."""

@@ -1,0 +1,125 @@
+"""Samples, questions and batches: what a data source gives and what a processor makes of it.
+
+Legend: B rows, S expanded length, T frames, H and W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from regate.types import Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """A file that a sample refers to, with optional time bounds in seconds.
+
+    `sha256` is that of the file when the data set was checked: a file that changed since is damaged.
+    """
+
+    kind: Literal["video", "image"]
+    path: Path
+    start: float | None = None
+    end: float | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One utterance. `<media:0>` in the text marks where the sample's first media stands, and so on."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One training conversation, the same in every epoch and on every machine.
+
+    Attributes:
+        id: stable 63-bit id, from the source's name and the record's own key.
+        key: the record's own key, for messages.
+        spans: (turn index, first character, end character, class) of words that only the picture tells, where
+            the source knows them; empty elsewhere. Used for analysis only, never for training.
+    """
+
+    id: int
+    key: str
+    media: tuple[Media, ...]
+    turns: tuple[Turn, ...]
+    spans: tuple[tuple[int, int, int, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One held-out multiple-choice item, MVBench style.
+
+    `options` are whole answers, `answer` is the index of the right one.
+    """
+
+    key: str
+    ability: str
+    media: tuple[Media, ...]
+    text: str
+    options: tuple[str, ...]
+    answer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One sample in expanded length, before padding.
+
+    Attributes:
+        input_ids_S: int64; visual positions hold the processor's placeholder id.
+        labels_S: int64, -100 where not supervised, not shifted.
+        kind_S: uint8, `regate.types.Kind`, never PAD.
+        ordinal_S: int64, canonical target ordinal, -1 elsewhere.
+        pixels: what the vision tower reads (the adapter's own shape, normally T3HW), or None for a text-only
+            encoding (the teacher's view).
+        failed: the media could not be read at run time; every label is -100 then.
+        extra: further tensors of the adapter.
+    """
+
+    sample_id: int
+    input_ids_S: Tensor
+    labels_S: Tensor
+    kind_S: Tensor
+    ordinal_S: Tensor
+    pixels: Tensor | None = None
+    failed: bool = False
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A micro-batch: the model's inputs and the layout that the gate decides on.
+
+    Attributes:
+        sample_ids_B: int64.
+        inputs: keyword arguments of the model: input_ids (BS), attention_mask (BS), pixel_values, ...
+        layout: stays on the CPU.
+        failed: ids of the samples whose media could not be read.
+    """
+
+    sample_ids_B: Tensor
+    inputs: dict[str, Any]
+    layout: Layout
+    failed: tuple[int, ...] = ()
+
+    @property
+    def input_ids_BS(self) -> Tensor:
+        ids: Tensor = self.inputs["input_ids"]
+        return ids
+
+
+def sample_id(source: str, key: str) -> int:
+    """A stable 63-bit id: the first eight bytes of blake2b(source, key), sign bit cleared."""
+    raw = hashlib.blake2b(f"{source}\x00{key}".encode(), digest_size=8).digest()
+    return int.from_bytes(raw, "big") >> 1

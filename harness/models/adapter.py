@@ -1,0 +1,125 @@
+"""The one door between the training loop and a model family.
+
+Legend: B rows, S expanded length, N scored targets, V vocabulary, T frames, H and W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from harness.data.sample import Batch, Encoded, Sample
+    from regate.types import Decision
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderShape:
+    """Sizes that the FLOP formula needs; the decoder's own and the fixed cost beside it.
+
+    Attributes:
+        trainable_linear: part of the decoder's linear weights that get a weight gradient: 1 for full
+            fine-tuning, 0 for LoRA over frozen weights.
+        adapter_parameters: LoRA parameters of the decoder (0 without LoRA).
+        vision_flops: forward FLOPs of tower and projector for one sample.
+        vision_backward: backward FLOPs of the same, as a multiple of vision_flops (0 for a frozen tower).
+    """
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocabulary: int
+    trainable_linear: float = 1.0
+    adapter_parameters: int = 0
+    vision_flops: float = 0.0
+    vision_backward: float = 0.0
+
+
+class Processor(Protocol):
+    """Text and frames in, tensors out. Deterministic: the same sample always gives the same targets."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of tokenizer, template, label rule, truncation and number of visual tokens."""
+        ...
+
+    @property
+    def placeholder_id(self) -> int:
+        """What stands at visual positions in `input_ids`; the teacher sees it masked."""
+        ...
+
+    def encode(self, sample: Sample, frames: Sequence[Tensor] | None) -> Encoded:
+        """Template, tokens, labels, kinds. `frames` holds one uint8 T3HW tensor a media, as decoded;
+        None gives the text-only encoding of the same expanded length (the teacher's view)."""
+        ...
+
+    def encode_prompt(self, sample: Sample, frames: Sequence[Tensor] | None) -> Encoded:
+        """Everything up to and including the marker that opens the assistant's turn, for generation."""
+        ...
+
+    def collate(self, rows: Sequence[Encoded]) -> Batch:
+        """Right-padded batch and its layout."""
+        ...
+
+
+class Adapter(Protocol):
+    """A model family: where its parts come from, how it is built, saved and measured."""
+
+    @property
+    def name(self) -> str: ...
+
+    def missing(self) -> list[str]:
+        """One line for each file that is not there, with where it comes from; empty when `student` can run."""
+        ...
+
+    def prepare(self) -> None:
+        """Make the parts that can be made here (the tiny model's stages); a no-op for brought weights."""
+        ...
+
+    @property
+    def weights_fingerprint(self) -> str:
+        """Hash of the starting weights, for the record and the reference store."""
+        ...
+
+    def processor(self) -> Processor: ...
+
+    def student(self) -> nn.Module:
+        """The transformers model at its starting weights, `requires_grad` set as the recipe trains it."""
+        ...
+
+    def teacher(self) -> nn.Module:
+        """The frozen text-only causal LM of Eq. 1."""
+        ...
+
+    def shape(self) -> DecoderShape: ...
+
+    def forward(self, model: nn.Module, batch: Batch, decision: Decision) -> tuple[Tensor, Tensor]:
+        """logits_NV and targets_N of the scored targets; `model` is a `regate.ScoredLM` around the student."""
+        ...
+
+    def save(self, model: nn.Module, directory: Path) -> None:
+        """An ordinary checkpoint: from_pretrained reads it."""
+        ...
+
+    def load(self, directory: Path) -> nn.Module:
+        """The model of a checkpoint that `save` wrote, for evaluation."""
+        ...
+
+
+def scored_forward(model: nn.Module, batch: Batch, decision: Decision) -> tuple[Tensor, Tensor]:
+    """What `Adapter.forward` is for every model whose inputs are all in `batch.inputs`."""
+    device = next(model.parameters()).device
+    inputs: dict[str, Any] = {
+        name: value.to(device, non_blocking=True) if hasattr(value, "to") else value
+        for name, value in batch.inputs.items()
+    }
+    logits_NV = model(predictor_BS=decision.predictor_BS.to(device, non_blocking=True), **inputs)
+    return logits_NV, decision.targets_N.to(device, non_blocking=True)

@@ -1,0 +1,117 @@
+"""Settings of the gate: one literal for each choice that the paper leaves open.
+
+Plain dataclasses without torch, so that a recipe can be checked and planned without importing it.
+Defaults are the paper's (section 4.1) where it states a value, and this project's reading where it is silent;
+`docs/interpretations.md` gives the sentence behind each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from regate.errors import ConfigError
+
+Candidates = Literal["targets", "text"]
+Align = Literal["predictor", "target", "union"]
+Combine = Literal["sum", "convex"]
+EmaInit = Literal["zero", "first_loss", "reference"]
+EmaObserve = Literal["scored", "all_dense"]
+Selection = Literal["regate", "reference", "difficulty", "loss", "excess", "random", "first"]
+Execution = Literal["compact", "layerwise", "loss_only"]
+Placeholders = Literal["masked", "compact", "attended"]
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceConfig:
+    """How the frozen teacher sees a sample (Eq. 1).
+
+    Attributes:
+        model: path of another causal LM with the student's tokenizer; None takes the student's own text-only
+            backbone, as the paper does.
+        placeholders: how it sees the visual placeholders: attention mask 0 with the original positions
+            ("masked"), dropped altogether ("compact"), or attended ("attended", an ablation).
+        dtype: of the forward pass; the cross entropy is float32 in any case.
+        tokens_per_batch: rows are batched by length up to this many positions.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+
+    model: str | None = None
+    placeholders: Placeholders = "masked"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    tokens_per_batch: int = 16384
+
+    def __post_init__(self) -> None:
+        if self.tokens_per_batch < 1:
+            raise ConfigError(f"reference.tokens_per_batch must be at least 1, got {self.tokens_per_batch}")
+
+
+@dataclass(frozen=True, slots=True)
+class GateConfig:
+    """The gate of sections 3.1 to 3.4.
+
+    Attributes:
+        keep_ratio: p_sparse of Eq. 4, in (0, 1].
+        cycle_steps: C of Eq. 4, optimizer steps.
+        dense_steps: F of Eq. 4, dense steps at the start of each cycle; 0 <= F <= C.
+        warmup_steps: W, dense steps before the first cycle counts.
+        ema_decay: beta of Eq. 2, in [0, 1).
+        reference_weight: lambda of Eq. 3, not negative.
+        candidates: which positions compete for the budget.
+        align: which position a selected target keeps active: the one that predicts it ("predictor"), its own
+            ("target", Algorithm 1 read literally), or both.
+        combine: Eq. 3 as printed ("sum") or (1 - lambda) m + lambda l_ref ("convex", Table 5 read literally).
+        ema_init: difficulty of a target that has not been observed.
+        ema_observe: which student losses feed Eq. 2.
+        selection: the score that ranks the targets; "regate" is Eq. 3, the others are ablations and controls.
+        execution: "compact" gathers the active positions once, "layerwise" is Algorithm 1 written out,
+            "loss_only" computes everything and masks the loss (as RHO-1 does).
+        reference: how the reference losses are computed.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+
+    keep_ratio: float = 0.5
+    cycle_steps: int = 128
+    dense_steps: int = 16
+    warmup_steps: int = 100
+    ema_decay: float = 0.9
+    reference_weight: float = 0.5
+    candidates: Candidates = "targets"
+    align: Align = "predictor"
+    combine: Combine = "sum"
+    ema_init: EmaInit = "zero"
+    ema_observe: EmaObserve = "scored"
+    selection: Selection = "regate"
+    execution: Execution = "compact"
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.keep_ratio <= 1.0:
+            raise ConfigError(f"keep_ratio must be in (0, 1], got {self.keep_ratio}")
+        if self.cycle_steps < 1:
+            raise ConfigError(f"cycle_steps must be at least 1, got {self.cycle_steps}")
+        if not 0 <= self.dense_steps <= self.cycle_steps:
+            raise ConfigError(
+                f"dense_steps must be between 0 and cycle_steps ({self.cycle_steps}), got {self.dense_steps}"
+            )
+        if self.warmup_steps < 0:
+            raise ConfigError(f"warmup_steps must not be negative, got {self.warmup_steps}")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ConfigError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+        if self.reference_weight < 0.0:
+            raise ConfigError(f"reference_weight must not be negative, got {self.reference_weight}")
+        if self.combine == "convex" and self.reference_weight > 1.0:
+            raise ConfigError(f"combine: convex needs reference_weight in [0, 1], got {self.reference_weight}")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the score, or the start of the difficulty, reads the reference losses."""
+        by_score = self.selection in ("regate", "reference", "excess")
+        return by_score or (self.selection == "difficulty" and self.ema_init == "reference")
+
+    @property
+    def needs_difficulty(self) -> bool:
+        """Whether the score reads the student's running losses."""
+        return self.selection in ("regate", "difficulty", "loss", "excess")

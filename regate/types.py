@@ -1,0 +1,179 @@
+"""What flows between the parts of the gate.
+
+Legend of the tensor suffixes, used in every file: B rows, S expanded length (visual tokens included),
+K active length, N scored targets of the batch, V vocabulary, D hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from enum import IntEnum
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from regate.errors import LayoutError
+
+IGNORE: Final = -100
+"""Label of a position that is not supervised, as in torch's cross entropy."""
+
+
+class Kind(IntEnum):
+    """What a position of a training sequence is; every position has exactly one kind."""
+
+    PAD = 0
+    SPECIAL = 1
+    VISUAL = 2
+    PROMPT = 3
+    TARGET = 4
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """Positions by kind and by what the step did with them. They add up, and `check` says so.
+
+    positions = B x S as laid out; valid = special + visual + prompt + target (not padding);
+    active = positions that the decoder computes; scored = targets that enter the loss.
+    """
+
+    positions: int = 0
+    valid: int = 0
+    visual: int = 0
+    special: int = 0
+    prompt: int = 0
+    target: int = 0
+    active: int = 0
+    scored: int = 0
+
+    def __add__(self, other: TokenCounts) -> TokenCounts:
+        return TokenCounts(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
+    def check(self) -> None:
+        assert self.valid == self.visual + self.special + self.prompt + self.target, self
+        assert self.scored <= self.target <= self.valid <= self.positions, self
+        assert self.active <= self.valid, self
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Which position of a batch is what, in expanded length, before the forward pass.
+
+    Attributes:
+        labels_BS: int64, the target's token id at its own position, IGNORE elsewhere (not shifted).
+        kind_BS: uint8, a `Kind` for every position.
+        ordinal_BS: int64, j for the sample's j-th target in canonical order (the order of the data file,
+            whatever order the turns were shown in), -1 where there is no target.
+    """
+
+    labels_BS: Tensor
+    kind_BS: Tensor
+    ordinal_BS: Tensor
+
+    def __post_init__(self) -> None:
+        if not self.labels_BS.shape == self.kind_BS.shape == self.ordinal_BS.shape:
+            raise LayoutError(
+                f"labels {tuple(self.labels_BS.shape)}, kinds {tuple(self.kind_BS.shape)} and ordinals "
+                f"{tuple(self.ordinal_BS.shape)} must have one shape [B, S]"
+            )
+
+    @property
+    def target_BS(self) -> Tensor:
+        return self.kind_BS == Kind.TARGET
+
+    @property
+    def valid_BS(self) -> Tensor:
+        return self.kind_BS != Kind.PAD
+
+    def to(self, device: torch.device | str) -> Layout:
+        return Layout(self.labels_BS.to(device), self.kind_BS.to(device), self.ordinal_BS.to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a step computes: made before the forward pass, on the layout's device (normally the CPU).
+
+    Attributes:
+        active_BS: bool, positions that the decoder computes.
+        targets_BS: bool, scored targets, at their own position.
+        sample_ids_B: int64, stable sample ids.
+        layout: the layout it was made from.
+        keep_ratio: p(t) of Eq. 4 at `step`.
+        counts: token counts of this batch.
+        step: optimizer step.
+    """
+
+    active_BS: Tensor
+    targets_BS: Tensor
+    sample_ids_B: Tensor
+    layout: Layout
+    keep_ratio: float
+    counts: TokenCounts
+    step: int
+
+    @property
+    def predictor_BS(self) -> Tensor:
+        """bool, the positions whose output predicts a scored target: targets_BS shifted left by one."""
+        return torch.nn.functional.pad(self.targets_BS[:, 1:], (0, 1), value=False)
+
+    @property
+    def targets_N(self) -> Tensor:
+        """int64, token ids of the scored targets, row by row, in the order of `predictor_BS`'s true entries."""
+        return self.layout.labels_BS[self.targets_BS]
+
+    @property
+    def elides(self) -> bool:
+        """Whether any valid position is left out of the decoder."""
+        return self.counts.active < self.counts.valid
+
+    def to(self, device: torch.device | str) -> Decision:
+        return replace(
+            self,
+            active_BS=self.active_BS.to(device),
+            targets_BS=self.targets_BS.to(device),
+            sample_ids_B=self.sample_ids_B.to(device),
+            layout=self.layout.to(device),
+        )
+
+
+def layout_from_labels(
+    labels_BS: Tensor,
+    attention_mask_BS: Tensor,
+    *,
+    visual_BS: Tensor | None = None,
+    special_BS: Tensor | None = None,
+) -> Layout:
+    """The layout of a batch in the usual transformers form.
+
+    A label at a row's first valid position is not a target: no position predicts it (transformers' own shift
+    drops it too); it counts as prompt.
+
+    Args:
+        labels_BS: int64, -100 where not supervised, not shifted.
+        attention_mask_BS: 0 on padding, left or right.
+        visual_BS: bool, positions that hold visual features.
+        special_BS: bool, template markers.
+
+    Raises:
+        LayoutError: a supervised position is padding or visual, or shapes differ.
+    """
+    valid_BS = attention_mask_BS.bool()
+    masks = {"attention_mask": valid_BS, "visual": visual_BS, "special": special_BS}
+    for name, mask_BS in masks.items():
+        if mask_BS is not None and mask_BS.shape != labels_BS.shape:
+            raise LayoutError(f"{name} has shape {tuple(mask_BS.shape)}, labels have {tuple(labels_BS.shape)}")
+    first_BS = valid_BS & (valid_BS.cumsum(dim=1) == 1)
+    target_BS = (labels_BS != IGNORE) & ~first_BS
+    for name, mask_BS in (("padding", ~valid_BS), ("visual", visual_BS)):
+        if mask_BS is not None and bool((target_BS & mask_BS.bool()).any()):
+            row = int((target_BS & mask_BS.bool()).any(dim=1).nonzero()[0])
+            raise LayoutError(f"row {row}: a {name} position has a label; set its label to {IGNORE}")
+    kind_BS = torch.full_like(labels_BS, Kind.PROMPT, dtype=torch.uint8)
+    if special_BS is not None:
+        kind_BS[special_BS.bool()] = Kind.SPECIAL
+    if visual_BS is not None:
+        kind_BS[visual_BS.bool()] = Kind.VISUAL
+    kind_BS[target_BS] = Kind.TARGET
+    kind_BS[~valid_BS] = Kind.PAD
+    ordinal_BS = torch.where(target_BS, target_BS.long().cumsum(dim=1) - 1, -1)
+    return Layout(torch.where(target_BS, labels_BS, IGNORE), kind_BS, ordinal_BS)
