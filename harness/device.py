@@ -1,0 +1,59 @@
+"""The devices of a run: how they compute, and how much memory they held."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import Accelerator
+
+from harness.errors import RecipeError
+
+if TYPE_CHECKING:
+    from harness.recipe import TrainRecipe
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+def reset_peak(device: torch.device) -> None:
+    """Start a new peak at what is held now."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif _CLEAR.exists():
+        # Writing 5 resets the peak resident set size (VmHWM), see proc(5).
+        _CLEAR.write_text("5")
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """Bytes: allocated on the GPU, or resident in this process (code and libraries included). None where the
+    operating system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    if not _STATUS.exists():
+        return None
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def accelerator(recipe: TrainRecipe) -> Accelerator:
+    """accelerate's view of this process, with the recipe's precision and accumulation.
+
+    Raises:
+        RecipeError: the global batch cannot be split evenly over the processes.
+    """
+    capable = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    chosen = recipe.precision if recipe.precision != "auto" else ("bfloat16" if capable else "float32")
+    precision = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[chosen]
+    made = Accelerator(mixed_precision=precision)
+    per_pass = recipe.micro_batch * made.num_processes
+    if recipe.global_batch % per_pass:
+        raise RecipeError(
+            f"train.global_batch {recipe.global_batch} is not a multiple of micro_batch x processes = {per_pass}",
+            hint="choose micro_batch so that it divides global_batch / processes",
+        )
+    made.gradient_accumulation_steps = recipe.global_batch // per_pass
+    return made
