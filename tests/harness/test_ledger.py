@@ -1,0 +1,83 @@
+"""The ledger survives kills, resumes, and keeps every second."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.errors import DataError
+from harness.ledger import Clocks, Ledger, finished_step, read_events, read_steps
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_resumed_attempt_supersedes_the_steps_it_does_again(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    with Ledger(path) as ledger:
+        ledger.append("start", step=0)
+        for step in range(5):
+            ledger.append("step", step=step, loss=1.0)
+    with Ledger(path) as ledger:
+        assert ledger.attempt == 2
+        ledger.append("start", step=3)
+        ledger.append("step", step=3, loss=2.0)
+    steps = read_steps(path)
+    assert [(entry["step"], entry["loss"]) for entry in steps] == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 2.0)]
+    assert len(read_events(path)) == 8, "nothing is rewritten"
+    assert finished_step(path) is None
+
+
+@given(st.integers(min_value=1, max_value=60))
+@settings(max_examples=30, deadline=None)
+def test_a_torn_last_line_is_dropped_and_the_file_goes_on(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+    path = tmp_path_factory.mktemp("ledger") / "ledger.jsonl"
+    with Ledger(path) as ledger:
+        ledger.append("start", step=0)
+        ledger.append("step", step=0)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-cut])
+    survivors = read_events(path)
+    assert len(survivors) == 1
+    with Ledger(path) as ledger:
+        ledger.append("start", step=0)
+    assert [event["event"] for event in read_events(path)] == ["start", "start"]
+
+
+def test_damage_in_the_middle_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    path.write_text('{"schema":1,"event":"start","step":0}\nnot json\n{"schema":1,"event":"end","step":1}\n')
+    with pytest.raises(DataError, match=r"ledger\.jsonl:2"):
+        read_events(path)
+
+
+def test_another_schema_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    path.write_text(json.dumps({"schema": 99, "event": "start"}) + "\n")
+    with pytest.raises(DataError, match="schema 99"):
+        read_events(path)
+
+
+def test_no_ledger_for_processes_other_than_the_first() -> None:
+    with Ledger(None) as ledger:
+        ledger.append("start", step=0)
+        ledger.sync()
+
+
+def test_the_clocks_add_up_to_the_wall_time() -> None:
+    began = time.perf_counter()
+    clocks = Clocks()
+    for phase in ("data", "train", "data", "io"):
+        time.sleep(0.01)
+        clocks.lap(phase)
+    wall = time.perf_counter() - began
+    seconds = clocks.take()
+    assert set(seconds) == {"data", "train", "io"}
+    assert sum(seconds.values()) == pytest.approx(wall, abs=2e-3)
+    assert seconds["data"] > seconds["io"]
+    assert clocks.take() == {}
