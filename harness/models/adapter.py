@@ -77,7 +77,7 @@ class Adapter(Protocol):
     def name(self) -> str: ...
 
     def missing(self) -> list[str]:
-        """One line for each file that is not there, with where it comes from; empty when `student` can run."""
+        """One line a file that is not there, with where it comes from; empty when `student` can run."""
         ...
 
     def prepare(self) -> None:
@@ -102,7 +102,7 @@ class Adapter(Protocol):
     def shape(self) -> DecoderShape: ...
 
     def forward(self, model: nn.Module, batch: Batch, decision: Decision) -> tuple[Tensor, Tensor]:
-        """logits_NV and targets_N of the scored targets; `model` is a `regate.ScoredLM` around the student."""
+        """logits_NV and targets_N of the scored targets; `model`: a `regate.ScoredLM` around the student."""
         ...
 
     def save(self, model: nn.Module, directory: Path) -> None:
