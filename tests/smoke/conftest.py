@@ -1,0 +1,40 @@
+"""The shipped smoke recipes, run once through the real command line, for every test here to look at."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+PAIR = (RECIPES / "tiny_smoke_baseline.yaml", RECIPES / "tiny_smoke_regate.yaml")
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A finished command and the folder it worked in."""
+
+    folder: Path
+    stdout: str
+    stderr: str
+
+    def run_dir(self, name: str) -> Path:
+        (found,) = (self.folder / "results" / "runs").glob(f"{name}-????????")
+        return found
+
+
+def harness(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "harness", *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=500, check=False)
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """Both arms of the smoke pair, from an empty folder to the table."""
+    folder = tmp_path_factory.mktemp("smoke")
+    done = harness(folder, "run", *PAIR)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return Ran(folder, done.stdout, done.stderr)
