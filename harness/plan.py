@@ -1,0 +1,303 @@
+"""The plan: a recipe resolved into numbers before anything is computed. No torch.
+
+The gateable tokens are the targets; at 16 frames VideoLLaMA2.1 has 1352 visual tokens beside some 280 of text, so
+a reduction of targets is not a reduction of all positions, and the plan never calls one of them just "tokens".
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from harness.data.shapes import CONVERSATIONS
+from harness.data.sources import missing_data, open_data
+from harness.errors import RecipeError
+from harness.models.requirements import missing_weights
+from harness.recipe import ShapesData
+from regate.schedule import DualCycle
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from harness.data.sources import DataSet
+    from harness.recipe import GateConfig, Recipe
+
+SCHEMA: Final = 1
+Basis = Literal["counted", "estimated", "stated"]
+"""counted: from the data themselves; estimated: from their words, before any tokenizer; stated: by the recipe."""
+_WORD: Final = re.compile(r"\w+|[^\w\s]")
+_NOTABLE: Final = 0.02
+"""Relative difference from the closed form of whole cycles that is worth a warning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One point of the training at which the model is scored."""
+
+    fraction: float
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Supervised tokens of the whole run. `scored` is what the gate is expected to leave, which is all of them for
+    a baseline; rounding within a sample (k = max(1, floor(p N))) makes the run's own number a little smaller."""
+
+    total: int
+    scored: int
+    per_sample: float
+    basis: Basis
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run will do.
+
+    Attributes:
+        samples: training conversations.
+        steps_per_epoch: optimizer steps; what does not fill a global batch is left out of the epoch.
+        epochs: of the whole run, not always a whole number.
+        keep_ratio: mean over the steps of p(t), Eq. 4; 1 for a baseline.
+        reduction: expected part of the targets that the run does not score, 1 - keep_ratio.
+        closed_form: the same from whole cycles, (1 - W/T)(1 - F/C)(1 - p); None for a baseline.
+        to_make: what `prepare` makes by itself.
+        missing_weights, missing_data: one line for each file that has to be brought, with where it comes from.
+    """
+
+    name: str
+    run_id: str
+    run_dir: str
+    hardware: str | None
+    samples: int
+    samples_basis: Basis
+    steps_per_epoch: int
+    left_out_per_epoch: int
+    steps: int
+    epochs: float
+    global_batch: int
+    dense_steps: int
+    sparse_steps: int
+    keep_ratio: float
+    reduction: float
+    closed_form: float | None
+    targets: Targets | None
+    teacher_pass: bool
+    evaluations: tuple[Evaluation, ...]
+    benchmarks: tuple[str, ...]
+    warnings: tuple[str, ...]
+    to_make: tuple[str, ...]
+    missing_weights: tuple[str, ...]
+    missing_data: tuple[str, ...]
+
+    @property
+    def evaluation_steps(self) -> tuple[int, ...]:
+        """Numbers of optimizer steps after which a model is kept and scored, ascending, each once."""
+        return tuple(sorted({evaluation.step for evaluation in self.evaluations}))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"schema": SCHEMA, **asdict(self)}
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """Resolve a recipe.
+
+    Raises:
+        RecipeError: the data are too few for one step, or their number is neither there nor stated.
+        DataError: data are there and damaged.
+    """
+    made_here = isinstance(recipe.data, ShapesData)
+    lines = tuple(missing_data(recipe.data, recipe.paths, recipe.seed))
+    data = None if lines else open_data(recipe.data, recipe.paths, recipe.seed)
+    samples, basis = _samples(recipe, data)
+    train, gate = recipe.train, recipe.gate
+    steps_per_epoch = samples // train.global_batch
+    if steps_per_epoch == 0:
+        raise RecipeError(
+            f"{recipe.name}: train.global_batch is {train.global_batch} and the data have {samples} samples ({basis})",
+            hint="lower train.global_batch, or train on more data",
+        )
+    steps = train.steps or max(1, round((train.epochs or 1.0) * steps_per_epoch))
+    ratios = _keep_ratios(gate, steps)
+    keep_ratio = sum(ratios) / steps
+    evaluations = tuple(Evaluation(at, max(1, round(at * steps))) for at in recipe.evaluate.at)
+    plan = Plan(
+        name=recipe.name,
+        run_id=recipe.run_id,
+        run_dir=str(Path(recipe.paths.results) / "runs" / recipe.run_id),
+        hardware=recipe.hardware,
+        samples=samples,
+        samples_basis=basis,
+        steps_per_epoch=steps_per_epoch,
+        left_out_per_epoch=samples - steps_per_epoch * train.global_batch,
+        steps=steps,
+        epochs=steps / steps_per_epoch,
+        global_batch=train.global_batch,
+        dense_steps=sum(ratio >= 1 for ratio in ratios),
+        sparse_steps=sum(ratio < 1 for ratio in ratios),
+        keep_ratio=keep_ratio,
+        reduction=1 - keep_ratio,
+        closed_form=closed_form(gate, steps) if gate else None,
+        targets=_targets(recipe, data, steps * train.global_batch, keep_ratio),
+        teacher_pass=gate is not None and gate.needs_reference,
+        evaluations=evaluations,
+        benchmarks=recipe.evaluate.benchmarks,
+        warnings=(),
+        to_make=lines if made_here else (),
+        missing_weights=tuple(missing_weights(recipe)),
+        missing_data=() if made_here else lines,
+    )
+    return _with_warnings(plan, recipe)
+
+
+def closed_form(gate: GateConfig, steps: int) -> float:
+    """Expected reduction of whole cycles after the gate warm-up (Eq. 4), for a run of `steps`."""
+    after = max(0.0, 1 - gate.warmup_steps / steps)
+    return after * (1 - gate.dense_steps / gate.cycle_steps) * (1 - gate.keep_ratio)
+
+
+def _keep_ratios(gate: GateConfig | None, steps: int) -> list[float]:
+    if gate is None:
+        return [1.0] * steps
+    cycle = DualCycle.from_config(gate)
+    return [cycle.keep_ratio_at(step) for step in range(steps)]
+
+
+def _samples(recipe: Recipe, data: DataSet | None) -> tuple[int, Basis]:
+    if data is not None:
+        return len(data.samples), "counted"
+    if isinstance(recipe.data, ShapesData):
+        return recipe.data.train_clips * CONVERSATIONS, "stated"
+    if recipe.data.samples is None:
+        raise RecipeError(
+            f"{recipe.name}: the data are not there and the recipe does not say how many samples they have",
+            hint="put the files below paths.data, or state data.samples",
+        )
+    return recipe.data.samples, "stated"
+
+
+def _targets(recipe: Recipe, data: DataSet | None, visits: int, keep_ratio: float) -> Targets | None:
+    basis: Basis
+    if data is not None:
+        per_sample, basis = _words_per_sample(data), "estimated"
+    elif not isinstance(recipe.data, ShapesData) and recipe.data.targets_per_sample:
+        per_sample, basis = recipe.data.targets_per_sample, "stated"
+    else:
+        return None
+    total = visits * per_sample
+    return Targets(total=round(total), scored=round(total * keep_ratio), per_sample=per_sample, basis=basis)
+
+
+def _words_per_sample(data: DataSet) -> float:
+    """Words and punctuation marks of the answers, and one end marker a turn."""
+    count = 0
+    for sample in data.samples:
+        answers = [turn.text for turn in sample.turns if turn.role == "assistant"]
+        count += sum(len(_WORD.findall(text)) + 1 for text in answers)
+    return count / len(data.samples)
+
+
+# --- warnings --------------------------------------------------------------------------------------------
+
+
+def _with_warnings(plan: Plan, recipe: Recipe) -> Plan:
+    found = [*_run_warnings(plan, recipe)]
+    if recipe.gate is not None:
+        found += _gate_warnings(plan, recipe.gate)
+    values = {name: getattr(plan, name) for name in plan.__slots__}
+    return Plan(**{**values, "warnings": tuple(found)})
+
+
+def _run_warnings(plan: Plan, recipe: Recipe) -> Iterator[str]:
+    if len(plan.evaluation_steps) < len(plan.evaluations):
+        yield "several points of evaluate.at fall on the same step; it is evaluated once"
+    if not plan.benchmarks:
+        yield "evaluate.benchmarks is empty: nothing is scored"
+    if plan.left_out_per_epoch * 10 > plan.samples:
+        yield (
+            f"{plan.left_out_per_epoch} of {plan.samples} samples are left out of every epoch, since they do not "
+            f"fill a global batch of {plan.global_batch}"
+        )
+    if recipe.train.checkpoint_every >= plan.steps > 100:
+        yield "train.checkpoint_every is not less than the run: a killed training starts again from step 0"
+
+
+def _gate_warnings(plan: Plan, gate: GateConfig) -> Iterator[str]:
+    if plan.sparse_steps == 0:
+        yield f"the gate elides nothing: {_why_dense(plan, gate)}; this is the baseline with extra steps"
+        return
+    if plan.steps <= plan.steps_per_epoch and gate.needs_difficulty:
+        yield f"one epoch or less: no target is met a second time, so its difficulty is never read and {_left(gate)}"
+    if gate.execution == "loss_only":
+        yield "gate.execution is loss_only: every position is computed, so targets are saved but no time"
+    if plan.closed_form and abs(plan.reduction - plan.closed_form) > _NOTABLE * plan.closed_form:
+        yield (
+            f"the schedule is cut: the last cycle ends after {plan.steps % gate.cycle_steps or gate.cycle_steps} of "
+            f"{gate.cycle_steps} steps or the warm-up within a cycle, so {plan.reduction:.2%} fewer targets instead "
+            f"of the {plan.closed_form:.2%} of whole cycles"
+        )
+    if plan.targets and plan.targets.per_sample * gate.keep_ratio < 1:
+        yield "gate.keep_ratio leaves less than one target of a mean sample; one is always kept"
+
+
+def _why_dense(plan: Plan, gate: GateConfig) -> str:
+    if gate.keep_ratio == 1:
+        return "gate.keep_ratio is 1"
+    if gate.dense_steps == gate.cycle_steps:
+        return "every step of a cycle is dense (gate.dense_steps = gate.cycle_steps)"
+    if gate.warmup_steps >= plan.steps:
+        return f"the gate warm-up ({gate.warmup_steps} steps) is as long as the run ({plan.steps})"
+    return f"the {plan.steps} steps end before the first sparse step"
+
+
+def _left(gate: GateConfig) -> str:
+    if gate.selection == "regate" and gate.reference_weight > 0:
+        return "the score is the reference loss alone"
+    if gate.selection == "excess":
+        return "the score is minus the reference loss alone"
+    return "the selection goes by position"
+
+
+# --- words -----------------------------------------------------------------------------------------------
+
+
+def render(plan: Plan) -> list[str]:
+    """The plan as lines for a person."""
+    lines = [f"{plan.name}  (run {plan.run_id})"]
+    lines += [f"  {label:<11} {text}" for label, text in _facts(plan)]
+    for label, missing in (("weights", plan.missing_weights), ("data", plan.missing_data)):
+        lines += [f"  missing {label}: {line}" for line in missing]
+    lines += [f"  warning: {line}" for line in plan.warnings]
+    return lines
+
+
+def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
+    if plan.hardware:
+        yield "meant for", plan.hardware
+    yield "samples", f"{plan.samples:,} ({plan.samples_basis})"
+    yield "length", f"{plan.steps:,} steps of {plan.global_batch} samples, {plan.epochs:.2f} epochs"
+    yield (
+        "epoch",
+        f"{plan.steps_per_epoch:,} steps, {plan.left_out_per_epoch} samples left out of each",
+    )
+    if plan.closed_form is None:
+        yield "gate", "none: every target is computed in every step (baseline)"
+    else:
+        yield "gate", f"{plan.dense_steps:,} dense and {plan.sparse_steps:,} sparse steps"
+        yield (
+            "reduction",
+            f"{plan.reduction:.2%} of the targets elided (whole cycles: {plan.closed_form:.2%})",
+        )
+        yield "teacher", "one text-only pass over the data" if plan.teacher_pass else "not needed by this selection"
+    if plan.targets:
+        counted = plan.targets
+        amount = f"{counted.total:,} in the run, {counted.per_sample:.1f} a sample ({counted.basis})"
+        yield "targets", amount if plan.closed_form is None else f"{amount}, {counted.scored:,} scored"
+    else:
+        yield "targets", "counted once the data are there"
+    at = ", ".join(f"{step:,}" for step in plan.evaluation_steps)
+    yield "evaluation", f"{', '.join(plan.benchmarks) or 'nothing'} after steps {at}"
+    yield "results", plan.run_dir
+    for line in plan.to_make:
+        yield "to make", line
