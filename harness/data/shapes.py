@@ -106,6 +106,25 @@ def manifest(root: Path) -> dict[str, Any]:
     return _read(root / "manifest.json")
 
 
+def verify_texts(root: Path) -> None:
+    """Compare every file of the set but the clips with the manifest (the clips are checked as media).
+
+    Raises:
+        DataError: a file is missing or changed.
+    """
+    for name, entry in manifest(root)["files"].items():
+        if name.endswith(".json"):
+            try:
+                found = hashlib.sha256((root / name).read_bytes()).hexdigest()
+            except FileNotFoundError:
+                found = None
+            if found != entry["sha256"]:
+                state = "is missing" if found is None else "was changed"
+                raise DataError(
+                    f"{root / name}: {state} since it was made", hint=f"delete {root} and run `harness data make`"
+                )
+
+
 def _identity(data: ShapesData, seed: int) -> dict[str, Any]:
     numbers = data.model_dump(mode="json", exclude={"damaged"})
     return {**numbers, "seed": data.seed if data.seed is not None else seed, "generator": GENERATOR}
