@@ -1,0 +1,77 @@
+"""Which samples each optimizer step sees: a pure function of the step, so nothing has to be saved to resume."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from harness.errors import DataError, RecipeError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class Sampler:
+    """A shuffled pass over the samples in every epoch, cut into global batches, and those into ranks' parts.
+
+    No sample comes twice in an epoch. The few that do not fill a last global batch are left out, others in each
+    epoch. The order depends on seed and epoch alone: not on ranks, loading processes or resuming.
+
+    Args:
+        num_samples: size of the data set; samples are named by their index.
+        global_batch: samples of an optimizer step, over all ranks and their accumulation.
+        micro_batch: samples of one forward pass of one rank.
+        world, rank: number of processes, and which one this is.
+
+    Raises:
+        RecipeError: the global batch is not a multiple of world x micro_batch.
+        DataError: there are fewer samples than a global batch.
+    """
+
+    def __init__(
+        self, num_samples: int, *, global_batch: int, micro_batch: int, seed: int, world: int = 1, rank: int = 0
+    ) -> None:
+        share = world * micro_batch
+        if global_batch % share:
+            raise RecipeError(
+                f"train.global_batch {global_batch} is not a multiple of {world} processes x "
+                f"train.micro_batch {micro_batch}",
+                hint=f"take a multiple of {share}",
+            )
+        if num_samples < global_batch:
+            raise DataError(
+                f"{num_samples} samples do not fill one global batch of {global_batch}",
+                hint="lower train.global_batch or bring more data",
+            )
+        assert 0 <= rank < world, (rank, world)
+        self.num_samples, self.seed = num_samples, seed
+        self.global_batch, self.micro_batch = global_batch, micro_batch
+        self.world, self.rank = world, rank
+        self._epoch = -1
+        self._order: NDArray[np.int64] = np.empty(0, np.int64)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.num_samples // self.global_batch
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of this rank in one step: the accumulation."""
+        return self.global_batch // (self.world * self.micro_batch)
+
+    def epoch_of(self, step: int) -> int:
+        return step // self.steps_per_epoch
+
+    def window(self, step: int) -> list[list[int]]:
+        """Indices of the samples of this rank's micro-batches in optimizer step `step`, counted from 0."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        batch = self._permutation(epoch)[place * self.global_batch : (place + 1) * self.global_batch]
+        mine = batch[self.rank :: self.world].reshape(self.micro_batches, self.micro_batch)
+        return [[int(index) for index in row] for row in mine]
+
+    def _permutation(self, epoch: int) -> NDArray[np.int64]:
+        if epoch != self._epoch:
+            self._order = np.random.default_rng([self.seed, epoch]).permutation(self.num_samples)
+            self._epoch = epoch
+        return self._order
