@@ -45,7 +45,7 @@ class TrainJob:
     Attributes:
         steps: optimizer steps in all.
         evaluate_at: numbers of steps after which a model checkpoint is kept for evaluation.
-        make_gate: given the process index, the gate of the recipe, or `regate.DenseGate` for a baseline.
+        make_gate: the gate of the recipe, or `regate.DenseGate` for a baseline; called on every process.
     """
 
     recipe: Recipe
@@ -53,7 +53,7 @@ class TrainJob:
     evaluate_at: tuple[int, ...]
     adapter: Adapter
     data: DataSet
-    make_gate: Callable[[int], regate.Gate | regate.DenseGate]
+    make_gate: Callable[[], regate.Gate | regate.DenseGate]
     run_dir: Path
     progress: Progress
 
@@ -99,7 +99,7 @@ class Loop:
         self.elide = regate.attach(student, execution=gate.execution if gate else "compact")
         scored = regate.ScoredLM(student)
         self.model, self.optimizer = self.accelerator.prepare(scored, make_optimizer(scored, self.recipe.optimizer))
-        self.gate = job.make_gate(self.accelerator.process_index)
+        self.gate = job.make_gate()
         self.sampler = Sampler(
             len(job.data.samples),
             global_batch=self.recipe.global_batch,
@@ -125,9 +125,10 @@ class Loop:
             with self.accelerator.accumulate(self.model), self.elide(decision):
                 logits_NV, targets_N = self.job.adapter.forward(self.model, batch, decision)
                 token_loss_N = regate.token_loss(logits_NV, targets_N)
-                self.accelerator.backward(token_loss_N.sum() * scale(decision))
+                scored_loss = (token_loss_N * self.gate.weights(decision, token_loss_N)).sum()
+                self.accelerator.backward(scored_loss * scale(decision))
             self.gate.observe(decision, token_loss_N.detach())
-            loss_sum += token_loss_N.detach().sum()
+            loss_sum += scored_loss.detach()
         grad_norm = self.clip()
         set_lr(self.optimizer, lr_at(self.recipe.optimizer, step, self.job.steps))
         self.optimizer.step()

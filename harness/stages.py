@@ -1,0 +1,267 @@
+"""The stages of a run, each skipped where its result is there and current: prepare, reference, train, evaluate,
+finish. `harness run` is these five; a killed run goes on where it was.
+
+Every stage is told what the ones before it made, and writes what it cost into the run's ledger.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from accelerate import PartialState
+
+import regate
+from harness import evaluate as evaluation
+from harness import figures, tables, track
+from harness.checkpoint import latest
+from harness.data.collate import text_batches
+from harness.data.sources import make_data, open_data
+from harness.errors import DataError, EnvironmentProblem, StaleError
+from harness.models import adapter_for
+from harness.plan import Plan, make_plan
+from harness.recipe import ShapesData, digest
+from harness.record import build_record, write_record
+from harness.rundir import alone, check_disk, pin, stage, write_json
+from harness.targets import TargetIndex, index_targets
+from harness.train import TrainJob
+from harness.train import train as run_training
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness.data.sources import DataSet
+    from harness.models.adapter import Adapter
+    from harness.progress import Progress
+    from harness.recipe import GateConfig, Recipe
+
+_COST: Final = "cost.json"
+"""Beside a reference store: what the pass took, for the runs that find it there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A run whose data and starting weights are there."""
+
+    recipe: Recipe
+    plan: Plan
+    data: DataSet
+    adapter: Adapter
+    run_dir: Path
+    progress: Progress
+
+    @property
+    def index(self) -> TargetIndex:
+        folder = Path(self.recipe.paths.stores)
+        return index_targets(self.data, self.adapter.processor(), folder, self.progress)
+
+
+def prepare(recipe: Recipe, progress: Progress) -> Prepared:
+    """Make the data and weights that can be made here; name every one that must be brought.
+
+    Raises:
+        EnvironmentProblem: weights are missing, or the disk is nearly full.
+        DataError: data are missing or damaged.
+        StaleError: the run was started with other data or weights.
+    """
+    plan = make_plan(recipe)
+    _require(plan)
+    results = Path(recipe.paths.results)
+    for folder in (results, Path(recipe.paths.data), Path(recipe.paths.weights), Path(recipe.paths.stores)):
+        check_disk(folder)
+    run_dir = results / "runs" / recipe.run_id
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with stage(run_dir, "prepare", "prepare"):
+        if isinstance(recipe.data, ShapesData):
+            make_data(recipe.data, recipe.paths, recipe.seed, progress)
+        data = open_data(recipe.data, recipe.paths, recipe.seed)
+        adapter = adapter_for(recipe, data)
+        adapter.prepare(progress)
+    write_json(run_dir / "recipe.json", recipe.model_dump(mode="json"))
+    pin(run_dir, "data", data.fingerprint)
+    pin(run_dir, "weights", adapter.weights_fingerprint)
+    return Prepared(recipe, make_plan(recipe), data, adapter, run_dir, progress)
+
+
+def reference(run: Prepared) -> regate.ReferenceStore | None:
+    """The reference losses of Eq. 1 for every target of the data set; None where the gate reads none.
+
+    The store's place is the hash of all that the losses depend on, so several runs share one.
+    """
+    gate = run.recipe.gate
+    if gate is None or not gate.needs_reference:
+        return None
+    made_from = {
+        "data": run.data.fingerprint,
+        "processor": run.adapter.processor().fingerprint,
+        "teacher": run.adapter.teacher_fingerprint,
+        "candidates": gate.candidates,
+        "placeholders": gate.reference.placeholders,
+        "dtype": gate.reference.dtype,
+    }
+    path = Path(run.recipe.paths.stores) / f"reference-{digest(made_from)[:16]}"
+    pin(run.run_dir, "reference", digest(made_from))
+    if not (path / _COST).exists():
+        began = time.perf_counter()
+        with stage(run.run_dir, "reference", "reference"):
+            _score(run, gate, path, made_from)
+        write_json(path / _COST, {"schema": 1, "seconds": time.perf_counter() - began, "devices": 1})
+    return regate.ReferenceStore.open(path, expect_fingerprint=made_from)
+
+
+def _score(run: Prepared, gate: GateConfig, path: Path, made_from: dict[str, Any]) -> None:
+    index = run.index
+    writer = regate.ReferenceWriter.create(
+        path,
+        sample_ids=index.sample_ids.tolist(),
+        num_targets=index.num_targets.tolist(),
+        checksums=index.checksums.tolist(),
+        fingerprint=made_from,
+    )
+    processor = run.adapter.processor()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    teacher = run.adapter.teacher().to(device)
+    done = writer.done_ids()
+    batches = text_batches(run.data, processor, tokens_per_batch=gate.reference.tokens_per_batch, skip=done)
+    with run.progress.task(f"reference losses {run.recipe.name}", len(index.sample_ids), start=len(done)) as advance:
+        regate.score_reference(
+            teacher,
+            batches,
+            writer,
+            placeholder_id=processor.placeholder_id,
+            placeholders=gate.reference.placeholders,
+            dtype=getattr(torch, gate.reference.dtype),
+            progress=advance,
+        )
+
+
+def _make_gate(run: Prepared, store: regate.ReferenceStore | None) -> regate.Gate | regate.DenseGate:
+    """The recipe's gate, its running losses in the run's folder; called on every process."""
+    gate = run.recipe.gate
+    if gate is None:
+        return regate.DenseGate()
+    difficulty = None
+    if gate.needs_difficulty:
+        folder = run.run_dir / "difficulty"
+        if latest(run.run_dir / "checkpoints") is not None:
+            difficulty = regate.DifficultyStore.open(folder)
+        else:
+            state = PartialState()
+            if state.is_main_process:
+                # What a run observed before its first checkpoint is observed again.
+                shutil.rmtree(folder, ignore_errors=True)
+            state.wait_for_everyone()
+            index = run.index
+            difficulty = regate.DifficultyStore.for_gate(
+                folder,
+                gate,
+                reference=store,
+                sample_ids=index.sample_ids.tolist(),
+                num_targets=index.num_targets.tolist(),
+            )
+    return regate.Gate(gate, store, difficulty, seed=run.recipe.seed)
+
+
+def train_job(run: Prepared, store: regate.ReferenceStore | None) -> TrainJob:
+    """What the training loop needs."""
+    recipe = run.recipe
+    return TrainJob(
+        recipe=recipe,
+        steps=run.plan.steps,
+        evaluate_at=run.plan.evaluation_steps,
+        adapter=run.adapter,
+        data=run.data,
+        make_gate=lambda: _make_gate(run, store),
+        run_dir=run.run_dir,
+        progress=run.progress,
+    )
+
+
+def train(run: Prepared) -> None:
+    """Fine-tune, with the reference losses before it."""
+    run_training(train_job(run, reference(run)))
+
+
+def evaluate(run: Prepared) -> list[dict[str, Any]]:
+    """Score the kept checkpoints; its time is a clock of its own."""
+    jobs = [
+        evaluation.Job(point.step, point.fraction, run.run_dir / "checkpoints" / f"step-{point.step:06d}")
+        for point in run.plan.evaluations
+    ]
+    absent = [str(job.checkpoint) for job in jobs if not job.checkpoint.exists()]
+    if absent:
+        raise StaleError(f"no checkpoint to evaluate: {', '.join(absent)}", hint="run `harness train` first")
+    with stage(run.run_dir, "eval", "eval"):
+        return evaluation.evaluate_checkpoints(run.recipe, run.run_dir, jobs, data=run.data, progress=run.progress)
+
+
+def finish(run: Prepared) -> Path:
+    """Write the record and mirror it to MLflow."""
+    path = write_record(
+        build_record(
+            run.recipe,
+            run.plan.as_dict(),
+            run.run_dir,
+            data_fingerprint=run.data.fingerprint,
+            weights_fingerprint=run.adapter.weights_fingerprint,
+            reference=_reference_facts(run),
+            threads=torch.get_num_threads(),
+        ),
+        run.run_dir,
+    )
+    if run.recipe.track.mlflow:
+        track.mirror(run.recipe, run.run_dir, final=True)
+    return path
+
+
+def run(recipes: Sequence[Recipe], progress: Progress) -> str:
+    """Every stage of every recipe, then the tables and figures of all results.
+
+    Returns:
+        The tables as Markdown.
+    """
+    for recipe in recipes:
+        with alone(Path(recipe.paths.results) / "runs" / recipe.run_id):
+            prepared = prepare(recipe, progress)
+            train(prepared)
+            evaluate(prepared)
+            progress.say(f"record: {finish(prepared)}")
+    places = list(dict.fromkeys(Path(recipe.paths.results) for recipe in recipes))
+    for results in places:
+        tables.build_tables(results)
+        figures.build_figures(results)
+    return "\n".join(tables.tables_markdown(results) for results in places)
+
+
+def _require(plan: Plan) -> None:
+    """Everything that must be brought, named at once; weights come first, since they take longest to fetch."""
+    lines = [*plan.missing_weights, *plan.missing_data]
+    if not lines:
+        return
+    what = " and ".join(
+        word for word, found in (("weights", plan.missing_weights), ("data", plan.missing_data)) if found
+    )
+    message = f"{plan.name}: {what} are missing\n" + "\n".join(f"  {line}" for line in lines)
+    hint = "bring them, or point paths.weights and paths.data at where they are"
+    raise (EnvironmentProblem if plan.missing_weights else DataError)(message, hint=hint)
+
+
+def _reference_facts(run: Prepared) -> dict[str, Any] | None:
+    """What the record says of the reference losses, and what they cost, whichever run paid for them."""
+    store = reference(run)
+    if store is None:
+        return None
+    cost = json.loads((store.path / _COST).read_text())
+    made_from = store.manifest["fingerprint"]
+    return {
+        "fingerprint": digest(made_from),
+        "made_from": made_from,
+        "targets": store.num_targets_total,
+        "seconds": cost["seconds"],
+        "devices": cost["devices"],
+    }
