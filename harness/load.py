@@ -135,7 +135,7 @@ def find_recipe(path_or_name: str | FilePath) -> tuple[str, bytes]:
         found = shipped.get(name) or shipped.get(name.removeprefix("recipes/"))
         if found is None:
             what = "no such file" if given.suffix else "neither a file nor a shipped recipe"
-            raise RecipeError(f"{given}: {what}{nearest(given.stem, shipped)}", hint=_looked_in(given))
+            raise RecipeError(f"{given}: {what}{nearest(given.stem, shipped)}", hint=_what_else(given))
         path = found
     try:
         if path.stat().st_size > _LARGEST:
@@ -145,7 +145,10 @@ def find_recipe(path_or_name: str | FilePath) -> tuple[str, bytes]:
         raise RecipeError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _looked_in(given: FilePath) -> str | None:
+def _what_else(given: FilePath) -> str | None:
+    first = given.name.split(".")[0]
+    if len(given.parts) == 1 and first in Recipe.model_fields:
+        return f"to override a key, write {given}=VALUE"
     if given.is_absolute() or len(given.parts) < 2:
         return None
     return f"relative paths start at the working directory, {FilePath.cwd()}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from harness.data.shapes import CONVERSATIONS
@@ -19,7 +18,7 @@ from harness.recipe import ShapesData
 from regate.schedule import DualCycle
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from harness.data.sources import DataSet
     from harness.recipe import GateConfig, Recipe
@@ -28,6 +27,8 @@ SCHEMA: Final = 1
 Basis = Literal["counted", "estimated", "stated"]
 """counted: from the data themselves; estimated: from their words, before any tokenizer; stated: by the recipe."""
 _WORD: Final = re.compile(r"\w+|[^\w\s]")
+_SHOWN: Final = 6
+"""Files of one origin that `render` names."""
 _NOTABLE: Final = 0.02
 """Relative difference from the closed form of whole cycles that is worth a warning."""
 
@@ -60,15 +61,15 @@ class Plan:
         steps_per_epoch: optimizer steps; what does not fill a global batch is left out of the epoch.
         epochs: of the whole run, not always a whole number.
         keep_ratio: mean over the steps of p(t), Eq. 4; 1 for a baseline.
-        reduction: expected part of the targets that the run does not score, 1 - keep_ratio.
+        expected_reduction: expected part of the targets that the run does not score, 1 - keep_ratio.
         closed_form: the same from whole cycles, (1 - W/T)(1 - F/C)(1 - p); None for a baseline.
+        evaluations: ascending, each step once.
         to_make: what `prepare` makes by itself.
         missing_weights, missing_data: one line for each file that has to be brought, with where it comes from.
     """
 
     name: str
     run_id: str
-    run_dir: str
     hardware: str | None
     samples: int
     samples_basis: Basis
@@ -80,7 +81,7 @@ class Plan:
     dense_steps: int
     sparse_steps: int
     keep_ratio: float
-    reduction: float
+    expected_reduction: float
     closed_form: float | None
     targets: Targets | None
     teacher_pass: bool
@@ -93,8 +94,8 @@ class Plan:
 
     @property
     def evaluation_steps(self) -> tuple[int, ...]:
-        """Numbers of optimizer steps after which a model is kept and scored, ascending, each once."""
-        return tuple(sorted({evaluation.step for evaluation in self.evaluations}))
+        """Numbers of optimizer steps after which a model is kept and scored."""
+        return tuple(evaluation.step for evaluation in self.evaluations)
 
     def as_dict(self) -> dict[str, Any]:
         return {"schema": SCHEMA, **asdict(self)}
@@ -109,23 +110,22 @@ def make_plan(recipe: Recipe) -> Plan:
     """
     made_here = isinstance(recipe.data, ShapesData)
     lines = tuple(missing_data(recipe.data, recipe.paths, recipe.seed))
-    data = None if lines else open_data(recipe.data, recipe.paths, recipe.seed)
+    data = None if lines else open_data(recipe.data, recipe.paths, recipe.seed, decode=False)
     samples, basis = _samples(recipe, data)
     train, gate = recipe.train, recipe.gate
     steps_per_epoch = samples // train.global_batch
     if steps_per_epoch == 0:
         raise RecipeError(
-            f"{recipe.name}: train.global_batch is {train.global_batch} and the data have {samples} samples ({basis})",
+            f"{recipe.name}: train.global_batch is {train.global_batch}, more than the {samples} samples ({basis})",
             hint="lower train.global_batch, or train on more data",
         )
     steps = train.steps or max(1, round((train.epochs or 1.0) * steps_per_epoch))
     ratios = _keep_ratios(gate, steps)
     keep_ratio = sum(ratios) / steps
-    evaluations = tuple(Evaluation(at, max(1, round(at * steps))) for at in recipe.evaluate.at)
+    points = {max(1, round(at * steps)): at for at in recipe.evaluate.at}
     plan = Plan(
         name=recipe.name,
         run_id=recipe.run_id,
-        run_dir=str(Path(recipe.paths.results) / "runs" / recipe.run_id),
         hardware=recipe.hardware,
         samples=samples,
         samples_basis=basis,
@@ -137,11 +137,11 @@ def make_plan(recipe: Recipe) -> Plan:
         dense_steps=sum(ratio >= 1 for ratio in ratios),
         sparse_steps=sum(ratio < 1 for ratio in ratios),
         keep_ratio=keep_ratio,
-        reduction=1 - keep_ratio,
+        expected_reduction=1 - keep_ratio,
         closed_form=closed_form(gate, steps) if gate else None,
         targets=_targets(recipe, data, steps * train.global_batch, keep_ratio),
         teacher_pass=gate is not None and gate.needs_reference,
-        evaluations=evaluations,
+        evaluations=tuple(Evaluation(at, step) for step, at in sorted(points.items())),
         benchmarks=recipe.evaluate.benchmarks,
         warnings=(),
         to_make=lines if made_here else (),
@@ -210,7 +210,7 @@ def _with_warnings(plan: Plan, recipe: Recipe) -> Plan:
 
 
 def _run_warnings(plan: Plan, recipe: Recipe) -> Iterator[str]:
-    if len(plan.evaluation_steps) < len(plan.evaluations):
+    if len(plan.evaluations) < len(recipe.evaluate.at):
         yield "several points of evaluate.at fall on the same step; it is evaluated once"
     if not plan.benchmarks:
         yield "evaluate.benchmarks is empty: nothing is scored"
@@ -231,11 +231,11 @@ def _gate_warnings(plan: Plan, gate: GateConfig) -> Iterator[str]:
         yield f"one epoch or less: no target is met a second time, so its difficulty is never read and {_left(gate)}"
     if gate.execution == "loss_only":
         yield "gate.execution is loss_only: every position is computed, so targets are saved but no time"
-    if plan.closed_form and abs(plan.reduction - plan.closed_form) > _NOTABLE * plan.closed_form:
+    if plan.closed_form and abs(plan.expected_reduction - plan.closed_form) > _NOTABLE * plan.closed_form:
         yield (
             f"the schedule is cut: the last cycle ends after {plan.steps % gate.cycle_steps or gate.cycle_steps} of "
-            f"{gate.cycle_steps} steps or the warm-up within a cycle, so {plan.reduction:.2%} fewer targets instead "
-            f"of the {plan.closed_form:.2%} of whole cycles"
+            f"{gate.cycle_steps} steps or the warm-up within a cycle, so {plan.expected_reduction:.2%} fewer targets "
+            f"instead of the {plan.closed_form:.2%} of whole cycles"
         )
     if plan.targets and plan.targets.per_sample * gate.keep_ratio < 1:
         yield "gate.keep_ratio leaves less than one target of a mean sample; one is always kept"
@@ -267,9 +267,23 @@ def render(plan: Plan) -> list[str]:
     lines = [f"{plan.name}  (run {plan.run_id})"]
     lines += [f"  {label:<11} {text}" for label, text in _facts(plan)]
     for label, missing in (("weights", plan.missing_weights), ("data", plan.missing_data)):
-        lines += [f"  missing {label}: {line}" for line in missing]
+        if missing:
+            lines += [f"  missing {label}", *(f"    {line}" for line in by_origin(missing))]
     lines += [f"  warning: {line}" for line in plan.warnings]
     return lines
+
+
+def by_origin(lines: Sequence[str]) -> list[str]:
+    """Lines `file: where it comes from`, the files of one origin together, each origin told once."""
+    files: dict[str, list[str]] = {}
+    for line in lines:
+        file, _, origin = line.partition(": ")
+        files.setdefault(origin, []).append(file)
+    told: list[str] = []
+    for origin, names in files.items():
+        more = len(names) - _SHOWN
+        told += [*names[:_SHOWN], *([f"and {more} more"] if more > 0 else []), f"  {origin}"]
+    return told
 
 
 def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
@@ -287,7 +301,7 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "gate", f"{plan.dense_steps:,} dense and {plan.sparse_steps:,} sparse steps"
         yield (
             "reduction",
-            f"{plan.reduction:.2%} of the targets elided (whole cycles: {plan.closed_form:.2%})",
+            f"{plan.expected_reduction:.2%} of the targets elided (whole cycles: {plan.closed_form:.2%})",
         )
         yield "teacher", "one text-only pass over the data" if plan.teacher_pass else "not needed by this selection"
     if plan.targets:
@@ -298,6 +312,5 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "targets", "counted once the data are there"
     at = ", ".join(f"{step:,}" for step in plan.evaluation_steps)
     yield "evaluation", f"{', '.join(plan.benchmarks) or 'nothing'} after steps {at}"
-    yield "results", plan.run_dir
     for line in plan.to_make:
         yield "to make", line

@@ -29,7 +29,10 @@ from yaml.events import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from yaml.error import Mark as YamlMark
+    from yaml._yaml import Mark as FastMark
+    from yaml.error import Mark as PythonMark
+
+    YamlMark = PythonMark | FastMark
 
 Path = tuple[str | int, ...]
 """Keys and indices from the top of a document to a value."""
@@ -128,7 +131,7 @@ def read_yaml(text: str | bytes, source: str) -> Document:
         ) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise YamlProblem(_mark(source, mark) if mark else Mark(source), _syntax(error)) from error
+        raise YamlProblem(_mark(source, mark), _syntax(error)) from error
     return document
 
 
@@ -216,7 +219,7 @@ class _Reader:
             raise self._problem(event.start_mark, str(error)) from None
         return text if value is None else value
 
-    def _problem(self, mark: YamlMark, message: str) -> YamlProblem:
+    def _problem(self, mark: YamlMark | None, message: str) -> YamlProblem:
         return YamlProblem(_mark(self._source, mark), message)
 
 
@@ -238,7 +241,9 @@ def read_number(text: str) -> int | float | None:
     return value
 
 
-def _mark(source: str, mark: YamlMark) -> Mark:
+def _mark(source: str, mark: YamlMark | None) -> Mark:
+    if mark is None:
+        return Mark(source)
     return Mark(source, mark.line + 1, mark.column + 1)
 
 

@@ -1,0 +1,277 @@
+"""The command line. Verbs are thin: each loads recipes, calls one part, and prints what it answers.
+
+stdout carries the answer, stderr the progress. An argument with `=` in it that is not a file overrides a recipe key
+and goes through the same checks as the file; no option repeats a recipe field. What a verb needs is imported inside
+it, so that `harness --help` answers at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.cli_errors import guarded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from harness.stages import Prepared
+
+app = typer.Typer(
+    name="harness",
+    help="Fine-tune multimodal LLMs with and without ReGATE, and measure what it saves and what it costs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog="Exit codes: 0 done, 1 the run failed, 2 usage or recipe, 3 environment, 4 data, 5 stale results, "
+    "75 stopped (the same command resumes).",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Make and check data sets.")
+app.add_typer(data_app, name="data")
+
+_RECIPES = "Recipe files or names of shipped recipes, and key=value overrides (gate.keep_ratio=0.25)."
+_SOME = "As for `run`; without a recipe, everything in the results folder (paths.results=... names another)."
+Recipes = Annotated[list[str], typer.Argument(metavar="RECIPE... [KEY=VALUE...]", help=_RECIPES, show_default=False)]
+SomeRecipes = Annotated[
+    list[str] | None, typer.Argument(metavar="[RECIPE...] [KEY=VALUE...]", help=_SOME, show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
+
+
+def main() -> None:
+    """The `harness` command."""
+    app(prog_name="harness")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import regate
+
+        typer.echo(regate.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    return
+
+
+# --- the work --------------------------------------------------------------------------------------------
+
+
+@app.command()
+@guarded
+def run(recipes: Recipes) -> None:
+    """Do everything: prepare, reference, train, eval, record, tables. What is there and current is not repeated."""
+    from harness.cli_args import load
+    from harness.progress import Progress
+
+    loaded = load(recipes)
+    from harness import stages
+
+    typer.echo(stages.run(loaded, Progress()))
+
+
+@app.command()
+@guarded
+def prepare(recipes: Recipes) -> None:
+    """Make the data and the starting weights that can be made here; name all that must be brought."""
+    for _ in _prepared(recipes):
+        pass
+
+
+@app.command()
+@guarded
+def reference(recipes: Recipes) -> None:
+    """Compute the teacher's loss on every target, once for a data set (Eq. 1)."""
+    for prepared in _prepared(recipes):
+        from harness import stages
+
+        stages.reference(prepared)
+
+
+@app.command()
+@guarded
+def train(recipes: Recipes) -> None:
+    """Fine-tune, with the reference losses before it; goes on from the newest checkpoint."""
+    for prepared in _prepared(recipes):
+        from harness import stages
+
+        stages.train(prepared, stages.reference(prepared))
+
+
+@app.command("eval")
+@guarded
+def evaluate(recipes: Recipes) -> None:
+    """Score the kept models of a training on the recipe's benchmarks."""
+    for prepared in _prepared(recipes):
+        from harness import stages
+
+        stages.evaluate(prepared)
+
+
+def _prepared(arguments: list[str]) -> Iterator[Prepared]:
+    """The recipes of a command, one after the other. They are all checked before torch is imported."""
+    from harness.cli_args import load
+    from harness.progress import Progress
+
+    loaded, progress = load(arguments), Progress()
+    from harness import stages
+
+    for recipe in loaded:
+        yield stages.prepare(recipe, progress)
+
+
+@app.command()
+@guarded
+def tables(arguments: SomeRecipes = None) -> None:
+    """Write the tables and figures of all finished runs, and print the tables."""
+    from harness import figures
+    from harness import tables as made
+    from harness.cli_args import results_folder
+
+    results = results_folder(arguments or [])
+    made.build_tables(results)
+    figures.build_figures(results)
+    typer.echo(made.tables_markdown(results))
+
+
+# --- reading ---------------------------------------------------------------------------------------------
+
+
+@app.command()
+@guarded
+def validate(recipes: Recipes, json: Json = False) -> None:
+    """Check recipes: every mistake at once, with file:line:column and what was probably meant."""
+    from harness.cli_args import split
+    from harness.cli_read import validation
+    from harness.load import load_recipes
+
+    names, overrides = split(recipes)
+    if json:
+        answer = validation(names, overrides)
+        _print_json(answer)
+        raise typer.Exit(0 if answer["ok"] else 2)
+    for recipe in load_recipes(names, overrides):
+        typer.echo(f"{recipe.name}: in order, run {recipe.run_id}")
+
+
+@app.command()
+@guarded
+def plan(recipes: Recipes, json: Json = False) -> None:
+    """Resolve recipes without running them: steps, targets, expected reduction, what is missing, warnings."""
+    from harness.cli_args import load
+    from harness.plan import make_plan, render
+
+    plans = [make_plan(recipe) for recipe in load(recipes)]
+    if json:
+        _print_json({"schema": 1, "plans": [plan.as_dict() for plan in plans]})
+        return
+    typer.echo("\n\n".join("\n".join(render(plan)) for plan in plans))
+
+
+@app.command("list")
+@guarded
+def list_all(
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[recipes|runs|models|sources|benchmarks]", help="One kind of thing.", show_default=False
+        ),
+    ] = None,
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[paths.results=DIR]", help="Where runs are.", show_default=False)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List recipes, runs, models, data sources and benchmarks."""
+    from harness.cli_read import listing, listing_lines
+
+    answer = listing(what, arguments or [])
+    if json:
+        _print_json(answer)
+    else:
+        typer.echo("\n".join(listing_lines(answer)))
+
+
+@app.command()
+@guarded
+def show(
+    name: Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A recipe, or a run or the beginning of its id.")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE...]", help="Overrides.", show_default=False)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show a recipe with all its defaults, or what a run was and gave."""
+    from harness.cli_read import shown, shown_lines
+
+    answer = shown(name, arguments or [])
+    if json:
+        _print_json(answer)
+    else:
+        typer.echo("\n".join(shown_lines(answer)))
+
+
+@app.command()
+@guarded
+def status(arguments: SomeRecipes = None, json: Json = False) -> None:
+    """How far runs are: stages done, step k of n, last loss, evaluations."""
+    from harness.cli_status import runs_status, status_lines
+
+    answer = runs_status(arguments or [])
+    if json:
+        _print_json({"schema": 1, "runs": answer})
+    else:
+        typer.echo("\n".join(status_lines(answer)))
+
+
+# --- data ------------------------------------------------------------------------------------------------
+
+
+@data_app.command("make")
+@guarded
+def data_make(recipes: Recipes) -> None:
+    """Make the data of recipes that can be made here; `shapes` alone means those of the tiny recipes."""
+    from harness.cli_args import load
+    from harness.data.sources import make_data
+    from harness.progress import Progress
+
+    progress = Progress()
+    for recipe in load(["tiny_regate" if argument == "shapes" else argument for argument in recipes]):
+        typer.echo(make_data(recipe.data, recipe.paths, recipe.seed, progress))
+
+
+@data_app.command("check")
+@guarded
+def data_check(recipes: Recipes) -> None:
+    """Read every media file of the data of recipes anew, and name the damaged ones."""
+    from harness.cli_args import load
+    from harness.data.sources import check_data
+    from harness.errors import DataError
+    from harness.progress import Progress
+
+    progress, refused = Progress(), 0
+    for recipe in load(recipes):
+        report = check_data(recipe.data, recipe.paths, recipe.seed, fresh=True, progress=progress)
+        damaged = len(report.damaged)
+        typer.echo(f"{recipe.name}: {report.files:,} media files, {report.bytes:,} bytes, {damaged} damaged")
+        for name, reason in report.damaged:
+            typer.echo(f"  {name}: {reason}")
+        refused += damaged if recipe.data.damaged == "refuse" else 0
+    if refused:
+        raise DataError(
+            f"{refused} damaged; a run would refuse these data",
+            hint="replace them, or leave their samples out with data.damaged=exclude",
+        )
+
+
+def _print_json(value: object) -> None:
+    import json
+
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))

@@ -1,0 +1,40 @@
+"""The one argument list of every verb: recipes and `key=value` overrides in any order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.errors import RecipeError
+from harness.load import is_override, load_paths, load_recipes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness.recipe import Recipe
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Recipes and overrides, each in the order given."""
+    overrides = [argument for argument in arguments if is_override(argument)]
+    return [argument for argument in arguments if argument not in overrides], overrides
+
+
+def load(arguments: Sequence[str]) -> list[Recipe]:
+    """The recipes of a command, checked together.
+
+    Raises:
+        RecipeError: a mistake in any of them, or none was given.
+    """
+    return load_recipes(*split(arguments))
+
+
+def results_folder(arguments: Sequence[str]) -> Path:
+    """The results folder of recipes, which must share one, or of a command without a recipe."""
+    names, overrides = split(arguments)
+    if not names:
+        return Path(load_paths(overrides).results)
+    folders = {recipe.paths.results for recipe in load_recipes(names, overrides)}
+    if len(folders) > 1:
+        raise RecipeError(f"the recipes have different results folders: {', '.join(sorted(folders))}")
+    return Path(folders.pop())

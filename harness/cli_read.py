@@ -1,0 +1,189 @@
+"""The answers of `list`, `show` and `validate --json`: plain data first, lines for a person from them."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, get_args
+
+import yaml
+
+from harness.cli_args import results_folder, split
+from harness.cli_status import run_folders, run_status, status_lines
+from harness.errors import RecipeError
+from harness.explain import nearest
+from harness.load import check_recipe, find_recipe, load_recipe, shipped_recipes
+from harness.recipe import Data, Model
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+Answer = dict[str, Any]
+KINDS = ("recipes", "runs", "models", "sources", "benchmarks")
+
+
+def validation(names: Sequence[str], overrides: Sequence[str]) -> Answer:
+    """What `validate --json` says: every recipe with its problems."""
+    if not names:
+        raise RecipeError("no recipe given")
+    recipes = []
+    for name in names:
+        try:
+            checked = check_recipe(name, overrides)
+        except RecipeError as error:
+            problem = {"source": name, "line": None, "column": None, "key": None, "message": str(error)}
+            recipes.append({"source": name, "run_id": None, "problems": [problem]})
+            continue
+        run_id = checked.recipe.run_id if checked.recipe else None
+        problems = [problem.as_dict() for problem in checked.problems]
+        recipes.append({"source": checked.source, "run_id": run_id, "problems": problems})
+    return {"schema": 1, "ok": not any(recipe["problems"] for recipe in recipes), "recipes": recipes}
+
+
+# --- list ------------------------------------------------------------------------------------------------
+
+
+def listing(what: str | None, arguments: Sequence[str]) -> Answer:
+    """Names with a sentence each.
+
+    Raises:
+        RecipeError: `what` is none of KINDS.
+    """
+    if what is not None and "=" in what:
+        return listing(None, [what, *arguments])
+    if what is not None and what not in KINDS:
+        raise RecipeError(f"list {what}: there is no such kind{nearest(what, KINDS)}")
+    found: Answer = {"schema": 1}
+    for kind in KINDS if what is None else (what,):
+        found[kind] = _runs(arguments) if kind == "runs" else _FIXED[kind]()
+    return found
+
+
+def _recipes() -> list[Answer]:
+    found = []
+    for name, path in shipped_recipes().items():
+        checked = check_recipe(path)
+        words = checked.recipe.description if checked.recipe else f"{len(checked.problems)} mistakes"
+        found.append({"name": name, "words": words})
+    return found
+
+
+def _runs(arguments: Sequence[str]) -> list[Answer]:
+    statuses = [run_status(folder) for folder in run_folders(results_folder(arguments))]
+    return [{"name": status["run_id"], "words": status["state"]} for status in statuses]
+
+
+def _variants(union: Any, key: str) -> list[Answer]:
+    """The members of a discriminated union, by the literal of their tag, with the first line of their docstring."""
+    classes = get_args(get_args(union)[0])
+    return [
+        {
+            "name": get_args(cls.model_fields[key].annotation)[0],
+            "words": (cls.__doc__ or "").strip().split("\n")[0],
+        }
+        for cls in classes
+    ]
+
+
+def _benchmarks() -> list[Answer]:
+    from harness.benchmarks import BENCHMARKS
+
+    return [
+        {"name": name, "words": f"data source {one.source}: {', '.join(one.abilities)}"}
+        for name, one in BENCHMARKS.items()
+    ]
+
+
+_FIXED = {
+    "recipes": _recipes,
+    "models": lambda: _variants(Model, "adapter"),
+    "sources": lambda: _variants(Data, "source"),
+    "benchmarks": _benchmarks,
+}
+
+
+def listing_lines(answer: Answer) -> list[str]:
+    lines: list[str] = []
+    for kind in KINDS:
+        if kind in answer:
+            lines += [*([""] if lines else []), kind]
+            width = max((len(entry["name"]) for entry in answer[kind]), default=0)
+            lines += [f"  {entry['name']:<{width}}  {entry['words']}".rstrip() for entry in answer[kind]]
+            if not answer[kind]:
+                lines.append("  none")
+    return lines
+
+
+# --- show ------------------------------------------------------------------------------------------------
+
+
+def shown(name: str, arguments: Sequence[str]) -> Answer:
+    """A recipe with all its defaults, or a run: its status, recipe and record.
+
+    Raises:
+        RecipeError: no recipe and no single run has that name.
+    """
+    others, overrides = split(arguments)
+    if others:
+        raise RecipeError(f"show takes one recipe or run; {others[0]} is neither an override nor asked for")
+    places = [text for text in overrides if text.startswith("paths.")]
+    folder = _run_folder(name, results_folder(places))
+    if folder is None:
+        recipe = load_recipe(name, overrides)
+        return {"schema": 1, "run_id": recipe.run_id, "recipe": recipe.model_dump(mode="json")}
+    status = run_status(folder)
+    return {"schema": 1, "run_id": folder.name, "status": status, "record": _record(folder)}
+
+
+def _run_folder(name: str, results: Path) -> Path | None:
+    """The run of that id or beginning of an id; None where it is a recipe."""
+    folders = {folder.name: folder for folder in run_folders(results)}
+    if name in folders:
+        return folders[name]
+    try:
+        find_recipe(name)
+    except RecipeError as error:
+        matching = [folders[run] for run in folders if run.startswith(name)]
+        if len(matching) == 1:
+            return matching[0]
+        if matching:
+            raise RecipeError(
+                f"{name} is the beginning of several runs: {', '.join(folder.name for folder in matching)}"
+            ) from None
+        raise RecipeError(f"{name}: no recipe and no run below {results / 'runs'}", hint=str(error)) from None
+    return None
+
+
+def _record(folder: Path) -> Answer | None:
+    from harness.record import read_record
+
+    path = folder / "record.json"
+    return read_record(path) if path.is_file() else None
+
+
+def shown_lines(answer: Answer) -> list[str]:
+    if "recipe" in answer:
+        text = yaml.safe_dump(answer["recipe"], sort_keys=False, allow_unicode=True, width=110)
+        return [f"# run {answer['run_id']}", *text.rstrip().split("\n")]
+    lines = status_lines([answer["status"]])
+    record = answer["record"]
+    if record is None:
+        return [*lines, "  no record yet"]
+    return lines + [f"  {label:<20} {text}" for label, text in _record_facts(record)]
+
+
+def _record_facts(record: Answer) -> list[tuple[str, str]]:
+    totals = record["totals"]
+    counts = totals["counts"]
+    facts = [
+        ("targets", f"{counts['target']:,}, {counts['scored']:,} scored"),
+        (
+            "fewer targets",
+            f"{totals['targets_reduction'] or 0:.2%} (expected {record['plan']['expected_reduction']:.2%})",
+        ),
+        ("positions", f"{counts['valid']:,}, {counts['active']:,} active"),
+    ]
+    facts += [(f"{name} seconds", f"{seconds:,.1f}") for name, seconds in totals["seconds"].items()]
+    where = record["provenance"]
+    facts.append(("python, platform", f"{where['python']}, {json.dumps(where['hardware'])[:120]}"))
+    return facts
