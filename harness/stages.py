@@ -58,7 +58,8 @@ class Prepared:
     @property
     def index(self) -> TargetIndex:
         folder = Path(self.recipe.paths.stores)
-        return index_targets(self.data, self.adapter.processor(), folder, self.progress)
+        candidates = self.recipe.gate.candidates if self.recipe.gate else "targets"
+        return index_targets(self.data, self.adapter.processor(), candidates, folder, self.progress)
 
 
 def prepare(recipe: Recipe, progress: Progress) -> Prepared:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from harness.data.collate import text_batches
 from harness.recipe import digest
-from regate.reference import target_checksum
+from regate.candidates import store_keys
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,18 +24,21 @@ if TYPE_CHECKING:
     from harness.data.sources import DataSet
     from harness.models.adapter import Processor
     from harness.progress import Progress
+    from regate.config import Candidates
 
 SCHEMA: Final = 1
+_POSITIONS: Final = 65536
+"""Padded positions of a batch in the pass."""
 
 
 @dataclass(frozen=True, slots=True)
 class TargetIndex:
-    """One entry a sample, in the order of the data set.
+    """One entry a sample, in the order of the pass.
 
     Attributes:
         sample_ids: int64.
-        num_targets: int64.
-        checksums: int64, `regate.reference.target_checksum` of the target ids in canonical order.
+        num_targets: int64, number of candidates.
+        checksums: int64, of the candidates' token ids in canonical order (`regate.candidates.store_keys`).
     """
 
     sample_ids: NDArray[np.int64]
@@ -46,14 +50,25 @@ class TargetIndex:
         return int(self.num_targets.sum())
 
 
-def index_targets(data: DataSet, processor: Processor, folder: Path, progress: Progress) -> TargetIndex:
-    """The index of `data` under `processor`'s template, read from `folder` or made and kept there."""
-    made_from = {"schema": SCHEMA, "data": data.fingerprint, "processor": processor.fingerprint}
+def index_targets(
+    data: DataSet, processor: Processor, candidates: Candidates, folder: Path, progress: Progress
+) -> TargetIndex:
+    """The index of `data` under `processor`'s template, read from `folder` or made and kept there.
+
+    Args:
+        candidates: which positions compete for the budget; the stores hold one value for each.
+    """
+    made_from = {
+        "schema": SCHEMA,
+        "data": data.fingerprint,
+        "processor": processor.fingerprint,
+        "candidates": candidates,
+    }
     path = folder / f"targets-{digest(made_from)[:16]}.npz"
     if path.exists():
         with np.load(path) as arrays:
             return TargetIndex(arrays["sample_ids"], arrays["num_targets"], arrays["checksums"])
-    index = _make(data, processor, progress)
+    index = _make(data, processor, candidates, progress)
     folder.mkdir(parents=True, exist_ok=True)
     work = path.with_suffix(".tmp")
     with work.open("wb") as file:
@@ -64,17 +79,16 @@ def index_targets(data: DataSet, processor: Processor, folder: Path, progress: P
     return index
 
 
-def _make(data: DataSet, processor: Processor, progress: Progress) -> TargetIndex:
-    count = len(data.samples)
-    index = TargetIndex(np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count, np.int64))
-    with progress.task("count targets", count) as advance:
-        for row, sample in enumerate(data.samples):
-            encoded = processor.encode(sample, None)
-            is_target_S = encoded.ordinal_S >= 0
-            order = encoded.ordinal_S[is_target_S].argsort()
-            ids_N = encoded.labels_S[is_target_S][order]
-            index.sample_ids[row] = sample.id
-            index.num_targets[row] = len(ids_N)
-            index.checksums[row] = target_checksum(ids_N)
-            advance(row + 1)
-    return index
+def _make(data: DataSet, processor: Processor, candidates: Candidates, progress: Progress) -> TargetIndex:
+    ids: list[int] = []
+    counts: list[int] = []
+    checksums: list[int] = []
+    with progress.task("count targets", len(data.samples)) as advance:
+        for batch in text_batches(data, processor, tokens_per_batch=_POSITIONS, skip=set()):
+            count_B, checksum_B = store_keys(batch.layout, candidates)
+            ids += batch.sample_ids_B.tolist()
+            counts += count_B
+            checksums += checksum_B
+            advance(len(ids))
+    as_int64 = (np.asarray(values, dtype=np.int64) for values in (ids, counts, checksums))
+    return TargetIndex(*as_int64)
