@@ -1,0 +1,69 @@
+"""A run's folder: pinned inputs, timed stages, one process at a time, room on the disk."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import rundir
+from harness.errors import EnvironmentProblem, StaleError
+from harness.ledger import read_events
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_other_inputs_are_refused_by_name(tmp_path: Path) -> None:
+    rundir.pin(tmp_path, "data", "a" * 64)
+    rundir.pin(tmp_path, "weights", "b" * 64)
+    rundir.pin(tmp_path, "data", "a" * 64)
+    with pytest.raises(StaleError, match="other data") as caught:
+        rundir.pin(tmp_path, "data", "c" * 64)
+    assert caught.value.exit_code == 5
+    assert json.loads((tmp_path / "inputs.json").read_text()) == {
+        "schema": 1,
+        "data": "a" * 64,
+        "weights": "b" * 64,
+    }
+
+
+def test_a_stage_that_did_nothing_is_no_event_and_a_failed_one_is(tmp_path: Path) -> None:
+    with rundir.stage(tmp_path, "prepare", "prepare"):
+        pass
+    assert read_events(tmp_path / "ledger.jsonl") == []
+    with pytest.raises(RuntimeError, match="stop"), rundir.stage(tmp_path, "eval", "eval"):
+        time.sleep(0.6)
+        raise RuntimeError("stop")
+    (event,) = read_events(tmp_path / "ledger.jsonl")
+    assert event["stage"] == "eval"
+    assert 0.6 <= event["seconds"]["eval"] < 5
+
+
+def test_too_little_disk_is_said_before_anything_starts(tmp_path: Path) -> None:
+    rundir.check_disk(tmp_path / "not" / "there" / "yet", needed=1)
+    with pytest.raises(EnvironmentProblem, match="GiB of disk are free") as caught:
+        rundir.check_disk(tmp_path / "not" / "there" / "yet", needed=2**80)
+    assert caught.value.exit_code == 3
+
+
+def test_two_processes_never_work_on_one_run(tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from harness import rundir
+from harness.errors import EnvironmentProblem
+try:
+    with rundir.alone(Path({str(tmp_path)!r})):
+        print("alone")
+except EnvironmentProblem as error:
+    print("refused", error)
+"""
+    with rundir.alone(tmp_path):
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert other.stdout.startswith("refused another process is working on")
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert other.stdout == "alone\n"
