@@ -9,8 +9,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from regate.candidates import store_keys as store_keys
+    from regate.candidates import target_checksum as target_checksum
     from regate.config import GateConfig as GateConfig
     from regate.config import ReferenceConfig as ReferenceConfig
+    from regate.difficulty import DifficultyStore as DifficultyStore
+    from regate.elision import Elision as Elision
+    from regate.elision import attach as attach
+    from regate.errors import RegateError as RegateError
+    from regate.gate import DenseGate as DenseGate
+    from regate.gate import Gate as Gate
+    from regate.head import ScoredLM as ScoredLM
+    from regate.loss import causal_token_loss as causal_token_loss
+    from regate.loss import token_loss as token_loss
+    from regate.reference import ReferenceStore as ReferenceStore
+    from regate.reference import ReferenceWriter as ReferenceWriter
+    from regate.schedule import DualCycle as DualCycle
+    from regate.teacher import score_reference as score_reference
     from regate.types import Decision as Decision
     from regate.types import Kind as Kind
     from regate.types import Layout as Layout
@@ -18,8 +33,23 @@ if TYPE_CHECKING:
     from regate.types import layout_from_labels as layout_from_labels
 
 _HOME = {
+    "store_keys": "candidates",
+    "target_checksum": "candidates",
     "GateConfig": "config",
     "ReferenceConfig": "config",
+    "DifficultyStore": "difficulty",
+    "Elision": "elision",
+    "attach": "elision",
+    "RegateError": "errors",
+    "DenseGate": "gate",
+    "Gate": "gate",
+    "ScoredLM": "head",
+    "causal_token_loss": "loss",
+    "token_loss": "loss",
+    "ReferenceStore": "reference",
+    "ReferenceWriter": "reference",
+    "DualCycle": "schedule",
+    "score_reference": "teacher",
     "Decision": "types",
     "Kind": "types",
     "Layout": "types",
@@ -28,7 +58,7 @@ _HOME = {
 }
 
 __version__ = "0.1.0"
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -54,7 +54,7 @@ class GateConfig:
     Attributes:
         keep_ratio: p_sparse of Eq. 4, in (0, 1].
         cycle_steps: C of Eq. 4, optimizer steps.
-        dense_steps: F of Eq. 4, dense steps at the start of each cycle; 0 <= F <= C.
+        dense_steps: F of Eq. 4, dense steps at the start of each cycle; 0 <= F < C.
         warmup_steps: W, dense steps before the first cycle counts.
         ema_decay: beta of Eq. 2, in [0, 1).
         reference_weight: lambda of Eq. 3, not negative.
@@ -92,9 +92,10 @@ class GateConfig:
             raise ConfigError(f"keep_ratio must be in (0, 1], got {self.keep_ratio}")
         if self.cycle_steps < 1:
             raise ConfigError(f"cycle_steps must be at least 1, got {self.cycle_steps}")
-        if not 0 <= self.dense_steps <= self.cycle_steps:
+        if not 0 <= self.dense_steps < self.cycle_steps:
             raise ConfigError(
-                f"dense_steps must be between 0 and cycle_steps ({self.cycle_steps}), got {self.dense_steps}"
+                f"dense_steps must be at least 0 and below cycle_steps ({self.cycle_steps}), "
+                f"got {self.dense_steps}; for a run without sparse steps set keep_ratio to 1"
             )
         if self.warmup_steps < 0:
             raise ConfigError(f"warmup_steps must not be negative, got {self.warmup_steps}")
@@ -106,12 +107,24 @@ class GateConfig:
             raise ConfigError(f"combine: convex needs reference_weight in [0, 1], got {self.reference_weight}")
 
     @property
-    def needs_reference(self) -> bool:
-        """Whether the score, or the start of the difficulty, reads the reference losses."""
-        by_score = self.selection in ("regate", "reference", "excess")
-        return by_score or (self.selection == "difficulty" and self.ema_init == "reference")
+    def selects_after_forward(self) -> bool:
+        """Whether the targets are chosen from this step's own losses, as RHO-1 is published: only possible
+        where nothing is elided."""
+        return self.execution == "loss_only" and self.selection in ("loss", "excess")
 
     @property
     def needs_difficulty(self) -> bool:
-        """Whether the score reads the student's running losses."""
-        return self.selection in ("regate", "difficulty", "loss", "excess")
+        """Whether the score reads the student's running losses of earlier visits."""
+        by_score = self.selection in ("regate", "difficulty", "loss", "excess")
+        return by_score and not self.selects_after_forward
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the score, or the start of the difficulty, reads the reference losses."""
+        by_score = self.selection in ("regate", "reference", "excess")
+        return by_score or (self.needs_difficulty and self.ema_init == "reference")
+
+    @property
+    def difficulty_decay(self) -> float:
+        """beta of the difficulty store: `loss` and `excess` rank by the last loss, not by a running mean."""
+        return 0.0 if self.selection in ("loss", "excess") else self.ema_decay

@@ -64,11 +64,13 @@ class Layout:
         kind_BS: uint8, a `Kind` for every position.
         ordinal_BS: int64, j for the sample's j-th target in canonical order (the order of the data file,
             whatever order the turns were shown in), -1 where there is no target.
+        tokens_BS: int64, the token id of every text position; only `candidates: text` reads it.
     """
 
     labels_BS: Tensor
     kind_BS: Tensor
     ordinal_BS: Tensor
+    tokens_BS: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not self.labels_BS.shape == self.kind_BS.shape == self.ordinal_BS.shape:
@@ -86,7 +88,8 @@ class Layout:
         return self.kind_BS != Kind.PAD
 
     def to(self, device: torch.device | str) -> Layout:
-        return Layout(self.labels_BS.to(device), self.kind_BS.to(device), self.ordinal_BS.to(device))
+        tokens_BS = None if self.tokens_BS is None else self.tokens_BS.to(device)
+        return Layout(self.labels_BS.to(device), self.kind_BS.to(device), self.ordinal_BS.to(device), tokens_BS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,10 @@ class Decision:
         keep_ratio: p(t) of Eq. 4 at `step`.
         counts: token counts of this batch.
         step: optimizer step.
+        weighted: some of the N losses do not train: `Gate.weights` says which. False in the default path,
+            where each of the N losses is that of a scored target. True for `candidates: text` (the losses of
+            prompt tokens only feed Eq. 2) and where the targets are chosen after the forward pass.
+        observed_BS: bool, prompt tokens whose loss is computed for Eq. 2 alone; None for none.
     """
 
     active_BS: Tensor
@@ -110,16 +117,31 @@ class Decision:
     keep_ratio: float
     counts: TokenCounts
     step: int
+    weighted: bool = False
+    observed_BS: Tensor | None = None
+
+    @property
+    def losses_BS(self) -> Tensor:
+        """bool, the tokens whose loss is computed, at their own position: N true entries."""
+        return self.targets_BS if self.observed_BS is None else self.targets_BS | self.observed_BS
 
     @property
     def predictor_BS(self) -> Tensor:
-        """bool, the positions whose output predicts a scored target: targets_BS shifted left by one."""
-        return torch.nn.functional.pad(self.targets_BS[:, 1:], (0, 1), value=False)
+        """bool, the positions whose output predicts one of the N tokens: losses_BS shifted left by one."""
+        return torch.nn.functional.pad(self.losses_BS[:, 1:], (0, 1), value=False)
 
     @property
     def targets_N(self) -> Tensor:
-        """int64, token ids of the scored targets, row by row, in the order of `predictor_BS`'s true entries."""
-        return self.layout.labels_BS[self.targets_BS]
+        """int64, ids of the N tokens, row by row, in the order of `predictor_BS`'s true entries."""
+        if self.observed_BS is None:
+            return self.layout.labels_BS[self.targets_BS]
+        assert self.layout.tokens_BS is not None
+        return self.layout.tokens_BS[self.losses_BS]
+
+    @property
+    def labels_BS(self) -> Tensor:
+        """int64, labels with IGNORE at every target that is not scored: for a model that computes its own loss."""
+        return torch.where(self.targets_BS, self.layout.labels_BS, IGNORE)
 
     @property
     def elides(self) -> bool:
@@ -133,6 +155,7 @@ class Decision:
             targets_BS=self.targets_BS.to(device),
             sample_ids_B=self.sample_ids_B.to(device),
             layout=self.layout.to(device),
+            observed_BS=None if self.observed_BS is None else self.observed_BS.to(device),
         )
 
 
@@ -142,6 +165,7 @@ def layout_from_labels(
     *,
     visual_BS: Tensor | None = None,
     special_BS: Tensor | None = None,
+    input_ids_BS: Tensor | None = None,
 ) -> Layout:
     """The layout of a batch in the usual transformers form.
 
@@ -153,12 +177,18 @@ def layout_from_labels(
         attention_mask_BS: 0 on padding, left or right.
         visual_BS: bool, positions that hold visual features.
         special_BS: bool, template markers.
+        input_ids_BS: int64, kept for `candidates: text`.
 
     Raises:
         LayoutError: a supervised position is padding or visual, or shapes differ.
     """
     valid_BS = attention_mask_BS.bool()
-    masks = {"attention_mask": valid_BS, "visual": visual_BS, "special": special_BS}
+    masks = {
+        "attention_mask": valid_BS,
+        "visual": visual_BS,
+        "special": special_BS,
+        "input_ids": input_ids_BS,
+    }
     for name, mask_BS in masks.items():
         if mask_BS is not None and mask_BS.shape != labels_BS.shape:
             raise LayoutError(f"{name} has shape {tuple(mask_BS.shape)}, labels have {tuple(labels_BS.shape)}")
@@ -176,4 +206,4 @@ def layout_from_labels(
     kind_BS[target_BS] = Kind.TARGET
     kind_BS[~valid_BS] = Kind.PAD
     ordinal_BS = torch.where(target_BS, target_BS.long().cumsum(dim=1) - 1, -1)
-    return Layout(torch.where(target_BS, labels_BS, IGNORE), kind_BS, ordinal_BS)
+    return Layout(torch.where(target_BS, labels_BS, IGNORE), kind_BS, ordinal_BS, input_ids_BS)

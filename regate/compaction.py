@@ -1,0 +1,79 @@
+"""Index maths of the compact execution: which active position stands where once the elided ones are left out.
+
+Legend: B rows, S expanded length, K active length (the longest row's), D hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """Active positions of each row, gathered to the left and padded on the right.
+
+    Attributes:
+        index_BK: int64, original position of each compact one, ascending in a row; 0 on padding.
+        valid_BK: bool, False on padding. A row without active positions has one valid entry, so that no
+            attention row is empty; it is not scattered back.
+        flat_n, kept_n: int64, the active positions in a flattened B x S array and in a flattened B x K one.
+        shape: (B, S).
+    """
+
+    index_BK: Tensor
+    valid_BK: Tensor
+    flat_n: Tensor
+    kept_n: Tensor
+    shape: tuple[int, int]
+
+    @property
+    def full(self) -> bool:
+        """Whether no row needed padding. Read on the CPU, before `to`."""
+        return bool(self.valid_BK.all())
+
+    def cu_seqlens(self) -> Tensor:
+        """int32, B + 1 entries: where each row starts once the valid entries are packed into one."""
+        lengths_B = self.valid_BK.sum(dim=1, dtype=torch.int32)
+        return torch.nn.functional.pad(lengths_B.cumsum(0, dtype=torch.int32), (1, 0))
+
+    def to(self, device: torch.device | str) -> Compaction:
+        index_BK, valid_BK, flat_n, kept_n = (
+            x.to(device, non_blocking=True) for x in (self.index_BK, self.valid_BK, self.flat_n, self.kept_n)
+        )
+        return Compaction(index_BK, valid_BK, flat_n, kept_n, self.shape)
+
+    def gather(self, value: Tensor, dim: int = 1) -> Tensor:
+        """The active positions of an array that has S at `dim` and B (or 1) before it."""
+        rows = value.shape[dim - 1]
+        if rows != self.index_BK.shape[0]:
+            value = value.expand(*value.shape[: dim - 1], self.index_BK.shape[0], *value.shape[dim:])
+        index = self.index_BK.view(*[1] * (dim - 1), *self.index_BK.shape, *[1] * (value.dim() - dim - 1))
+        shape = (*value.shape[:dim], self.index_BK.shape[1], *value.shape[dim + 1 :])
+        return value.gather(dim, index.expand(shape))
+
+    def scatter(self, compact_BKD: Tensor, into_BSD: Tensor) -> Tensor:
+        """`into_BSD` with the active positions replaced: the elided ones keep what they hold there."""
+        rows_nD = compact_BKD.flatten(0, 1).index_select(0, self.kept_n)
+        return into_BSD.flatten(0, 1).index_copy(0, self.flat_n, rows_nD.to(into_BSD.dtype)).view_as(into_BSD)
+
+
+def compact(active_BS: Tensor, *, multiple: int = 1) -> Compaction:
+    """The compaction of a mask of active positions, on the mask's device (normally the CPU).
+
+    Args:
+        active_BS: bool.
+        multiple: K is rounded up to it (at most to S): fewer shapes for a compiled model.
+    """
+    rows, length = active_BS.shape
+    count_B = active_BS.sum(dim=1)
+    longest = max(int(count_B.max()), 1)
+    width = min(-(-longest // multiple) * multiple, length)
+    row_n, column_n = active_BS.nonzero(as_tuple=True)
+    place_n = (active_BS.cumsum(dim=1) - 1)[row_n, column_n]
+    index_BK = torch.zeros(rows, width, dtype=torch.int64, device=active_BS.device)
+    index_BK[row_n, place_n] = column_n
+    valid_BK = torch.arange(width, device=active_BS.device) < count_B.clamp(min=1)[:, None]
+    return Compaction(index_BK, valid_BK, row_n * length + column_n, row_n * width + place_n, (rows, length))

@@ -1,0 +1,91 @@
+"""Small files of the stores: written aside and renamed, opened with their size checked."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from regate.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with aside.open("w") as file:
+        json.dump(value, file, indent=1, sort_keys=True)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def read_json(path: Path, what: str, schema: int = 1) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        StoreError: it is missing, not JSON, or of another schema.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise StoreError(f"{path} is missing: {path.parent} is not a {what}, or its making was cut short") from None
+    except ValueError as error:
+        raise StoreError(f"{path} is damaged ({error}); make the {what} again") from None
+    if not isinstance(value, dict) or value.get("schema") != schema or value.get("kind") != what:
+        found = value.get("schema") if isinstance(value, dict) else None
+        raise StoreError(f"{path} does not describe a {what} of schema {schema} (schema {found}); make it again")
+    return value
+
+
+def open_array(path: Path, shape: tuple[int, ...], dtype: str, *, writable: bool = False) -> NDArray[Any]:
+    """A memory map of an .npy file.
+
+    Raises:
+        StoreError: the file is missing, cut short, or of another shape or type.
+    """
+    try:
+        array = np.load(path, mmap_mode="r+" if writable else "r")
+    except FileNotFoundError:
+        raise StoreError(f"{path} is missing; make the store again") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise StoreError(
+            f"{path} is truncated or damaged ({error}); delete {path.parent} and make it again"
+        ) from None
+    if array.shape != shape or array.dtype != np.dtype(dtype):
+        raise StoreError(
+            f"{path} holds {array.dtype} {array.shape}, its manifest says {np.dtype(dtype)} {shape}; "
+            f"delete {path.parent} and make it again"
+        )
+    out: NDArray[Any] = array
+    return out
+
+
+def make_folder(path: Path, fill: Callable[[Path], None]) -> bool:
+    """Make a folder in one step, or find that another process has: True if it was made here.
+
+    `fill` writes the contents of a folder beside `path`, which is then renamed.
+    """
+    if (path / "manifest.json").exists():
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    fill(aside)
+    try:
+        aside.rename(path)
+    except OSError:
+        shutil.rmtree(aside)
+        if not (path / "manifest.json").exists():
+            raise StoreError(f"{path} exists and is not a store; choose another folder") from None
+        return False
+    return True

@@ -1,0 +1,294 @@
+"""The gate (section 3.3): which positions a step computes and which targets it trains on.
+
+Everything is decided before the forward pass, on the CPU, from what earlier steps observed.
+
+Legend: B rows, S expanded length, N losses of the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from regate.candidates import Candidates, candidates_of
+from regate.errors import ConfigError, NonFiniteLossError
+from regate.schedule import DualCycle
+from regate.scoring import SCORES, Signals
+from regate.selection import budget, top_k
+from regate.types import Decision, Kind, Layout, TokenCounts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from regate.config import Align, GateConfig
+    from regate.difficulty import DifficultyStore
+    from regate.reference import ReferenceStore
+
+
+def predictor_of(selected_BS: Tensor) -> Tensor:
+    """The position before each selected token: the one whose output predicts it."""
+    return torch.nn.functional.pad(selected_BS[:, 1:], (0, 1), value=False)
+
+
+def own_and_predictor(selected_BS: Tensor) -> Tensor:
+    return selected_BS | predictor_of(selected_BS)
+
+
+def own(selected_BS: Tensor) -> Tensor:
+    """Algorithm 1 read literally: the mask sits on the selected token's own position."""
+    return selected_BS
+
+
+ALIGN: Mapping[Align, Callable[[Tensor], Tensor]] = {
+    "predictor": predictor_of,
+    "target": own,
+    "union": own_and_predictor,
+}
+
+
+class Gate:
+    """Decides on each micro-batch, and learns from its losses.
+
+    A candidate's position is active if the alignment keeps it for a selected token; every other valid position
+    (visual, special, and prompt unless `candidates: text`) is active always. With `align: predictor` this elides
+    the answer tokens that predict no selected target, so also the last one, which predicts nothing.
+
+    Args:
+        config: settings.
+        reference: reference losses; needed where the selection reads them.
+        difficulty: running losses (`DifficultyStore.for_gate`); needed where the selection reads them.
+        seed: of the random control.
+
+    Raises:
+        ConfigError: a store is missing, or was made with other settings.
+    """
+
+    def __init__(
+        self,
+        config: GateConfig,
+        reference: ReferenceStore | None,
+        difficulty: DifficultyStore | None = None,
+        *,
+        seed: int = 0,
+    ) -> None:
+        if config.needs_reference and reference is None:
+            raise ConfigError(
+                f"selection: {config.selection} reads the reference losses; score the data set first "
+                "(regate.score_reference) and pass the store"
+            )
+        if config.needs_difficulty:
+            if difficulty is None:
+                raise ConfigError(
+                    f"selection: {config.selection} reads the student's running losses; pass "
+                    "difficulty=DifficultyStore.for_gate(folder, config, reference=reference)"
+                )
+            if (difficulty.decay, difficulty.init) != (config.difficulty_decay, config.ema_init):
+                raise ConfigError(
+                    f"{difficulty.path} has decay {difficulty.decay} and init {difficulty.init}, "
+                    f"the gate has {config.difficulty_decay} and {config.ema_init}; use DifficultyStore.for_gate"
+                )
+        self.config = config
+        self.schedule = DualCycle.from_config(config)
+        self.seed = seed
+        self._reference = reference if config.needs_reference else None
+        self._difficulty = difficulty if config.needs_difficulty else None
+        self._pending: tuple[Decision, Tensor, Any] | None = None
+        self._weighed: Decision | None = None
+
+    def decide(self, layout: Layout, sample_ids_B: Tensor, *, step: int) -> Decision:
+        """What the step computes for this micro-batch.
+
+        Args:
+            layout: on the CPU.
+            sample_ids_B: int64, stable ids.
+            step: optimizer step, the same for all micro-batches of an accumulation.
+
+        Raises:
+            LayoutError: the layout contradicts itself.
+            StoreError, MismatchError: a sample is unknown to a store, or its targets differ.
+        """
+        sample_ids_B = sample_ids_B.cpu()
+        found = candidates_of(layout, self.config.candidates)
+        keep_ratio = self.schedule.keep_ratio_at(step)
+        if keep_ratio < 1.0 and not self.config.selects_after_forward:
+            chosen_BS = top_k(self._score(found, sample_ids_B, step), found.mask_BS, keep_ratio)
+        else:
+            chosen_BS = found.mask_BS
+        active_BS = valid_BS = layout.valid_BS
+        if keep_ratio < 1.0 and self.config.execution != "loss_only":
+            active_BS = valid_BS & (~found.mask_BS | ALIGN[self.config.align](chosen_BS))
+        targets_BS = chosen_BS & layout.target_BS
+        counts = count_tokens(layout, active_BS, targets_BS)
+        decision = Decision(active_BS, targets_BS, sample_ids_B, layout, keep_ratio, counts, step)
+        if self.config.selects_after_forward and keep_ratio < 1.0:
+            scored = int(budget(found.count_B, keep_ratio).sum())
+            decision = replace(decision, counts=replace(counts, scored=scored), weighted=True)
+        elif self.config.candidates == "text" and self._difficulty is not None and self.schedule.keep_ratio < 1.0:
+            decision = replace(decision, observed_BS=chosen_BS & ~layout.target_BS, weighted=True)
+        return decision
+
+    def weights(self, decision: Decision, token_loss_N: Tensor) -> Tensor:
+        """Which of the N losses train: float32 N of ones and zeros, on the losses' device, no gradient.
+
+        All ones unless `decision.weighted`; the step's loss is `(token_loss_N * weights_N).sum()` over the global
+        number of scored targets (`decision.counts.scored`).
+        """
+        self._weighed = decision
+        loss_N = token_loss_N.detach()
+        if not decision.weighted:
+            return torch.ones_like(loss_N)
+        place_N = decision.losses_BS.flatten().nonzero().squeeze(1)
+        if not self.config.selects_after_forward:
+            kept_N = decision.targets_BS.flatten()[place_N]
+            return kept_N.to(loss_N, non_blocking=True)
+        score_BS = self._after_forward(decision, loss_N, place_N.to(loss_N.device, non_blocking=True))
+        candidate_BS = decision.losses_BS.to(loss_N.device, non_blocking=True)
+        kept_BS = top_k(score_BS, candidate_BS, decision.keep_ratio)
+        return kept_BS.flatten()[place_N.to(loss_N.device, non_blocking=True)].to(loss_N)
+
+    def observe(self, decision: Decision, token_loss_N: Tensor) -> None:
+        """Eq. 2: note the losses of the step, in nats, in the order of `decision.predictor_BS`.
+
+        On an accelerator the copy to the CPU is not waited for: the losses are read at the next call.
+
+        Raises:
+            NonFiniteLossError: a loss is NaN or infinite; names the sample. Nothing of it is noted.
+        """
+        if decision.weighted and self._weighed is not decision:
+            raise ConfigError(
+                "these settings train on a part of the losses only: multiply them by "
+                "gate.weights(decision, token_loss_N) before the backward pass"
+            )
+        self._drain()
+        if token_loss_N.numel() != int(decision.losses_BS.sum()):
+            raise ConfigError(f"{token_loss_N.numel()} losses for {int(decision.losses_BS.sum())} scored targets")
+        losses_N, event = _to_cpu(token_loss_N)
+        self._pending = (decision, losses_N, event)
+        if event is None:
+            self._drain()
+
+    def end_epoch(self, group: Any = None) -> None:
+        """Fold what the epoch observed into the difficulty. Call it on every process, at every epoch's end."""
+        self._drain()
+        if self._difficulty is not None:
+            self._difficulty.fold(group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able; the same on every process but for the journal's length. Take it between two steps."""
+        self._drain()
+        return {"schema": 1, "difficulty": None if self._difficulty is None else self._difficulty.state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to a checkpoint, on every process; their number may differ from that of the checkpoint."""
+        self._pending = None
+        if (state["difficulty"] is None) != (self._difficulty is None):
+            raise ConfigError("the checkpoint's gate and this gate have different settings: one keeps a difficulty")
+        if self._difficulty is not None:
+            self._difficulty.rewind(state["difficulty"])
+
+    def _score(self, found: Candidates, sample_ids_B: Tensor, step: int) -> Tensor:
+        reference_BS = difficulty_BS = None
+        if self._reference is not None:
+            reference_BS = self._reference.losses_at(found, sample_ids_B)
+        if self._difficulty is not None:
+            difficulty_BS = self._difficulty.values(found, sample_ids_B)
+        signals = Signals(
+            found.slot_BS,
+            sample_ids_B,
+            reference_BS,
+            difficulty_BS,
+            self.config.reference_weight,
+            self.config.combine,
+            self.seed,
+            step,
+        )
+        return SCORES[self.config.selection](signals)
+
+    def _after_forward(self, decision: Decision, loss_N: Tensor, place_N: Tensor) -> Tensor:
+        """The score of this step's own losses: `loss`, or `excess` as RHO-1 is published."""
+        loss_BS = torch.zeros(decision.layout.labels_BS.numel(), dtype=torch.float32, device=loss_N.device)
+        loss_BS = loss_BS.index_copy(0, place_N, loss_N.float()).view(decision.layout.labels_BS.shape)
+        if self.config.selection == "loss":
+            return loss_BS
+        assert self._reference is not None
+        reference_BS = self._reference.losses(decision.sample_ids_B, decision.layout, self.config.candidates)
+        return loss_BS - reference_BS.to(loss_N.device, non_blocking=True)
+
+    def _drain(self) -> None:
+        if self._pending is None:
+            return
+        decision, losses_N, event = self._pending
+        self._pending = None
+        if event is not None:
+            event.synchronize()
+        finite_N = torch.isfinite(losses_N)
+        if not bool(finite_N.all()):
+            row = int(decision.losses_BS.nonzero()[~finite_N][0, 0])
+            raise NonFiniteLossError(
+                f"step {decision.step}: a loss of sample {int(decision.sample_ids_B[row])} is "
+                f"{float(losses_N[~finite_N][0])}; lower the learning rate or check the sample"
+            )
+        if self._difficulty is None or (self.config.ema_observe == "all_dense" and decision.keep_ratio < 1.0):
+            return
+        found = candidates_of(decision.layout, self.config.candidates)
+        slots = self._difficulty.index.slots(found, decision.sample_ids_B, self._difficulty.path)
+        seen_n = decision.losses_BS[found.mask_BS].numpy()
+        self._difficulty.append(decision.step, slots, seen_n, losses_N.numpy())
+
+
+class DenseGate:
+    """The baseline: every position active, every target scored. The same loop runs with it."""
+
+    def decide(self, layout: Layout, sample_ids_B: Tensor, *, step: int) -> Decision:
+        candidates_of(layout)
+        valid_BS, target_BS = layout.valid_BS, layout.target_BS
+        counts = count_tokens(layout, valid_BS, target_BS)
+        return Decision(valid_BS, target_BS, sample_ids_B.cpu(), layout, 1.0, counts, step)
+
+    def weights(self, decision: Decision, token_loss_N: Tensor) -> Tensor:
+        return torch.ones_like(token_loss_N.detach())
+
+    def observe(self, decision: Decision, token_loss_N: Tensor) -> None:
+        """Nothing to learn from."""
+
+    def end_epoch(self, group: Any = None) -> None:
+        """Nothing to fold."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"schema": 1, "difficulty": None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["difficulty"] is not None:
+            raise ConfigError("the checkpoint belongs to a gated run, this run has no gate")
+
+
+def count_tokens(layout: Layout, active_BS: Tensor, targets_BS: Tensor) -> TokenCounts:
+    """Positions of a batch by kind, and what the step does with them."""
+    by_kind = torch.bincount(layout.kind_BS.flatten(), minlength=len(Kind)).tolist()
+    counts = TokenCounts(
+        positions=layout.kind_BS.numel(),
+        valid=layout.kind_BS.numel() - by_kind[Kind.PAD],
+        visual=by_kind[Kind.VISUAL],
+        special=by_kind[Kind.SPECIAL],
+        prompt=by_kind[Kind.PROMPT],
+        target=by_kind[Kind.TARGET],
+        active=int(active_BS.sum()),
+        scored=int(targets_BS.sum()),
+    )
+    counts.check()
+    return counts
+
+
+def _to_cpu(values_N: Tensor) -> tuple[Tensor, Any]:
+    """Detached float32 copy, and an event to wait for (None if it is there already)."""
+    values_N = values_N.detach().float()
+    if values_N.device.type != "cuda":
+        return values_N.cpu(), None
+    copy_N = torch.empty(values_N.shape, dtype=torch.float32, pin_memory=True)
+    copy_N.copy_(values_N, non_blocking=True)
+    event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+    return copy_N, event

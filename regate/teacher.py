@@ -1,0 +1,219 @@
+"""The reference losses of a data set (Eq. 1): a frozen text-only LM reads every sample once, before training.
+
+Legend: B rows, S expanded length, K positions that are read, N candidates of the batch, D hidden size.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from regate import config, process
+from regate.candidates import Candidates, candidates_of, in_order
+from regate.compaction import compact
+from regate.elision import Elision, attach
+from regate.errors import ConfigError, LayoutError
+from regate.head import ScoredLM
+from regate.loss import token_loss
+from regate.types import Kind, Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from regate.config import Placeholders
+    from regate.reference import ReferenceStore, ReferenceWriter
+
+
+class TextBatch(Protocol):
+    """Rows for the teacher, in expanded length: no media are needed."""
+
+    @property
+    def sample_ids_B(self) -> Tensor: ...
+
+    @property
+    def input_ids_BS(self) -> Tensor: ...
+
+    @property
+    def layout(self) -> Layout: ...
+
+
+class TextBackbone(nn.Module):
+    """A multimodal model's own text-only LM: its decoder stack and its head, sharing their weights.
+
+    Score before the training starts, or give it a copy of the model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        from regate.wrapping import decoder_of, unwrap
+
+        inner: Any = unwrap(model)
+        self.config = inner.config
+        self.base_model = decoder_of(model)
+        self._head = inner.get_output_embeddings()
+
+    def get_decoder(self) -> nn.Module:
+        return self.base_model
+
+    def get_output_embeddings(self) -> nn.Module:
+        head: nn.Module = self._head
+        return head
+
+
+def score_reference(
+    model: nn.Module,
+    batches: Iterable[TextBatch],
+    writer: ReferenceWriter,
+    *,
+    placeholder_id: int,
+    placeholders: Placeholders = "masked",
+    dtype: torch.dtype | str = torch.bfloat16,
+    candidates: config.Candidates = "targets",
+    progress: Callable[[int], None] | None = None,
+) -> ReferenceStore:
+    """Score what is not scored yet, and seal the store.
+
+    Resumable: samples that the writer has are skipped. Under torch.distributed every process scores its own batches
+    (`ReferenceWriter.share` names disjoint samples) and waits for the others; processes that know nothing of each
+    other call `write_losses` and then `writer.finish()` in one of them.
+
+    Args:
+        model: a causal LM with the student's tokenizer, or `TextBackbone(student)`.
+        batches: each sample in one of them.
+        placeholder_id: token id that stands at visual positions.
+        placeholders: how the teacher sees those positions. "masked": not at all, the text keeps its original
+            positions; "compact": not at all, the text closes up; "attended": it reads the placeholder tokens.
+        dtype: of the forward pass; bfloat16 falls to float32 where the device does not compute in it. The cross
+            entropy is float32.
+        candidates: must be the gate's.
+        progress: called with the number of samples of each batch.
+
+    Raises:
+        LayoutError: a target directly follows a visual position, which the teacher does not read.
+        NonFiniteLossError: a loss is not finite.
+        StoreError: samples are missing at the end.
+    """
+    write_losses(
+        model,
+        batches,
+        writer,
+        placeholder_id=placeholder_id,
+        placeholders=placeholders,
+        dtype=dtype,
+        candidates=candidates,
+        progress=progress,
+    )
+    process.barrier()
+    return writer.finish()
+
+
+@torch.inference_mode()
+def write_losses(
+    model: nn.Module,
+    batches: Iterable[TextBatch],
+    writer: ReferenceWriter,
+    *,
+    placeholder_id: int,
+    placeholders: Placeholders = "masked",
+    dtype: torch.dtype | str = torch.bfloat16,
+    candidates: config.Candidates = "targets",
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """`score_reference` without the end: score this process's batches."""
+    scored = ScoredLM(model)
+    device = next(model.parameters()).device
+    done = writer.done_ids()
+    with _frozen(model) as elide, _precision(device, dtype):
+        for batch in batches:
+            new = [row for row, name in enumerate(batch.sample_ids_B.tolist()) if name not in done]
+            if new:
+                rows = torch.tensor(new)
+                layout = _rows_of(batch.layout, rows)
+                found = candidates_of(layout, candidates)
+                read = _read(layout, found, placeholders)
+                losses_N = _losses(
+                    scored, elide, batch.input_ids_BS[rows], layout, found, read, placeholder_id, placeholders, device
+                )
+                values_BS = torch.zeros(found.mask_BS.shape)
+                values_BS[found.mask_BS] = losses_N.float().cpu()
+                writer.write(batch.sample_ids_B[rows].tolist(), in_order(found, values_BS))
+            if progress is not None:
+                progress(len(batch.sample_ids_B))
+
+
+def _losses(
+    scored: ScoredLM,
+    elide: Elision,
+    input_ids_BS: Tensor,
+    layout: Layout,
+    found: Candidates,
+    read_BS: Tensor,
+    placeholder_id: int,
+    placeholders: Placeholders,
+    device: torch.device,
+) -> Tensor:
+    """-log p_ref at every candidate: float32 N, row by row."""
+    visual_BS = layout.kind_BS == Kind.VISUAL
+    # A placeholder that is not read may lie outside the teacher's vocabulary.
+    ids_BS = torch.where(visual_BS, placeholder_id if placeholders == "attended" else 0, input_ids_BS.cpu())
+    predictor_BS = torch.nn.functional.pad(found.mask_BS[:, 1:], (0, 1), value=False)
+    targets_N = found.tokens_BS[found.mask_BS].to(device, non_blocking=True)
+    if targets_N.numel() == 0:
+        return torch.zeros(0)
+    if placeholders == "compact":
+        compaction = compact(read_BS)
+        logits_NV = scored(
+            predictor_BS=compaction.gather(predictor_BS) & compaction.valid_BK,
+            input_ids=compaction.gather(ids_BS).to(device),
+            attention_mask=compaction.valid_BK.long().to(device),
+        )
+    else:
+        mask_BS = layout.valid_BS.long().to(device)
+        with elide.only(read_BS) if bool((read_BS != layout.valid_BS).any()) else nullcontext():
+            logits_NV = scored(predictor_BS=predictor_BS, input_ids=ids_BS.to(device), attention_mask=mask_BS)
+    return token_loss(logits_NV, targets_N)
+
+
+def _read(layout: Layout, found: Candidates, placeholders: Placeholders) -> Tensor:
+    """The positions that the teacher reads: bool BS."""
+    if placeholders == "attended":
+        return layout.valid_BS
+    visual_BS = layout.kind_BS == Kind.VISUAL
+    after_visual_BS = torch.nn.functional.pad(visual_BS[:, :-1], (1, 0), value=False)
+    if bool((found.mask_BS & after_visual_BS).any()):
+        row = int((found.mask_BS & after_visual_BS).any(dim=1).nonzero()[0])
+        raise LayoutError(
+            f"row {row}: a target directly follows a visual position, which the teacher does not read; put a "
+            "template token between them, or use placeholders: attended"
+        )
+    return layout.valid_BS & ~visual_BS
+
+
+def _rows_of(layout: Layout, rows: Tensor) -> Layout:
+    tokens_BS = None if layout.tokens_BS is None else layout.tokens_BS[rows]
+    return Layout(layout.labels_BS[rows], layout.kind_BS[rows], layout.ordinal_BS[rows], tokens_BS)
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[Elision]:
+    """Eval mode and an elision, both undone at the end."""
+    training, elide = model.training, attach(model)
+    model.eval()
+    try:
+        yield elide
+    finally:
+        elide.remove()
+        model.train(training)
+
+
+def _precision(device: torch.device, dtype: torch.dtype | str) -> Any:
+    """Autocast for a bfloat16 forward pass: the weights, which may be the student's own, stay as they are."""
+    wanted = {"bfloat16": torch.bfloat16, "float32": torch.float32}.get(str(dtype).removeprefix("torch."))
+    if wanted is None:
+        raise ConfigError(f"dtype of the reference pass must be bfloat16 or float32, got {dtype}")
+    if wanted == torch.float32 or device.type != "cuda" or not torch.cuda.is_bf16_supported():
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
