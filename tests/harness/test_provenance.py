@@ -1,0 +1,75 @@
+"""Provenance: what is there is named, what is not does no harm, and nothing tells whose machine it was."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import platform
+import subprocess
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+import regate
+from harness import provenance
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+
+def _git(folder: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", *identity, "-C", str(folder), *arguments], check=True, capture_output=True)
+
+
+def test_collect_names_versions_and_hardware_and_is_json() -> None:
+    found = provenance.collect(threads=3)
+    assert json.loads(json.dumps(found)) == found
+    assert found["packages"]["numpy"] == metadata.version("numpy")
+    assert found["packages"]["regate"] == regate.__version__
+    assert found["hardware"]["threads"] == 3
+    assert found["hardware"]["logical_cores"] >= 1
+    assert found["hardware"]["memory_bytes"] > 1e8
+
+
+def test_no_host_or_path_in_it() -> None:
+    text = json.dumps(provenance.collect())
+    assert platform.node() not in text or len(platform.node()) < 4
+    assert "/home/" not in text
+    assert f"/{getpass.getuser()}/" not in text
+
+
+def test_packages_that_are_not_installed_are_left_out() -> None:
+    assert provenance.packages(("numpy", "no-such-distribution-here")) == {"numpy": metadata.version("numpy")}
+
+
+def test_git_state_of_a_checkout(tmp_path: Path) -> None:
+    assert provenance.git_state(tmp_path) is None, "no repository"
+    _git(tmp_path, "init", "-q")
+    assert provenance.git_state(tmp_path) is None, "no commit yet"
+    (tmp_path / "harness").mkdir()
+    (tmp_path / "harness" / "a.py").write_text("a = 1\n")
+    _git(tmp_path, "add", ".")
+    _git(tmp_path, "commit", "-q", "-m", "first")
+    state = provenance.git_state(tmp_path)
+    assert state is not None
+    assert len(state["commit"]) == 40
+    assert state["dirty"] is False
+    (tmp_path / "results.txt").write_text("a result is not code")
+    assert provenance.git_state(tmp_path) == state
+    (tmp_path / "harness" / "a.py").write_text("a = 2\n")
+    assert provenance.git_state(tmp_path) == {**state, "dirty": True}
+
+
+def test_git_state_of_a_folder_inside_another_repository(tmp_path: Path) -> None:
+    _git(tmp_path, "init", "-q")
+    (tmp_path / "site-packages").mkdir()
+    assert provenance.git_state(tmp_path / "site-packages") is None
+
+
+def test_git_absent_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _git(tmp_path, "init", "-q")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert provenance.git_state(tmp_path) is None
+    assert "numpy" in provenance.collect()["packages"]
