@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from regate.difficulty import DifficultyStore as DifficultyStore
     from regate.elision import Elision as Elision
     from regate.elision import attach as attach
+    from regate.errors import ConfigError as ConfigError
+    from regate.errors import LayoutError as LayoutError
+    from regate.errors import MismatchError as MismatchError
+    from regate.errors import NonFiniteLossError as NonFiniteLossError
     from regate.errors import RegateError as RegateError
+    from regate.errors import StoreError as StoreError
+    from regate.errors import UnsupportedModelError as UnsupportedModelError
     from regate.gate import DenseGate as DenseGate
     from regate.gate import Gate as Gate
     from regate.head import ScoredLM as ScoredLM
@@ -40,6 +46,12 @@ _HOME = {
     "DifficultyStore": "difficulty",
     "Elision": "elision",
     "attach": "elision",
+    "ConfigError": "errors",
+    "LayoutError": "errors",
+    "StoreError": "errors",
+    "MismatchError": "errors",
+    "UnsupportedModelError": "errors",
+    "NonFiniteLossError": "errors",
     "RegateError": "errors",
     "DenseGate": "gate",
     "Gate": "gate",

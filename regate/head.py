@@ -31,9 +31,11 @@ class ScoredLM(nn.Module):
         UnsupportedModelError: the model scales its logits after the head, or has no head.
     """
 
+    wraps_language_model = True  # `regate.wrapping.unwrap` looks below
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.scored_model = model
+        self.model = model
         inner: Any = unwrap(model)
         if not hasattr(inner, "base_model") or inner.get_output_embeddings() is None:
             raise UnsupportedModelError(f"{type(inner).__name__} has no base_model and output embeddings to split at")
@@ -51,7 +53,7 @@ class ScoredLM(nn.Module):
         Returns:
             logits_NV, in the model's type, in row order of `predictor_BS`.
         """
-        inner: Any = unwrap(self.scored_model)
+        inner: Any = unwrap(self.model)
         if self._takes_cache:
             inputs.setdefault("use_cache", False)
         hidden_BSD: Tensor = inner.base_model(**inputs).last_hidden_state

@@ -15,23 +15,27 @@ def unwrap(model: Any) -> nn.Module:
     Raises:
         UnsupportedModelError: a peft method that changes the sequence (prompt tuning and its kin).
     """
-    while True:
-        if getattr(model, "peft_config", None) and hasattr(model, "get_base_model"):
-            if getattr(model.active_peft_config, "is_prompt_learning", False):
-                raise UnsupportedModelError(
-                    f"{type(model.active_peft_config).__name__} adds virtual tokens to the sequence, so the gate's "
-                    "layout does not describe it; use LoRA or full fine-tuning"
-                )
-            model = model.get_base_model()
-            continue
-        for name in ("_orig_mod", "module", "scored_model"):
-            inner = getattr(model, name, None)
-            if isinstance(inner, nn.Module):
-                model = inner
-                break
-        else:
-            assert isinstance(model, nn.Module)
-            return model
+    while (inner := _below(model)) is not None:
+        model = inner
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def _below(model: Any) -> Any:
+    """One wrapper less, or None where there is none."""
+    if getattr(model, "peft_config", None) and hasattr(model, "get_base_model"):
+        if getattr(model.active_peft_config, "is_prompt_learning", False):
+            raise UnsupportedModelError(
+                f"{type(model.active_peft_config).__name__} adds virtual tokens to the sequence, so the gate's "
+                "layout does not describe it; use LoRA or full fine-tuning"
+            )
+        return model.get_base_model()
+    if getattr(model, "wraps_language_model", False):
+        return model.model
+    for name in ("_orig_mod", "module"):
+        if isinstance(getattr(model, name, None), nn.Module):
+            return getattr(model, name)
+    return None
 
 
 def decoder_of(model: nn.Module) -> nn.Module:
