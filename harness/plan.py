@@ -244,8 +244,6 @@ def _gate_warnings(plan: Plan, gate: GateConfig) -> Iterator[str]:
 def _why_dense(plan: Plan, gate: GateConfig) -> str:
     if gate.keep_ratio == 1:
         return "gate.keep_ratio is 1"
-    if gate.dense_steps == gate.cycle_steps:
-        return "every step of a cycle is dense (gate.dense_steps = gate.cycle_steps)"
     if gate.warmup_steps >= plan.steps:
         return f"the gate warm-up ({gate.warmup_steps} steps) is as long as the run ({plan.steps})"
     return f"the {plan.steps} steps end before the first sparse step"

@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from harness.explain import Problem
+from harness.recipe import TinyModel
 from harness.yamlmarks import dotted
 from regate.config import GateConfig, ReferenceConfig
 from regate.errors import ConfigError
@@ -15,7 +16,7 @@ from regate.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence, Set
 
-    from harness.yamlmarks import Document, Path
+    from harness.yamlmarks import Document, Mark, Path
 
 Finding = tuple["Path", str]
 """Path of the key that would have to change, and what is wrong."""
@@ -30,7 +31,12 @@ def broken_rules(document: Document, benchmarks: Mapping[str, str], wrong: Set[P
     """
     data = document.data
     findings = [*_train(data), *_evaluate(data, benchmarks), *_model(data), *_data(data), *_gate(data, wrong)]
-    return [Problem(document.value_at(path), path, words) for path, words in findings]
+    return [Problem(_place(document, path), path, words) for path, words in findings]
+
+
+def _place(document: Document, path: Path) -> Mark:
+    """Where the value stands; of a whole section, where its key does."""
+    return document.key_at(path) if isinstance(_get(document.data, path), dict) else document.value_at(path)
 
 
 def _train(data: Any) -> Iterator[Finding]:
@@ -98,7 +104,7 @@ def _model(data: Any) -> Iterator[Finding]:
             ("model", "adapter"),
             f"model.adapter tiny is made from the clips of data.source shapes, and data.source is {source}",
         )
-    hidden, heads = _whole(data, ("model", "hidden")), _whole(data, ("model", "heads"))
+    hidden, heads = (_whole(data, ("model", key), TinyModel.model_fields[key].default) for key in ("hidden", "heads"))
     if hidden and heads and (hidden % heads or (hidden // heads) % 2):
         yield (
             ("model", "heads"),
@@ -151,8 +157,11 @@ def _get(data: Any, path: Path) -> Any:
     return data
 
 
-def _whole(data: Any, path: Path) -> int | None:
+def _whole(data: Any, path: Path, default: int | None = None) -> int | None:
+    """The whole number at `path`, `default` where nothing is given, None where it is something else."""
     value = _get(data, path)
+    if value is None:
+        return default
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 

@@ -208,7 +208,9 @@ class _Reader:
         return items
 
     def _scalar(self, event: ScalarEvent) -> str | int | float | bool | None:
-        text = event.value
+        text: str = event.value
+        if not text.isprintable() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise self._problem(event.start_mark, "an escape in this text is half a character (\\ud800 to \\udfff)")
         if event.style is not None:
             return text
         if text in _WORDS:
