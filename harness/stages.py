@@ -129,15 +129,23 @@ def _score(run: Prepared, gate: GateConfig, path: Path, made_from: dict[str, Any
     teacher = run.adapter.teacher().to(device)
     done = writer.done_ids()
     batches = text_batches(run.data, processor, tokens_per_batch=gate.reference.tokens_per_batch, skip=done)
-    with run.progress.task(f"reference losses {run.recipe.name}", len(index.sample_ids), start=len(done)) as advance:
+    scored = len(done)
+    with run.progress.task(f"reference losses {run.recipe.name}", len(index.sample_ids), start=scored) as advance:
+
+        def count(samples: int) -> None:
+            nonlocal scored
+            scored += samples
+            advance(scored)
+
         regate.score_reference(
             teacher,
             batches,
             writer,
             placeholder_id=processor.placeholder_id,
             placeholders=gate.reference.placeholders,
-            dtype=getattr(torch, gate.reference.dtype),
-            progress=advance,
+            dtype=gate.reference.dtype,
+            candidates=gate.candidates,
+            progress=count,
         )
 
 
