@@ -1,0 +1,1 @@
+"""What runs in the evaluation's child process, the only place that imports lmms-eval."""

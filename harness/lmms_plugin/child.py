@@ -1,0 +1,154 @@
+"""The evaluation's child process: `python -m harness.lmms_plugin.child JOB.json EVENTS_FD`.
+
+It scores every checkpoint of the job file, one after the other, and writes the result of each as soon as it has it.
+Events go to the parent as JSON lines on the given file descriptor; what lmms-eval prints goes to stdout and stderr.
+The parent, not the exit code, decides whether a result counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from harness.errors import HarnessError
+from harness.recipe import Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from harness.models.adapter import Adapter
+
+PREEMPTED = 75
+
+
+class Events:
+    """JSON lines to the parent. A parent that is gone is no error here: `watch_parent` ends the process."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._last = 0.0
+
+    def send(self, event: str, **fields: Any) -> None:
+        with suppress(BrokenPipeError):
+            self._stream.write(json.dumps({"event": event, **fields}) + "\n")
+            self._stream.flush()
+
+    def progress(self, result: int) -> Callable[[int], None]:
+        """Tells how many items of a result are done, a few times a second."""
+
+        def advance(done: int) -> None:
+            now = time.monotonic()
+            if now - self._last > 0.2:
+                self._last = now
+                self.send("progress", result=result, done=done)
+
+        return advance
+
+
+def run(job: Mapping[str, Any], events: Events, make_adapter: Callable[[Recipe], Adapter]) -> None:
+    """Write every result of the job. The model is loaded once for the results of one checkpoint."""
+    import torch
+
+    from harness.data.video import read_frames
+    from harness.lmms_plugin.ask import ask
+    from harness.lmms_plugin.score import FrameCache, Scorer, compute_dtype
+    from harness.lmms_plugin.tasks import read_tasks
+
+    recipe = Recipe.model_validate_json(json.dumps(job["recipe"]))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = compute_dtype(recipe.train.precision, device)
+    work = Path(job["work"])
+    asked = {entry["benchmark"]["name"]: read_tasks(entry, work / "tasks") for entry in job["benchmarks"]}
+    adapter = make_adapter(recipe)
+    frames = FrameCache(lambda media: read_frames(media, frames=recipe.data.frames))
+    loaded, scorer = None, None
+    for index, wanted in enumerate(job["results"]):
+        began = time.monotonic()
+        if scorer is None or loaded != wanted["checkpoint"]:
+            loaded, scorer = wanted["checkpoint"], None  # the last model goes before the next one comes
+            scorer = Scorer(
+                adapter, adapter.load(Path(loaded)).to(device), frames, rows=recipe.evaluate.batch, dtype=dtype
+            )
+        result, items = ask(asked[wanted["benchmark"]], scorer, events.progress(index), device)
+        result["seconds"] = time.monotonic() - began
+        write_result(Path(wanted["path"]), wanted["identity"], result, items)
+        events.send("done", result=index, done=len(items))
+
+
+def write_result(
+    path: Path, identity: Mapping[str, Any], result: Mapping[str, Any], items: Sequence[Mapping[str, Any]]
+) -> None:
+    """The items first, then the result that names them: a result on disk is complete."""
+    text = "".join(json.dumps(item) + "\n" for item in items)
+    place = path.with_name(f"{path.stem}.items.jsonl")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(place, text)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    whole = {**identity, **result, "items": place.name, "items_sha256": digest}
+    _replace(path, json.dumps(whole, indent=1) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def watch_parent() -> None:
+    """End this process when the parent is gone: its end of stdin closes, however it died."""
+
+    def watch() -> None:
+        while os.read(0, 4096):
+            pass
+        os._exit(PREEMPTED)
+
+    threading.Thread(target=watch, daemon=True, name="watch-parent").start()
+
+
+def report(error: BaseException) -> dict[str, Any]:
+    """What the parent needs to raise the error again. tenacity, which lmms-eval wraps its calls in, hides it."""
+    last = getattr(error, "last_attempt", None)
+    cause = last.exception() if last is not None else None
+    error = cause or error
+    known = isinstance(error, HarnessError)
+    message = str(error) if known else f"{type(error).__name__}: {error}"
+    return {
+        "message": message,
+        "hint": getattr(error, "hint", None),
+        "exit_code": getattr(error, "exit_code", 1) if known else 1,
+    }
+
+
+def project_adapter(recipe: Recipe) -> Adapter:
+    """The recipe's own adapter."""
+    from harness.models import adapter_for
+
+    return adapter_for(recipe, None)
+
+
+def main(argv: Sequence[str], make_adapter: Callable[[Recipe], Adapter] = project_adapter) -> int:
+    watch_parent()
+    job = json.loads(Path(argv[0]).read_text())
+    with os.fdopen(int(argv[1]), "w") as stream:
+        events = Events(stream)
+        try:
+            run(job, events, make_adapter)
+        except BaseException as error:
+            events.send("error", **report(error))
+            raise
+        events.send("end")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

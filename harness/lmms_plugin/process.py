@@ -1,0 +1,155 @@
+"""The parent's side of the child process: starts it, hears it, and ends it. Imports neither torch nor lmms-eval."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final
+
+from harness.errors import DataError, EnvironmentProblem, HarnessError, RecipeError, StaleError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+CHILD: Final = (sys.executable, "-m", "harness.lmms_plugin.child")
+LOG: Final = "lmms_eval.log"
+_WORK: Final = ".work-"
+_TAIL: Final = 20
+"""Lines of the child's log that an error shows."""
+_PATIENCE: Final = 30.0
+"""Seconds that a child may take to exit after its last word."""
+_FOREIGN: Final = ("LMMS_", "HF_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_")
+"""Environment variables that would change what the child does: it is one process, offline, with its own caches."""
+
+
+@contextmanager
+def run_child(command: Sequence[str], folder: Path, job: Mapping[str, Any]) -> Iterator[Iterator[dict[str, Any]]]:
+    """The events of a child that works on `job`; what it prints is appended to LOG in `folder`.
+
+    The child ends with this block, however it is left, and by itself when this process dies: its stdin closes then.
+    Iterating the events raises the child's error:
+
+    Raises:
+        HarnessError: of the kind the child says, with the end of its log where it is a failure of unknown kind.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
+    log = folder / LOG
+    work = Path(tempfile.mkdtemp(prefix=f"{_WORK}{os.getpid()}-", dir=folder)).absolute()
+    try:
+        job_file = work / "job.json"
+        job_file.write_text(json.dumps({**job, "work": str(work)}))
+        before = log.stat().st_size if log.exists() else 0
+        with log.open("ab") as output, _started([*command, str(job_file)], output, work) as (process, stream):
+            yield _events(process, stream, log, before)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _started(
+    command: Sequence[str], output: IO[bytes], work: Path
+) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as stream:
+        try:
+            process = subprocess.Popen(
+                [*command, str(writing)],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=(writing,),
+                env=_environment(work),
+                start_new_session=True,
+            )
+        finally:
+            os.close(writing)
+        try:
+            yield process, stream
+        finally:
+            process.kill()
+            process.wait()
+            if process.stdin is not None:
+                process.stdin.close()
+
+
+def _environment(work: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
+    home = work / "huggingface"
+    return {
+        **kept,
+        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),  # noqa: PTH109 - the same packages
+        "HF_HOME": str(home),
+        "HF_DATASETS_CACHE": str(home / "datasets"),
+        "LMMS_EVAL_DATASETS_CACHE": str(home / "datasets"),
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def _events(
+    process: subprocess.Popen[bytes], stream: Iterable[bytes], log: Path, before: int
+) -> Iterator[dict[str, Any]]:
+    for line in stream:
+        event = _parse(line)
+        if event is None:
+            break
+        if event["event"] == "end":
+            return
+        if event["event"] == "error":
+            with suppress(subprocess.TimeoutExpired):  # its traceback is still on the way to the log
+                process.wait(_PATIENCE)
+            raise _error(event, log, before)
+        yield event
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_PATIENCE)
+    message = f"its process ended early (exit {process.returncode})"
+    raise _error({"message": message, "hint": None, "exit_code": 1}, log, before)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """None for the half line of a killed child."""
+    try:
+        event: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return None
+    return event
+
+
+def _error(failure: Mapping[str, Any], log: Path, before: int) -> HarnessError:
+    """The child's error as one of ours, by its exit code; the log's end where it is none of ours."""
+    family = (RecipeError, EnvironmentProblem, DataError, StaleError)
+    kind = next((kind for kind in family if kind.exit_code == failure["exit_code"]), HarnessError)
+    message = f"evaluation failed: {failure['message']}"
+    if kind is HarnessError:
+        with log.open("rb") as file:
+            file.seek(before)
+            lines = file.read().decode(errors="replace").replace("\r", "\n").splitlines()
+        tail = [line for line in lines if line.strip()][-_TAIL:]
+        message += f"\nThe end of {log}:\n" + "\n".join(f"  {line}" for line in tail)
+    return kind(message, hint=failure["hint"])
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed evaluations left behind."""
+    for work in folder.glob(f"{_WORK}*"):
+        owner = int(work.name.removeprefix(_WORK).split("-")[0])
+        if not _alive(owner):
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
