@@ -243,11 +243,9 @@ def _approach(
     scale = size / 64
     radii = [_round(rng.uniform(6.0, 7.5) * scale) for _ in looks]
     low, high = _MARGIN * scale, size - _MARGIN * scale
-    lane = rng.uniform(low, high)
-    lanes = [lane, lane]
-    if not hit:
-        apart = rng.uniform(20, 28) * scale
-        lanes[1] = lane + apart if lane + apart <= high else lane - apart
+    apart = 0.0 if hit else rng.uniform(20, 28) * scale
+    lane = rng.uniform(low, high - apart)
+    lanes = rng.sample((lane, lane + apart), 2)
     side = rng.choice((0, 1))  # which of the two comes from the low side
     middle = size / 2 + rng.uniform(-4, 4) * scale
     upright = rng.random() < 0.5

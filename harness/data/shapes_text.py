@@ -49,7 +49,7 @@ QUESTIONS: Final[dict[str, tuple[str, ...]]] = {
     "order": (
         "Which object appears before the other one?",
         "What is the first object to appear in the video?",
-        "Tell me which object shows up first.",
+        "Tell me which object comes first.",
     ),
     "change": (
         "Which colour does the {shape} have at the end?",
@@ -93,14 +93,14 @@ ANSWERS: Final[dict[str, tuple[str, ...]]] = {
         "Over the whole clip the count of different objects is [count].",
         "If every object is counted once, even when it is there for a part of the time only, then the number of "
         "objects in this short video is [count].",
-        "Going through all of the frames and writing down each new object, we arrive at a total of [count] in "
+        "Going through all of the frames and noting each new object, we arrive at a total of [count] in "
         "front of the dark background.",
     ),
     "order": (
         "The first object to appear is the [colour] [shape].",
         "It can be seen that the [colour] [shape] comes before the other object.",
         "The video starts with a dark background that is almost empty, and of the two objects it is the [colour] "
-        "[shape] that shows up earlier than the other one.",
+        "[shape] that is seen earlier than the other one.",
         "When the frames are put in their order, the [colour] [shape] is already there while the other object is "
         "still missing from the picture.",
     ),

@@ -1,0 +1,154 @@
+"""Annotation files: what is read out of them, and what is said of those that cannot be used."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness.data.formats import Bad, File, Row, read_llava, read_videochat2
+from harness.data.sample import Turn
+from harness.errors import DataError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def _read(tmp_path: Path, records: Any) -> list[Row | Bad]:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(records))
+    return read_llava(path, lambda video: f"{video}.mkv")
+
+
+def _talk(*texts: str) -> list[dict[str, str]]:
+    return [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
+
+
+def _one(tmp_path: Path, record: Any) -> Row:
+    (row,) = _read(tmp_path, [record])
+    assert isinstance(row, Row), row
+    return row
+
+
+def test_tags_become_media_and_turns_keep_their_order(tmp_path: Path) -> None:
+    talk = _talk(
+        "<image>\nWhat?", "A cat.", "And <image> there?", "A dog.", "<video> Then?", "They run, says <video>."
+    )
+    row = _one(tmp_path, {"id": 7, "image": ["a.jpg", "b.jpg"], "video": "c.mp4", "conversations": talk})
+    assert row.key == "7"
+    assert row.media == (File("image", "a.jpg"), File("image", "b.jpg"), File("video", "c.mp4"))
+    assert [t.role for t in row.turns] == ["user", "assistant"] * 3
+    assert [t.text for t in row.turns] == [
+        "<media:0>\nWhat?",
+        "A cat.",
+        "And <media:1> there?",
+        "A dog.",
+        "<media:2> Then?",
+        "They run, says <video>.",  # an answer's words are the answer's own
+    ]
+
+
+def test_media_without_a_tag_stand_before_the_first_question(tmp_path: Path) -> None:
+    row = _one(tmp_path, {"id": "a", "video": "c.mp4", "conversations": _talk("What?", "A cat.")})
+    assert row.turns[0].text == "<media:0>\nWhat?"
+
+
+def test_a_leading_answer_is_left_out_and_spans_move_with_the_turns(tmp_path: Path) -> None:
+    talk = [{"from": "gpt", "value": "Hello"}, *_talk("Colour?", "It is red.")]
+    row = _one(tmp_path, {"id": "a", "conversations": talk, "spans": [[2, 6, 9, "colour"]]})
+    assert row.turns == (Turn("user", "Colour?"), Turn("assistant", "It is red."))
+    ((turn, first, end, name),) = row.spans
+    assert (row.turns[turn].text[first:end], name) == ("red", "colour")
+
+
+def test_a_system_turn_is_kept(tmp_path: Path) -> None:
+    talk = [{"from": "system", "value": "Be short."}, *_talk("<image>?", "Yes.")]
+    row = _one(tmp_path, {"id": "a", "image": "a.png", "conversations": talk})
+    assert [turn.role for turn in row.turns] == ["system", "user", "assistant"]
+
+
+def test_raw_video_chatgpt_pairs(tmp_path: Path) -> None:
+    pairs = [{"q": "Q0", "a": "A0", "video_id": "v_x"}, {"q": "Q1", "a": "A1", "video_id": "v_x"}]
+    even, odd = _read(tmp_path, pairs)
+    assert isinstance(even, Row)
+    assert isinstance(odd, Row)
+    assert even.media == (File("video", "v_x.mkv"),)
+    assert [even.turns[0].text, odd.turns[0].text] == ["Q0\n<media:0>", "<media:0>\nQ1"]
+    assert even.key != odd.key
+
+
+def test_videochat2_instructions_bounds_and_pairs(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    pairs = [{"i": "Watch.", "q": "What?", "a": "A cat."}, {"i": "unused", "q": "Where?", "a": "Here."}]
+    caption = {"image": "b.jpg", "QA": [{"i": "Describe.", "q": "", "a": "A dog."}]}
+    path.write_text(json.dumps([{"video": "v/a.mp4", "start": 1, "end": 2.5, "QA": pairs}, caption]))
+    first, second = read_videochat2(path)
+    assert isinstance(first, Row)
+    assert isinstance(second, Row)
+    assert first.media == (File("video", "v/a.mp4", 1, 2.5),)
+    assert first.turns == (
+        Turn("system", "Watch."),
+        Turn("user", "<media:0>\nWhat?"),
+        Turn("assistant", "A cat."),
+        Turn("user", "Where?"),
+        Turn("assistant", "Here."),
+    )
+    assert second.turns == (Turn("system", "Describe."), Turn("user", "<media:0>"), Turn("assistant", "A dog."))
+
+
+def test_keys_do_not_depend_on_the_order_of_the_file(tmp_path: Path) -> None:
+    records = [{"id": "same", "conversations": _talk(f"Q{i}", "A")} for i in range(5)]
+    records.append({"id": "other", "conversations": _talk("Q", "A")})
+    keys = {row.turns[0].text: row.key for row in _read(tmp_path, records) if isinstance(row, Row)}
+    random.Random(0).shuffle(records)
+    again = {row.turns[0].text: row.key for row in _read(tmp_path, records) if isinstance(row, Row)}
+    assert keys == again
+    assert len(set(keys.values())) == 6
+    assert keys["Q"] == "other"
+
+
+def test_a_record_that_recurs_is_refused(tmp_path: Path) -> None:
+    record = {"id": "same", "conversations": _talk("Q", "A")}
+    first, second = _read(tmp_path, [record, record])
+    assert isinstance(first, Row)
+    assert second == Bad("record 1 (same)", "repeats an earlier record word for word")
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ("text", "an object is expected"),
+        ({"id": "a"}, '"q" must be a text'),
+        ({"id": "a", "conversations": []}, "at least one turn"),
+        ({"id": "a", "conversations": [{"from": "bot", "value": "x"}]}, '"from" must be one of'),
+        ({"id": "a", "conversations": _talk("Q")}, "no answer"),
+        ({"id": "a", "conversations": _talk("Q", "A") + _talk("Q", "A")[1:]}, "same speaker"),
+        ({"id": "a", "conversations": [{"from": "human", "value": 3}]}, '"value" must be a text'),
+        ({"id": "a", "image": 3, "conversations": _talk("Q", "A")}, '"image" must be a path'),
+        ({"id": "a", "image": "a.jpg", "conversations": _talk("<video>", "A")}, "says <video> where a.jpg is image"),
+        ({"id": "a", "image": "a.jpg", "conversations": _talk("<image><image>", "A")}, "more media than the 1"),
+        ({"id": "a", "image": ["a", "b"], "conversations": _talk("<image>", "A")}, "names 1 of the record's 2"),
+        ({"id": "a", "conversations": _talk("<media:0>", "A")}, "only the reader may write"),
+        ({"conversations": _talk("Q", "A")}, "neither an id nor media"),
+    ],
+)
+def test_what_is_wrong_with_a_record_is_told(tmp_path: Path, record: Any, reason: str) -> None:
+    (row,) = _read(tmp_path, [record])
+    assert isinstance(row, Bad)
+    assert reason in row.reason
+    assert row.key.startswith("record 0")
+
+
+def test_broken_json_is_told_with_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('[\n {"id": 1,\n  "x" 2}\n]')
+    with pytest.raises(DataError, match=r"a\.json:3:7: not JSON"):
+        read_videochat2(path)
+    path.write_bytes(b'["\xff"]')
+    with pytest.raises(DataError, match="not UTF-8 at byte 2"):
+        read_videochat2(path)
+    path.write_text("{}")
+    with pytest.raises(DataError, match="a list of records"):
+        read_videochat2(path)
