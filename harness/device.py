@@ -17,6 +17,11 @@ _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
 
+def computes_bfloat16() -> bool:
+    """Whether this machine's GPU has bfloat16 arithmetic; on a CPU it is emulated and slow."""
+    return bool(torch.cuda.is_available() and torch.cuda.is_bf16_supported())
+
+
 def reset_peak(device: torch.device) -> None:
     """Start a new peak at what is held now."""
     if device.type == "cuda":
@@ -45,8 +50,7 @@ def accelerator(recipe: TrainRecipe) -> Accelerator:
     Raises:
         RecipeError: the global batch cannot be split evenly over the processes.
     """
-    capable = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    chosen = recipe.precision if recipe.precision != "auto" else ("bfloat16" if capable else "float32")
+    chosen = recipe.precision if recipe.precision != "auto" else ("bfloat16" if computes_bfloat16() else "float32")
     precision = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[chosen]
     made = Accelerator(mixed_precision=precision)
     per_pass = recipe.micro_batch * made.num_processes

@@ -18,7 +18,7 @@ from accelerate import PartialState
 
 import regate
 from harness import evaluate as evaluation
-from harness import figures, tables, track
+from harness import device, figures, tables, track
 from harness.checkpoint import latest
 from harness.data.collate import text_batches
 from harness.data.sources import make_data, open_data
@@ -103,7 +103,7 @@ def reference(run: Prepared) -> regate.ReferenceStore | None:
         "teacher": run.adapter.teacher_fingerprint,
         "candidates": gate.candidates,
         "placeholders": gate.reference.placeholders,
-        "dtype": gate.reference.dtype,
+        "dtype": _teacher_dtype(gate, run.progress),
     }
     path = Path(run.recipe.paths.stores) / f"reference-{digest(made_from)[:16]}"
     pin(run.run_dir, "reference", digest(made_from))
@@ -113,6 +113,14 @@ def reference(run: Prepared) -> regate.ReferenceStore | None:
             _score(run, gate, path, made_from)
         write_json(path / _COST, {"schema": 1, "seconds": time.perf_counter() - began, "devices": 1})
     return regate.ReferenceStore.open(path, expect_fingerprint=made_from)
+
+
+def _teacher_dtype(gate: GateConfig, progress: Progress) -> str:
+    """What the teacher's forward pass will really compute in, which is what the store is named by."""
+    if gate.reference.dtype == "bfloat16" and not device.computes_bfloat16():
+        progress.say("the teacher computes in float32: this device has no fast bfloat16")
+        return "float32"
+    return gate.reference.dtype
 
 
 def _score(run: Prepared, gate: GateConfig, path: Path, made_from: dict[str, Any]) -> None:
@@ -125,8 +133,7 @@ def _score(run: Prepared, gate: GateConfig, path: Path, made_from: dict[str, Any
         fingerprint=made_from,
     )
     processor = run.adapter.processor()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    teacher = run.adapter.teacher().to(device)
+    teacher = run.adapter.teacher().to("cuda" if torch.cuda.is_available() else "cpu")
     done = writer.done_ids()
     batches = text_batches(run.data, processor, tokens_per_batch=gate.reference.tokens_per_batch, skip=done)
     scored = len(done)
@@ -143,7 +150,7 @@ def _score(run: Prepared, gate: GateConfig, path: Path, made_from: dict[str, Any
             writer,
             placeholder_id=processor.placeholder_id,
             placeholders=gate.reference.placeholders,
-            dtype=gate.reference.dtype,
+            dtype=made_from["dtype"],
             candidates=gate.candidates,
             progress=count,
         )
