@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, Final
 
@@ -102,21 +101,15 @@ def raise_problems(problems: Sequence[Problem]) -> None:
 
 def shipped_recipes() -> dict[str, FilePath]:
     """Name to file of the recipes that come with the package, or with the checkout it runs from."""
-    found: dict[str, FilePath] = {}
-    for root in _recipe_folders():
-        for path in sorted(root.rglob("*.yaml")):
-            found.setdefault(path.relative_to(root).with_suffix("").as_posix(), path)
-    return found
+    root = _recipe_folder()
+    return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.yaml"))}
 
 
-def _recipe_folders() -> list[FilePath]:
-    beside = FilePath(__file__).resolve().parent.parent / "recipes"
-    try:
-        package = resources.files("harness.recipes")
-    except ModuleNotFoundError:
-        return [beside] if beside.is_dir() else []
-    with resources.as_file(package) as folder:
-        return [folder]
+def _recipe_folder() -> FilePath:
+    """Inside the installed package, or at the top of the checkout, where `recipes/` stands for people to read."""
+    package = FilePath(__file__).resolve().parent
+    installed = package / "recipes"
+    return installed if installed.is_dir() else package.parent / "recipes"
 
 
 def find_recipe(path_or_name: str | FilePath) -> tuple[str, bytes]:

@@ -1,0 +1,104 @@
+"""Small files, functions that fit a screen, and a few laws that a reader of the syntax tree can check."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .tree import ROOT, sources
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+BUDGETS = {"harness/train.py": 300}
+FILE_LINES = 400
+FUNCTION_LINES = 60
+# Where a child process is given its environment.
+READS_ENVIRONMENT = {"harness/lmms_plugin/process.py", "harness/provenance.py", "harness/track.py"}
+FILES = sources("regate", "harness", "tests", "benchmarks", "examples")
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_file_keeps_its_budget(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= BUDGETS.get(name_of(path), FILE_LINES)
+
+
+def test_the_budgets_are_of_files_that_exist() -> None:
+    for name in (*BUDGETS, *READS_ENVIRONMENT):
+        assert (ROOT / name).is_file()
+
+
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def nodes(*folders: str) -> Iterator[tuple[str, ast.AST]]:
+    for path in sources(*folders):
+        for node in ast.walk(tree_of(path)):
+            yield name_of(path), node
+
+
+def test_functions_fit_a_screen() -> None:
+    long = [
+        f"{name}:{node.lineno} {node.name}"
+        for name, node in nodes("regate", "harness")
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        and (node.end_lineno or 0) - node.lineno >= FUNCTION_LINES
+    ]
+    assert not long
+
+
+def test_no_error_is_passed_over() -> None:
+    passed = [
+        f"{name}:{node.lineno}"
+        for name, node in nodes("regate", "harness")
+        if isinstance(node, ast.ExceptHandler) and all(isinstance(line, ast.Pass) for line in node.body)
+    ]
+    assert not passed
+
+
+def test_no_environment_variable_changes_what_a_run_does() -> None:
+    reading = {
+        name
+        for name, node in nodes("regate", "harness")
+        if (isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv"))
+        or (isinstance(node, ast.ImportFrom) and any(alias.name in ("environ", "getenv") for alias in node.names))
+    }
+    assert reading <= READS_ENVIRONMENT
+
+
+def test_no_state_lives_in_modules() -> None:
+    """No `global`, and nothing mutable at the top of a module that is not a constant by name."""
+    found = [f"{name}:{node.lineno}" for name, node in nodes("regate", "harness") if isinstance(node, ast.Global)]
+    for path in sources("regate", "harness"):
+        for node in tree_of(path).body:
+            if isinstance(node, ast.Assign) and isinstance(node.value, (ast.List, ast.Dict, ast.Set)):
+                names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+                found += [f"{name_of(path)}:{node.lineno}" for name in names if not name.isupper() and name != "__all__"]
+    assert not found
+
+
+def test_inheritance_is_one_level_deep() -> None:
+    """A class of ours may be a base, or have one of ours as base, not both. Exceptions and frozen models are flat."""
+    bases: dict[str, set[str]] = {}
+    for _, node in nodes("regate", "harness"):
+        if isinstance(node, ast.ClassDef):
+            bases[node.name] = {base.id for base in node.bases if isinstance(base, ast.Name)}
+    deep = {
+        f"{name} <- {parent} <- {grandparent}"
+        for name, parents in bases.items()
+        for parent in parents
+        for grandparent in bases.get(parent, ())
+        if grandparent in bases and not grandparent.endswith("Error")
+    }
+    assert not deep

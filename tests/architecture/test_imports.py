@@ -1,0 +1,69 @@
+"""Import walls: the contracts of pyproject.toml, and what is really imported in a fresh interpreter."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+from .tree import ROOT
+
+HEAVY = ("torch", "torchvision", "transformers", "accelerate", "mlflow", "lmms_eval", "peft")
+LIGHT = (
+    "regate",
+    "regate.config",
+    "regate.errors",
+    "regate.schedule",
+    "harness.benchmarks",
+    "harness.cli",
+    "harness.cli_read",
+    "harness.cli_status",
+    "harness.data.check",
+    "harness.data.sources",
+    "harness.ledger",
+    "harness.load",
+    "harness.models.requirements",
+    "harness.pairs",
+    "harness.plan",
+    "harness.recipe",
+    "harness.record",
+    "harness.render",
+    "harness.stats",
+    "harness.tables",
+)
+
+
+def test_the_contracts_hold() -> None:
+    script = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
+def test_what_is_read_without_torch() -> None:
+    script = (
+        "import importlib, sys\n"
+        f"for name in {LIGHT!r}:\n"
+        "    importlib.import_module(name)\n"
+        f"    heavy = [found for found in {HEAVY!r} if found in sys.modules]\n"
+        "    if heavy: sys.exit(f'{name} imports {heavy}')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_answers_at_once_and_without_torch() -> None:
+    script = (
+        "import sys; sys.argv = ['harness', '--help']\n"
+        "import harness.cli\n"
+        "try: harness.cli.main()\n"
+        "except SystemExit: print([name for name in sys.modules if name in "
+        f"{(*HEAVY, 'pydantic', 'yaml', 'numpy')!r}], file=sys.stderr)"
+    )
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+        times.append(time.perf_counter() - began)
+        assert done.stderr.strip() == "[]"
+        assert "harness run" in done.stdout or "Commands" in done.stdout
+    assert min(times) < 0.4

@@ -1,0 +1,142 @@
+"""Plans: the numbers of a run before anything is computed, against Eq. 4 counted out by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.data.sources import make_data
+from harness.errors import RecipeError
+from harness.load import load_recipe
+from harness.plan import by_origin, make_plan, render
+from regate.config import GateConfig
+from regate.schedule import DualCycle
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def plan(*overrides: str, name: str = "tiny_regate"):  # type: ignore[no-untyped-def]
+    return make_plan(load_recipe(name, overrides))
+
+
+def test_the_tiny_pair() -> None:
+    gated, baseline = plan(), plan(name="tiny_baseline")
+    assert gated.samples == 6000
+    assert gated.samples_basis == "stated"
+    assert (gated.steps, gated.steps_per_epoch, gated.left_out_per_epoch) == (600, 187, 16)
+    # 36 warm-up steps; then cycles 2 to 18 of 28 sparse steps each (17 of them), and 20 of the last 24 steps.
+    assert (gated.dense_steps, gated.sparse_steps) == (104, 17 * 28 + 20)
+    assert gated.expected_reduction == pytest.approx(496 / 600 / 2)
+    assert gated.closed_form == pytest.approx((1 - 36 / 600) * (1 - 4 / 32) / 2)
+    assert gated.evaluation_steps == (150, 300, 450, 600)
+    assert (baseline.expected_reduction, baseline.sparse_steps, baseline.closed_form) == (0, 0, None)
+    assert baseline.teacher_pass is False
+    assert gated.teacher_pass is True
+    assert gated.warnings == ()
+    assert baseline.warnings == ()
+
+
+@given(
+    steps=st.integers(1, 300),
+    cycle=st.integers(2, 40),
+    dense=st.integers(0, 39),
+    warmup=st.integers(0, 80),
+    keep=st.floats(0.05, 1),
+)
+def test_the_schedule_is_that_of_the_gate(steps: int, cycle: int, dense: int, warmup: int, keep: float) -> None:
+    dense = min(dense, cycle - 1)
+    gate = f"gate={{cycle_steps: {cycle}, dense_steps: {dense}, warmup_steps: {warmup}, keep_ratio: {keep}}}"
+    made = plan(gate, f"train.steps={steps}")
+    schedule = DualCycle.from_config(GateConfig(keep, cycle, dense, warmup))
+    assert made.expected_reduction == pytest.approx(1 - schedule.expected_keep(steps))
+    assert made.dense_steps + made.sparse_steps == steps
+
+
+def test_epochs_give_steps() -> None:
+    made = plan("train.steps=null", "train.epochs=2")
+    assert (made.steps, made.epochs) == (374, 2.0)
+    assert plan("train.steps=null", "train.epochs=0.001").steps == 1
+    assert plan("train.steps=null", "train.epochs=0.1").steps == 19
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["train.steps=187"], "difficulty is never read and the score is the reference loss alone"),
+        (["train.steps=187", "gate.selection=difficulty"], "the selection goes by position"),
+        (["train.steps=187", "gate.reference_weight=0.0"], "the selection goes by position"),
+        (["gate.warmup_steps=600"], "as long as the run"),
+        (["train.steps=3", "gate.warmup_steps=0"], "end before the first sparse step"),
+        (["gate.keep_ratio=1.0"], "gate.keep_ratio is 1"),
+        (["train.steps=63", "gate.warmup_steps=0", "gate.dense_steps=30"], "the schedule is cut"),
+        (["gate.execution=loss_only"], "no time"),
+        (["evaluate.at=[0.0001, 0.0002, 1.0]"], "fall on the same step"),
+        (["evaluate.benchmarks=[]"], "nothing is scored"),
+        (["train.global_batch=3500", "train.micro_batch=3500"], "left out of every epoch"),
+        (["train.checkpoint_every=600"], "starts again from step 0"),
+    ],
+)
+def test_what_a_run_should_be_warned_of(overrides: list[str], words: str) -> None:
+    matching = [line for line in plan(*overrides).warnings if words in line]
+    assert len(matching) == 1, plan(*overrides).warnings
+
+
+@pytest.mark.parametrize("selection", ["reference", "random", "first"])
+def test_one_epoch_is_no_warning_where_no_difficulty_is_read(selection: str) -> None:
+    assert not any("difficulty" in line for line in plan("train.steps=187", f"gate.selection={selection}").warnings)
+
+
+def test_points_on_the_same_step_are_evaluated_once() -> None:
+    made = plan("evaluate.at=[0.0001, 0.0002, 1.0]")
+    assert [(point.fraction, point.step) for point in made.evaluations] == [(0.0002, 1), (1.0, 600)]
+
+
+def test_too_few_samples_and_unknown_samples() -> None:
+    with pytest.raises(RecipeError, match="more than the 6000 samples"):
+        plan("train.global_batch=6001", "train.micro_batch=6001")
+    with pytest.raises(RecipeError, match="does not say how many samples"):
+        plan("data.samples=null", name="videollama2_regate")
+
+
+def test_made_data_are_counted() -> None:
+    small = ["data.train_clips=10", "data.test_clips=20", "data.stage_clips=1", "train.global_batch=4"]
+    small += ["train.micro_batch=4"]
+    recipe = load_recipe("tiny_smoke_regate", small)
+    before = make_plan(recipe)
+    make_data(recipe.data, recipe.paths, recipe.seed)
+    after = make_plan(recipe)
+    assert (before.samples, before.samples_basis, len(before.to_make)) == (30, "stated", 1)
+    assert (after.samples, after.samples_basis, after.to_make) == (30, "counted", ())
+    assert before.targets is None
+    assert after.targets is not None
+    assert after.targets.basis == "estimated"
+    # Answers are sentences of 7 to 57 words.
+    assert 8 < after.targets.per_sample < 60
+    assert after.targets.total == round(after.targets.per_sample * 60 * 4)
+    assert after.targets.scored == pytest.approx(after.targets.total * after.keep_ratio, abs=1)
+
+
+def test_a_plan_is_plain_json_and_lines() -> None:
+    for name in ("tiny_regate", "tiny_baseline", "videochat2_regate"):
+        made = plan(name=name)
+        again = json.loads(json.dumps(made.as_dict(), allow_nan=False))
+        assert again["schema"] == 1
+        assert (again["steps"], again["expected_reduction"]) == (made.steps, made.expected_reduction)
+        text = "\n".join(render(made))
+        assert made.run_id in text
+        assert f"{made.steps:,} steps" in text
+        assert ("% of the targets elided" in text) == (made.closed_form is not None)
+        assert text.count("from OpenGVLab/VideoChat2-IT") <= 2, "an origin is told once for all its files"
+
+
+def test_files_of_one_origin_are_told_together() -> None:
+    lines = [f"f{number}: from A: there" for number in range(8)] + ["g: from B"]
+    told = by_origin(lines)
+    assert told == [*(f"f{number}" for number in range(6)), "and 2 more", "  from A: there", "g", "  from B"]
