@@ -122,6 +122,7 @@ class Elision:
         plan = self._plan
         if plan is None:
             return None
+        plan.used = True
         inputs = self._named(args, kwargs)
         embeds_BSD = embeddings(module, inputs)
         if tuple(embeds_BSD.shape[:2]) != plan.compaction.shape:
@@ -129,7 +130,7 @@ class Elision:
                 f"the decoder got {tuple(embeds_BSD.shape[:2])} positions, the decision is for "
                 f"{plan.compaction.shape}: the layout must be in expanded length, visual tokens included"
             )
-        plan.embeds_BSD, plan.used = embeds_BSD, True
+        plan.embeds_BSD = embeds_BSD
         if self._execution == "layerwise":
             return (), inputs
         plan.placed = plan.compaction.to(embeds_BSD.device)

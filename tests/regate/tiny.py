@@ -32,6 +32,7 @@ SIZES = {
     "max_position_embeddings": 256,
     "tie_word_embeddings": False,
     "pad_token_id": 0,
+    "initializer_range": 0.3,  # attention that is far from uniform
 }
 
 
