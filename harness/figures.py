@@ -147,9 +147,9 @@ def _panel(axes: Axes, arms: dict[str, list[Place]], labels: dict[str, str], *, 
         if role == furthest:
             offset, at, side = (8, 5 if _is_above(role, arms) else -5), value[-1], {"ha": "left", "va": "center"}
         elif _is_above(role, arms):
-            offset, at, side = (0, 4), high[-1], {"ha": "center", "va": "bottom"}
+            offset, at, side = (6, 4), high[-1], {"ha": "right", "va": "bottom"}
         else:
-            offset, at, side = (0, -4), low[-1], {"ha": "center", "va": "top"}
+            offset, at, side = (6, -4), low[-1], {"ha": "right", "va": "top"}
         _write(axes, text, (xs[-1], at), offset, color=_COLOURS[role], fontweight="bold", **side)
     ends = [points[-1][0] + (teacher or 0.0 if role == "gated" else 0.0) for role, points in arms.items()]
     # Room on the right for the label of the arm that goes furthest.
