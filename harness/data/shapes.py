@@ -153,9 +153,8 @@ def _make(data: ShapesData, root: Path, seed: int, progress: Progress) -> None:
     for split, part in scenes.items():
         for index, scene in enumerate(part):
             write(_clip(split, index), encode(draw(scene)))
-            if len(files) % 200 == 0:
+            if len(files) % 200 == 0 or len(files) == total:
                 progress("rendering clips", len(files), total)
-    progress("rendering clips", total, total)
     for split, part in scenes.items():
         shown = {_clip(split, index): scene.to_json() for index, scene in enumerate(part)}
         write(f"scenes-{split}.json", _json({"schema": SCHEMA, "scenes": shown}))

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from harness.data import shapes
+from harness.data.check import Expected, Report, probe, refuse
 from harness.data.formats import Bad, Row, read_json, read_llava, read_videochat2
 from harness.data.packed import PackedSamples
-from harness.data.probe import Expected, Report, probe, refuse
 from harness.data.sample import Media, Question, sample_id
 from harness.errors import DataError
 from harness.recipe import ShapesData, digest

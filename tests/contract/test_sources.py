@@ -173,7 +173,6 @@ def test_a_missing_medium_is_named(source: tuple[Data, Paths]) -> None:
 def test_opening_needs_no_torch(clips: Path) -> None:
     code = (
         "import sys; from harness.data.sources import open_data; from harness.recipe import Paths, ShapesData;"
-        "import harness.data.check;"
         "d = ShapesData(source='shapes', train_clips=6, test_clips=7, stage_clips=1);"
         "assert len(open_data(d, Paths(data=sys.argv[1]), 0).samples) == 18; assert 'torch' not in sys.modules"
     )

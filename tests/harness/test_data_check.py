@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.data import shapes
-from harness.data.check import check
-from harness.data.probe import Expected, probe
-from harness.data.sources import make_data, open_data
+from harness.data.check import Expected, probe
+from harness.data.sources import check_data, make_data, open_data
 from harness.data.video import probe_video
 from harness.errors import DataError
 from harness.recipe import LlavaData, Paths, ShapesData
@@ -83,7 +82,7 @@ def test_empty_cut_and_deleted_files_are_named(world: tuple[Paths, Path]) -> Non
     assert f"{names[0]}: not there" in message
     assert message.count("\n") == 11
     assert message.endswith("and 2 more")
-    report = check(REFUSE, paths, 0)
+    report = check_data(REFUSE, paths, 0)
     assert [name for name, _ in report.damaged] == names
 
 
@@ -96,39 +95,39 @@ def test_damaged_held_out_clips_are_refused_in_any_case(world: tuple[Paths, Path
 
 def test_known_files_are_not_read_again_and_fresh_reads_all(world: tuple[Paths, Path]) -> None:
     paths, root = world
-    assert check(REFUSE, paths, 0).read == 29
-    assert check(REFUSE, paths, 0).read == 0
+    assert check_data(REFUSE, paths, 0).read == 29
+    assert check_data(REFUSE, paths, 0).read == 0
     os.utime(root / CLIP)
-    report = check(REFUSE, paths, 0)
+    report = check_data(REFUSE, paths, 0)
     assert (report.read, report.damaged) == (1, ())
-    assert check(REFUSE, paths, 0, fresh=True).read == 29
+    assert check_data(REFUSE, paths, 0, fresh=True).read == 29
 
 
 def test_damage_that_keeps_size_and_time_is_found_by_a_fresh_check(world: tuple[Paths, Path]) -> None:
     paths, root = world
-    check(REFUSE, paths, 0)
+    check_data(REFUSE, paths, 0)
     stat = (root / CLIP).stat()
     _flip(root / CLIP)
     os.utime(root / CLIP, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert check(REFUSE, paths, 0).damaged == ()
-    assert [name for name, _ in check(REFUSE, paths, 0, fresh=True).damaged] == [CLIP]
+    assert check_data(REFUSE, paths, 0).damaged == ()
+    assert [name for name, _ in check_data(REFUSE, paths, 0, fresh=True).damaged] == [CLIP]
 
 
 def test_without_decoding_only_what_is_known_counts(world: tuple[Paths, Path]) -> None:
     paths, root = world
     (root / CLIP).write_bytes(b"x")
     assert len(open_data(REFUSE, paths, 0, decode=False).samples) == 60
-    check(REFUSE, paths, 0)
+    check_data(REFUSE, paths, 0)
     with pytest.raises(DataError, match=CLIP):
         open_data(REFUSE, paths, 0, decode=False)
 
 
 def test_a_damaged_cache_is_made_anew(world: tuple[Paths, Path]) -> None:
     paths, _ = world
-    cache = check(REFUSE, paths, 0).cache
+    cache = check_data(REFUSE, paths, 0).cache
     for content in ("{", "[]", '{"schema": 99, "files": {}}'):
         cache.write_text(content)
-        assert check(REFUSE, paths, 0).read == 29
+        assert check_data(REFUSE, paths, 0).read == 29
         assert json.loads(cache.read_text())["schema"] == 1
     assert not list(cache.parent.glob("*.tmp"))
 
@@ -162,4 +161,4 @@ def test_records_that_cannot_be_used_are_refused_or_left_out(world: tuple[Paths,
     rest = open_data(data.model_copy(update={"damaged": "exclude"}), paths, 0)
     assert len(rest.samples) == 3
     assert len(rest.excluded) == 1
-    assert len(check(data, paths, 0).damaged) == 1
+    assert len(check_data(data, paths, 0).damaged) == 1
