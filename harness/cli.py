@@ -68,10 +68,10 @@ def _options(
 @guarded
 def run(recipes: Recipes) -> None:
     """Do everything: prepare, reference, train, eval, record, tables. What is there and current is not repeated."""
-    from harness.cli_args import load
+    from harness.cli_args import load_to_run
     from harness.progress import Progress
 
-    loaded = load(recipes)
+    loaded = load_to_run(recipes)
     from harness import stages
 
     typer.echo(stages.run(loaded, Progress()))
@@ -102,7 +102,7 @@ def train(recipes: Recipes) -> None:
     for prepared in _prepared(recipes):
         from harness import stages
 
-        stages.train(prepared, stages.reference(prepared))
+        stages.train(prepared)
 
 
 @app.command("eval")
@@ -117,10 +117,10 @@ def evaluate(recipes: Recipes) -> None:
 
 def _prepared(arguments: list[str]) -> Iterator[Prepared]:
     """The recipes of a command, one after the other. They are all checked before torch is imported."""
-    from harness.cli_args import load
+    from harness.cli_args import load_to_run
     from harness.progress import Progress
 
-    loaded, progress = load(arguments), Progress()
+    loaded, progress = load_to_run(arguments), Progress()
     from harness import stages
 
     for recipe in loaded:

@@ -29,6 +29,21 @@ def load(arguments: Sequence[str]) -> list[Recipe]:
     return load_recipes(*split(arguments))
 
 
+def load_to_run(arguments: Sequence[str]) -> list[Recipe]:
+    """The recipes of a command that works: nothing of one is started while another could not run.
+
+    Raises:
+        RecipeError: a mistake in any of them, or none was given.
+        EnvironmentProblem, DataError: weights or data that must be brought are not there.
+    """
+    from harness.plan import make_plan, require
+
+    recipes = load(arguments)
+    for recipe in recipes:
+        require(make_plan(recipe))
+    return recipes
+
+
 def results_folder(arguments: Sequence[str]) -> Path:
     """The results folder of recipes, which must share one, or of a command without a recipe."""
     names, overrides = split(arguments)

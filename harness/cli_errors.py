@@ -39,6 +39,8 @@ _ADVICE: Final = {
     "paths.results)",
     errno.EROFS: "the file system is read-only; choose other folders (paths.data, paths.weights, paths.stores, "
     "paths.results)",
+    errno.ENOTDIR: "a file stands where a folder is wanted; choose other folders (paths.data, paths.weights, "
+    "paths.stores, paths.results)",
     errno.EMFILE: "too many open files; raise the limit (ulimit -n) and give the same command again",
 }
 """What to do about the faults of the machine, by error number: exit 3."""

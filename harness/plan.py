@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from harness.data.shapes import CONVERSATIONS
 from harness.data.sources import missing_data, open_data
-from harness.errors import RecipeError
+from harness.errors import DataError, EnvironmentProblem, RecipeError
 from harness.models.requirements import missing_weights
 from harness.recipe import ShapesData
 from regate.schedule import DualCycle
@@ -196,6 +196,24 @@ def _words_per_sample(data: DataSet) -> float:
         answers = [turn.text for turn in sample.turns if turn.role == "assistant"]
         count += sum(len(_WORD.findall(text)) + 1 for text in answers)
     return count / len(data.samples)
+
+
+def require(plan: Plan) -> None:
+    """Everything that must be brought before the run can start, named at once.
+
+    Raises:
+        EnvironmentProblem: weights are missing, and perhaps data too.
+        DataError: data are missing.
+    """
+    found = {"weights": plan.missing_weights, "data": plan.missing_data}
+    missing = {what: lines for what, lines in found.items() if lines}
+    if not missing:
+        return
+    lines = [f"{plan.name}: {' and '.join(missing)} are missing"]
+    for what, files in missing.items():
+        lines += [f"  {what}", *(f"    {line}" for line in by_origin(files))]
+    problem = EnvironmentProblem if plan.missing_weights else DataError
+    raise problem("\n".join(lines), hint="bring them, or point paths.weights and paths.data at where they are")
 
 
 # --- warnings --------------------------------------------------------------------------------------------

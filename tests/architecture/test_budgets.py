@@ -84,7 +84,9 @@ def test_no_state_lives_in_modules() -> None:
         for node in tree_of(path).body:
             if isinstance(node, ast.Assign) and isinstance(node.value, (ast.List, ast.Dict, ast.Set)):
                 names = [target.id for target in node.targets if isinstance(target, ast.Name)]
-                found += [f"{name_of(path)}:{node.lineno}" for name in names if not name.isupper() and name != "__all__"]
+                found += [
+                    f"{name_of(path)}:{node.lineno}" for name in names if not name.isupper() and name != "__all__"
+                ]
     assert not found
 
 

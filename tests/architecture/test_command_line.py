@@ -1,6 +1,6 @@
 """The command line is frozen: a verb, an argument or an option changes only together with command_line.txt.
 
-    python -m tests.architecture.test_command_line > tests/architecture/command_line.txt
+python -m tests.architecture.test_command_line > tests/architecture/command_line.txt
 """
 
 from __future__ import annotations

@@ -15,7 +15,22 @@ FORBIDDEN = {
     "an index option": r"--(?:extra-)?index" + r"-url|--find" + r"-links|--trusted" + r"-host",
     "a key": r"(?:hf_|ghp_|sk-)[A-Za-z0-9]" + r"{24,}|BEGIN [A-Z ]*PRIVATE " + r"KEY",
 }
-SUFFIXES = {"", ".py", ".md", ".yaml", ".yml", ".toml", ".txt", ".ini", ".cfg", ".json", ".jsonl", ".csv", ".svg", ".sh"}
+SUFFIXES = {
+    "",
+    ".py",
+    ".md",
+    ".yaml",
+    ".yml",
+    ".toml",
+    ".txt",
+    ".ini",
+    ".cfg",
+    ".json",
+    ".jsonl",
+    ".csv",
+    ".svg",
+    ".sh",
+}
 
 
 @pytest.mark.parametrize("what", FORBIDDEN)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from harness.errors import RecipeError
 from harness.load import check_recipe, is_override, load_paths, load_recipe, load_recipes
 from harness.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 GOOD = """\
 name: mine

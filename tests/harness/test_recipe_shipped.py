@@ -44,7 +44,9 @@ def test_a_pair_differs_in_name_and_gate_only(name: str) -> None:
     regate = load_recipe(f"{name}_regate").model_dump(mode="json")
     assert baseline["gate"] is None
     assert {key for key in baseline if baseline[key] != regate[key]} == {"name", "gate"}
-    written = [yaml.safe_load((ROOT / "recipes" / f"{name}_{arm}.yaml").read_text()) for arm in ("baseline", "regate")]
+    written = [
+        yaml.safe_load((ROOT / "recipes" / f"{name}_{arm}.yaml").read_text()) for arm in ("baseline", "regate")
+    ]
     assert {key for key in written[0] if written[0][key] != written[1][key]} == {"name", "gate"}
 
 
