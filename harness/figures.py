@@ -141,26 +141,28 @@ def _panel(axes: Axes, arms: dict[str, list[Place]], labels: dict[str, str], *, 
             elinewidth=1,
             capsize=2.5,
         )
+        above = _is_above(role, arms)
         if role == "gated" and teacher:
-            _with_teacher(axes, xs[-1], value[-1], teacher)
+            _with_teacher(axes, xs[-1], value[-1], teacher, above=not above)
         text = f"{labels[role]} {value[-1]:.1f}"
         if role == furthest:
-            offset, at, side = (8, 5 if _is_above(role, arms) else -5), value[-1], {"ha": "left", "va": "center"}
-        elif _is_above(role, arms):
+            offset, at, side = (8, 5 if above else -5), value[-1], {"ha": "left", "va": "center"}
+        elif above:  # a rising curve leaves room above it on the left, and below it on the right
             offset, at, side = (6, 4), high[-1], {"ha": "right", "va": "bottom"}
         else:
-            offset, at, side = (6, -4), low[-1], {"ha": "right", "va": "top"}
+            offset, at, side = (-6, -4), low[-1], {"ha": "left", "va": "top"}
         _write(axes, text, (xs[-1], at), offset, color=_COLOURS[role], fontweight="bold", **side)
     ends = [points[-1][0] + (teacher or 0.0 if role == "gated" else 0.0) for role, points in arms.items()]
     # Room on the right for the label of the arm that goes furthest.
     axes.set_xlim(0, 1.4 * max(ends, default=1.0))
 
 
-def _with_teacher(axes: Axes, x: float, y: float, teacher: float) -> None:
+def _with_teacher(axes: Axes, x: float, y: float, teacher: float, *, above: bool) -> None:
     colour = _COLOURS["gated"]
     axes.plot([x, x + teacher], [y, y], color=colour, linewidth=1, linestyle=(0, (1, 1.5)), zorder=2)
     axes.plot([x + teacher], [y], color=colour, marker="o", markersize=5, markerfacecolor="white", zorder=3)
-    _write(axes, "with teacher", (x + teacher, y), (0, -6), color=colour, fontsize=7.5, ha="center", va="top")
+    offset, side = ((0, 6), "bottom") if above else ((0, -6), "top")
+    _write(axes, "with teacher", (x + teacher, y), offset, color=colour, fontsize=7.5, ha="center", va=side)
 
 
 def _is_above(role: str, arms: dict[str, list[Place]]) -> bool:
