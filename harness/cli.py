@@ -24,18 +24,17 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     epilog="Exit codes: 0 done, 1 the run failed, 2 usage or recipe, 3 environment, 4 data, 5 stale results, "
     "75 stopped (the same command resumes).",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Make and check data sets.")
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Make and check data sets.")
 app.add_typer(data_app, name="data")
 
 _RECIPES = "Recipe files or names of shipped recipes, and key=value overrides (gate.keep_ratio=0.25)."
 _SOME = "As for `run`; without a recipe, everything in the results folder (paths.results=... names another)."
-Recipes = Annotated[list[str], typer.Argument(metavar="RECIPE... [KEY=VALUE...]", help=_RECIPES, show_default=False)]
-SomeRecipes = Annotated[
-    list[str] | None, typer.Argument(metavar="[RECIPE...] [KEY=VALUE...]", help=_SOME, show_default=False)
-]
+Recipes = Annotated[list[str], typer.Argument(metavar="RECIPE|KEY=VALUE", help=_RECIPES, show_default=False)]
+SomeRecipes = Annotated[list[str] | None, typer.Argument(metavar="RECIPE|KEY=VALUE", help=_SOME, show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 
 
@@ -67,7 +66,7 @@ def _options(
 @app.command()
 @guarded
 def run(recipes: Recipes) -> None:
-    """Do everything: prepare, reference, train, eval, record, tables. What is there and current is not repeated."""
+    """Do everything: prepare, reference, train, eval, tables. What is there and current is not repeated."""
     from harness.cli_args import load_to_run
     from harness.progress import Progress
 
@@ -80,7 +79,7 @@ def run(recipes: Recipes) -> None:
 @app.command()
 @guarded
 def prepare(recipes: Recipes) -> None:
-    """Make the data and the starting weights that can be made here; name all that must be brought."""
+    """Make the data and weights that can be made here. All that must be brought instead is named."""
     for _ in _prepared(recipes):
         pass
 
@@ -88,7 +87,7 @@ def prepare(recipes: Recipes) -> None:
 @app.command()
 @guarded
 def reference(recipes: Recipes) -> None:
-    """Compute the teacher's loss on every target, once for a data set (Eq. 1)."""
+    """Compute the teacher's loss on every target. It is done once for a data set (Eq. 1)."""
     for prepared in _prepared(recipes):
         from harness import stages
 
@@ -98,7 +97,7 @@ def reference(recipes: Recipes) -> None:
 @app.command()
 @guarded
 def train(recipes: Recipes) -> None:
-    """Fine-tune, with the reference losses before it; goes on from the newest checkpoint."""
+    """Fine-tune, after the reference losses. A stopped training goes on from its newest checkpoint."""
     for prepared in _prepared(recipes):
         from harness import stages
 
@@ -108,7 +107,7 @@ def train(recipes: Recipes) -> None:
 @app.command("eval")
 @guarded
 def evaluate(recipes: Recipes) -> None:
-    """Score the kept models of a training on the recipe's benchmarks."""
+    """Score the kept models of a training."""
     for prepared in _prepared(recipes):
         from harness import stages
 
@@ -130,7 +129,7 @@ def _prepared(arguments: list[str]) -> Iterator[Prepared]:
 @app.command()
 @guarded
 def tables(arguments: SomeRecipes = None) -> None:
-    """Write the tables and figures of all finished runs, and print the tables."""
+    """Write the tables and figures of all finished runs. The tables are printed."""
     from harness import figures
     from harness import tables as made
     from harness.cli_args import results_folder
@@ -147,7 +146,7 @@ def tables(arguments: SomeRecipes = None) -> None:
 @app.command()
 @guarded
 def validate(recipes: Recipes, json: Json = False) -> None:
-    """Check recipes: every mistake at once, with file:line:column and what was probably meant."""
+    """Check recipes and tell every mistake at once. Each has its place, and what was probably meant."""
     from harness.cli_args import split
     from harness.cli_read import validation
     from harness.load import load_recipes
@@ -164,7 +163,7 @@ def validate(recipes: Recipes, json: Json = False) -> None:
 @app.command()
 @guarded
 def plan(recipes: Recipes, json: Json = False) -> None:
-    """Resolve recipes without running them: steps, targets, expected reduction, what is missing, warnings."""
+    """Resolve recipes into numbers, and run nothing. Steps, targets, reduction, what is missing, warnings."""
     from harness.cli_args import load
     from harness.plan import make_plan, render
 
@@ -181,11 +180,11 @@ def list_all(
     what: Annotated[
         str | None,
         typer.Argument(
-            metavar="[recipes|runs|models|sources|benchmarks]", help="One kind of thing.", show_default=False
+            metavar="recipes|runs|models|sources|benchmarks", help="One kind of thing.", show_default=False
         ),
     ] = None,
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="[paths.results=DIR]", help="Where runs are.", show_default=False)
+        list[str] | None, typer.Argument(metavar="paths.results=DIR", help="Where runs are.", show_default=False)
     ] = None,
     json: Json = False,
 ) -> None:
@@ -204,11 +203,11 @@ def list_all(
 def show(
     name: Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A recipe, or a run or the beginning of its id.")],
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE...]", help="Overrides.", show_default=False)
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides.", show_default=False)
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show a recipe with all its defaults, or what a run was and gave."""
+    """Show a recipe with its defaults, or a run."""
     from harness.cli_read import shown, shown_lines
 
     answer = shown(name, arguments or [])
@@ -221,7 +220,7 @@ def show(
 @app.command()
 @guarded
 def status(arguments: SomeRecipes = None, json: Json = False) -> None:
-    """How far runs are: stages done, step k of n, last loss, evaluations."""
+    """Tell how far runs are. Stages done, step k of n, last loss, evaluations."""
     from harness.cli_status import runs_status, status_lines
 
     answer = runs_status(arguments or [])
@@ -237,7 +236,7 @@ def status(arguments: SomeRecipes = None, json: Json = False) -> None:
 @data_app.command("make")
 @guarded
 def data_make(recipes: Recipes) -> None:
-    """Make the data of recipes that can be made here; `shapes` alone means those of the tiny recipes."""
+    """Make the data that can be made here. `shapes` for a recipe means the data of tiny_regate."""
     from harness.cli_args import load
     from harness.data.sources import make_data
     from harness.progress import Progress
@@ -250,7 +249,7 @@ def data_make(recipes: Recipes) -> None:
 @data_app.command("check")
 @guarded
 def data_check(recipes: Recipes) -> None:
-    """Read every media file of the data of recipes anew, and name the damaged ones."""
+    """Read every media file anew, and name the damaged ones."""
     from harness.cli_args import load
     from harness.data.sources import check_data
     from harness.errors import DataError

@@ -135,12 +135,6 @@ def read_yaml(text: str | bytes, source: str) -> Document:
     return document
 
 
-def read_value(text: str, source: str) -> Any:
-    """The value of one `key=value` override: the same scalars, or a `[...]` / `{...}` on one line."""
-    document = read_yaml(text, source)
-    return document.data
-
-
 class _Reader:
     """Turns the parser's events into a document; recursive, one method a kind of node."""
 

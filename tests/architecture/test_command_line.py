@@ -39,8 +39,8 @@ def _line(name: str, command: Any) -> str:
     words = [name]
     for parameter in command.params:
         if parameter.param_type_name == "argument":
-            text = parameter.metavar or parameter.name.upper()
-            words.append(text if parameter.required or text.startswith("[") else f"[{text}]")
+            text = (parameter.metavar or parameter.name.upper()) + ("..." if parameter.nargs == -1 else "")
+            words.append(text if parameter.required else f"[{text}]")
         else:
             words.append(f"[{'/'.join(parameter.opts)}]")
     return " ".join(words)
