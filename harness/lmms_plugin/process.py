@@ -82,6 +82,8 @@ def _started(
 def _environment(work: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
     home = work / "huggingface"
+    # Threads that wait by spinning cost several times the work itself where other processes want the cores too.
+    kept.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return {
         **kept,
         "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),  # noqa: PTH109 - the same packages

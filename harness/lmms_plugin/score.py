@@ -18,6 +18,7 @@ import torch
 import regate
 from harness.data.sample import Encoded, Media, Sample, Turn, sample_id
 from harness.errors import HarnessError, RecipeError
+from harness.lmms_plugin.share import one_tower_pass
 from regate.types import IGNORE, Kind
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from harness.data.sample import Batch
     from harness.models.adapter import Adapter
     from regate.types import Decision
+
 
 @dataclass(frozen=True, slots=True)
 class Ask:
@@ -123,9 +125,12 @@ class Scorer:
         done = 0
         for chunk, frames in self._read_ahead(_chunks(asks, self.rows)):
             rows: list[Encoded] = []
-            for i in chunk:
+            clip_B: list[int] = []
+            for place, i in enumerate(chunk):
                 rows += self._encode_options(asks[i], frames[i])
-            losses = iter(self._losses(rows))
+                clip_B += [place] * len(asks[i].options)
+            with one_tower_pass(self.model, clip_B):
+                losses = iter(self._losses(rows))
             for i in chunk:
                 found[i] = [next(losses) for _ in asks[i].options]
                 _check(asks[i], found[i])

@@ -92,4 +92,3 @@ def score(doc: Mapping[str, Any], results: list[str]) -> dict[str, float]:
     """`process_results` of generated answers: 1 for the right option, 0 for another, none, or an unclear one."""
     found = parse_answer(doc["form"], results[0], doc["options"])
     return {doc["metric"]: float(found == doc["answer"])}
-

@@ -237,7 +237,7 @@ def test_an_unknown_benchmark_is_a_mistake_in_the_recipe(data: DataSet, tmp_path
 
 def test_a_child_that_succeeds_without_a_result_has_failed(data: DataSet, tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match=r"known\.json: not written by the evaluation"):
-        evaluate(data, tmp_path, python("events.write('{\"event\": \"end\"}\\n')"))
+        evaluate(data, tmp_path, python('events.write(\'{"event": "end"}\\n\')'))
 
 
 def test_a_childs_last_words_are_shown(data: DataSet, tmp_path: Path) -> None:
