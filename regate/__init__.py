@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from regate.gate import Gate as Gate
     from regate.head import ScoredLM as ScoredLM
     from regate.loss import causal_token_loss as causal_token_loss
+    from regate.loss import count_scored as count_scored
     from regate.loss import token_loss as token_loss
     from regate.reference import ReferenceStore as ReferenceStore
     from regate.reference import ReferenceWriter as ReferenceWriter
@@ -57,6 +58,7 @@ _HOME = {
     "Gate": "gate",
     "ScoredLM": "head",
     "causal_token_loss": "loss",
+    "count_scored": "loss",
     "token_loss": "loss",
     "ReferenceStore": "reference",
     "ReferenceWriter": "reference",

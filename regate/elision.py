@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from regate.algorithm1 import layerwise
 from regate.compaction import Compaction, compact
 from regate.errors import ConfigError, LayoutError, UnsupportedModelError
-from regate.inputs import check_supported, compact_inputs, embeddings
+from regate.inputs import check_rotary_axes, check_supported, compact_inputs, embeddings
 from regate.wrapping import decoder_of, final_norm
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class _Plan:
         any_layer_BS: bool, positions that are active in some layer.
         read_BS: bool, elided positions that the head reads all the same (`align: target`), or None.
         compaction: index maths on the CPU.
+        visual: whether the batch has visual positions.
         embeds_BSD: what entered the decoder, for the elided positions on the way out.
         placed: the index maths on the device of the embeddings.
         used: whether the decoder ran.
@@ -47,6 +48,7 @@ class _Plan:
     any_layer_BS: Tensor
     read_BS: Tensor | None
     compaction: Compaction
+    visual: bool
     embeds_BSD: Tensor | None = None
     placed: Compaction | None = None
     used: bool = False
@@ -86,18 +88,19 @@ class Elision:
             raise ConfigError('a mask for each layer needs attach(model, execution="layerwise")')
         dead_BS = decision.predictor_BS & ~decision.active_BS
         read_BS = dead_BS if bool(dead_BS.any()) else None
-        with self.only(decision.active_BS if active_LBS is None else active_LBS, read_BS):
+        mask = decision.active_BS if active_LBS is None else active_LBS
+        with self.only(mask, read_BS, visual=decision.counts.visual > 0):
             yield
 
     @contextmanager
-    def only(self, active_BS: Tensor, read_BS: Tensor | None = None) -> Iterator[None]:
+    def only(self, active_BS: Tensor, read_BS: Tensor | None = None, *, visual: bool = False) -> Iterator[None]:
         """Run the decoder on the positions of a mask (bool BS), whoever decided it."""
         if self._plan is not None:
             raise ConfigError("`with elide(...)` is already open on this model")
         if not self._handles:
             raise ConfigError("this elision was removed from its model; attach again")
         any_layer_BS = active_BS if active_BS.dim() == 2 else active_BS.any(dim=0)
-        plan = _Plan(any_layer_BS, read_BS, compact(any_layer_BS, multiple=self._multiple))
+        plan = _Plan(any_layer_BS, read_BS, compact(any_layer_BS, multiple=self._multiple), visual)
         with ExitStack() as stack:
             if self._execution == "layerwise":
                 layers = len(self._decoder.layers)  # type: ignore[arg-type]
@@ -130,6 +133,8 @@ class Elision:
                 f"the decoder got {tuple(embeds_BSD.shape[:2])} positions, the decision is for "
                 f"{plan.compaction.shape}: the layout must be in expanded length, visual tokens included"
             )
+        if plan.visual:
+            check_rotary_axes(module, inputs.get("position_ids"))
         plan.embeds_BSD = embeds_BSD
         if self._execution == "layerwise":
             return (), inputs

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from regate.errors import UnsupportedModelError
+from regate.errors import LayoutError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from regate.compaction import Compaction
@@ -57,6 +57,19 @@ def check_supported(decoder: nn.Module) -> None:
         )
 
 
+def check_rotary_axes(decoder: nn.Module, position_ids: Tensor | None) -> None:
+    """Refuse an M-RoPE stack that got positions of one axis for a batch with pictures.
+
+    Qwen2.5-VL falls back to them in silence when the processor's mm_token_type_ids are not passed on.
+    """
+    rope = getattr(decoder.config, "rope_parameters", None) or {}
+    if "mrope_section" in rope and (position_ids is None or position_ids.dim() != 3):
+        raise LayoutError(
+            f"{type(decoder).__name__} rotates by three axes but got positions of one: pass the processor's "
+            "mm_token_type_ids (and the grids of the media) to the model"
+        )
+
+
 def compact_inputs(
     decoder: nn.Module, inputs: dict[str, Any], embeds_BSD: Tensor, compaction: Compaction, *, full: bool
 ) -> dict[str, Any]:
@@ -89,7 +102,7 @@ def compact_inputs(
     out["inputs_embeds"] = compaction.gather(embeds_BSD)
     out["position_ids"] = _positions(inputs.get("position_ids"), compaction)
     out["attention_mask"] = compact_mask(decoder, inputs.get("attention_mask"), embeds_BSD, compaction)
-    out["use_cache"] = False
+    out["past_key_values"], out["use_cache"] = None, False
     if full and compaction.shape[0] == 1 and _kernel(decoder).startswith("flash"):
         # One row without padding: flash attention would read gaps in the positions as packed sequences.
         rows = compaction.index_BK.shape[1]

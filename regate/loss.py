@@ -5,13 +5,19 @@ Legend: B rows, S expanded length, N scored targets, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
+from regate import process
 from regate.errors import ConfigError
 from regate.types import IGNORE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from regate.types import Decision
 
 _CHUNK_ELEMENTS = 1 << 24  # 64 MiB of float32 at a time
 
@@ -76,6 +82,25 @@ def causal_token_loss(logits_BSV: Tensor, targets_BS: Tensor) -> Tensor:
     """
     scored_BS = targets_BS[:, 1:] != IGNORE
     return token_loss(logits_BSV[:, :-1][scored_BS], targets_BS[:, 1:][scored_BS])
+
+
+def count_scored(decisions: Iterable[Decision], *, device: torch.device | str = "cpu", group: Any = None) -> int:
+    """Scored targets of an optimizer step, over all its micro-batches and all processes: the loss's divisor.
+
+    The step's loss is the sum of all scored losses over this number. Data parallelism averages gradients over
+    processes, and accelerate (or DeepSpeed) divides by the accumulation steps: multiply by both to undo them.
+
+    Args:
+        decisions: this process's micro-batches of the step; none is allowed.
+        device: where the processes' backend reduces (the accelerator for NCCL).
+
+    Returns:
+        At least 1, so that a step without targets divides by something.
+    """
+    scored = torch.tensor(sum(decision.counts.scored for decision in decisions), device=device)
+    if process.in_use():
+        torch.distributed.all_reduce(scored, group=group)
+    return max(1, int(scored))
 
 
 def _compute_dtype(logits_NV: Tensor) -> torch.dtype:
