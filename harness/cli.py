@@ -7,16 +7,11 @@ it, so that `harness --help` answers at once.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from harness.cli_errors import guarded
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from harness.stages import Prepared
 
 app = typer.Typer(
     name="harness",
@@ -80,50 +75,44 @@ def run(recipes: Recipes) -> None:
 @guarded
 def prepare(recipes: Recipes) -> None:
     """Make the data and weights that can be made here. All that must be brought instead is named."""
-    for _ in _prepared(recipes):
-        pass
+    _stage(recipes)
 
 
 @app.command()
 @guarded
 def reference(recipes: Recipes) -> None:
     """Compute the teacher's loss on every target. It is done once for a data set (Eq. 1)."""
-    for prepared in _prepared(recipes):
-        from harness import stages
-
-        stages.reference(prepared)
+    _stage(recipes, "reference")
 
 
 @app.command()
 @guarded
 def train(recipes: Recipes) -> None:
     """Fine-tune, after the reference losses. A stopped training goes on from its newest checkpoint."""
-    for prepared in _prepared(recipes):
-        from harness import stages
-
-        stages.train(prepared)
+    _stage(recipes, "train")
 
 
 @app.command("eval")
 @guarded
 def evaluate(recipes: Recipes) -> None:
     """Score the kept models of a training."""
-    for prepared in _prepared(recipes):
-        from harness import stages
-
-        stages.evaluate(prepared)
+    _stage(recipes, "evaluate")
 
 
-def _prepared(arguments: list[str]) -> Iterator[Prepared]:
-    """The recipes of a command, one after the other. They are all checked before torch is imported."""
+def _stage(arguments: list[str], name: str | None = None) -> None:
+    """One stage of each recipe, and then how far its run is. All are checked before torch is imported."""
     from harness.cli_args import load_to_run
+    from harness.cli_status import run_status, status_lines
     from harness.progress import Progress
 
-    loaded, progress = load_to_run(arguments), Progress()
+    recipes, progress = load_to_run(arguments), Progress()
     from harness import stages
 
-    for recipe in loaded:
-        yield stages.prepare(recipe, progress)
+    for recipe in recipes:
+        run = stages.prepare(recipe, progress)
+        if name is not None:
+            getattr(stages, name)(run)
+        typer.echo("\n".join(status_lines([run_status(run.run_dir)])))
 
 
 @app.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
@@ -169,21 +168,27 @@ def shown_lines(answer: Answer) -> list[str]:
     record = answer["record"]
     if record is None:
         return [*lines, "  no record yet"]
-    return lines + [f"  {label:<20} {text}" for label, text in _record_facts(record)]
+    return lines + [f"  {label:<13} {text}" for label, text in _record_facts(record)]
 
 
 def _record_facts(record: Answer) -> list[tuple[str, str]]:
-    totals = record["totals"]
-    counts = totals["counts"]
+    totals, where = record["totals"], record["provenance"]
+    counts, hours = totals["counts"], totals["device_hours"]
+    clocks = ", ".join(f"{name} {seconds:,.1f} s" for name, seconds in totals["seconds"].items())
+    reduction, expected = totals["targets_reduction"] or 0.0, totals["expected_reduction"] or 0.0
+    hardware = where["hardware"]
+    devices = [gpu["name"] for gpu in hardware["gpus"]] or [f"{hardware['cpu']}, {hardware['threads']} threads"]
     facts = [
-        ("targets", f"{counts['target']:,}, {counts['scored']:,} scored"),
         (
-            "fewer targets",
-            f"{totals['targets_reduction'] or 0:.2%} (expected {record['plan']['expected_reduction']:.2%})",
+            "targets",
+            f"{counts['target']:,}, {counts['scored']:,} computed: {reduction:.2%} fewer (expected {expected:.2%})",
         ),
-        ("positions", f"{counts['valid']:,}, {counts['active']:,} active"),
+        ("positions", f"{counts['valid']:,}, {counts['active']:,} computed, {counts['visual']:,} of them visual"),
+        ("clocks", clocks),
+        ("device-hours", ", ".join(f"{name} {value:.3g}" for name, value in hours.items())),
+        ("hardware", ", ".join(devices)),
+        ("packages", ", ".join(f"{name} {version}" for name, version in where["packages"].items())),
     ]
-    facts += [(f"{name} seconds", f"{seconds:,.1f}") for name, seconds in totals["seconds"].items()]
-    where = record["provenance"]
-    facts.append(("python, platform", f"{where['python']}, {json.dumps(where['hardware'])[:120]}"))
+    if where["git"]:
+        facts.append(("code", f"{where['git']['commit']}{', changed since' if where['git']['dirty'] else ''}"))
     return facts

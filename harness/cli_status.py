@@ -38,7 +38,7 @@ def run_status(folder: Path) -> Status:
         "run_id": folder.name,
         "folder": str(folder),
         "state": "not started",
-        "stages": [],
+        "done": [],
         "step": 0,
         "steps": None,
         "loss": None,
@@ -48,8 +48,10 @@ def run_status(folder: Path) -> Status:
         "problem": None,
     }
     try:
+        asked = _json(folder / "recipe.json")
         status |= _progress(folder / "ledger.jsonl")
         status["evaluations"] = _evaluations(folder)
+        status["done"] = _done(folder, status, asked)
         status["state"] = _state(folder, status)
     except HarnessError as error:
         status |= {"state": "unreadable", "problem": str(error)}
@@ -61,36 +63,59 @@ def _progress(ledger: Path) -> Status:
     starts = [event for event in events if event["event"] == "start"]
     finished = finished_step(ledger)
     return {
-        "stages": list(dict.fromkeys(event["stage"] for event in events if event["event"] == "stage")),
         "step": finished if finished is not None else (steps[-1]["step"] + 1 if steps else 0),
         "steps": finished or (starts[-1].get("steps") if starts else None),
         "loss": steps[-1]["loss"] if steps else None,
         "attempts": len(starts),
         "last": events[-1]["time"] if events else None,
-        "trained": finished is not None,
     }
+
+
+def _done(folder: Path, status: Status, asked: dict[str, Any] | None) -> list[str]:
+    """The stages that are behind the run; `reference` only where its recipe has a gate."""
+    started = status["attempts"] > 0
+    expected = 0 if asked is None else len(asked["evaluate"]["benchmarks"]) * len(asked["evaluate"]["at"])
+    ended = finished_step(folder / "ledger.jsonl") is not None
+    found = {
+        "prepare": asked is not None,
+        "reference": started and asked is not None and asked["gate"] is not None,
+        "train": ended,
+        "eval": ended and asked is not None and len(status["evaluations"]) >= expected,
+        "record": (folder / "record.json").is_file(),
+    }
+    return [name for name, done in found.items() if done]
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error})") from error
+    return content
 
 
 def _evaluations(folder: Path) -> list[Status]:
     found: list[Status] = []
     for path in sorted((folder / "eval").glob("step-*/*.json")):
+        result = _json(path) or {}
         try:
-            result = json.loads(path.read_text(encoding="utf-8"))
             score = {name: result[name] for name in ("step", "fraction", "benchmark")}
             found.append({**score, "mean": result["mean"]["value"]})
-        except (ValueError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise DataError(f"{path}: not an evaluation result ({error})") from error
     return found
 
 
 def _state(folder: Path, status: Status) -> str:
-    if (folder / "record.json").is_file():
+    if "record" in status["done"]:
         return "complete"
-    if status["trained"]:
+    if "train" in status["done"]:
         return "trained"
     if status["attempts"]:
         return "training"
-    return "prepared" if folder.is_dir() else "not started"
+    return "prepared" if "prepare" in status["done"] else "started" if folder.is_dir() else "not started"
 
 
 def status_lines(runs: Sequence[Status]) -> list[str]:
@@ -118,8 +143,8 @@ def _words(run: Status) -> list[str]:
         words.append(f"loss {run['loss']:.3f}")
     if run["attempts"] > 1:
         words.append(f"{run['attempts']} attempts")
-    if run["stages"]:
-        words.append("stages: " + " ".join(run["stages"]))
+    if run["done"] and run["state"] != "complete":
+        words.append("done: " + " ".join(run["done"]))
     if run["last"] and run["state"] != "complete":
         words.append(f"last sign {run['last'][:19]} UTC")
     return words

@@ -110,7 +110,7 @@ def test_show(harness: Command, folder: Path) -> None:
     assert "  weight_decay: 0.0\n" in harness.out, "defaults are shown"
     assert harness("show", "demo_regate") == 0
     assert "complete" in harness.out
-    assert "fewer targets" in harness.out
+    assert "% fewer (expected " in harness.out
     assert harness.json("show", "demo_regate")["record"]["name"] == "demo_regate"
     assert harness("show", "demo") == 2
     assert "beginning of several runs" in harness.err
@@ -134,7 +134,7 @@ def test_status(harness: Command, folder: Path) -> None:
     (run,) = harness.json("status")["runs"]
     assert (run["state"], run["step"], run["attempts"], run["evaluations"]) == ("training", 27, 1, [])
     assert run["loss"] == [event["loss"] for event in events[:stop] if event["event"] == "step"][-1]
-    assert "reference" in run["stages"]
+    assert run["done"] == ["prepare", "reference"]
 
 
 def test_status_of_what_was_not_started_and_of_what_is_damaged(harness: Command, folder: Path) -> None:
