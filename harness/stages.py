@@ -17,8 +17,8 @@ import torch
 from accelerate import PartialState
 
 import regate
-from harness import evaluate as evaluation
 from harness import device, figures, tables, track
+from harness import evaluate as evaluation
 from harness.checkpoint import latest
 from harness.data.collate import text_batches
 from harness.data.sources import make_data, open_data
@@ -231,7 +231,9 @@ def finish(run: Prepared) -> Path:
         run.run_dir,
     )
     if run.recipe.track.mlflow:
-        track.mirror(run.recipe, run.run_dir, final=True)
+        mirrored = track.mirror(run.recipe, run.run_dir, final=True)
+        if mirrored.message:
+            run.progress.say(mirrored.message)
     return path
 
 
