@@ -199,6 +199,8 @@ class Scorer:
             batch = self.processor.collate([_grow(rows[i], speaks.end_id, target=True) for i in live])
             decision = self.gate.decide(batch.layout, batch.sample_ids_B, step=0)
             logits_BV, _ = self._forward(batch, decision)
+            if 0 <= self.processor.placeholder_id < logits_BV.shape[1]:
+                logits_BV[:, self.processor.placeholder_id] = -math.inf  # stands for media, is no word
             still = []
             for i, token in zip(live, logits_BV.argmax(dim=-1).tolist(), strict=True):
                 if token == speaks.end_id:
