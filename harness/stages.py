@@ -17,7 +17,7 @@ import torch
 from accelerate import PartialState
 
 import regate
-from harness import device, figures, tables, track
+from harness import device, figures, provenance, tables, track
 from harness import evaluate as evaluation
 from harness.checkpoint import latest
 from harness.data.collate import text_batches
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from harness.progress import Progress
     from harness.recipe import GateConfig, Recipe
 
+_PROVENANCE: Final = "provenance.json"
 _COST: Final = "cost.json"
 """Beside a reference store: what the pass took, for the runs that find it there."""
 
@@ -199,7 +200,10 @@ def train_job(run: Prepared, store: regate.ReferenceStore | None) -> TrainJob:
 
 
 def train(run: Prepared) -> None:
-    """Fine-tune, with the reference losses before it."""
+    """Fine-tune, with the reference losses before it. What it was trained on and with is noted at its start."""
+    where = run.run_dir / _PROVENANCE
+    if not where.exists():
+        write_json(where, provenance.collect(threads=torch.get_num_threads()))
     run_training(train_job(run, reference(run)))
 
 
@@ -226,7 +230,7 @@ def finish(run: Prepared) -> Path:
             data_fingerprint=run.data.fingerprint,
             weights_fingerprint=run.adapter.weights_fingerprint,
             reference=_reference_facts(run),
-            threads=torch.get_num_threads(),
+            where=json.loads((run.run_dir / _PROVENANCE).read_text()),
         ),
         run.run_dir,
     )
