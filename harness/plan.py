@@ -58,6 +58,7 @@ class Plan:
 
     Attributes:
         samples: training conversations.
+        excluded: those left out because their media are known to be damaged (`data.damaged: exclude`).
         steps_per_epoch: optimizer steps; what does not fill a global batch is left out of the epoch.
         epochs: of the whole run, not always a whole number.
         keep_ratio: mean over the steps of p(t), Eq. 4; 1 for a baseline.
@@ -73,6 +74,7 @@ class Plan:
     hardware: str | None
     samples: int
     samples_basis: Basis
+    excluded: int
     steps_per_epoch: int
     left_out_per_epoch: int
     steps: int
@@ -129,6 +131,7 @@ def make_plan(recipe: Recipe) -> Plan:
         hardware=recipe.hardware,
         samples=samples,
         samples_basis=basis,
+        excluded=len(data.excluded) if data is not None else 0,
         steps_per_epoch=steps_per_epoch,
         left_out_per_epoch=samples - steps_per_epoch * train.global_batch,
         steps=steps,
@@ -305,7 +308,8 @@ def by_origin(lines: Sequence[str]) -> list[str]:
 def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     if plan.hardware:
         yield "meant for", plan.hardware
-    yield "samples", f"{plan.samples:,} ({plan.samples_basis})"
+    excluded = f", {plan.excluded} damaged ones excluded" if plan.excluded else ""
+    yield "samples", f"{plan.samples:,} ({plan.samples_basis}){excluded}"
     yield "length", f"{plan.steps:,} steps of {plan.global_batch} samples, {plan.epochs:.2f} epochs"
     yield (
         "epoch",

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.data.sources import make_data
+from harness.data.sources import make_data, open_data
 from harness.errors import RecipeError
 from harness.load import load_recipe
 from harness.plan import by_origin, make_plan, render
@@ -124,6 +124,17 @@ def test_made_data_are_counted() -> None:
     assert 8 < after.targets.per_sample < 60
     assert after.targets.total == round(after.targets.per_sample * 60 * 4)
     assert after.targets.scored == pytest.approx(after.targets.total * after.keep_ratio, abs=1)
+
+
+def test_excluded_samples_are_told() -> None:
+    small = ["data.train_clips=10", "data.test_clips=20", "data.stage_clips=1", "train.global_batch=4"]
+    recipe = load_recipe("tiny_smoke_regate", [*small, "train.micro_batch=4", "data.damaged=exclude"])
+    root = make_data(recipe.data, recipe.paths, recipe.seed)
+    (root / "clips" / "train" / "000003.mp4").write_bytes(b"not a video")
+    open_data(recipe.data, recipe.paths, recipe.seed)
+    made = make_plan(recipe)
+    assert (made.samples, made.excluded) == (27, 3)
+    assert "27 (counted), 3 damaged ones excluded" in "\n".join(render(made))
 
 
 def test_a_plan_is_plain_json_and_lines() -> None:
