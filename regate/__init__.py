@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from regate.gate import DenseGate as DenseGate
     from regate.gate import Gate as Gate
     from regate.head import ScoredLM as ScoredLM
+    from regate.head import scored_rows as scored_rows
+    from regate.index import stable_id as stable_id
     from regate.loss import causal_token_loss as causal_token_loss
     from regate.loss import count_scored as count_scored
     from regate.loss import token_loss as token_loss
@@ -57,6 +59,8 @@ _HOME = {
     "DenseGate": "gate",
     "Gate": "gate",
     "ScoredLM": "head",
+    "scored_rows": "head",
+    "stable_id": "index",
     "causal_token_loss": "loss",
     "count_scored": "loss",
     "token_loss": "loss",

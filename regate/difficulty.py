@@ -71,12 +71,14 @@ class DifficultyStore:
         decay: float = 0.9,
         init: EmaInit = "zero",
         reference: ReferenceStore | None = None,
+        resume: bool = False,
     ) -> DifficultyStore:
         """Make the folder, or open the one that another process of this run just made.
 
         Args:
             sample_ids, num_targets: one entry a sample.
             reference: the reference losses; needed for `init="reference"`.
+            resume: a store that an earlier run used is opened; `rewind` it to that run's checkpoint.
 
         Raises:
             StoreError: the folder holds another store, or the observations of an earlier run.
@@ -102,7 +104,7 @@ class DifficultyStore:
         if not make_folder(path, fill) and read_json(path / "manifest.json", KIND) != manifest:
             raise StoreError(f"{path} holds another difficulty store; choose another folder, or delete it")
         store = cls(path, manifest)
-        if store._used:
+        if store._used and not resume:
             raise StoreError(
                 f"{path} holds the observations of an earlier run: open it and load the checkpoint's gate state, "
                 "or delete it to start again"
@@ -118,8 +120,9 @@ class DifficultyStore:
         reference: ReferenceStore | None = None,
         sample_ids: Sequence[int] | None = None,
         num_targets: Sequence[int] | None = None,
+        resume: bool = False,
     ) -> DifficultyStore:
-        """The store that a gate's settings ask for; its index is the reference store's where one is given."""
+        """`create` with a gate's settings; the index is the reference store's where one is given."""
         if reference is not None:
             sample_ids, num_targets = (
                 reference.index.ids_M.tolist(),
@@ -134,6 +137,7 @@ class DifficultyStore:
             decay=gate.difficulty_decay,
             init=gate.ema_init,
             reference=reference,
+            resume=resume,
         )
 
     @classmethod

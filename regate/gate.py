@@ -176,6 +176,11 @@ class Gate:
         if self._difficulty is not None:
             self._difficulty.fold(group)
 
+    def start_epoch(self, epoch: int, group: Any = None) -> None:
+        """`end_epoch` for every epoch before `epoch` that was not folded yet: safe to repeat after a resume."""
+        while self._difficulty is not None and self._difficulty.epoch < epoch:
+            self.end_epoch(group)
+
     def state_dict(self) -> dict[str, Any]:
         """JSON-able; the same on every process but for the journal's length. Take it between two steps."""
         self._drain()
@@ -255,6 +260,9 @@ class DenseGate:
         """Nothing to learn from."""
 
     def end_epoch(self, group: Any = None) -> None:
+        """Nothing to fold."""
+
+    def start_epoch(self, epoch: int, group: Any = None) -> None:
         """Nothing to fold."""
 
     def state_dict(self) -> dict[str, Any]:

@@ -6,13 +6,17 @@ Legend: B rows, S expanded length, N scored targets, V vocabulary, D hidden size
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from regate.errors import LayoutError, UnsupportedModelError
 from regate.wrapping import text_config, unwrap
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _REFUSED = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier", "logits_multiplier")
 """Attributes by which transformers models scale their logits; the sense (times or over) differs by family."""
@@ -57,16 +61,60 @@ class ScoredLM(nn.Module):
         if self._takes_cache:
             inputs.setdefault("use_cache", False)
         hidden_BSD: Tensor = inner.base_model(**inputs).last_hidden_state
-        if hidden_BSD.shape[:2] != predictor_BS.shape:
-            raise LayoutError(
-                f"the model computed {tuple(hidden_BSD.shape[:2])} positions, the layout has "
-                f"{tuple(predictor_BS.shape)}: the layout must be in expanded length, visual tokens included"
-            )
-        place_N = predictor_BS.flatten().nonzero().squeeze(1).to(hidden_BSD.device, non_blocking=True)
-        logits_NV: Tensor = inner.get_output_embeddings()(hidden_BSD.flatten(0, 1).index_select(0, place_N))
+        _check_length(hidden_BSD, predictor_BS)
+        logits_NV: Tensor = inner.get_output_embeddings()(_rows(hidden_BSD, predictor_BS))
         if self._softcap is not None:
             logits_NV = torch.tanh(logits_NV / self._softcap) * self._softcap
         return logits_NV
+
+
+@contextmanager
+def scored_rows(model: nn.Module, predictor_BS: Tensor) -> Iterator[None]:
+    """While open, the model's own forward pass computes logits on the predictor rows only: [N, V].
+
+    For loops that must call the model as it is wrapped (the transformers Trainer). Whatever the model does to its
+    logits afterwards (soft-capping, scaling) it does to these.
+
+    Args:
+        model: any transformers model with output embeddings, under any wrapper; call it without labels.
+        predictor_BS: bool, `Decision.predictor_BS`.
+
+    Raises:
+        UnsupportedModelError: the forward pass did not call the output embeddings as a module.
+        LayoutError: it called them on another number of positions.
+    """
+    inner: Any = unwrap(model)
+    used = []
+
+    def pick(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden_BSD = args[0]
+        _check_length(hidden_BSD, predictor_BS)
+        used.append(True)
+        return (_rows(hidden_BSD, predictor_BS), *args[1:])
+
+    handle = inner.get_output_embeddings().register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        handle.remove()
+    if not used:
+        raise UnsupportedModelError(
+            f"{type(inner).__name__} does not call its output embeddings as a module, so its logits cannot be "
+            "limited to the scored rows; use ScoredLM"
+        )
+
+
+def _rows(hidden_BSD: Tensor, predictor_BS: Tensor) -> Tensor:
+    place_N = predictor_BS.flatten().nonzero().squeeze(1).to(hidden_BSD.device, non_blocking=True)
+    return hidden_BSD.flatten(0, 1).index_select(0, place_N)
+
+
+def _check_length(hidden_BSD: Tensor, predictor_BS: Tensor) -> None:
+    if hidden_BSD.shape[:2] != predictor_BS.shape:
+        raise LayoutError(
+            f"the model computed {tuple(hidden_BSD.shape[:2])} positions, the layout has "
+            f"{tuple(predictor_BS.shape)}: the layout must be in expanded length, visual tokens included"
+        )
 
 
 def _softcap(model: nn.Module) -> float | None:
@@ -78,7 +126,7 @@ def _softcap(model: nn.Module) -> float | None:
             if isinstance(value, int | float) and value != 1:
                 raise UnsupportedModelError(
                     f"{type(model).__name__} changes its logits after the head ({name} = {value}): regate would "
-                    "train on other logits than the model's own; let the model compute them and use causal_token_loss"
+                    "train on other logits than the model's own; call the model itself inside regate.scored_rows"
                 )
     found = (getattr(place, "final_logit_softcapping", None) for place in places)
     caps = {float(cap) for cap in found if cap}

@@ -8,6 +8,7 @@ Legend: M samples of the store, B rows, S expanded length, n candidates of the b
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
     from regate.candidates import Candidates
 
 Int64 = NDArray[np.int64]
+
+
+def stable_id(name: int | str) -> int:
+    """A sample's id: an integer as it is, a name by 63 bits of its blake2b hash."""
+    if isinstance(name, int):
+        return name
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,264 @@
+"""The gate in a transformers Trainer script: `GatedTrainer` for `Trainer`, and a collator that names the samples.
+
+Legend: B rows, S expanded length, N losses of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
+
+from regate import process
+from regate.candidates import store_keys
+from regate.difficulty import DifficultyStore
+from regate.elision import attach
+from regate.errors import ConfigError, LayoutError, StoreError
+from regate.files import read_json, write_json
+from regate.gate import DenseGate, Gate
+from regate.head import scored_rows
+from regate.index import stable_id
+from regate.loss import count_scored, token_loss
+from regate.reference import ReferenceWriter
+from regate.teacher import score_reference
+from regate.types import Decision, Layout, layout_from_labels
+
+if TYPE_CHECKING:
+    import transformers
+
+    from regate.config import Candidates, GateConfig
+
+KEY = "regate"
+"""Entry of a batch that holds what the gate needs."""
+Collator = Callable[[list[Any]], Mapping[str, Any]]
+
+
+@dataclass(slots=True)
+class Named:
+    """What the gate knows of a batch. Not a tensor and without `to`, so that loaders leave it on the CPU."""
+
+    sample_ids_B: Tensor
+    input_ids_BS: Tensor
+    layout: Layout
+    decision: Decision | None = None
+
+
+def with_sample_ids(
+    collator: Collator,
+    *,
+    key: str = "sample_id",
+    visual_token_ids: Sequence[int] = (),
+    special_token_ids: Sequence[int] = (),
+) -> Collator:
+    """A collator that also tells the gate which sample each row is and what each position is.
+
+    Args:
+        collator: gives input_ids, attention_mask and labels in expanded length (a transformers processor's own).
+        key: entry of each example with its stable id, an integer or a string; the inner collator does not see it.
+        visual_token_ids: placeholders of pictures and frames (`config.image_token_id`, `config.video_token_id`, ...).
+        special_token_ids: template markers, for the counts.
+
+    Raises:
+        LayoutError: an example has no id, or the collator gives no labels.
+    """
+
+    def collate(examples: list[Any]) -> dict[str, Any]:
+        missing = [place for place, example in enumerate(examples) if key not in example]
+        if missing:
+            raise LayoutError(
+                f"example {missing[0]} of the batch has no {key!r}: every example needs a stable id (and "
+                "TrainingArguments need remove_unused_columns=False)"
+            )
+        ids = [stable_id(example[key]) for example in examples]
+        batch = dict(collator([{name: example[name] for name in example if name != key} for example in examples]))
+        if "labels" not in batch:
+            raise LayoutError("the collator gives no labels; the gate needs to know the supervised tokens")
+        input_ids_BS = batch["input_ids"]
+        layout = layout_from_labels(
+            batch["labels"],
+            batch.get("attention_mask", torch.ones_like(input_ids_BS)),
+            visual_BS=torch.isin(input_ids_BS, torch.tensor([*visual_token_ids], dtype=torch.int64)),
+            special_BS=torch.isin(input_ids_BS, torch.tensor([*special_token_ids], dtype=torch.int64)),
+            input_ids_BS=input_ids_BS,
+        )
+        return {**batch, KEY: Named(torch.tensor(ids), input_ids_BS, layout)}
+
+    return collate
+
+
+def make_gate(
+    folder: Path | str,
+    config: GateConfig,
+    *,
+    teacher: nn.Module,
+    dataset: Any,
+    collator: Collator,
+    fingerprint: Mapping[str, Any],
+    batch_size: int = 8,
+    placeholder_id: int = 0,
+    seed: int = 0,
+) -> Gate:
+    """The reference losses of a data set, scored once and kept below `folder`, and the gate that reads them.
+
+    Call it on every process; under torch.distributed they share the scoring. A run that resumes calls it again.
+
+    Args:
+        folder: of this run; one on a file system that all processes see.
+        teacher: the student's own text backbone (`regate.teacher.TextBackbone(model)`), or another causal LM with the
+            same tokenizer.
+        dataset: the training set, with ids; its length is known.
+        collator: made by `with_sample_ids`.
+        fingerprint: names of what the losses depend on: teacher, tokenizer, data, template.
+        placeholder_id: see `regate.score_reference`.
+    """
+    folder = Path(folder)
+    ids, counts, checksums = [], [], []
+    for named in _named(dataset, collator, range(len(dataset)), batch_size):
+        count_B, checksum_B = store_keys(named.layout, config.candidates)
+        ids += named.sample_ids_B.tolist()
+        counts += count_B
+        checksums += checksum_B
+    store = None
+    if config.needs_reference:
+        writer = ReferenceWriter.create(
+            folder / "reference", sample_ids=ids, num_targets=counts, checksums=checksums,
+            fingerprint={**fingerprint, **_settings(config)},
+        )  # fmt: skip
+        share = {*writer.share(process.rank(), process.world())}
+        mine = [place for place, sample_id in enumerate(ids) if sample_id in share]
+        store = score_reference(
+            teacher, _named(dataset, collator, mine, batch_size), writer, placeholder_id=placeholder_id,
+            placeholders=config.reference.placeholders, dtype=config.reference.dtype, candidates=config.candidates,
+        )  # fmt: skip
+    difficulty = None
+    if config.needs_difficulty:
+        difficulty = DifficultyStore.for_gate(
+            folder / "difficulty", config, reference=store, sample_ids=ids, num_targets=counts, resume=True
+        )
+    return Gate(config, store, difficulty, seed=seed)
+
+
+class GatedTrainer(Trainer):  # type: ignore[misc]
+    """A transformers Trainer whose training steps run through a gate.
+
+    Selection, elision, the loss on scored targets, its normalisation over the global batch (accumulation and
+    processes), the difficulty and its checkpoints are taken care of; evaluation, saving and everything else are
+    Trainer's. The model computes no labels loss of its own while training.
+
+    Args:
+        gate: made by `make_gate`, or by hand; `DenseGate()` trains the baseline on the same path.
+        args, kwargs: Trainer's. The data collator is one made by `with_sample_ids`.
+
+    Raises:
+        ConfigError: remove_unused_columns would take the ids away, or several GPUs in one process.
+    """
+
+    loss_is_scaled_for_ga = True  # the loss is divided by the scored targets of the whole accumulated batch
+
+    def __init__(self, *args: Any, gate: Gate | DenseGate, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.args.remove_unused_columns:
+            raise ConfigError("set remove_unused_columns=False in TrainingArguments: it drops the sample ids")
+        if self.args.n_gpu > 1:
+            raise ConfigError("several GPUs in one process (DataParallel) are not supported; start it with torchrun")
+        if self.compute_loss_func is not None or self.label_smoother is not None:
+            raise ConfigError(
+                "compute_loss_func and label smoothing would be ignored: GatedTrainer computes the loss"
+            )
+        self.gate = gate
+        execution = gate.config.execution if isinstance(gate, Gate) else "compact"
+        self.elide = attach(self.model, execution=execution)
+        self.model_accepts_loss_kwargs = True  # older Trainers read this in place of loss_is_scaled_for_ga
+        self.add_callback(_EpochStart(self.gate))
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The micro-batches of a step, decided, and the number of scored targets that divides their loss."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        decisions = []
+        for batch in batches:
+            named: Named = batch[KEY]
+            named.decision = self.gate.decide(named.layout, named.sample_ids_B, step=self.state.global_step)
+            decisions.append(named.decision)
+        if self.args.average_tokens_across_devices:
+            return batches, count_scored(decisions, device=device)
+        return batches, max(1, sum(decision.counts.scored for decision in decisions))
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Training: the sum of the scored losses over `num_items_in_batch`. Evaluation: Trainer's own."""
+        named: Named = inputs[KEY]
+        rest = {name: value for name, value in inputs.items() if name != KEY}
+        if not model.training:
+            return super().compute_loss(model, rest, return_outputs=return_outputs)
+        decision = named.decision
+        assert decision is not None
+        assert num_items_in_batch is not None
+        del rest["labels"]
+        with self.elide(decision), scored_rows(model, decision.predictor_BS):
+            outputs = model(**rest)
+        targets_N = decision.targets_N.to(outputs.logits.device, non_blocking=True)
+        loss_N = token_loss(outputs.logits, targets_N)
+        scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        loss = (loss_N * self.gate.weights(decision, loss_N)).sum() * scale / num_items_in_batch
+        self.gate.observe(decision, loss_N)
+        return (loss, outputs) if return_outputs else loss
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {"kind": "gate state", **self.gate.state_dict()}
+        write_json(folder / f"regate.rank{process.rank()}.json", state)
+        super()._save_checkpoint(model, trial)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.gate.load_state_dict(_gate_state(Path(checkpoint)))
+
+
+class _EpochStart(TrainerCallback):  # type: ignore[misc]
+    """Folds the difficulty of earlier epochs. At the start, not the end: a run that resumes at the border of two
+    epochs never sees the first one's end."""
+
+    def __init__(self, gate: Gate | DenseGate) -> None:
+        self.gate = gate
+
+    def on_epoch_begin(
+        self, args: transformers.TrainingArguments, state: transformers.TrainerState, control: Any, **kwargs: Any
+    ) -> None:
+        self.gate.start_epoch(int((state.epoch or 0.0) + 1e-6))
+
+
+def _gate_state(checkpoint: Path) -> dict[str, Any]:
+    """This process's state, or that of process 0 for one that the earlier run did not have."""
+    own, first = (checkpoint / f"regate.rank{rank}.json" for rank in (process.rank(), 0))
+    if not first.exists():
+        raise StoreError(f"{checkpoint} has no gate state ({first.name}): it was not written by GatedTrainer")
+    return read_json(own if own.exists() else first, "gate state")
+
+
+def _settings(config: GateConfig) -> dict[str, str]:
+    candidates: Candidates = config.candidates
+    return {
+        "candidates": candidates,
+        "placeholders": config.reference.placeholders,
+        "dtype": config.reference.dtype,
+    }
+
+
+def _named(dataset: Any, collator: Collator, places: Sequence[int], batch_size: int) -> Iterator[Named]:
+    for start in range(0, len(places), batch_size):
+        named: Named = collator([dataset[place] for place in places[start : start + batch_size]])[KEY]
+        yield named
