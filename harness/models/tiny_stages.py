@@ -170,6 +170,7 @@ def decoder_config(model: TinyModel, processor: TinyProcessor) -> Qwen2Config:
         num_key_value_heads=model.heads,
         max_position_embeddings=processor.max_length,
         tie_word_embeddings=True,
+        initializer_range=model.hidden**-0.5,  # Qwen2's 0.02 is for wide models: attention starts too flat here
         pad_token_id=processor.pad_id,
         eos_token_id=processor.end_id,
         bos_token_id=None,
