@@ -136,7 +136,10 @@ def test_deepstack_features_land_on_their_positions():
     gathered = compact_inputs(decoder, inputs, embeds, compaction, full=False)["visual_pos_masks"]
     assert int(gathered.sum()) == int(seen[0].sum())
     assert torch.equal(compaction.index_BK[gathered], seen[0].nonzero()[:, 1])
-    assert not bool(gathered[~compaction.valid_BK].any())
+    first_is_visual = {**inputs, "visual_pos_masks": seen[0] | (torch.arange(families.LENGTH) == 0)}
+    gathered = compact_inputs(decoder, first_is_visual, embeds, compaction, full=False)["visual_pos_masks"]
+    assert not bool(compaction.valid_BK.all())
+    assert not bool(gathered[~compaction.valid_BK].any())  # padding points at position 0
 
 
 @pytest.mark.parametrize("rows", [3, 4])
