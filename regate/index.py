@@ -64,8 +64,8 @@ class StoreIndex:
         ids_M = ids_M[order_M]
         if not counts_M.any():
             raise StoreError(
-                f"none of the {ids_M.size} samples has a target: every label is -100; check the labels that the collator "
-                "makes, and the truncation"
+                f"none of the {ids_M.size} samples has a target: every label is -100; check the labels that the "
+                "collator makes, and the truncation"
             )
         twice = ids_M[1:][ids_M[1:] == ids_M[:-1]]
         if twice.size:
