@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -35,7 +37,10 @@ def test_accelerate_example(tmp_path):
     scored, targets = int(last[2]), int(last[4])
     # 13 of the 24 steps are sparse; floor() of a handful of targets takes a little more than half of them.
     assert 0.55 < scored / targets < 0.73
-    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+    run("accelerate_loop.py", "--output", tmp_path / "parts", "--epochs", 2)
+    assert run("accelerate_loop.py", "--output", tmp_path / "parts").startswith("24 steps, ")
+    straight, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("run", "parts"))
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
 
 def test_trainer_example_changes_six_lines():
