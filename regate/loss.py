@@ -101,7 +101,7 @@ def count_scored(decisions: Sequence[Decision], *, device: torch.device | str = 
     sums = torch.tensor([sum(column) for column in zip(*counts, strict=True)] or [0, 0], device=device)
     if process.in_use():
         torch.distributed.all_reduce(sums, group=group)
-    scored, targets = sums.tolist()
+    scored, targets = int(sums[0]), int(sums[1])
     if targets == 0:
         rows = sum(len(decision.sample_ids_B) for decision in decisions)
         raise LayoutError(
