@@ -138,7 +138,8 @@ def _score(run: Prepared, gate: GateConfig, path: Path, made_from: dict[str, Any
     processor = run.adapter.processor()
     teacher = run.adapter.teacher().to("cuda" if torch.cuda.is_available() else "cpu")
     done = writer.done_ids()
-    batches = text_batches(run.data, processor, tokens_per_batch=gate.reference.tokens_per_batch, skip=done)
+    # All batches, also those that a killed pass has done: which rows share a batch decides the last bits.
+    batches = text_batches(run.data, processor, tokens_per_batch=gate.reference.tokens_per_batch)
     scored = len(done)
     with run.progress.task(f"reference losses {run.recipe.name}", len(index.sample_ids), start=scored) as advance:
 

@@ -247,7 +247,9 @@ def _resume(loop: Loop) -> int:
     if newest is None:
         return 0
     step, gate_states = checkpoint.load(loop.accelerator, newest, identity=loop.identity)
-    loop.gate.load_state_dict(gate_states[loop.accelerator.process_index])
+    # A process that the checkpoint's run did not have starts from the first one's state.
+    rank = loop.accelerator.process_index
+    loop.gate.load_state_dict(gate_states[rank if rank < len(gate_states) else 0])
     loop.job.progress.say(f"resuming {loop.job.recipe.name} at step {step}")
     return step
 

@@ -127,5 +127,6 @@ def scored_forward(model: nn.Module, batch: Batch, decision: Decision) -> tuple[
         name: value.to(device, non_blocking=True) if hasattr(value, "to") else value
         for name, value in batch.inputs.items()
     }
-    logits_NV = model(predictor_BS=decision.predictor_BS.to(device, non_blocking=True), **inputs)
+    # The mask stays on the CPU, where its length is known without waiting for the device.
+    logits_NV = model(predictor_BS=decision.predictor_BS, **inputs)
     return logits_NV, decision.targets_N.to(device, non_blocking=True)
