@@ -92,7 +92,7 @@ class TinyModel(Strict):
     hidden: PositiveInt = 128
     layers: PositiveInt = 3
     heads: PositiveInt = 4
-    tower: StageRecipe = StageRecipe(clips=800, steps=300, lr=2e-3)
+    tower: StageRecipe = StageRecipe(clips=800, steps=300, lr=1e-2)
     text: StageRecipe = StageRecipe(steps=200, lr=2e-3)
     align: StageRecipe = StageRecipe(clips=3000, steps=500, lr=2e-3)
 

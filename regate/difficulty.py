@@ -21,7 +21,7 @@ import numpy as np
 
 from regate import journal, process
 from regate.errors import ConfigError, StoreError
-from regate.files import make_folder, open_array, read_json, write_json
+from regate.files import make_array, make_folder, open_array, read_json, write_json
 from regate.index import Slots, StoreIndex
 from regate.reference import ReferenceStore, to_half
 
@@ -66,8 +66,8 @@ class DifficultyStore:
         cls,
         path: Path | str,
         *,
-        sample_ids: Sequence[int],
-        num_targets: Sequence[int],
+        sample_ids: Sequence[int] | NDArray[Any],
+        num_targets: Sequence[int] | NDArray[Any],
         decay: float = 0.9,
         init: EmaInit = "zero",
         reference: ReferenceStore | None = None,
@@ -85,7 +85,10 @@ class DifficultyStore:
         """
         path = Path(path)
         index, _ = StoreIndex.from_counts(sample_ids, num_targets)
-        first = _first_values(index, init, reference)
+        if init == "reference" and reference is None:
+            raise ConfigError("ema_init: reference needs the reference store")
+        if init == "reference" and reference is not None and reference.index.crc != index.crc:
+            raise StoreError(f"{reference.path} was made from other samples than this difficulty store")
         manifest = {
             "schema": 1,
             "kind": KIND,
@@ -98,7 +101,10 @@ class DifficultyStore:
 
         def fill(folder: Path) -> None:
             index.save(folder)
-            np.save(folder / "m.e0.npy", first)
+            if init == "reference" and reference is not None:
+                shutil.copyfile(reference.path / "losses.npy", folder / "m.e0.npy")
+            else:
+                make_array(folder / "m.e0.npy", index.size, "float16", 0.0 if init == "zero" else np.nan)
             write_json(folder / "manifest.json", manifest)
 
         if not make_folder(path, fill) and read_json(path / "manifest.json", KIND) != manifest:
@@ -118,16 +124,13 @@ class DifficultyStore:
         gate: GateConfig,
         *,
         reference: ReferenceStore | None = None,
-        sample_ids: Sequence[int] | None = None,
-        num_targets: Sequence[int] | None = None,
+        sample_ids: Sequence[int] | NDArray[Any] | None = None,
+        num_targets: Sequence[int] | NDArray[Any] | None = None,
         resume: bool = False,
     ) -> DifficultyStore:
         """`create` with a gate's settings; the index is the reference store's where one is given."""
         if reference is not None:
-            sample_ids, num_targets = (
-                reference.index.ids_M.tolist(),
-                np.diff(reference.index.offsets_M1).tolist(),
-            )
+            sample_ids, num_targets = reference.index.ids_M, np.diff(reference.index.offsets_M1)
         if sample_ids is None or num_targets is None:
             raise ConfigError("a difficulty store without a reference store needs sample_ids and num_targets")
         return cls.create(
@@ -295,18 +298,6 @@ class DifficultyStore:
         if self._journal is not None:
             self._journal.close()
             self._journal = None
-
-
-def _first_values(index: StoreIndex, init: EmaInit, reference: ReferenceStore | None) -> NDArray[Any]:
-    if init == "zero":
-        return np.zeros(index.size, dtype=np.float16)
-    if init == "first_loss":
-        return np.full(index.size, np.nan, dtype=np.float16)
-    if reference is None:
-        raise ConfigError("ema_init: reference needs the reference store")
-    if reference.index.crc != index.crc:
-        raise StoreError(f"{reference.path} was made from other samples than this difficulty store")
-    return np.array(reference.values)
 
 
 def _epoch_of(file: Path) -> int:

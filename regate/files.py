@@ -46,6 +46,13 @@ def read_json(path: Path, what: str, schema: int = 1) -> dict[str, Any]:
     return value
 
 
+def make_array(path: Path, size: int, dtype: str, value: float) -> None:
+    """A flat .npy file of one value, written without holding it in memory."""
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=(size,))
+    array[:] = value
+    array.flush()
+
+
 def open_array(path: Path, shape: tuple[int, ...], dtype: str, *, writable: bool = False) -> NDArray[Any]:
     """A memory map of an .npy file.
 

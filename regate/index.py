@@ -51,7 +51,7 @@ class StoreIndex:
 
     @classmethod
     def from_counts(
-        cls, sample_ids: Sequence[int] | Int64, counts: Sequence[int] | Int64
+        cls, sample_ids: Sequence[int] | NDArray[Any], counts: Sequence[int] | NDArray[Any]
     ) -> tuple[StoreIndex, Int64]:
         """The index, and the order that sorts the arguments."""
         ids_M = np.asarray(sample_ids, dtype=np.int64)

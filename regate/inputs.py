@@ -104,7 +104,8 @@ def compact_inputs(
     out["attention_mask"] = compact_mask(decoder, inputs.get("attention_mask"), embeds_BSD, compaction)
     out["past_key_values"], out["use_cache"] = None, False
     if full and compaction.shape[0] == 1 and _kernel(decoder).startswith("flash"):
-        # One row without padding: flash attention would read gaps in the positions as packed sequences.
+        # One row without padding: flash attention would take gaps in the positions for packed sequences and look for
+        # their borders in every layer, waiting for the accelerator each time.
         rows = compaction.index_BK.shape[1]
         bounds = torch.tensor([0, rows], dtype=torch.int32, device=embeds_BSD.device)
         out |= {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": rows, "max_length_k": rows}

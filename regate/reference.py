@@ -20,7 +20,7 @@ from torch import Tensor
 
 from regate.candidates import Candidates, candidates_of, in_order, target_checksum
 from regate.errors import MismatchError, NonFiniteLossError, StoreError
-from regate.files import make_folder, open_array, read_json, write_json
+from regate.files import make_array, make_folder, open_array, read_json, write_json
 from regate.index import StoreIndex
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ class ReferenceWriter:
         cls,
         path: Path | str,
         *,
-        sample_ids: Sequence[int],
-        num_targets: Sequence[int],
-        checksums: Sequence[int],
+        sample_ids: Sequence[int] | NDArray[Any],
+        num_targets: Sequence[int] | NDArray[Any],
+        checksums: Sequence[int] | NDArray[Any],
         fingerprint: Mapping[str, Any],
     ) -> ReferenceWriter:
         """Make the folder, or go on with one that was made from the same things.
@@ -81,8 +81,8 @@ class ReferenceWriter:
         def fill(folder: Path) -> None:
             index.save(folder)
             np.save(folder / "checksums.npy", checksums_M)
-            np.save(folder / "done.npy", np.zeros(len(index), dtype=np.uint8))
-            np.save(folder / "losses.npy", np.full(index.size, np.nan, dtype=np.float16))
+            make_array(folder / "done.npy", len(index), "uint8", 0)
+            make_array(folder / "losses.npy", index.size, "float16", np.nan)
             write_json(folder / "manifest.json", manifest)
 
         if not make_folder(path, fill):

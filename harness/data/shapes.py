@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from harness.data.shapes_questions import make_test
-from harness.data.shapes_scene import KINDS, Scene, make_scene
+from harness.data.shapes_scene import KINDS, Scene, Want, make_scene
 from harness.data.shapes_text import converse
 from harness.errors import DataError, RecipeError
 from harness.recipe import digest
@@ -43,6 +43,9 @@ CONVERSATIONS: Final = 3
 """Conversations for each training clip."""
 _SHARE: Final = (0.4, 0.2, 0.2, 0.2)
 """Part of each kind, in the order of KINDS, among training and stage clips."""
+_SINGLE: Final = 0.5
+"""Part of the stage clips that show one object only: which word goes with which object is learned from these in
+half as many steps. Nothing is asked about stage clips, so this tells nothing about the number of objects."""
 
 Split = Literal["train", "test", "stage"]
 
@@ -168,8 +171,11 @@ def _scenes(data: ShapesData, seed: int, split: Split, count: int) -> list[Scene
     made = []
     for index in range(count):
         rng = random.Random(f"shapes/{seed}/{split}/{index}")
-        kind = rng.choices(KINDS, _SHARE)[0]
-        made.append(make_scene(rng, kind, frames=data.frames, size=data.size))
+        if split == "stage" and rng.random() < _SINGLE:
+            scene = make_scene(rng, "basic", frames=data.frames, size=data.size, want=Want(count=1))
+        else:
+            scene = make_scene(rng, rng.choices(KINDS, _SHARE)[0], frames=data.frames, size=data.size)
+        made.append(scene)
     return made
 
 

@@ -7,6 +7,7 @@ The parent, not the exit code, decides whether a result counts.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from harness.errors import HarnessError
+from harness.errors import EnvironmentProblem, HarnessError
 from harness.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -118,15 +119,15 @@ def watch_parent() -> None:
 def report(error: BaseException) -> dict[str, Any]:
     """What the parent needs to raise the error again. tenacity, which lmms-eval wraps its calls in, hides it."""
     last = getattr(error, "last_attempt", None)
-    cause = last.exception() if last is not None else None
-    error = cause or error
-    known = isinstance(error, HarnessError)
-    message = str(error) if known else f"{type(error).__name__}: {error}"
-    return {
-        "message": message,
-        "hint": getattr(error, "hint", None),
-        "exit_code": getattr(error, "exit_code", 1) if known else 1,
-    }
+    error = (last.exception() if last is not None else None) or error
+    if isinstance(error, HarnessError):
+        return {"message": str(error), "hint": error.hint, "exit_code": error.exit_code}
+    hint, code = None, HarnessError.exit_code
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint, code = "free some disk space; the same command goes on where it was", EnvironmentProblem.exit_code
+    elif type(error).__name__ == "OutOfMemoryError":
+        hint = "lower evaluate.batch"
+    return {"message": f"{type(error).__name__}: {error}", "hint": hint, "exit_code": code}
 
 
 def project_adapter(recipe: Recipe) -> Adapter:

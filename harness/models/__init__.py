@@ -1,0 +1,46 @@
+"""Model families, by the name that a recipe's `model.adapter` gives."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from harness.errors import EnvironmentProblem
+from harness.models.requirements import missing_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from harness.data.sources import DataSet
+    from harness.models.adapter import Adapter
+    from harness.recipe import Recipe
+
+
+def _tiny(recipe: Recipe, data: DataSet | None) -> Adapter:
+    from harness.models.tiny_adapter import TinyAdapter
+
+    return TinyAdapter(recipe, data)
+
+
+def _not_yet(recipe: Recipe, data: DataSet | None) -> Adapter:
+    lines = missing_weights(recipe)
+    if lines:
+        raise EnvironmentProblem(f"{recipe.name}: weights are missing\n" + "\n".join(f"  {line}" for line in lines))
+    raise EnvironmentProblem(
+        f"this version plans {recipe.model.adapter} and does not train it", hint="it trains model.adapter: tiny"
+    )
+
+
+MODELS: Mapping[str, Callable[[Recipe, DataSet | None], Adapter]] = {
+    "tiny": _tiny,
+    "videollama2": _not_yet,
+    "videochat2": _not_yet,
+}
+
+
+def adapter_for(recipe: Recipe, data: DataSet | None) -> Adapter:
+    """The adapter of a recipe's model.
+
+    Args:
+        data: the opened data set; None where the model is only loaded.
+    """
+    return MODELS[recipe.model.adapter](recipe, data)

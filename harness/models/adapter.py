@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from harness.data.sample import Batch, Encoded, Sample
+    from harness.progress import Progress
     from regate.types import Decision
 
 
@@ -80,13 +81,18 @@ class Adapter(Protocol):
         """One line a file that is not there, with where it comes from; empty when `student` can run."""
         ...
 
-    def prepare(self) -> None:
+    def prepare(self, progress: Progress) -> None:
         """Make the parts that can be made here (the tiny model's stages); a no-op for brought weights."""
         ...
 
     @property
     def weights_fingerprint(self) -> str:
-        """Hash of the starting weights, for the record and the reference store."""
+        """Hash of the starting weights, for the record."""
+        ...
+
+    @property
+    def teacher_fingerprint(self) -> str:
+        """Hash of the teacher's weights, for the reference store."""
         ...
 
     def processor(self) -> Processor: ...

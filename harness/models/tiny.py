@@ -30,11 +30,12 @@ NORM_GROUP = 8
 
 
 class TinyTowerConfig(PreTrainedConfig):  # type: ignore[misc]
-    """Sizes of the vision tower. Each entry of `channels` is one convolution of stride 2."""
+    """Sizes of the vision tower. Each entry of `channels` and `kernels` is one convolution of stride 2."""
 
     model_type = "regate_tiny_tower"
 
     channels: list[int] | tuple[int, ...] = (16, 32, 64, 64)
+    kernels: list[int] | tuple[int, ...] = (5, 3, 3, 3)
     image_size: int = 64
 
     @property
@@ -81,9 +82,9 @@ class TinyTower(PreTrainedModel):  # type: ignore[misc]
         super().__init__(config)
         layers: list[nn.Module] = []
         before = 3
-        for channels in config.channels:
+        for channels, kernel in zip(config.channels, config.kernels, strict=True):
             layers += [
-                nn.Conv2d(before, channels, kernel_size=3, stride=2, padding=1),
+                nn.Conv2d(before, channels, kernel, stride=2, padding=kernel // 2),
                 nn.GroupNorm(max(1, channels // NORM_GROUP), channels),
                 nn.GELU(),
             ]
@@ -105,7 +106,8 @@ class TinyTower(PreTrainedModel):  # type: ignore[misc]
 
 
 class TinyProjector(nn.Module):
-    """Space and time to depth, then a two-layer perceptron into the decoder's width."""
+    """Space and time to depth, then a two-layer perceptron into the decoder's width; each
+    token also gets a learned vector of its place, which a convolution's output does not tell."""
 
     def __init__(self, config: TinyVLMConfig) -> None:
         super().__init__()
@@ -114,6 +116,7 @@ class TinyProjector(nn.Module):
         self.linear_1 = nn.Linear(width, text.hidden_size)  # type: ignore[union-attr]
         self.act = nn.GELU()
         self.linear_2 = nn.Linear(text.hidden_size, text.hidden_size)  # type: ignore[union-attr]
+        self.place_PD = nn.Parameter(torch.zeros(config.visual_tokens, text.hidden_size))  # type: ignore[union-attr]
 
     def forward(self, features_NTCHW: Tensor) -> Tensor:
         """Cell features to tokens [N, P, D], in (time, row, column) order."""
@@ -121,8 +124,8 @@ class TinyProjector(nn.Module):
         f, s = FRAMES_A_TOKEN, CELLS_A_TOKEN
         blocks = features_NTCHW.reshape(n, t // f, f, c, h // s, s, w // s, s)
         merged_NPC = blocks.permute(0, 1, 4, 6, 2, 5, 7, 3).reshape(n, -1, f * s * s * c)
-        hidden: Tensor = self.linear_2(self.act(self.linear_1(merged_NPC)))
-        return hidden
+        tokens_NPD: Tensor = self.linear_2(self.act(self.linear_1(merged_NPC))) + self.place_PD
+        return tokens_NPD
 
 
 class TinyVLMPreTrained(PreTrainedModel):  # type: ignore[misc]
@@ -288,9 +291,9 @@ def vision_flops(config: TinyVLMConfig) -> float:
     """
     vision, text = config.vision_config, config.text_config
     side, before, tower = vision.image_size, 3, 0  # type: ignore[union-attr]
-    for channels in vision.channels:  # type: ignore[union-attr]
+    for channels, kernel in zip(vision.channels, vision.kernels, strict=True):  # type: ignore[union-attr]
         side //= 2
-        tower += 2 * 9 * before * channels * side * side
+        tower += 2 * kernel**2 * before * channels * side**2
         before = channels
     width = before * CELLS_A_TOKEN**2 * FRAMES_A_TOKEN
     hidden = text.hidden_size  # type: ignore[union-attr]

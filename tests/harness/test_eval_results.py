@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import tenacity
+import torch
 
 from harness.benchmarks import select, summarise
 from harness.errors import DataError, HarnessError, RecipeError, StaleError
@@ -257,6 +260,24 @@ def test_the_childs_errors_keep_their_kind_and_hint(data: DataSet, tmp_path: Pat
         evaluate(data, tmp_path, python(code))
     assert caught.value.hint == "fetch it again"
     assert report(ValueError("seven")) == {"message": "ValueError: seven", "hint": None, "exit_code": 1}
+
+
+def test_a_full_disk_or_memory_in_the_child_comes_with_advice() -> None:
+    full = report(OSError(errno.ENOSPC, "No space left on device"))
+    assert full["exit_code"] == 3
+    assert "disk space" in full["hint"]
+    memory = report(torch.OutOfMemoryError("CUDA out of memory"))
+    assert (memory["exit_code"], memory["hint"]) == (1, "lower evaluate.batch")
+
+
+def test_the_cause_behind_a_retry_is_the_one_that_is_told() -> None:
+    @tenacity.retry(stop=tenacity.stop_after_attempt(2))
+    def fails() -> None:
+        raise DataError("clip 7 is damaged")
+
+    with pytest.raises(tenacity.RetryError) as caught:
+        fails()
+    assert report(caught.value) == {"message": "clip 7 is damaged", "hint": None, "exit_code": 4}
 
 
 def test_the_child_sees_no_network_caches_or_ranks_of_others(

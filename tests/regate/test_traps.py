@@ -52,7 +52,7 @@ def test_gaps_in_the_positions_are_no_packed_sequences(attention, batch):
 
 
 def test_flash_attention_at_batch_one_is_given_the_bounds():
-    """Its own check of the positions would find packed sequences; explicit bounds come first."""
+    """Its own check of the positions would find packed sequences, and wait for the device in every layer."""
     model, data = tiny.lm("Qwen2"), tiny.rows(batch=1, pad="none")
     compaction = compact(half(data).active_BS)
     model.model.config._attn_implementation = "flash_attention_2"

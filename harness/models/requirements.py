@@ -1,0 +1,122 @@
+"""What a recipe's weight fields must point at, and what of it is not there. Reads no weights, imports no torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from harness.recipe import Recipe
+
+SHARDED: Final = "model.safetensors"
+"""Stands for the whole of a model's safetensors: one file, or an index and the shards that it names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """One field of `model:` that names weights which cannot be made here.
+
+    Attributes:
+        field: the recipe's key below `model`.
+        files: names inside the folder that the field points at. A field that ends in the suffix of the only
+            file may point at that file itself.
+        hub_id: the repository on the Hugging Face hub that holds them.
+        gigabytes: of the files together; None where the publisher does not say.
+        licence: of the weights, as published.
+    """
+
+    field: str
+    files: tuple[str, ...]
+    hub_id: str
+    gigabytes: float | None
+    licence: str
+
+    @property
+    def origin(self) -> str:
+        size = "size not stated" if self.gigabytes is None else f"{self.gigabytes:g} GB"
+        return f"from {self.hub_id} on the Hugging Face hub ({size}, {self.licence})"
+
+
+REQUIREMENTS: Final[dict[str, tuple[Requirement, ...]]] = {
+    "tiny": (),
+    "videollama2": (
+        Requirement(
+            "language_model",
+            ("config.json", "tokenizer.json", SHARDED),
+            "Qwen/Qwen2-7B-Instruct",
+            15.2,
+            "Apache-2.0",
+        ),
+        Requirement(
+            "vision_tower",
+            ("config.json", "preprocessor_config.json", SHARDED),
+            "google/siglip-so400m-patch14-384",
+            3.5,
+            "Apache-2.0",
+        ),
+        Requirement(
+            "projector",
+            ("mm_projector.bin",),
+            "DAMO-NLP-SG/VideoLLaMA2.1-7B-16F-Base",
+            0.75,
+            "Apache-2.0",
+        ),
+    ),
+    "videochat2": (
+        Requirement(
+            "language_model",
+            ("config.json", "tokenizer.json", SHARDED),
+            "mistralai/Mistral-7B-Instruct-v0.2",
+            14.5,
+            "Apache-2.0; access is granted on its model page",
+        ),
+        Requirement("stage1", ("umt_l16_qformer.pth",), "OpenGVLab/videochat", None, "MIT"),
+        Requirement(
+            "stage2",
+            ("videochat2_mistral_7b_stage2.pth",),
+            "OpenGVLab/VideoChat2_stage2_Mistral_7B",
+            None,
+            "MIT",
+        ),
+    ),
+}
+"""By adapter, in the order of the recipe's fields. A field that is None is not needed."""
+
+
+def missing_weights(recipe: Recipe) -> list[str]:
+    """One line for each file that the recipe's model needs and that is not there, with where it comes from.
+
+    Empty for the tiny model: its weights are made by `harness prepare`.
+    """
+    lines = []
+    for need in REQUIREMENTS[recipe.model.adapter]:
+        value = getattr(recipe.model, need.field)
+        if value is not None:
+            target = Path(recipe.paths.weights) / value
+            lines += [
+                f"{file}: {need.origin}; named by model.{need.field}"
+                for name in need.files
+                for file in _absent(target, name)
+            ]
+    return lines
+
+
+def _absent(target: Path, name: str) -> list[Path]:
+    """The files that `name` stands for and that are not at `target`."""
+    if name == SHARDED:
+        return _absent_shards(target)
+    if target.suffix == Path(name).suffix and not target.is_dir():
+        return [] if target.is_file() else [target]
+    file = target / name
+    return [] if file.is_file() else [file]
+
+
+def _absent_shards(folder: Path) -> list[Path]:
+    index = folder / f"{SHARDED}.index.json"
+    if not index.is_file():
+        single = folder / SHARDED
+        return [] if single.is_file() else [single]
+    shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    return [folder / shard for shard in shards if not (folder / shard).is_file()]

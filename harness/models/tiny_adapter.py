@@ -1,0 +1,95 @@
+"""The tiny model behind the door that every model family has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from transformers import AutoModelForCausalLM
+
+from harness.errors import EnvironmentProblem
+from harness.models.adapter import DecoderShape, scored_forward
+from harness.models.tiny import TinyVLMConfig, TinyVLMForConditionalGeneration, tower_parameters, vision_flops
+from harness.models.tiny_parts import parts_of
+from harness.models.tiny_processor import TinyProcessor
+from harness.models.tiny_stages import make_parts
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from harness.data.sample import Batch
+    from harness.data.sources import DataSet
+    from harness.progress import Progress
+    from harness.recipe import Recipe
+    from regate.types import Decision
+
+
+class TinyAdapter:
+    """Parts made by `prepare`, students and teachers loaded from them.
+
+    Args:
+        data: the opened data set; without it the parts can be loaded but not made.
+    """
+
+    name = "tiny"
+
+    def __init__(self, recipe: Recipe, data: DataSet | None) -> None:
+        self.recipe = recipe
+        self.data = data
+        self.parts = parts_of(recipe, data.fingerprint if data else None)
+
+    def missing(self) -> list[str]:
+        return [f"{self.parts.folder(stage)}: made by `harness prepare`" for stage in self.parts.missing()]
+
+    def prepare(self, progress: Progress) -> None:
+        if self.data is None:
+            raise EnvironmentProblem("the tiny model's parts are made from its data", hint="run `harness prepare`")
+        make_parts(self.recipe, self.data, self.parts, progress)
+
+    @property
+    def weights_fingerprint(self) -> str:
+        return self.parts.weights("aligned")
+
+    @property
+    def teacher_fingerprint(self) -> str:
+        return self.parts.weights("backbone")
+
+    def processor(self) -> TinyProcessor:
+        return TinyProcessor.load(self.parts.folder("backbone"))
+
+    def student(self) -> nn.Module:
+        """The aligned model; projector and decoder are trained, the tower is not."""
+        return self.load(self.parts.folder("aligned"))
+
+    def teacher(self) -> nn.Module:
+        """The text-only backbone as it was before alignment."""
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(self.parts.folder("backbone"))
+        return model.eval().requires_grad_(False)
+
+    def shape(self) -> DecoderShape:
+        config = TinyVLMConfig.from_pretrained(self.parts.folder("aligned"))
+        text = config.text_config
+        return DecoderShape(
+            hidden=text.hidden_size,
+            layers=text.num_hidden_layers,
+            heads=text.num_attention_heads,
+            kv_heads=text.num_key_value_heads,
+            head_dim=text.hidden_size // text.num_attention_heads,
+            intermediate=text.intermediate_size,
+            vocabulary=text.vocab_size,
+            vision_flops=vision_flops(config),
+        )
+
+    def forward(self, model: nn.Module, batch: Batch, decision: Decision) -> tuple[Tensor, Tensor]:
+        return scored_forward(model, batch, decision)
+
+    def save(self, model: nn.Module, directory: Path) -> None:
+        model.save_pretrained(directory)  # type: ignore[operator]
+        self.processor().save(directory)
+
+    def load(self, directory: Path) -> nn.Module:
+        model: nn.Module = TinyVLMForConditionalGeneration.from_pretrained(directory)
+        for parameter in tower_parameters(model):
+            parameter.requires_grad_(False)
+        return model
