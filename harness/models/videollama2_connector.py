@@ -185,7 +185,8 @@ class MeanLinear(nn.Linear):
     def forward(self, features_FPC: Tensor, counts: Sequence[int], frames: int) -> Tensor:  # type: ignore[override]
         """As `ConvConnector.forward`; Q is P."""
         mean_NPC = _mean_frames(features_FPC, counts)
-        return nn.functional.linear(mean_NPC, self.weight, self.bias)
+        tokens_NQD: Tensor = nn.functional.linear(mean_NPC, self.weight, self.bias)
+        return tokens_NQD
 
 
 class MeanPerceptron(nn.Sequential):
@@ -193,7 +194,9 @@ class MeanPerceptron(nn.Sequential):
 
     def forward(self, features_FPC: Tensor, counts: Sequence[int], frames: int) -> Tensor:  # type: ignore[override]
         """As `ConvConnector.forward`; Q is P."""
-        tokens_NQD: Tensor = super().forward(_mean_frames(features_FPC, counts))
+        tokens_NQD = _mean_frames(features_FPC, counts)
+        for layer in self:
+            tokens_NQD = layer(tokens_NQD)
         return tokens_NQD
 
 
