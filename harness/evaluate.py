@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,6 +30,7 @@ from harness.recipe import digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from harness.benchmarks import Tasks
@@ -72,6 +74,7 @@ def evaluate_checkpoints(
     *,
     data: DataSet,
     progress: Progress,
+    timed: AbstractContextManager[Any] | None = None,
     benchmarks: Mapping[str, Benchmark] = BENCHMARKS,
     child: Sequence[str] = CHILD,
 ) -> list[dict[str, Any]]:
@@ -82,6 +85,7 @@ def evaluate_checkpoints(
     evaluate a run.
 
     Args:
+        timed: held open while the child works, and not entered when every result is there.
         benchmarks: what the names in the recipe mean.
         child: the command that gets the job file and the number of the events' file descriptor.
 
@@ -97,7 +101,8 @@ def evaluate_checkpoints(
     ]
     pending = [one for one in wanted if not _current(one, progress)]
     if pending:
-        _evaluate(recipe, run_dir / "eval", pending, progress, child)
+        with timed or nullcontext():
+            _evaluate(recipe, run_dir / "eval", pending, progress, child)
     results = {(one.job.step, one.benchmark.name): read_result(one) for one in wanted}
     return [results[job.step, name] for job in jobs for name in recipe.evaluate.benchmarks]
 

@@ -19,22 +19,18 @@ if TYPE_CHECKING:
 SCHEMA: Final = 1
 _SPARE_BYTES: Final = 1024**3
 """Refuse to start with less free disk than this: a full disk in the middle costs more than a message before."""
-_WORTH_NOTING: Final = 0.5
-"""Seconds; a stage that only found its result there costs less and is not an event."""
 
 
 @contextmanager
 def stage(run_dir: Path, name: str, clock: str) -> Iterator[None]:
-    """Write what the block took into the run's ledger, if it did anything, and even if it failed."""
+    """Write what the block took into the run's ledger, even if it failed. Enter it only where there is work."""
     clocks = Clocks()
     try:
         yield
     finally:
         clocks.lap(clock)
-        seconds = clocks.take()
-        if seconds[clock] > _WORTH_NOTING:
-            with Ledger(run_dir / "ledger.jsonl") as ledger:
-                ledger.append("stage", stage=name, seconds=seconds)
+        with Ledger(run_dir / "ledger.jsonl") as ledger:
+            ledger.append("stage", stage=name, seconds=clocks.take())
 
 
 def pin(run_dir: Path, name: str, value: str) -> None:

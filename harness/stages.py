@@ -22,10 +22,10 @@ from harness import evaluate as evaluation
 from harness.checkpoint import latest
 from harness.data.collate import text_batches
 from harness.data.sources import make_data, open_data
-from harness.errors import DataError, EnvironmentProblem, StaleError
+from harness.errors import StaleError
 from harness.models import adapter_for
-from harness.plan import Plan, make_plan
-from harness.recipe import ShapesData, digest
+from harness.plan import Plan, make_plan, require
+from harness.recipe import digest
 from harness.record import build_record, write_record
 from harness.rundir import alone, check_disk, pin, stage, write_json
 from harness.targets import TargetIndex, index_targets
@@ -72,18 +72,21 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
         StaleError: the run was started with other data or weights.
     """
     plan = make_plan(recipe)
-    _require(plan)
+    require(plan)
     results = Path(recipe.paths.results)
     for folder in (results, Path(recipe.paths.data), Path(recipe.paths.weights), Path(recipe.paths.stores)):
         check_disk(folder)
     run_dir = results / "runs" / recipe.run_id
     run_dir.mkdir(parents=True, exist_ok=True)
-    with stage(run_dir, "prepare", "prepare"):
-        if isinstance(recipe.data, ShapesData):
+    if plan.to_make:
+        with stage(run_dir, "prepare", "prepare"):
             make_data(recipe.data, recipe.paths, recipe.seed, progress)
-        data = open_data(recipe.data, recipe.paths, recipe.seed)
-        adapter = adapter_for(recipe, data)
-        adapter.prepare(progress)
+    data = open_data(recipe.data, recipe.paths, recipe.seed)
+    _tell_excluded(data, progress)
+    adapter = adapter_for(recipe, data)
+    if adapter.missing():
+        with stage(run_dir, "prepare", "prepare"):
+            adapter.prepare(progress)
     write_json(run_dir / "recipe.json", recipe.model_dump(mode="json"))
     pin(run_dir, "data", data.fingerprint)
     pin(run_dir, "weights", adapter.weights_fingerprint)
@@ -104,7 +107,7 @@ def reference(run: Prepared) -> regate.ReferenceStore | None:
         "teacher": run.adapter.teacher_fingerprint,
         "candidates": gate.candidates,
         "placeholders": gate.reference.placeholders,
-        "dtype": _teacher_dtype(gate, run.progress),
+        "dtype": _teacher_dtype(gate),
     }
     path = Path(run.recipe.paths.stores) / f"reference-{digest(made_from)[:16]}"
     pin(run.run_dir, "reference", digest(made_from))
@@ -116,12 +119,9 @@ def reference(run: Prepared) -> regate.ReferenceStore | None:
     return regate.ReferenceStore.open(path, expect_fingerprint=made_from)
 
 
-def _teacher_dtype(gate: GateConfig, progress: Progress) -> str:
+def _teacher_dtype(gate: GateConfig) -> str:
     """What the teacher's forward pass will really compute in, which is what the store is named by."""
-    if gate.reference.dtype == "bfloat16" and not device.computes_bfloat16():
-        progress.say("the teacher computes in float32: this device has no fast bfloat16")
-        return "float32"
-    return gate.reference.dtype
+    return gate.reference.dtype if device.computes_bfloat16() else "float32"
 
 
 def _score(run: Prepared, gate: GateConfig, path: Path, made_from: dict[str, Any]) -> None:
@@ -133,6 +133,8 @@ def _score(run: Prepared, gate: GateConfig, path: Path, made_from: dict[str, Any
         checksums=index.checksums.tolist(),
         fingerprint=made_from,
     )
+    if made_from["dtype"] != gate.reference.dtype:
+        run.progress.say(f"the teacher computes in {made_from['dtype']}: this device has no fast bfloat16")
     processor = run.adapter.processor()
     teacher = run.adapter.teacher().to("cuda" if torch.cuda.is_available() else "cpu")
     done = writer.done_ids()
@@ -216,8 +218,14 @@ def evaluate(run: Prepared) -> list[dict[str, Any]]:
     absent = [str(job.checkpoint) for job in jobs if not job.checkpoint.exists()]
     if absent:
         raise StaleError(f"no checkpoint to evaluate: {', '.join(absent)}", hint="run `harness train` first")
-    with stage(run.run_dir, "eval", "eval"):
-        return evaluation.evaluate_checkpoints(run.recipe, run.run_dir, jobs, data=run.data, progress=run.progress)
+    return evaluation.evaluate_checkpoints(
+        run.recipe,
+        run.run_dir,
+        jobs,
+        data=run.data,
+        progress=run.progress,
+        timed=stage(run.run_dir, "eval", "eval"),
+    )
 
 
 def finish(run: Prepared) -> Path:
@@ -260,17 +268,12 @@ def run(recipes: Sequence[Recipe], progress: Progress) -> str:
     return "\n".join(tables.tables_markdown(results) for results in places)
 
 
-def _require(plan: Plan) -> None:
-    """Everything that must be brought, named at once; weights come first, since they take longest to fetch."""
-    lines = [*plan.missing_weights, *plan.missing_data]
-    if not lines:
+def _tell_excluded(data: DataSet, progress: Progress) -> None:
+    if not data.excluded:
         return
-    what = " and ".join(
-        word for word, found in (("weights", plan.missing_weights), ("data", plan.missing_data)) if found
-    )
-    message = f"{plan.name}: {what} are missing\n" + "\n".join(f"  {line}" for line in lines)
-    hint = "bring them, or point paths.weights and paths.data at where they are"
-    raise (EnvironmentProblem if plan.missing_weights else DataError)(message, hint=hint)
+    named = ", ".join(f"{key} ({reason})" for key, reason in data.excluded[:3])
+    more = f" and {len(data.excluded) - 3} more" if len(data.excluded) > 3 else ""
+    progress.say(f"{len(data.excluded)} damaged samples are left out: {named}{more}")
 
 
 def _reference_facts(run: Prepared) -> dict[str, Any] | None:

@@ -94,7 +94,7 @@ def totals(ledger: Split, *, global_batch: int, expected_reduction: float | None
         "samples": len(steps) * global_batch,
         "failed_samples": sum(len(step.get("failed", ())) for step in steps),
         "skipped_steps": sum(bool(step.get("skipped")) for step in steps),
-        "epochs": 1 + max((step["epoch"] for step in steps), default=-1),
+        "epochs_begun": 1 + max((step["epoch"] for step in steps), default=-1),
         "counts": counts,
         "targets_reduction": _reduction(counts["scored"], counts["target"]),
         "expected_reduction": expected_reduction,

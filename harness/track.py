@@ -197,7 +197,9 @@ class Store:
         found = self.client.get_experiment_by_name(job.experiment)
         if found is not None:
             return str(found.experiment_id)
-        return str(self.client.create_experiment(job.experiment, artifact_location=job.artifacts))
+        # MLflow's page opens such an experiment on its training runs; without the tag, on (absent) GenAI traces.
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        return str(self.client.create_experiment(job.experiment, artifact_location=job.artifacts, tags=tags))
 
     def run(self, name: str, *, run_id: str, part: str, began: int, parent: str | None = None) -> Any:
         """The MLflow run of a part of our run, made when it is not there."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from harness.recipe import Recipe
 from harness.record import build_record, write_record
+from regate.schedule import DualCycle
 
 ABILITIES = {"colour": 4, "shape": 4, "direction": 4, "count": 4, "order": 2, "collision": 2}
 WHERE = {
@@ -62,11 +63,7 @@ class Clock:
 
 
 def keep_ratio_at(made: Recipe, step: int) -> float:
-    """Eq. 4, written out once more."""
-    gate = made.gate
-    if gate is None or step < gate.warmup_steps:
-        return 1.0
-    return 1.0 if (step - gate.warmup_steps) % gate.cycle_steps < gate.dense_steps else gate.keep_ratio
+    return 1.0 if made.gate is None else DualCycle.from_config(made.gate).keep_ratio_at(step)
 
 
 def step_event(made: Recipe, step: int, noise: np.random.Generator) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The whole path on the shipped smoke recipes: videos in, table out, through the real accelerate, lmms-eval, MLflow."""
+"""The whole path on the shipped smoke recipes: videos in, table out, on the real accelerate, lmms-eval and MLflow."""
 
 from __future__ import annotations
 
