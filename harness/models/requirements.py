@@ -41,10 +41,11 @@ class Requirement:
 
 REQUIREMENTS: Final[dict[str, tuple[Requirement, ...]]] = {
     "tiny": (),
+    "tiny_videollama2": (),
     "videollama2": (
         Requirement(
             "language_model",
-            ("config.json", "tokenizer.json", SHARDED),
+            ("config.json", "tokenizer.json", "tokenizer_config.json", SHARDED),
             "Qwen/Qwen2-7B-Instruct",
             15.2,
             "Apache-2.0",
@@ -61,6 +62,13 @@ REQUIREMENTS: Final[dict[str, tuple[Requirement, ...]]] = {
             ("mm_projector.bin",),
             "DAMO-NLP-SG/VideoLLaMA2.1-7B-16F-Base",
             0.75,
+            "Apache-2.0",
+        ),
+        Requirement(
+            "teacher",
+            ("config.json", SHARDED),
+            "a Qwen2 of another size, such as Qwen/Qwen2-1.5B-Instruct,",
+            None,
             "Apache-2.0",
         ),
     ),
@@ -88,7 +96,7 @@ REQUIREMENTS: Final[dict[str, tuple[Requirement, ...]]] = {
 def missing_weights(recipe: Recipe) -> list[str]:
     """One line for each file that the recipe's model needs and that is not there, with where it comes from.
 
-    Empty for the tiny model: its weights are made by `harness prepare`.
+    Empty for the tiny models: their weights are made by `harness prepare`.
     """
     lines = []
     for need in REQUIREMENTS[recipe.model.adapter]:

@@ -115,11 +115,20 @@ class VideoLLaMA2Processor:
             DataError: turns do not alternate or end with a question, the media and its tag do not match, or cutting
                 the conversation at `max_length` would cut the media off or leave no target.
         """
+        self.check(sample)
+        text = self._cut(sample, self._conversation(sample, _messages(sample)))
+        return self._encoded(sample, text, frames)
+
+    def check(self, sample: Sample) -> None:
+        """What can be said of a training conversation without a tokenizer.
+
+        Raises:
+            DataError: as `encode`.
+        """
         messages = _messages(sample)
         if len(messages) % 2 or not messages:
             raise DataError(f"sample {sample.key}: {len(messages)} turns; every question needs an answer")
-        text = self._cut(sample, self._conversation(sample, messages))
-        return self._encoded(sample, text, frames)
+        _check_media(sample, sum(len(MEDIA.findall(message["content"])) for message in messages))
 
     def encode_prompt(self, sample: Sample, frames: Sequence[Tensor] | None) -> Encoded:
         """The turns before the last answer and the marker that opens the assistant's; nothing is a target.
@@ -248,11 +257,7 @@ class VideoLLaMA2Processor:
 
     def _encoded(self, sample: Sample, text: _Text, frames: Sequence[Tensor] | None) -> Encoded:
         found = text.ids.count(MEDIA_TOKEN)
-        if found != len(sample.media) or found > 1:
-            raise DataError(
-                f"sample {sample.key}: {len(sample.media)} media and {found} media tags; VideoLLaMA2 takes one video "
-                "or image a conversation, named once, or none"
-            )
+        _check_media(sample, found)
         ids, kinds = list(text.ids), list(text.kinds)
         if found:
             place = ids.index(MEDIA_TOKEN)
@@ -280,6 +285,14 @@ class VideoLLaMA2Processor:
             shapes = [(tuple(part.shape), str(part.dtype)) for part in frames]
             raise DataError(f"sample {sample.key}: one uint8 clip of {wanted} frames expected, found {shapes}")
         return self.pixels.squares(clip)
+
+
+def _check_media(sample: Sample, tags: int) -> None:
+    if tags != len(sample.media) or tags > 1:
+        raise DataError(
+            f"sample {sample.key}: {len(sample.media)} media and {tags} media tags; VideoLLaMA2 takes one video or "
+            "image a conversation, named once, or none"
+        )
 
 
 def _messages(sample: Sample) -> list[dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from harness.models.videollama2_config import FAMILY, LANGUAGE_MODELS, VideoLLaM
 from harness.models.videollama2_connector import make_connector
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 PROJECTOR: Final = "model.mm_projector."
 TOWER: Final = "model.vision_tower.vision_tower."
 _MARK: Final = "mm_projector."
+_PIECE: Final = 1 << 20
 _INDEX: Final = "model.safetensors.index.json"
 
 
@@ -147,6 +150,27 @@ def weight_files(folder: Path) -> list[Path]:
     if index.is_file():
         return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
     return [folder / "model.safetensors"]
+
+
+def fingerprint(files: Sequence[Path]) -> str:
+    """A hash that tells files of weights apart without reading tens of gigabytes: of each its name, its size, and
+    its first and last mebibyte (a safetensors file starts with the names and shapes of its tensors).
+
+    Raises:
+        EnvironmentProblem: a file is not there.
+    """
+    total = hashlib.sha256()
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                size = path.stat().st_size
+                head = file.read(_PIECE)
+                file.seek(max(0, size - _PIECE))
+                total.update(f"{path.name}\0{size}\0".encode())
+                total.update(hashlib.sha256(head + file.read()).digest())
+        except OSError:
+            raise EnvironmentProblem(f"{path}: not there") from None
+    return total.hexdigest()
 
 
 def _vision_half(state: dict[str, Tensor]) -> dict[str, Tensor]:
