@@ -106,10 +106,10 @@ class ReferenceWriter:
         return set(self.index.ids_M[np.asarray(self.done_M) == 1].tolist())
 
     def share(self, rank: int, world: int) -> list[int]:
-        """Ids that process `rank` of `world` should score: whole chunks in turn, samples that are done left out."""
+        """Ids that process `rank` of `world` should score: whole chunks in turn, done or not, so that a resumed
+        process meets the same batches (`score_reference` skips what is done)."""
         place_M = np.arange(len(self.index))
-        mine_M = (place_M // CHUNK % world == rank) & (np.asarray(self.done_M) == 0)
-        ids: list[int] = self.index.ids_M[mine_M].tolist()
+        ids: list[int] = self.index.ids_M[place_M // CHUNK % world == rank].tolist()
         return ids
 
     def write(self, sample_ids: Sequence[int], losses: Sequence[Tensor]) -> None:

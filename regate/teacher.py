@@ -76,7 +76,8 @@ def score_reference(
 ) -> ReferenceStore:
     """Score what is not scored yet, and seal the store.
 
-    Resumable: samples that the writer has are skipped. Under torch.distributed every process scores its own batches
+    Resumable: batches whose samples the writer has are skipped, so a second call with the same batches ends in the
+    same values bit for bit. Under torch.distributed every process scores its own batches
     (`ReferenceWriter.share` names disjoint samples) and waits for the others; processes that know nothing of each
     other call `write_losses` and then `writer.finish()` in one of them.
 
@@ -128,18 +129,18 @@ def write_losses(
     done = writer.done_ids()
     with _frozen(model) as elide, _precision(device, dtype):
         for batch in batches:
-            new = [row for row, name in enumerate(batch.sample_ids_B.tolist()) if name not in done]
-            if new:
-                rows = torch.tensor(new)
-                layout = _rows_of(batch.layout, rows)
-                found = candidates_of(layout, candidates)
-                read = _read(layout, found, placeholders)
+            ids = batch.sample_ids_B.tolist()
+            new = [row for row, sample_id in enumerate(ids) if sample_id not in done]
+            if new:  # the whole batch is read: a row's last bits depend on the rows beside it
+                found = candidates_of(batch.layout, candidates)
+                read = _read(batch.layout, found, placeholders)
                 losses_N = _losses(
-                    scored, elide, batch.input_ids_BS[rows], layout, found, read, placeholder_id, placeholders, device
+                    scored, elide, batch.input_ids_BS, batch.layout, found, read, placeholder_id, placeholders, device
                 )
                 values_BS = torch.zeros(found.mask_BS.shape)
                 values_BS[found.mask_BS] = losses_N.float().cpu()
-                writer.write(batch.sample_ids_B[rows].tolist(), in_order(found, values_BS))
+                losses = in_order(found, values_BS)
+                writer.write([ids[row] for row in new], [losses[row] for row in new])
             if progress is not None:
                 progress(len(batch.sample_ids_B))
 
@@ -190,11 +191,6 @@ def _read(layout: Layout, found: Candidates, placeholders: Placeholders) -> Tens
             "template token between them, or use placeholders: attended"
         )
     return layout.valid_BS & ~visual_BS
-
-
-def _rows_of(layout: Layout, rows: Tensor) -> Layout:
-    tokens_BS = None if layout.tokens_BS is None else layout.tokens_BS[rows]
-    return Layout(layout.labels_BS[rows], layout.kind_BS[rows], layout.ordinal_BS[rows], tokens_BS)
 
 
 @contextmanager

@@ -42,7 +42,7 @@ class Seen:
 class Thing:
     """One object over the whole clip; the tuples have one entry a frame.
 
-    `motion` is one of MOTIONS, or "bounce" for an object that runs into another one and turns back.
+    `motion` is one of MOTIONS, or "halt" for an object that runs into another one and stays there.
     """
 
     shape: str
@@ -239,7 +239,10 @@ def _clear(one: Thing, other: Thing) -> bool:
 def _approach(
     rng: random.Random, looks: list[tuple[str, str]], hit: bool, frames: int, size: int
 ) -> tuple[Thing, ...]:
-    """Two objects that come from opposite sides: on one line they touch and turn back, on two they pass."""
+    """Two objects that come from opposite sides: on one line they meet half way and stay, on two they pass.
+
+    Objects that turned back after one frame of touch were hardly told from passing ones by a model of this size.
+    """
     scale = size / 64
     radii = [_round(rng.uniform(6.0, 7.5) * scale) for _ in looks]
     low, high = _MARGIN * scale, size - _MARGIN * scale
@@ -257,8 +260,8 @@ def _approach(
         contact = middle - radii[place] * 0.9 if from_low else middle + radii[place] * 0.9
         along = []
         for t in range(frames):
-            if hit:  # the middle frame, or the middle two, show them in touch
-                near = min(t, frames - 1 - t) / ((frames - 1) // 2)
+            if hit:
+                near = min(1.0, t / ((frames - 1) // 2))
                 along.append(_round(begin + (contact - begin) * near))
             else:
                 along.append(_round(begin + (far - begin) * t / (frames - 1)))
@@ -267,7 +270,7 @@ def _approach(
             Thing(
                 shape=shape,
                 radius=radii[place],
-                motion="bounce" if hit else names[0 if from_low else 1],
+                motion="halt" if hit else names[0 if from_low else 1],
                 colour=(colour,) * frames,
                 x=across if upright else tuple(along),
                 y=tuple(along) if upright else across,

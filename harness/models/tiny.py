@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
@@ -98,16 +99,19 @@ class TinyTower(PreTrainedModel):  # type: ignore[misc]
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+            init.kaiming_normal_(module.weight, nonlinearity="relu")
+            init.zeros_(module.bias)
         elif isinstance(module, nn.GroupNorm):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
 
 
 class TinyProjector(nn.Module):
-    """Space and time to depth, then a two-layer perceptron into the decoder's width; each
-    token also gets a learned vector of its place, which a convolution's output does not tell."""
+    """Space and time to depth, then a two-layer perceptron into the decoder's width.
+
+    Each token also gets a learned vector of its place, which a convolution's output does not tell. It starts as
+    large as the features: smaller ones left the decoder unable to see motion.
+    """
 
     def __init__(self, config: TinyVLMConfig) -> None:
         super().__init__()
@@ -116,7 +120,7 @@ class TinyProjector(nn.Module):
         self.linear_1 = nn.Linear(width, text.hidden_size)  # type: ignore[union-attr]
         self.act = nn.GELU()
         self.linear_2 = nn.Linear(text.hidden_size, text.hidden_size)  # type: ignore[union-attr]
-        self.place_PD = nn.Parameter(torch.zeros(config.visual_tokens, text.hidden_size))  # type: ignore[union-attr]
+        self.place_PD = nn.Parameter(torch.randn(config.visual_tokens, text.hidden_size))  # type: ignore[union-attr]
 
     def forward(self, features_NTCHW: Tensor) -> Tensor:
         """Cell features to tokens [N, P, D], in (time, row, column) order."""
@@ -139,6 +143,13 @@ class TinyVLMPreTrained(PreTrainedModel):  # type: ignore[misc]
     _supports_flash_attn = True
     _supports_attention_backend = True
     _skip_keys_device_placement = ("past_key_values",)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """transformers' own, and what it does not know: the places. (The tower has its own.)"""
+        super()._init_weights(module)
+        if isinstance(module, TinyProjector):
+            init.normal_(module.place_PD)
 
 
 class TinyVLMModel(TinyVLMPreTrained):

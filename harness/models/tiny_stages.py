@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from harness.data.sample import Sample, Turn, sample_id
 from harness.data.shapes import stage_clips
-from harness.data.shapes_scene import COLOURS
+from harness.data.shapes_scene import COLOURS, MOTIONS, SHAPES
 from harness.data.shapes_text import CONTACT, NUMBERS
 from harness.errors import RecipeError
 from harness.models import tiny_training as training
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 INTERMEDIATE: Final = 2
 """Width of the decoder's perceptron, as a multiple of its hidden size."""
+TAG_WORDS: Final = (*COLOURS, *SHAPES, *MOTIONS, *NUMBERS, *CONTACT.values(), "turns", "later", "gone", ",")
+"""What tag lists are written in; part of the vocabulary whether or not the conversations use them all."""
 DISTRACTORS: Final = 8
 """Random words in the user's turn of a tag list, so that the projector's tokens must win over text."""
 
@@ -170,6 +172,7 @@ def decoder_config(model: TinyModel, processor: TinyProcessor) -> Qwen2Config:
         num_key_value_heads=model.heads,
         max_position_embeddings=processor.max_length,
         tie_word_embeddings=True,
+        initializer_range=model.hidden**-0.5,  # Qwen2's 0.02 is for wide models: attention starts too flat here
         pad_token_id=processor.pad_id,
         eos_token_id=processor.end_id,
         bos_token_id=None,
@@ -183,10 +186,8 @@ def corpus(data: DataSet) -> Iterator[str]:
     for question in data.questions:
         yield question.text
         yield from question.options
-    yield TAG_WORDS
+    yield " ".join(TAG_WORDS)
 
-
-TAG_WORDS: Final = "turns later gone hit miss ,"
 
 
 def tags(scene: Scene) -> str:

@@ -173,7 +173,7 @@ def cell_features(tower: TinyTower, pixels_NTCHW: Tensor) -> Tensor:
     """What the frozen tower says of the clips, once for all: float32 [N, T, C, G, G]."""
     made = [
         tower(normalise(part.flatten(0, 1))).last_hidden_state.unflatten(0, part.shape[:2])
-        for part in pixels_NTCHW.split(ENCODE_ROWS)
+        for part in torch.split(pixels_NTCHW, ENCODE_ROWS)
     ]
     return torch.cat(made)
 

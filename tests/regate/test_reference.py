@@ -95,7 +95,7 @@ def test_resuming_keeps_what_is_done(tmp_path):
     first.write([10], [torch.tensor([1.0, 2.0, 3.0])])
     again = writer_of(tmp_path / "r")
     assert again.done_ids() == {10}
-    assert again.share(0, 1) == [20, 30]
+    assert again.share(0, 1) == [10, 20, 30]
     again.write([20, 30], [torch.zeros(0), torch.tensor([4.0, 5.0])])
     assert again.finish().values.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
 

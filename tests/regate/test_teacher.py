@@ -132,6 +132,18 @@ def test_done_samples_are_skipped_and_missing_ones_named(tmp_path):
     assert done == [3, 3, 3]
 
 
+def test_a_batch_that_is_half_done_gives_the_same_bits(tmp_path):
+    data = tiny.rows(batch=6, visual=3)
+    whole = score(tmp_path / "a", data)
+    writer = writer_for(tmp_path / "b", [data])
+    kept = data.sample_ids_B[:4].tolist()
+    writer.write(kept, [torch.full((int(n),), 9.0) for n in data.layout.target_BS.sum(dim=1)[:4]])
+    half = regate.score_reference(tiny.lm("Qwen2"), [data], writer, placeholder_id=2)
+    ours, theirs = (store.losses(data.sample_ids_B, data.layout) for store in (half, whole))
+    assert set(ours[:4][data.layout.target_BS[:4]].tolist()) == {9.0}  # what is done stays as it is
+    assert torch.equal(ours[4:].nan_to_num(), theirs[4:].nan_to_num())
+
+
 def test_batching_does_not_change_the_losses(tmp_path):
     data = tiny.rows(visual=3)
     singles = []

@@ -1,0 +1,254 @@
+"""What every model family promises the training loop, for each that can be built here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+import regate
+from harness.data.sources import make_data, open_data
+from harness.data.video import read_frames
+from harness.errors import EnvironmentProblem
+from harness.models import MODELS, adapter_for
+from harness.models.requirements import REQUIREMENTS, missing_weights
+from harness.progress import Progress
+from harness.recipe import Recipe, TinyModel, VideoChat2Model, VideoLLaMA2Model
+from regate.types import IGNORE, Kind, TokenCounts
+from tests.harness.tiny_world import tiny_recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from harness.data.sample import Encoded
+    from harness.models.adapter import Adapter
+
+BUILDABLE: dict[str, Callable[[Path], Recipe]] = {"tiny": tiny_recipe}
+"""Families whose weights can be made here, and a recipe that a test can pay for."""
+BROUGHT: dict[str, Any] = {
+    "videollama2": VideoLLaMA2Model(
+        adapter="videollama2", language_model="qwen2", vision_tower="siglip", projector="base/mm_projector.bin"
+    ),
+    "videochat2": VideoChat2Model(adapter="videochat2", language_model="mistral", stage1="one", stage2="two.pth"),
+}
+"""Families whose weights must be brought."""
+
+
+@pytest.fixture(scope="module", params=sorted(BUILDABLE))
+def adapter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Adapter:
+    recipe = BUILDABLE[request.param](tmp_path_factory.mktemp(request.param))
+    make_data(recipe.data, recipe.paths, recipe.seed)
+    made = adapter_for(recipe, open_data(recipe.data, recipe.paths, recipe.seed))
+    assert made.name == request.param
+    assert made.missing()
+    made.prepare(Progress(quiet=True))
+    assert made.missing() == []
+    return made
+
+
+def rows(adapter: Any, count: int = 4, *, media: bool = True) -> list[Encoded]:
+    processor = adapter.processor()
+    frames = adapter.data.frames
+    return [
+        processor.encode(sample, [read_frames(m, frames=frames) for m in sample.media] if media else None)
+        for sample in adapter.data.samples[:count]
+    ]
+
+
+def dense(adapter: Adapter, batch: Any) -> regate.Decision:
+    return regate.DenseGate().decide(batch.layout, batch.sample_ids_B, step=0)
+
+
+def test_every_family_is_buildable_or_says_what_is_missing() -> None:
+    assert set(MODELS) == set(BUILDABLE) | set(BROUGHT) == set(REQUIREMENTS)
+
+
+def test_processor_is_deterministic_and_survives_a_new_adapter(adapter: Any) -> None:
+    other = adapter_for(adapter.recipe, adapter.data)
+    assert other.processor().fingerprint == adapter.processor().fingerprint
+    for one, two in zip(rows(adapter), rows(other), strict=True):
+        assert torch.equal(one.input_ids_S, two.input_ids_S)
+        assert torch.equal(one.labels_S, two.labels_S)
+        assert torch.equal(one.pixels, two.pixels)  # type: ignore[arg-type]
+
+
+def test_text_only_view_has_the_layout_of_the_full_one(adapter: Any) -> None:
+    for full, text in zip(rows(adapter), rows(adapter, media=False), strict=True):
+        for name in ("input_ids_S", "labels_S", "kind_S", "ordinal_S"):
+            assert torch.equal(getattr(full, name), getattr(text, name)), name
+        assert text.pixels is None
+        assert Kind.VISUAL in full.kind_S.tolist()
+        assert bool((full.input_ids_S[full.kind_S == Kind.VISUAL] == adapter.processor().placeholder_id).all())
+
+
+def test_layout_of_a_batch_is_consistent(adapter: Any) -> None:
+    batch = adapter.processor().collate(rows(adapter))
+    layout = batch.layout
+    counts: TokenCounts = dense(adapter, batch).counts
+    counts.check()
+    assert counts.target > 0
+    assert counts.special > 0
+    assert bool(((layout.labels_BS != IGNORE) == layout.target_BS).all())
+    for ordinal_S, target_S in zip(layout.ordinal_BS, layout.target_BS, strict=True):
+        assert ordinal_S[target_S].tolist() == list(range(int(target_S.sum())))
+    assert not bool(layout.target_BS[:, 0].any()), "the first position has no predictor"
+
+
+def test_student_trains_what_the_recipe_trains(adapter: Any) -> None:
+    student = adapter.student().train()
+    batch = adapter.processor().collate(rows(adapter))
+    logits_NV, targets_N = adapter.forward(regate.ScoredLM(student), batch, dense(adapter, batch))
+    assert logits_NV.shape[0] == targets_N.shape[0] == int(batch.layout.target_BS.sum())
+    regate.token_loss(logits_NV, targets_N).mean().backward()
+    trained = {name for name, p in student.named_parameters() if p.requires_grad}
+    moved = {name for name, p in student.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert moved == trained
+    assert any("projector" in name for name in trained)
+    assert any("language_model" in name for name in trained)
+    assert not any("vision_tower" in name for name in trained)
+
+
+def test_forward_scores_what_the_plain_model_says(adapter: Any) -> None:
+    student = adapter.student().eval()
+    batch = adapter.processor().collate(rows(adapter))
+    with torch.no_grad():
+        logits_NV, targets_N = adapter.forward(regate.ScoredLM(student), batch, dense(adapter, batch))
+        whole_BSV = student(**batch.inputs).logits
+    target_BS = batch.layout.target_BS
+    assert torch.equal(targets_N, batch.layout.labels_BS[target_BS])
+    torch.testing.assert_close(logits_NV, whole_BSV[:, :-1][target_BS[:, 1:]])
+
+
+def test_elision_attaches_and_computes_fewer_positions(adapter: Any) -> None:
+    student = adapter.student().eval()
+    batch = adapter.processor().collate(rows(adapter))
+    config = regate.GateConfig(keep_ratio=0.5, warmup_steps=0, dense_steps=0, selection="random")
+    decision = regate.Gate(config, None).decide(batch.layout, batch.sample_ids_B, step=0)
+    assert decision.elides
+    seen: list[int] = []
+    elide = regate.attach(student)
+    layer = student.get_decoder().layers[0]
+    layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
+    with torch.no_grad(), elide(decision):
+        logits_NV, targets_N = adapter.forward(regate.ScoredLM(student), batch, decision)
+    assert len(logits_NV) == len(targets_N) == decision.counts.scored
+    assert seen == [int(decision.active_BS.sum(dim=1).max())]
+    assert seen[0] < batch.layout.kind_BS.shape[1]
+
+
+def test_teacher_is_frozen_and_reads_the_student_s_tokens(adapter: Any) -> None:
+    teacher = adapter.teacher()
+    assert not teacher.training
+    assert not any(p.requires_grad for p in teacher.parameters())
+    batch = adapter.processor().collate(rows(adapter, media=False))
+    shape = adapter.shape()
+    assert "pixel_values" not in batch.inputs
+    assert int(batch.input_ids_BS.max()) < teacher.config.vocab_size == shape.vocabulary
+    mask_BS = (batch.inputs["attention_mask"].bool() & (batch.layout.kind_BS != Kind.VISUAL)).long()
+    with torch.no_grad():
+        logits_BSV = teacher(input_ids=batch.input_ids_BS, attention_mask=mask_BS).logits
+    assert bool(torch.isfinite(logits_BSV[batch.layout.target_BS]).all())
+
+
+def test_checkpoint_round_trip(adapter: Any, tmp_path: Path) -> None:
+    student = adapter.student().eval()
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(0.01)
+    adapter.save(student, tmp_path)
+    loaded = adapter.load(tmp_path).eval()
+    inputs = adapter.processor().collate(rows(adapter)).inputs
+    with torch.no_grad():
+        assert torch.equal(student(**inputs).logits, loaded(**inputs).logits)
+    assert list(tmp_path.glob("*.safetensors"))
+    assert (tmp_path / "config.json").is_file()
+    assert (tmp_path / "tokenizer.json").is_file()
+
+
+def test_generation_from_a_prompt(adapter: Any) -> None:
+    student = adapter.load(adapter.parts.folder("aligned")).eval()
+    processor, sample = adapter.processor(), adapter.data.samples[0]
+    frames = [read_frames(media, frames=adapter.data.frames) for media in sample.media]
+    prompt = processor.collate([processor.encode_prompt(sample, frames)])
+    made = student.generate(**prompt.inputs, max_new_tokens=3, do_sample=False)
+    assert torch.equal(made[:, : prompt.input_ids_BS.shape[1]], prompt.input_ids_BS)
+    assert made.shape[1] > prompt.input_ids_BS.shape[1]
+
+
+def test_shape_is_that_of_the_decoder(adapter: Any) -> None:
+    shape, decoder = adapter.shape(), adapter.student().get_decoder()
+    layer = decoder.layers[0]
+    assert shape.layers == len(decoder.layers)
+    assert layer.self_attn.q_proj.weight.shape == (shape.heads * shape.head_dim, shape.hidden)
+    assert layer.self_attn.k_proj.weight.shape == (shape.kv_heads * shape.head_dim, shape.hidden)
+    assert layer.mlp.up_proj.weight.shape == (shape.intermediate, shape.hidden)
+    assert decoder.get_input_embeddings().weight.shape == (shape.vocabulary, shape.hidden)
+    assert shape.vision_flops > 0
+
+
+def test_fingerprints_follow_the_weights(adapter: Any) -> None:
+    assert adapter.weights_fingerprint != adapter.teacher_fingerprint
+    other = adapter_for(adapter.recipe, None)
+    assert other.weights_fingerprint == adapter.weights_fingerprint
+    assert other.teacher_fingerprint == adapter.teacher_fingerprint
+
+
+# --- weights that must be brought ------------------------------------------------------------------------
+
+
+def brought(name: str, folder: Path) -> Recipe:
+    return tiny_recipe(folder).model_copy(update={"model": BROUGHT[name]})
+
+
+@pytest.mark.parametrize("name", sorted(BROUGHT))
+def test_every_missing_file_is_named_with_its_origin(name: str, tmp_path: Path) -> None:
+    recipe = brought(name, tmp_path)
+    lines = missing_weights(recipe)
+    assert len(lines) == sum(len(need.files) for need in REQUIREMENTS[name])
+    for need in REQUIREMENTS[name]:
+        mine = [line for line in lines if line.endswith(f"named by model.{need.field}")]
+        assert len(mine) == len(need.files)
+        assert all(need.hub_id in line and need.licence in line for line in mine)
+        assert all(line.startswith(str(Path(recipe.paths.weights))) for line in mine)
+    with pytest.raises(EnvironmentProblem) as caught:
+        adapter_for(recipe, None)
+    assert all(line in str(caught.value) for line in lines)
+
+
+@pytest.mark.parametrize("name", sorted(BROUGHT))
+def test_files_that_are_there_are_not_asked_for(name: str, tmp_path: Path) -> None:
+    recipe = brought(name, tmp_path)
+    while lines := missing_weights(recipe):
+        for line in lines:
+            file = Path(line.split(": from ")[0])
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+    with pytest.raises(EnvironmentProblem, match=f"plans {name} and does not train it"):
+        adapter_for(recipe, None)
+
+
+def test_shards_that_an_index_names_are_asked_for(tmp_path: Path) -> None:
+    recipe = brought("videochat2", tmp_path)
+    folder = Path(recipe.paths.weights) / "mistral"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}'
+    )
+    (folder / "1.safetensors").touch()
+    lines = [line for line in missing_weights(recipe) if "safetensors" in line]
+    assert [Path(line.split(":")[0]).name for line in lines] == ["2.safetensors"]
+
+
+def test_a_field_without_a_value_needs_nothing(tmp_path: Path) -> None:
+    model = BROUGHT["videollama2"].model_copy(update={"projector": None})
+    recipe = tiny_recipe(tmp_path).model_copy(update={"model": model})
+    assert not any("projector" in line for line in missing_weights(recipe))
+
+
+def test_requirements_name_fields_of_the_recipe() -> None:
+    families = {"tiny": TinyModel, "videollama2": VideoLLaMA2Model, "videochat2": VideoChat2Model}
+    for name, needs in REQUIREMENTS.items():
+        assert {need.field for need in needs} <= set(families[name].model_fields)
