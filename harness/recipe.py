@@ -113,8 +113,6 @@ class VideoLLaMA2Model(Strict):
     image_aspect_ratio: Literal["pad", "square"] = "pad"
     max_length: PositiveInt = 2048
     """Tokens of a conversation, its video counted as one; what is beyond is cut off, never the video."""
-    teacher: str | None = None
-    """Another language model with the same tokenizer, relative to paths.weights; None is `language_model`."""
 
 
 class TinyVideoLLaMA2Model(Strict):

@@ -39,6 +39,14 @@ class Requirement:
         return f"from {self.hub_id} on the Hugging Face hub ({size}, {self.licence})"
 
 
+TEACHER: Final = Requirement(
+    "gate.reference.model",
+    ("config.json", SHARDED),
+    "the repository of a language model with the student's tokenizer, such as Qwen/Qwen2-1.5B-Instruct,",
+    None,
+    "see its model page",
+)
+"""A teacher other than the student's own language model."""
 REQUIREMENTS: Final[dict[str, tuple[Requirement, ...]]] = {
     "tiny": (),
     "tiny_videollama2": (),
@@ -62,13 +70,6 @@ REQUIREMENTS: Final[dict[str, tuple[Requirement, ...]]] = {
             ("mm_projector.bin",),
             "DAMO-NLP-SG/VideoLLaMA2.1-7B-16F-Base",
             0.75,
-            "Apache-2.0",
-        ),
-        Requirement(
-            "teacher",
-            ("config.json", SHARDED),
-            "a Qwen2 of another size, such as Qwen/Qwen2-1.5B-Instruct,",
-            None,
             "Apache-2.0",
         ),
     ),
@@ -98,17 +99,19 @@ def missing_weights(recipe: Recipe) -> list[str]:
 
     Empty for the tiny models: their weights are made by `harness prepare`.
     """
-    lines = []
-    for need in REQUIREMENTS[recipe.model.adapter]:
-        value = getattr(recipe.model, need.field)
-        if value is not None:
-            target = Path(recipe.paths.weights) / value
-            lines += [
-                f"{file}: {need.origin}; named by model.{need.field}"
-                for name in need.files
-                for file in _absent(target, name)
-            ]
-    return lines
+    wanted = [
+        (need, f"model.{need.field}", getattr(recipe.model, need.field))
+        for need in REQUIREMENTS[recipe.model.adapter]
+    ]
+    if recipe.gate is not None and recipe.gate.needs_reference:
+        wanted.append((TEACHER, TEACHER.field, recipe.gate.reference.model))
+    return [
+        f"{file}: {need.origin}; named by {field}"
+        for need, field, value in wanted
+        if value is not None
+        for name in need.files
+        for file in _absent(Path(recipe.paths.weights) / value, name)
+    ]
 
 
 def _absent(target: Path, name: str) -> list[Path]:

@@ -147,10 +147,10 @@ class VideoLLaMA2Adapter:
         return self.recipe.model
 
     def _teacher_folder(self) -> Path:
-        model = self._model()
-        if isinstance(model, VideoLLaMA2Model) and model.teacher is not None:
-            return Path(self.recipe.paths.weights) / model.teacher
-        return self.parts.language_model
+        """The student's own language model, or what `gate.reference.model` names below paths.weights."""
+        gate = self.recipe.gate
+        other = gate.reference.model if gate is not None else None
+        return self.parts.language_model if other is None else Path(self.recipe.paths.weights) / other
 
     def _require(self) -> None:
         lines = self.missing()

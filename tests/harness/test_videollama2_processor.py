@@ -176,13 +176,15 @@ def test_cutting_keeps_the_media_and_says_what_it_cannot_do(processor: VideoLLaM
     cut = replace(processor, max_length=length - 20).encode(sample, None)
     assert torch.equal(cut.input_ids_S, whole.input_ids_S[:-20])
     assert torch.equal(cut.labels_S, whole.labels_S[:-20])
-    with pytest.raises(DataError, match=r"sample long one: \d+ tokens, more than max_length 40, and no target"):
-        replace(processor, max_length=40).encode(sample, None)
+    asked = len(processor.encode_prompt(sample, None).input_ids_S) - processor.visual_tokens + 1
+    with pytest.raises(DataError, match=rf"sample long one: \d+ tokens, more than max_length {asked}, and no target"):
+        replace(processor, max_length=asked).encode(sample, None)
     late = talk("word " * 50, "yes", "<media:0> and here?", "no", media=True, key="late one")
+    short = replace(processor, max_length=processor.tokens(talk("word " * 50, "yes")))
     with pytest.raises(DataError, match=r"sample late one: .* its media stands beyond"):
-        replace(processor, max_length=150).encode(late, None)
+        short.encode(late, None)
     with pytest.raises(DataError, match="sample late one: a question of"):
-        replace(processor, max_length=150).encode_prompt(late, None)
+        short.encode_prompt(late, None)
 
 
 @pytest.mark.parametrize(

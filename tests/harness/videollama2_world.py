@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,15 +15,15 @@ from harness.load import load_recipe
 from harness.plan import make_plan, require
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from harness.recipe import Recipe
 
 NAME = "videollama2_regate"
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "videollama2"
 
 
-def write_world(folder: Path, fixture: Path) -> Path:
+def write_world(folder: Path) -> Path:
     """The parity fixture's model, taken apart into the three that are published, and its conversations."""
+    fixture = FIXTURE
     weights = folder / "workspace" / "weights"
     model = load_recipe(NAME).model
     assert model.adapter == "videollama2"
