@@ -62,6 +62,11 @@ class StoreIndex:
             raise StoreError("a sample cannot have a negative number of targets")
         order_M = ids_M.argsort(kind="stable")
         ids_M = ids_M[order_M]
+        if not counts_M.any():
+            raise StoreError(
+                f"none of the {ids_M.size} samples has a target: every label is -100; check the labels that the "
+                "collator makes, and the truncation"
+            )
         twice = ids_M[1:][ids_M[1:] == ids_M[:-1]]
         if twice.size:
             raise StoreError(f"sample id {int(twice[0])} occurs twice; every sample needs its own stable id")

@@ -85,11 +85,8 @@ def compact_inputs(
     out: dict[str, Any] = {}
     for name, value in inputs.items():
         if name in _ALONG_ROWS and value is not None:
-            out[name] = (
-                compaction.gather(value) & compaction.valid_BK
-                if value.dtype == torch.bool
-                else (compaction.gather(value))
-            )
+            gathered = compaction.gather(value)
+            out[name] = gathered & compaction.valid_BK if gathered.dtype == torch.bool else gathered
         elif name in _PASSED or not _runs_along(value, length):
             out[name] = value
         elif name not in ("input_ids", "inputs_embeds", "position_ids", "attention_mask", "cache_position"):
@@ -127,13 +124,15 @@ def compact_mask(decoder: nn.Module, mask: Any, embeds_BSD: Tensor, compaction: 
             f"{type(decoder).__name__} got an attention mask of type {type(mask).__name__}; elision knows masks "
             "of two and four dimensions"
         )
-    valid_BK = compaction.valid_BK
-    if mask is not None:
-        valid_BK = valid_BK & compaction.gather(mask).bool()
+    open_BK = torch.ones_like(compaction.valid_BK) if mask is None else compaction.gather(mask).bool()
     window = _window(decoder)
-    if window is None or window >= compaction.shape[1]:
-        return valid_BK.long()
-    return _windowed(decoder, valid_BK, window, embeds_BSD.dtype, compaction)
+    if window is not None and window < compaction.shape[1]:
+        return _windowed(decoder, open_BK & compaction.valid_BK, window, embeds_BSD.dtype, compaction)
+    if _kernel(decoder).startswith("flash"):
+        return (open_BK & compaction.valid_BK).long()  # it unpads the rows
+    # Padding stands last, where no active position looks: left open, the mask is all ones, and kernels that have a
+    # causal path of their own take it in place of a dense mask.
+    return (open_BK | ~compaction.valid_BK).long()
 
 
 def _positions(position_ids: Tensor | None, compaction: Compaction) -> Tensor:

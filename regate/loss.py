@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from regate import process
-from regate.errors import ConfigError
+from regate.errors import ConfigError, LayoutError
 from regate.types import IGNORE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from regate.types import Decision
 
@@ -84,23 +84,29 @@ def causal_token_loss(logits_BSV: Tensor, targets_BS: Tensor) -> Tensor:
     return token_loss(logits_BSV[:, :-1][scored_BS], targets_BS[:, 1:][scored_BS])
 
 
-def count_scored(decisions: Iterable[Decision], *, device: torch.device | str = "cpu", group: Any = None) -> int:
+def count_scored(decisions: Sequence[Decision], *, device: torch.device | str = "cpu", group: Any = None) -> int:
     """Scored targets of an optimizer step, over all its micro-batches and all processes: the loss's divisor.
 
     The step's loss is the sum of all scored losses over this number. Data parallelism averages gradients over
     processes, and accelerate (or DeepSpeed) divides by the accumulation steps: multiply by both to undo them.
 
     Args:
-        decisions: this process's micro-batches of the step; none is allowed.
+        decisions: this process's micro-batches of the step, if it has any.
         device: where the processes' backend reduces (the accelerator for NCCL).
 
-    Returns:
-        At least 1, so that a step without targets divides by something.
+    Raises:
+        LayoutError: no process has a target in this step.
     """
     scored = torch.tensor(sum(decision.counts.scored for decision in decisions), device=device)
     if process.in_use():
         torch.distributed.all_reduce(scored, group=group)
-    return max(1, int(scored))
+    if int(scored) == 0:
+        rows = sum(len(decision.sample_ids_B) for decision in decisions)
+        raise LayoutError(
+            f"the step has no targets: every label of its rows ({rows} here) is {IGNORE}; check the labels that the "
+            "collator makes, and the truncation"
+        )
+    return int(scored)
 
 
 def _compute_dtype(logits_NV: Tensor) -> torch.dtype:

@@ -123,6 +123,18 @@ def test_resume_forgets_what_came_after_the_checkpoint(tmp_path):
     assert values(again, 8) == [2.0] * 4
 
 
+def test_journals_of_processes_that_are_gone_are_cut_too(tmp_path):
+    store = create(tmp_path / "d")
+    observe(store, 0, 11, [1, 1, 1], [2.0, 2.0, 2.0])
+    state = store.state()
+    observe(store, 1, 8, [1, 1, 1, 1], [6.0] * 4)
+    store.state()
+    own, gone = (tmp_path / "d" / f"journal.e0.rank{rank}" for rank in (0, 5))
+    gone.write_bytes(own.read_bytes())
+    DifficultyStore.open(tmp_path / "d").rewind(state)
+    assert own.stat().st_size == gone.stat().st_size == state["offsets"]["0"]
+
+
 @settings(max_examples=40, deadline=None)
 @given(cut=st.integers(0, 400), stop=st.integers(0, 5))
 def test_a_record_cut_short_is_found(tmp_path_factory, cut, stop):

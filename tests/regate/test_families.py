@@ -14,6 +14,7 @@ import regate
 from regate import Gate, GateConfig, LayoutError
 from regate.compaction import compact
 from regate.inputs import compact_inputs
+from regate.teacher import TextBackbone
 from tests.regate import families, tiny
 from tests.regate.test_equivalence import LIMIT, assert_same, gradients
 
@@ -136,7 +137,10 @@ def test_deepstack_features_land_on_their_positions():
     gathered = compact_inputs(decoder, inputs, embeds, compaction, full=False)["visual_pos_masks"]
     assert int(gathered.sum()) == int(seen[0].sum())
     assert torch.equal(compaction.index_BK[gathered], seen[0].nonzero()[:, 1])
-    assert not bool(gathered[~compaction.valid_BK].any())
+    first_is_visual = {**inputs, "visual_pos_masks": seen[0] | (torch.arange(families.LENGTH) == 0)}
+    gathered = compact_inputs(decoder, first_is_visual, embeds, compaction, full=False)["visual_pos_masks"]
+    assert not bool(compaction.valid_BK.all())
+    assert not bool(gathered[~compaction.valid_BK].any())  # padding points at position 0
 
 
 @pytest.mark.parametrize("rows", [3, 4])
@@ -155,6 +159,30 @@ def test_position_ids_of_three_and_four_rows(rows):
             out.append(model(inputs_embeds=embeds, position_ids=positions, use_cache=False).last_hidden_state)
         elide.remove()
     assert (out[0] - out[1])[decision.active_BS].abs().max().item() <= LIMIT
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_students_own_text_backbone_is_a_teacher(name, tmp_path):
+    """Its pictures left out: the same as the whole decoder with the placeholders hidden."""
+    case = case_of(name)
+    number, checksum = regate.store_keys(case.layout)
+    writer = regate.ReferenceWriter.create(
+        tmp_path / "r", sample_ids=[3, 4], num_targets=number, checksums=checksum, fingerprint={}
+    )
+    rows = tiny.Rows(torch.tensor([3, 4]), case.inputs["input_ids"], case.inputs["attention_mask"], case.layout)
+    store = regate.score_reference(TextBackbone(case.model), [rows], writer, placeholder_id=0)
+    visual_BS = case.layout.kind_BS == regate.Kind.VISUAL
+    decoder = case.model.get_decoder().eval()
+    with torch.no_grad():
+        hidden_BSD = decoder(
+            inputs_embeds=decoder.get_input_embeddings()(rows.input_ids_BS),
+            attention_mask=rows.mask_BS * ~visual_BS,
+            position_ids=torch.arange(families.LENGTH).expand(2, -1),
+        ).last_hidden_state
+        expected = regate.causal_token_loss(case.model.get_output_embeddings()(hidden_BSD), case.layout.labels_BS)
+    decoder.train()
+    losses_BS = store.losses(rows.sample_ids_B, case.layout)
+    torch.testing.assert_close(losses_BS[case.layout.target_BS].double(), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_positions_of_one_axis_are_noticed():

@@ -115,12 +115,14 @@ def test_difficulty_is_not_read_before_the_epoch_ends(tmp_path):
 
 def test_observing_only_dense_steps(tmp_path):
     data = tiny.rows()
-    gate, _ = gate_for(tmp_path, data, replace(SPARSE, ema_observe="all_dense"))
-    sparse = gate.decide(data.layout, data.sample_ids_B, step=1)
-    gate.observe(sparse, torch.full((sparse.counts.scored,), 9.0))
-    gate.end_epoch()
-    unchanged = gate.decide(data.layout, data.sample_ids_B, step=2)
-    assert torch.equal(sparse.targets_BS, unchanged.targets_BS)
+    config = replace(SPARSE, ema_init="reference", ema_decay=0.0)
+    for observe in ("scored", "all_dense"):
+        gate, _ = gate_for(tmp_path / observe, data, replace(config, ema_observe=observe))
+        sparse = gate.decide(data.layout, data.sample_ids_B, step=1)
+        gate.observe(sparse, torch.zeros(sparse.counts.scored))  # the selected ones turn out easy
+        gate.end_epoch()
+        after = gate.decide(data.layout, data.sample_ids_B, step=2)
+        assert torch.equal(sparse.targets_BS, after.targets_BS) == (observe == "all_dense")
     dense = gate.decide(data.layout, data.sample_ids_B, step=8)
     target_loss = torch.zeros(dense.counts.target)
     target_loss[-1] = 1000.0  # the last target of the last row becomes the hardest
@@ -223,6 +225,8 @@ def test_all_labels_ignored(tmp_path):
     assert decision.counts.scored == decision.counts.target == 0
     assert not decision.elides
     gate.observe(decision, torch.zeros(0))
+    with pytest.raises(LayoutError, match="the step has no targets"):
+        regate.count_scored([decision])
 
 
 def test_losses_that_are_not_finite(tmp_path):

@@ -78,6 +78,17 @@ def test_gradient_with_uneven_targets_and_one_process_with_none(tmp_path):
 
 
 @pytest.mark.slow
+def test_sharded_parameters(tmp_path):
+    workers.make_reference(tmp_path)
+    for world in (1, 2):
+        assert workers.run(workers.sharded, world, str(tmp_path)) == [0] * world
+    one, two = (torch.load(tmp_path / f"sharded-{world}.pt") for world in (1, 2))
+    for name, grad in one.items():
+        assert grad.norm() > 0
+        assert (two[name] - grad).norm() <= 1e-6 * grad.norm(), name
+
+
+@pytest.mark.slow
 def test_killed_scoring_resumes_with_more_processes(tmp_path):
     victims = [
         workers.context().Process(target=workers.score, args=(rank, 2, str(tmp_path), 0.25)) for rank in (0, 1)

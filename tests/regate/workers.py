@@ -183,6 +183,37 @@ def gradient(rank, world, folder):
         dist.destroy_process_group()
 
 
+def sharded(rank, world, folder):
+    """One step with every layer and the whole model sharded by torch's fully_shard."""
+    from torch.distributed.fsdp import fully_shard
+
+    folder = Path(folder)
+    join(rank, world, folder / f"meeting-sharded-{world}")
+    if world == 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting-sharded-1", rank=0, world_size=1)
+    model = tiny.lm("Qwen2")
+    wrapped = regate.ScoredLM(model)
+    for layer in model.model.layers:
+        fully_shard(layer)
+    fully_shard(wrapped)
+    elide = regate.attach(wrapped)
+    gate = regate.Gate(replace(CONFIG, selection="reference"), regate.ReferenceStore.open(folder / "reference"))
+    decisions, losses = [], []
+    for sample in ([0, 1], [2, 3])[rank::world]:
+        for one in map(data_of, sample):
+            decision = gate.decide(one.layout, one.sample_ids_B, step=1)
+            decisions.append(decision)
+            with elide(decision):
+                logits_NV = wrapped(predictor_BS=decision.predictor_BS, **one.inputs)
+            losses.append(regate.token_loss(logits_NV, decision.targets_N).sum())
+    total = regate.count_scored(decisions)
+    (sum(losses) * world / total).backward()
+    grads = {name: value.grad.full_tensor() for name, value in model.named_parameters()}
+    if rank == 0:
+        torch.save(grads, folder / f"sharded-{world}.pt")
+    dist.destroy_process_group()
+
+
 def score(rank, world, folder, slow):
     """Score this process's share of the samples, one at a time; seal the store if nothing is missing."""
     torch.set_num_threads(1)
