@@ -177,6 +177,7 @@ class VideoLLaMA2ForConditionalGeneration(VideoLLaMA2PreTrained, GenerationMixin
         text: Any = config.text_config
         self.model = VideoLLaMA2Model(config)
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.register_load_state_dict_pre_hook(_take_official_names)
         self.post_init()
 
     @classmethod
@@ -258,6 +259,16 @@ def _register_names() -> None:
     """Tell transformers the official names: both when loading and when saving, whoever does it."""
     renamings = [WeightRenaming(rf"^{official}".replace(".", r"\."), ours) for official, ours in RENAMED.items()]
     register_checkpoint_conversion_mapping(VideoLLaMA2ForConditionalGeneration.__name__, renamings, overwrite=True)
+
+
+def _take_official_names(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    """`load_state_dict` reads both kinds of names: the Trainer resumes by it, from what `save_pretrained` wrote, and
+    passes over names that it does not know with a warning."""
+    for name in list(state_dict):
+        if name.startswith(prefix):
+            known = prefix + our_name(name.removeprefix(prefix))
+            if known != name:
+                state_dict[known] = state_dict.pop(name)
 
 
 def our_name(official: str) -> str:
