@@ -124,7 +124,7 @@ class Gate:
         counts = count_tokens(layout, active_BS, targets_BS)
         decision = Decision(active_BS, targets_BS, sample_ids_B, layout, keep_ratio, counts, step)
         if self.config.selects_after_forward and keep_ratio < 1.0:
-            scored = int(budget(found.count_B, keep_ratio).sum())
+            scored = int(budget(targets_BS.sum(dim=1), keep_ratio).sum())
             decision = replace(decision, counts=replace(counts, scored=scored), weighted=True)
         elif self.config.candidates == "text" and self._difficulty is not None and self.schedule.keep_ratio < 1.0:
             decision = replace(decision, observed_BS=chosen_BS & ~layout.target_BS, weighted=True)

@@ -97,16 +97,18 @@ def count_scored(decisions: Sequence[Decision], *, device: torch.device | str = 
     Raises:
         LayoutError: no process has a target in this step.
     """
-    scored = torch.tensor(sum(decision.counts.scored for decision in decisions), device=device)
+    counts = [(decision.counts.scored, decision.counts.target) for decision in decisions]
+    sums = torch.tensor([sum(column) for column in zip(*counts, strict=True)] or [0, 0], device=device)
     if process.in_use():
-        torch.distributed.all_reduce(scored, group=group)
-    if int(scored) == 0:
+        torch.distributed.all_reduce(sums, group=group)
+    scored, targets = int(sums[0]), int(sums[1])
+    if targets == 0:
         rows = sum(len(decision.sample_ids_B) for decision in decisions)
         raise LayoutError(
             f"the step has no targets: every label of its rows ({rows} here) is {IGNORE}; check the labels that the "
             "collator makes, and the truncation"
         )
-    return int(scored)
+    return max(1, scored)  # `candidates: text` may select prompt tokens only
 
 
 def _compute_dtype(logits_NV: Tensor) -> torch.dtype:

@@ -6,6 +6,7 @@ Legend: B rows, S expanded length, K positions that are read, N candidates of th
 from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -18,13 +19,15 @@ from regate.elision import Elision, attach
 from regate.errors import ConfigError, LayoutError
 from regate.head import ScoredLM
 from regate.loss import token_loss
-from regate.types import Kind, Layout
+from regate.types import Kind
+from regate.wrapping import decoder_of, unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from regate.config import Placeholders
     from regate.reference import ReferenceStore, ReferenceWriter
+    from regate.types import Layout
 
 
 class TextBatch(Protocol):
@@ -48,8 +51,6 @@ class TextBackbone(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        from regate.wrapping import decoder_of, unwrap
-
         inner: Any = unwrap(model)
         self.config = inner.config
         self.base_model = decoder_of(model)
@@ -124,58 +125,62 @@ def write_losses(
     progress: Callable[[int], None] | None = None,
 ) -> None:
     """`score_reference` without the end: score this process's batches."""
-    scored = ScoredLM(model)
     device = next(model.parameters()).device
     done = writer.done_ids()
     with _frozen(model) as elide, _precision(device, dtype):
+        reader = _Reader(ScoredLM(model), elide, placeholder_id, placeholders, device)
         for batch in batches:
             ids = batch.sample_ids_B.tolist()
             new = [row for row, sample_id in enumerate(ids) if sample_id not in done]
             if new:  # the whole batch is read: a row's last bits depend on the rows beside it
                 found = candidates_of(batch.layout, candidates)
-                read = _read(batch.layout, found, placeholders)
-                losses_N = _losses(
-                    scored, elide, batch.input_ids_BS, batch.layout, found, read, placeholder_id, placeholders, device
-                )
                 values_BS = torch.zeros(found.mask_BS.shape)
-                values_BS[found.mask_BS] = losses_N.float().cpu()
+                values_BS[found.mask_BS] = reader.losses(batch, found).float().cpu()
                 losses = in_order(found, values_BS)
                 writer.write([ids[row] for row in new], [losses[row] for row in new])
             if progress is not None:
-                progress(len(batch.sample_ids_B))
+                progress(len(ids))
 
 
-def _losses(
-    scored: ScoredLM,
-    elide: Elision,
-    input_ids_BS: Tensor,
-    layout: Layout,
-    found: Candidates,
-    read_BS: Tensor,
-    placeholder_id: int,
-    placeholders: Placeholders,
-    device: torch.device,
-) -> Tensor:
-    """-log p_ref at every candidate: float32 N, row by row."""
-    visual_BS = layout.kind_BS == Kind.VISUAL
-    # A placeholder that is not read may lie outside the teacher's vocabulary.
-    ids_BS = torch.where(visual_BS, placeholder_id if placeholders == "attended" else 0, input_ids_BS.cpu())
-    predictor_BS = torch.nn.functional.pad(found.mask_BS[:, 1:], (0, 1), value=False)
-    targets_N = found.tokens_BS[found.mask_BS].to(device, non_blocking=True)
-    if targets_N.numel() == 0:
-        return torch.zeros(0)
-    if placeholders == "compact":
-        compaction = compact(read_BS)
-        logits_NV = scored(
-            predictor_BS=compaction.gather(predictor_BS) & compaction.valid_BK,
-            input_ids=compaction.gather(ids_BS).to(device),
-            attention_mask=compaction.valid_BK.long().to(device),
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """A teacher, and how it sees placeholders."""
+
+    scored: ScoredLM
+    elide: Elision
+    placeholder_id: int
+    placeholders: Placeholders
+    device: torch.device
+
+    def losses(self, batch: TextBatch, found: Candidates) -> Tensor:
+        """-log p_ref at every candidate: float32 N, row by row."""
+        if int(found.count_B.sum()) == 0:
+            return torch.zeros(0)
+        layout = batch.layout
+        visual_BS = layout.kind_BS == Kind.VISUAL
+        read_BS = _read(layout, found, self.placeholders)
+        # A placeholder that is not read may lie outside the teacher's vocabulary.
+        filler = self.placeholder_id if self.placeholders == "attended" else 0
+        ids_BS = torch.where(visual_BS, filler, batch.input_ids_BS.cpu())
+        predictor_BS = torch.nn.functional.pad(found.mask_BS[:, 1:], (0, 1), value=False)
+        if self.placeholders == "compact":
+            compaction = compact(read_BS)
+            predictor_BS = compaction.gather(predictor_BS) & compaction.valid_BK
+            logits_NV = self._logits(predictor_BS, compaction.gather(ids_BS), compaction.valid_BK)
+        elif bool((read_BS != layout.valid_BS).any()):
+            with self.elide.only(read_BS):
+                logits_NV = self._logits(predictor_BS, ids_BS, layout.valid_BS)
+        else:
+            logits_NV = self._logits(predictor_BS, ids_BS, layout.valid_BS)
+        return token_loss(logits_NV, found.tokens_BS[found.mask_BS].to(self.device, non_blocking=True))
+
+    def _logits(self, predictor_BS: Tensor, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
+        logits_NV: Tensor = self.scored(
+            predictor_BS=predictor_BS,
+            input_ids=ids_BS.to(self.device, non_blocking=True),
+            attention_mask=mask_BS.long().to(self.device, non_blocking=True),
         )
-    else:
-        mask_BS = layout.valid_BS.long().to(device)
-        with elide.only(read_BS) if bool((read_BS != layout.valid_BS).any()) else nullcontext():
-            logits_NV = scored(predictor_BS=predictor_BS, input_ids=ids_BS.to(device), attention_mask=mask_BS)
-    return token_loss(logits_NV, targets_N)
+        return logits_NV
 
 
 def _read(layout: Layout, found: Candidates, placeholders: Placeholders) -> Tensor:

@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 
 
-def run(name, *arguments):
-    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+def run(name, *arguments, folder=EXAMPLES):
+    command = [sys.executable, str(folder / name), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.strip().splitlines()[-1]
@@ -35,7 +37,19 @@ def test_accelerate_example(tmp_path):
     scored, targets = int(last[2]), int(last[4])
     # 13 of the 24 steps are sparse; floor() of a handful of targets takes a little more than half of them.
     assert 0.55 < scored / targets < 0.73
-    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+    run("accelerate_loop.py", "--output", tmp_path / "parts", "--epochs", 2)
+    assert run("accelerate_loop.py", "--output", tmp_path / "parts").startswith("24 steps, ")
+    straight, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("run", "parts"))
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+@pytest.mark.slow
+def test_benchmark_of_the_gate():
+    arguments = ["--samples", 3000, "--targets", 40, "--part", "stores"]
+    measured = json.loads(run("gate_overhead.py", *arguments, folder=ROOT / "benchmarks"))
+    assert measured["difficulty_bytes"] == 3000 * 40 * 2 + 128
+    assert measured["reference_bytes"] < 1.6 * measured["difficulty_bytes"]
+    assert measured["read_reference_32_ms"] < 20
 
 
 def test_trainer_example_changes_six_lines():

@@ -159,9 +159,11 @@ def test_loss_only_computes_everything(tmp_path):
     assert torch.equal(decision.targets_BS, compact.decide(data.layout, data.sample_ids_B, step=1).targets_BS)
 
 
-def test_rho_1_as_published_selects_by_this_steps_losses(tmp_path):
+@pytest.mark.parametrize("candidates", ["targets", "text"])
+def test_rho_1_as_published_selects_by_this_steps_losses(tmp_path, candidates):
     data = tiny.rows()
-    gate, store = gate_for(tmp_path, data, replace(SPARSE, execution="loss_only", selection="excess"))
+    config = replace(SPARSE, execution="loss_only", selection="excess", candidates=candidates)
+    gate, store = gate_for(tmp_path, data, config)
     decision = gate.decide(data.layout, data.sample_ids_B, step=1)
     assert decision.counts.scored == int(budget(data.layout.target_BS.sum(dim=1), 0.5).sum())
     loss_N = torch.rand(int(decision.losses_BS.sum()), generator=torch.Generator().manual_seed(0)) * 5
@@ -171,7 +173,8 @@ def test_rho_1_as_published_selects_by_this_steps_losses(tmp_path):
     gate.observe(decision, loss_N)
     assert int(weight_N.sum()) == decision.counts.scored
     excess_BS = torch.full(data.layout.labels_BS.shape, float("-inf"))
-    excess_BS[decision.losses_BS] = loss_N - store.losses(data.sample_ids_B, data.layout)[decision.losses_BS]
+    reference_BS = store.losses(data.sample_ids_B, data.layout, candidates)
+    excess_BS[decision.losses_BS] = loss_N - reference_BS[decision.losses_BS]
     weight_BS = torch.zeros_like(excess_BS)
     weight_BS[decision.losses_BS] = weight_N
     for row in range(3):
