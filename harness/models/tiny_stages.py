@@ -189,6 +189,7 @@ def corpus(data: DataSet) -> Iterator[str]:
     yield " ".join(TAG_WORDS)
 
 
+
 def tags(scene: Scene) -> str:
     """A clip in key words, objects in a fixed order of colours: what the projector learns to say first."""
     said = []

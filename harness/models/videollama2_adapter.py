@@ -17,7 +17,7 @@ from harness.models.requirements import missing_weights
 from harness.models.videollama2 import VideoLLaMA2ForConditionalGeneration
 from harness.models.videollama2_flops import vision_flops
 from harness.models.videollama2_pixels import read_pixels
-from harness.models.videollama2_processor import VideoLLaMA2Processor
+from harness.models.videollama2_processor import VideoLLaMA2Conversations
 from harness.models.videollama2_weights import Parts, assemble, config_of, fingerprint, weight_files
 from harness.recipe import TinyVideoLLaMA2Model, VideoLLaMA2Model
 
@@ -80,11 +80,11 @@ class VideoLLaMA2Adapter:
     def teacher_fingerprint(self) -> str:
         return fingerprint(weight_files(self._teacher_folder()))
 
-    def processor(self) -> VideoLLaMA2Processor:
+    def processor(self) -> VideoLLaMA2Conversations:
         self._require()
         config = config_of(self.parts)
         aspect = self._model().image_aspect_ratio
-        return VideoLLaMA2Processor(
+        return VideoLLaMA2Conversations(
             AutoTokenizer.from_pretrained(self.parts.language_model),
             read_pixels(self.parts.vision_tower, aspect),
             config.num_frames,

@@ -55,7 +55,7 @@ MEDIA_TOKEN: Final = -1
 
 
 @dataclass(frozen=True)
-class VideoLLaMA2Processor:
+class VideoLLaMA2Conversations:
     """The `Processor` protocol for VideoLLaMA2.
 
     Attributes:

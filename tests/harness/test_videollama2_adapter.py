@@ -17,7 +17,7 @@ from harness.errors import DataError, EnvironmentProblem, RecipeError
 from harness.load import load_recipe
 from harness.models import adapter_for
 from harness.models.videollama2_adapter import VideoLLaMA2Adapter
-from harness.models.videollama2_processor import VideoLLaMA2Processor
+from harness.models.videollama2_processor import VideoLLaMA2Conversations
 from harness.progress import Progress
 from regate.types import Kind
 from tests.harness.videollama2_world import brought, write_world
@@ -206,7 +206,7 @@ def test_a_toy_model_is_made_once_and_the_same(tmp_path: Path) -> None:
     again = adapter_for(recipe, data)
     again.prepare(Progress(quiet=True))
     assert (again.weights_fingerprint, again.processor().fingerprint) == (first, words)
-    assert isinstance(again.processor(), VideoLLaMA2Processor)
+    assert isinstance(again.processor(), VideoLLaMA2Conversations)
     for change, words in (("heads=7", r"model\.heads 7"), ("patch=64", r"model\.patch 64")):
         wrong = adapter_for(load_recipe("tiny_videollama2_regate", [*small, f"model.{change}"]), data)
         with pytest.raises(RecipeError, match=words):

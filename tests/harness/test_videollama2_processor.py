@@ -18,7 +18,7 @@ from harness.data.video import bounds, read_frames, spread
 from harness.errors import DataError, EnvironmentProblem
 from harness.models.videollama2_config import VideoLLaMA2Config
 from harness.models.videollama2_pixels import Pixels, read_pixels
-from harness.models.videollama2_processor import VideoLLaMA2Processor
+from harness.models.videollama2_processor import VideoLLaMA2Conversations
 from regate.types import Kind
 from tests.harness.videollama2_fixture import Parity
 
@@ -34,8 +34,8 @@ def config(parity: Parity) -> VideoLLaMA2Config:
 
 
 @pytest.fixture(scope="module")
-def processor(parity: Parity, config: VideoLLaMA2Config) -> VideoLLaMA2Processor:
-    return VideoLLaMA2Processor(
+def processor(parity: Parity, config: VideoLLaMA2Config) -> VideoLLaMA2Conversations:
+    return VideoLLaMA2Conversations(
         AutoTokenizer.from_pretrained(parity.root),
         read_pixels(parity.root / parity.config["mm_vision_tower"], "pad"),
         config.num_frames,
@@ -64,7 +64,7 @@ def talk(*texts: str, media: bool = False, key: str = "s") -> Sample:
 
 
 def test_ids_labels_and_masks_are_the_official_ones(
-    parity: Parity, processor: VideoLLaMA2Processor, samples: list[Sample], config: VideoLLaMA2Config
+    parity: Parity, processor: VideoLLaMA2Conversations, samples: list[Sample], config: VideoLLaMA2Config
 ) -> None:
     rows = [processor.encode(sample, frames_of(sample, config.num_frames)) for sample in samples]
     for number, row in enumerate(rows):
@@ -81,7 +81,7 @@ def test_ids_labels_and_masks_are_the_official_ones(
 
 
 def test_pixels_are_the_official_ones_bit_for_bit(
-    parity: Parity, processor: VideoLLaMA2Processor, samples: list[Sample], config: VideoLLaMA2Config
+    parity: Parity, processor: VideoLLaMA2Conversations, samples: list[Sample], config: VideoLLaMA2Config
 ) -> None:
     rows = [processor.encode(sample, frames_of(sample, config.num_frames)) for sample in samples]
     batch = processor.collate(rows)
@@ -91,7 +91,7 @@ def test_pixels_are_the_official_ones_bit_for_bit(
 
 
 def test_the_inference_prompt_and_its_squashed_pixels(
-    parity: Parity, processor: VideoLLaMA2Processor, samples: list[Sample], config: VideoLLaMA2Config
+    parity: Parity, processor: VideoLLaMA2Conversations, samples: list[Sample], config: VideoLLaMA2Config
 ) -> None:
     squash = replace(processor, pixels=replace(processor.pixels, aspect="square"))
     row = squash.encode_prompt(samples[0], frames_of(samples[0], config.num_frames))
@@ -110,7 +110,7 @@ def test_the_inference_prompt_and_its_squashed_pixels(
 
 
 def test_the_model_computes_the_official_loss_on_what_the_processor_makes(
-    parity: Parity, processor: VideoLLaMA2Processor, samples: list[Sample], config: VideoLLaMA2Config
+    parity: Parity, processor: VideoLLaMA2Conversations, samples: list[Sample], config: VideoLLaMA2Config
 ) -> None:
     model = parity.model()
     model.config.placeholder_token_id = model.model.config.placeholder_token_id = processor.placeholder_id
@@ -130,7 +130,7 @@ def test_frame_indices(parity: Parity) -> None:
 
 
 def test_kinds_tell_question_template_media_and_target(
-    processor: VideoLLaMA2Processor, samples: list[Sample]
+    processor: VideoLLaMA2Conversations, samples: list[Sample]
 ) -> None:
     """Each kind's tokens, put together, are the words of that kind."""
     sample = samples[-1]
@@ -148,7 +148,7 @@ def test_kinds_tell_question_template_media_and_target(
     assert (row.ordinal_S[row.kind_S != Kind.TARGET] == -1).all()
 
 
-def test_a_question_that_stands_in_the_template_too(processor: VideoLLaMA2Processor) -> None:
+def test_a_question_that_stands_in_the_template_too(processor: VideoLLaMA2Conversations) -> None:
     row = processor.encode(talk("You are a helpful assistant.", "assistant"), None)
     told = processor.tokenizer.decode(row.input_ids_S[row.kind_S == Kind.PROMPT].tolist())
     assert told == "You are a helpful assistant."
@@ -157,7 +157,9 @@ def test_a_question_that_stands_in_the_template_too(processor: VideoLLaMA2Proces
     assert "Be brief.Who?" in processor.tokenizer.decode(row.input_ids_S[row.kind_S == Kind.PROMPT].tolist())
 
 
-def test_text_without_media_and_text_only_encodings(processor: VideoLLaMA2Processor, samples: list[Sample]) -> None:
+def test_text_without_media_and_text_only_encodings(
+    processor: VideoLLaMA2Conversations, samples: list[Sample]
+) -> None:
     batch = processor.collate([processor.encode(sample, None) for sample in samples])
     assert "pixel_values" not in batch.inputs
     words = processor.collate([processor.encode(talk("Name one.", "One."), [])])
@@ -168,7 +170,7 @@ def test_text_without_media_and_text_only_encodings(processor: VideoLLaMA2Proces
         processor.collate([row, processor.encode(talk("<media:0> a", "b", media=True), None)])
 
 
-def test_cutting_keeps_the_media_and_says_what_it_cannot_do(processor: VideoLLaMA2Processor) -> None:
+def test_cutting_keeps_the_media_and_says_what_it_cannot_do(processor: VideoLLaMA2Conversations) -> None:
     sample = talk("<media:0>\nWhat?", "word " * 50, media=True, key="long one")
     whole = processor.encode(sample, None)
     length = processor.tokens(sample)
@@ -199,19 +201,19 @@ def test_cutting_keeps_the_media_and_says_what_it_cannot_do(processor: VideoLLaM
         (Sample(1, "k", (), (Turn("user", "a"), Turn("user", "b"))), "sample k: turn 1 is the user's"),
     ],
 )
-def test_conversations_that_are_refused(processor: VideoLLaMA2Processor, sample: Sample, words: str) -> None:
+def test_conversations_that_are_refused(processor: VideoLLaMA2Conversations, sample: Sample, words: str) -> None:
     with pytest.raises(DataError, match=words):
         processor.encode(sample, None)
 
 
-def test_clips_that_are_refused(processor: VideoLLaMA2Processor) -> None:
+def test_clips_that_are_refused(processor: VideoLLaMA2Conversations) -> None:
     sample = talk("<media:0> a", "b", media=True, key="k")
     for wrong in ((3, 3, 8, 8), (processor.frames, 1, 8, 8)):
         with pytest.raises(DataError, match=f"sample k: one uint8 clip of {processor.frames} frames"):
             processor.encode(sample, [torch.zeros(wrong, dtype=torch.uint8)])
 
 
-def test_the_fingerprint_follows_what_decides_the_rows(processor: VideoLLaMA2Processor) -> None:
+def test_the_fingerprint_follows_what_decides_the_rows(processor: VideoLLaMA2Conversations) -> None:
     others = [
         replace(processor, max_length=100),
         replace(processor, visual_tokens=7),
