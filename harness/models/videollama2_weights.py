@@ -62,11 +62,13 @@ def config_of(parts: Parts) -> VideoLLaMA2Config:
         EnvironmentProblem: the language model is neither Qwen2 nor Mistral, or the projector's own config.json says
             that it is another connector.
     """
-    text = AutoConfig.from_pretrained(parts.language_model)
-    if text.model_type not in LANGUAGE_MODELS:
+    told = json.loads((parts.language_model / "config.json").read_text()).get("model_type")
+    if told not in LANGUAGE_MODELS:
         raise EnvironmentProblem(
-            f"{parts.language_model}: model_type is {text.model_type!r}; known are {', '.join(LANGUAGE_MODELS)}"
+            f"{parts.language_model}: model_type is {told!r}; known are {', '.join(LANGUAGE_MODELS)}",
+            hint="a whole VideoLLaMA2 is no language model: name the one that it was made from",
         )
+    text = AutoConfig.from_pretrained(parts.language_model)
     check_choices({"mm_projector_type": parts.projector_type}, "model.projector_type")
     if parts.projector is not None:
         _check_projector_type(parts.projector, parts.projector_type)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -11,6 +16,7 @@ from harness.models.videollama2_config import VideoLLaMA2Config
 from harness.models.videollama2_connector import CONNECTORS
 from harness.models.videollama2_flops import convolution_backward, vision_flops
 
+PARTS = ("vision", "connector", "decoder", "head", "all")
 TEXT = {
     "vocab_size": 50,
     "hidden_size": 48,
@@ -65,3 +71,19 @@ def test_the_backward_ratio_counts_what_is_recomputed() -> None:
     extra = (ours.backward_ratio(checkpointing=True) - ours.backward_ratio(checkpointing=False)) * whole
     assert extra == pytest.approx(ours.recomputed)
     assert 0 < ours.recomputed < ours.connector
+
+
+@pytest.mark.slow
+def test_the_table_at_full_size() -> None:
+    """Eight frames of VideoLLaMA2.1-7B: every part but the decoder is counted as the formula says, digit by digit."""
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "benchmarks/videollama2_flops.py", "--frames", "8"]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
+    rows = [line.split() for line in done.stdout.splitlines()[2:]]
+    assert [row[:3] for row in rows[:5]] == [["8", "1.00", part] for part in PARTS]
+    for _, _, part, _, _, counted, formula, *_ in rows:
+        limit = 0.02 if part in ("decoder", "all") else 0.0
+        assert float(counted) == pytest.approx(float(formula), rel=limit), part
+    dense, sparse = (float(row[5]) for row in rows if row[2] == "all")
+    assert 0.85 < sparse / dense < 0.9

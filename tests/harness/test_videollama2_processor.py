@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -243,3 +244,22 @@ def test_settings_of_the_tower_that_are_not_done_are_refused(tmp_path: Path) -> 
     (tmp_path / "preprocessor_config.json").write_text('{"size": {"height": 8, "width": 8}, "resample": 2}')
     with pytest.raises(EnvironmentProblem, match="resample is 2"):
         read_pixels(tmp_path, "pad")
+
+
+def test_mistrals_template(processor: VideoLLaMA2Conversations) -> None:
+    """VideoLLaMA2.0: no system turn, no marker that opens an answer; targets are the answer and its end marker."""
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content | trim }} [/INST]"
+        "{% else %} {{ m.content | trim }}<|im_end|>{% endif %}{% endfor %}"
+    )
+    mistral = replace(processor, tokenizer=tokenizer)
+    sample = talk("What? <media:0>", "A dog.", "And now?", "It runs.", media=True)
+    row = mistral.encode(sample, None)
+    told = {kind: tokenizer.decode(row.input_ids_S[row.kind_S == kind].tolist()) for kind in (1, 3, 4)}
+    assert told[Kind.TARGET] == " A dog.<|im_end|> It runs.<|im_end|>"
+    assert told[Kind.PROMPT].split() == ["What?And", "now?"]
+    assert told[Kind.SPECIAL].replace(" ", "").replace("\n", "") == "[INST][/INST][INST][/INST]"
+    prompt = mistral.encode_prompt(sample, None)
+    assert torch.equal(prompt.input_ids_S, row.input_ids_S[: len(prompt.input_ids_S)])
+    assert mistral.fingerprint != processor.fingerprint

@@ -216,6 +216,8 @@ def broken(path: Path, parts: Parts, how: str) -> Parts:
         parts.projector.write_bytes(parts.projector.read_bytes()[:1000])
     elif how == "no llm":
         (parts.language_model / "model.safetensors").unlink()
+    elif how == "a whole model":
+        (parts.language_model / "config.json").write_text('{"model_type": "videollama2_qwen2"}')
     elif how == "damaged llm":
         file = parts.language_model / "model.safetensors"
         file.write_bytes(file.read_bytes()[:-10])
@@ -234,6 +236,7 @@ def broken(path: Path, parts: Parts, how: str) -> Parts:
         ("cut off", "cannot be read as a file of tensors"),
         ("no llm", "model.safetensors: not there"),
         ("damaged llm", "damaged"),
+        ("a whole model", "model_type is 'videollama2_qwen2'; known are qwen2, mistral"),
     ],
 )
 def test_parts_that_are_refused(tmp_path: Path, how: str, words: str) -> None:
