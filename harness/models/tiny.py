@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 FRAMES_A_TOKEN = 2
 CELLS_A_TOKEN = 2
 """A visual token is CELLS_A_TOKEN x CELLS_A_TOKEN cells of FRAMES_A_TOKEN neighbouring frames."""
+PROJECTOR_WIDTH = 2
+"""Inner width of the projector, as a multiple of the decoder's hidden size."""
 NORM_GROUP = 8
 """Channels of a GroupNorm group."""
 
@@ -117,9 +119,10 @@ class TinyProjector(nn.Module):
         super().__init__()
         vision, text = config.vision_config, config.text_config
         width = vision.channels[-1] * CELLS_A_TOKEN**2 * FRAMES_A_TOKEN  # type: ignore[union-attr]
-        self.linear_1 = nn.Linear(width, text.hidden_size)  # type: ignore[union-attr]
+        inner = PROJECTOR_WIDTH * text.hidden_size  # type: ignore[union-attr]
+        self.linear_1 = nn.Linear(width, inner)
         self.act = nn.GELU()
-        self.linear_2 = nn.Linear(text.hidden_size, text.hidden_size)  # type: ignore[union-attr]
+        self.linear_2 = nn.Linear(inner, text.hidden_size)  # type: ignore[union-attr]
         self.place_PD = nn.Parameter(torch.randn(config.visual_tokens, text.hidden_size))  # type: ignore[union-attr]
 
     def forward(self, features_NTCHW: Tensor) -> Tensor:
@@ -146,10 +149,12 @@ class TinyVLMPreTrained(PreTrainedModel):  # type: ignore[misc]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """transformers' own, and what it does not know: the places. (The tower has its own.)"""
+        """transformers' own; features of the projector as large as the places. (The tower has its own.)"""
         super()._init_weights(module)
         if isinstance(module, TinyProjector):
             init.normal_(module.place_PD)
+            for linear in (module.linear_1, module.linear_2):
+                init.normal_(linear.weight, std=linear.in_features**-0.5)
 
 
 class TinyVLMModel(TinyVLMPreTrained):
@@ -308,7 +313,7 @@ def vision_flops(config: TinyVLMConfig) -> float:
         before = channels
     width = before * CELLS_A_TOKEN**2 * FRAMES_A_TOKEN
     hidden = text.hidden_size  # type: ignore[union-attr]
-    projector = 2 * config.visual_tokens * (width * hidden + hidden * hidden)
+    projector = 2 * config.visual_tokens * (width + hidden) * PROJECTOR_WIDTH * hidden
     return float(config.frames * tower + projector)
 
 

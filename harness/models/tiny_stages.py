@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from harness.data.shapes import Clip
-    from harness.data.shapes_scene import Scene
+    from harness.data.shapes_scene import Scene, Thing
     from harness.data.sources import DataSet
     from harness.models.tiny_parts import Parts
     from harness.progress import Progress
@@ -189,12 +189,15 @@ def corpus(data: DataSet) -> Iterator[str]:
     yield " ".join(TAG_WORDS)
 
 
+def tags(scene: Scene, *, by_colour: bool) -> str:
+    """A clip in key words, objects in a fixed order: what the projector learns to say first.
 
-def tags(scene: Scene) -> str:
-    """A clip in key words, objects in a fixed order of colours: what the projector learns to say first."""
+    An object's colour leads to its shape or its shape to its colour: the decoder must find objects by either.
+    """
     said = []
-    for thing in sorted(scene.things, key=lambda thing: COLOURS.index(thing.colour[0])):
-        words = [thing.colour[0], *(["turns", thing.colour[-1]] if not thing.steady else []), thing.shape]
+    for thing in sorted(scene.things, key=lambda thing: _rank(thing, by_colour=by_colour)):
+        colour = thing.colour[0] if thing.steady else f"{thing.colour[0]} turns {thing.colour[-1]}"
+        words = [colour, thing.shape] if by_colour else [thing.shape, colour]
         if scene.kind != "collide":
             words.append(thing.motion)
         if not thing.visible[0]:
@@ -207,6 +210,10 @@ def tags(scene: Scene) -> str:
     return ", ".join(count + said + contact)
 
 
+def _rank(thing: Thing, *, by_colour: bool) -> int:
+    return COLOURS.index(thing.colour[0]) if by_colour else SHAPES.index(thing.shape)
+
+
 def tag_samples(clips: tuple[Clip, ...], processor: TinyProcessor, seed: int) -> list[Sample]:
     """Tag lists as conversations; the user's turn is the clip and a few random words of the vocabulary."""
     known = sorted(word for word in processor.tokenizer.get_vocab() if word.isalpha() and len(word) > 1)
@@ -215,7 +222,7 @@ def tag_samples(clips: tuple[Clip, ...], processor: TinyProcessor, seed: int) ->
         rng = random.Random(f"tags/{seed}/{index}")
         words = " ".join(rng.choices(known, k=DISTRACTORS))
         user = f"<media:0>\n{words}" if rng.random() < 0.5 else f"{words}\n<media:0>"
-        turns = (Turn("user", user), Turn("assistant", tags(clip.scene)))
+        turns = (Turn("user", user), Turn("assistant", tags(clip.scene, by_colour=rng.random() < 0.5)))
         media = (training.media_of(clip),)
         made.append(Sample(sample_id("shapes/stage", str(index)), f"stage/{index}", media, turns))
     return made

@@ -17,7 +17,7 @@ from harness.errors import EnvironmentProblem, RecipeError, StaleError
 from harness.models import tiny_training
 from harness.models.tiny_adapter import TinyAdapter
 from harness.models.tiny_parts import CARD, STAGES, hash_weights, parts_of
-from harness.models.tiny_stages import tag_samples, tags
+from harness.models.tiny_stages import tag_samples
 from harness.progress import Progress
 from regate.types import Kind
 
@@ -187,7 +187,7 @@ def test_tag_lists_name_every_object_and_are_wholly_known(made: TinyAdapter, dat
         tokens = processor.tokenizer.convert_ids_to_tokens(row.input_ids_S[row.kind_S == Kind.TARGET].tolist())
         assert not any(token.startswith("##") for token in tokens)
         for thing in clip.scene.things:
-            assert {thing.shape, thing.colour[0], thing.colour[-1]} <= set(tokens), tags(clip.scene)
+            assert {thing.shape, thing.colour[0], thing.colour[-1]} <= set(tokens), tokens
 
 
 def test_draws_see_every_item_equally_often() -> None:
