@@ -153,6 +153,8 @@ def _llava(record: dict[str, Any], number: int, find: Callable[[str], str]) -> R
         raise _RecordError("it has no answer")
     if any(one == other for one, other in pairwise(roles)):
         raise _RecordError("two turns of the same speaker follow each other")
+    if roles[-1] != "assistant":
+        raise _RecordError(f"an odd number of turns, {len(roles)}: the last question has no answer")
     spans = tuple((int(t) - gone, int(a), int(b), str(c)) for t, a, b, c in record.get("spans", ()))
     key = record["id"] if "id" in record else (media[0].name if media else None)
     if key is None:

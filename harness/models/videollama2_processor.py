@@ -235,7 +235,8 @@ class VideoLLaMA2Conversations:
         for mark in [*MEDIA.finditer(whole), None]:
             end = len(whole) if mark is None else mark.start()
             if end > begin:
-                found = tokenizer(whole[begin:end], add_special_tokens=False, return_offsets_mapping=True)
+                piece = whole[begin:end]  # too long is told by `_cut`, with the sample
+                found = tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
                 text.ids.extend(found["input_ids"])
                 text.kinds.extend(kinds[begin + start] for start, _ in found["offset_mapping"])
             if mark is not None:

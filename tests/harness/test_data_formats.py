@@ -59,6 +59,12 @@ def test_media_without_a_tag_are_an_error(tmp_path: Path, kind: str, name: str) 
     assert row.reason == f"it has {name}, but no question says <{kind}> where it stands: put the tag there"
 
 
+def test_a_question_without_an_answer_is_an_error(tmp_path: Path) -> None:
+    (row,) = _read(tmp_path, [{"id": "a", "conversations": _talk("What?", "A cat.", "And?")}])
+    assert isinstance(row, Bad)
+    assert row.reason == "an odd number of turns, 3: the last question has no answer"
+
+
 def test_a_leading_answer_is_left_out_and_spans_move_with_the_turns(tmp_path: Path) -> None:
     talk = [{"from": "gpt", "value": "Hello"}, *_talk("Colour?", "It is red.")]
     row = _one(tmp_path, {"id": "a", "conversations": talk, "spans": [[2, 6, 9, "colour"]]})
