@@ -97,6 +97,9 @@ class TinyModel(Strict):
     align: StageRecipe = StageRecipe(clips=3000, steps=500, lr=2e-3)
 
 
+Connector = Literal["stc_connector_v35", "stc_connector", "stp_connector", "linear", "mlp2x_gelu"]
+
+
 class VideoLLaMA2Model(Strict):
     """VideoLLaMA2.1: SigLIP, STC connector, Qwen2-7B-Instruct."""
 
@@ -104,7 +107,28 @@ class VideoLLaMA2Model(Strict):
     language_model: str
     vision_tower: str
     projector: str | None = None
-    """All relative to paths.weights."""
+    """All relative to paths.weights. None starts an untrained connector."""
+    projector_type: Connector = "stc_connector_v35"
+    """stc_connector_v35 is VideoLLaMA2.1's, stc_connector VideoLLaMA2.0's; their files look alike."""
+    image_aspect_ratio: Literal["pad", "square"] = "pad"
+    max_length: PositiveInt = 2048
+    """Tokens of a conversation, its video counted as one; what is beyond is cut off, never the video."""
+
+
+class TinyVideoLLaMA2Model(Strict):
+    """VideoLLaMA2's own classes at toy size, with generated weights; made by `harness prepare`."""
+
+    adapter: Literal["tiny_videollama2"]
+    hidden: PositiveInt = 64
+    layers: PositiveInt = 2
+    heads: PositiveInt = 4
+    vocabulary: Annotated[int, Field(ge=300)] = 512
+    """Entries of the byte-level tokenizer, which is trained on the conversations."""
+    tower_hidden: PositiveInt = 32
+    tower_layers: PositiveInt = 3
+    patch: PositiveInt = 16
+    """Pixels along a side of the vision tower's patches; of 64 by 64 pixels in all."""
+    projector_type: Connector = "stc_connector_v35"
     image_aspect_ratio: Literal["pad", "square"] = "pad"
     max_length: PositiveInt = 2048
 
@@ -126,7 +150,9 @@ class VideoChat2Model(Strict):
     max_length: PositiveInt = 512
 
 
-Model = Annotated[TinyModel | VideoLLaMA2Model | VideoChat2Model, Field(discriminator="adapter")]
+Model = Annotated[
+    TinyModel | TinyVideoLLaMA2Model | VideoLLaMA2Model | VideoChat2Model, Field(discriminator="adapter")
+]
 
 # --- training and evaluation -----------------------------------------------------------------------------
 
@@ -239,6 +265,7 @@ __all__ = [
     "ShapesData",
     "StageRecipe",
     "TinyModel",
+    "TinyVideoLLaMA2Model",
     "TrainRecipe",
     "VideoChat2Data",
     "VideoChat2Model",

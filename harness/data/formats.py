@@ -74,8 +74,9 @@ class _RecordError(Exception):
 def read_llava(path: Path, find: Callable[[str], str]) -> list[Row | Bad]:
     """Records of a LLaVA-format file; records of Video-ChatGPT's raw form (q, a, video_id) are read too.
 
-    As in the official readers, turns before the first one of the human are left out, and a file named without
-    a tag in the text stands at the start of the first question. `find` gives the file name of a video id.
+    As in the official readers, turns before the first one of the human are left out. Unlike there, a file without its
+    tag in the text is an error: VideoLLaMA2's reader encodes the video and then trains on the text alone. `find`
+    gives the file name of a video id.
     """
     return _records(path, lambda record, number: _llava(record, number, find))
 
@@ -152,6 +153,8 @@ def _llava(record: dict[str, Any], number: int, find: Callable[[str], str]) -> R
         raise _RecordError("it has no answer")
     if any(one == other for one, other in pairwise(roles)):
         raise _RecordError("two turns of the same speaker follow each other")
+    if roles[-1] != "assistant":
+        raise _RecordError(f"an odd number of turns, {len(roles)}: the last question has no answer")
     spans = tuple((int(t) - gone, int(a), int(b), str(c)) for t, a, b, c in record.get("spans", ()))
     key = record["id"] if "id" in record else (media[0].name if media else None)
     if key is None:
@@ -214,10 +217,9 @@ def _mark(turns: Iterable[Turn], media: Sequence[File]) -> tuple[Turn, ...]:
 
     marked = [replace(turn, text=_TAG.sub(mark, turn.text)) if turn.role == "user" else turn for turn in turns]
     if at == 0 and media:
-        first = next(i for i, turn in enumerate(marked) if turn.role == "user")
-        tags = "".join(f"<media:{i}>\n" for i in range(len(media)))
-        marked[first] = replace(marked[first], text=tags + marked[first].text)
-    elif at < len(media):
+        tag = f"<{media[0].kind}>"
+        raise _RecordError(f"it has {media[0].name}, but no question says {tag} where it stands: put the tag there")
+    if at < len(media):
         raise _RecordError(f"the text names {at} of the record's {len(media)} media")
     return tuple(marked)
 

@@ -21,18 +21,26 @@ def _tiny(recipe: Recipe, data: DataSet | None) -> Adapter:
     return TinyAdapter(recipe, data)
 
 
+def _videollama2(recipe: Recipe, data: DataSet | None) -> Adapter:
+    from harness.models.videollama2_adapter import VideoLLaMA2Adapter
+
+    return VideoLLaMA2Adapter(recipe, data)
+
+
 def _not_yet(recipe: Recipe, data: DataSet | None) -> Adapter:
     lines = missing_weights(recipe)
     if lines:
         raise EnvironmentProblem(f"{recipe.name}: weights are missing\n" + "\n".join(f"  {line}" for line in lines))
     raise EnvironmentProblem(
-        f"this version plans {recipe.model.adapter} and does not train it", hint="it trains model.adapter: tiny"
+        f"this version plans {recipe.model.adapter} and does not train it",
+        hint="it trains model.adapter tiny and videollama2",
     )
 
 
 MODELS: Mapping[str, Callable[[Recipe, DataSet | None], Adapter]] = {
     "tiny": _tiny,
-    "videollama2": _not_yet,
+    "tiny_videollama2": _videollama2,
+    "videollama2": _videollama2,
     "videochat2": _not_yet,
 }
 

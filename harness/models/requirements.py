@@ -39,12 +39,21 @@ class Requirement:
         return f"from {self.hub_id} on the Hugging Face hub ({size}, {self.licence})"
 
 
+TEACHER: Final = Requirement(
+    "gate.reference.model",
+    ("config.json", SHARDED),
+    "the repository of a language model with the student's tokenizer, such as Qwen/Qwen2-1.5B-Instruct,",
+    None,
+    "see its model page",
+)
+"""A teacher other than the student's own language model."""
 REQUIREMENTS: Final[dict[str, tuple[Requirement, ...]]] = {
     "tiny": (),
+    "tiny_videollama2": (),
     "videollama2": (
         Requirement(
             "language_model",
-            ("config.json", "tokenizer.json", SHARDED),
+            ("config.json", "tokenizer.json", "tokenizer_config.json", SHARDED),
             "Qwen/Qwen2-7B-Instruct",
             15.2,
             "Apache-2.0",
@@ -88,19 +97,21 @@ REQUIREMENTS: Final[dict[str, tuple[Requirement, ...]]] = {
 def missing_weights(recipe: Recipe) -> list[str]:
     """One line for each file that the recipe's model needs and that is not there, with where it comes from.
 
-    Empty for the tiny model: its weights are made by `harness prepare`.
+    Empty for the tiny models: their weights are made by `harness prepare`.
     """
-    lines = []
-    for need in REQUIREMENTS[recipe.model.adapter]:
-        value = getattr(recipe.model, need.field)
-        if value is not None:
-            target = Path(recipe.paths.weights) / value
-            lines += [
-                f"{file}: {need.origin}; named by model.{need.field}"
-                for name in need.files
-                for file in _absent(target, name)
-            ]
-    return lines
+    wanted = [
+        (need, f"model.{need.field}", getattr(recipe.model, need.field))
+        for need in REQUIREMENTS[recipe.model.adapter]
+    ]
+    if recipe.gate is not None and recipe.gate.needs_reference:
+        wanted.append((TEACHER, TEACHER.field, recipe.gate.reference.model))
+    return [
+        f"{file}: {need.origin}; named by {field}"
+        for need, field, value in wanted
+        if value is not None
+        for name in need.files
+        for file in _absent(Path(recipe.paths.weights) / value, name)
+    ]
 
 
 def _absent(target: Path, name: str) -> list[Path]:

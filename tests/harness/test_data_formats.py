@@ -50,9 +50,19 @@ def test_tags_become_media_and_turns_keep_their_order(tmp_path: Path) -> None:
     ]
 
 
-def test_media_without_a_tag_stand_before_the_first_question(tmp_path: Path) -> None:
-    row = _one(tmp_path, {"id": "a", "video": "c.mp4", "conversations": _talk("What?", "A cat.")})
-    assert row.turns[0].text == "<media:0>\nWhat?"
+@pytest.mark.parametrize(("kind", "name"), [("video", "c.mp4"), ("image", "c.png")])
+def test_media_without_a_tag_are_an_error(tmp_path: Path, kind: str, name: str) -> None:
+    """The official reader of VideoLLaMA2 trains on the text alone then, and says nothing."""
+    (row,) = _read(tmp_path, [{"id": "a", kind: name, "conversations": _talk("What?", "A cat.")}])
+    assert isinstance(row, Bad)
+    assert row.key == "record 0 (a)"
+    assert row.reason == f"it has {name}, but no question says <{kind}> where it stands: put the tag there"
+
+
+def test_a_question_without_an_answer_is_an_error(tmp_path: Path) -> None:
+    (row,) = _read(tmp_path, [{"id": "a", "conversations": _talk("What?", "A cat.", "And?")}])
+    assert isinstance(row, Bad)
+    assert row.reason == "an odd number of turns, 3: the last question has no answer"
 
 
 def test_a_leading_answer_is_left_out_and_spans_move_with_the_turns(tmp_path: Path) -> None:

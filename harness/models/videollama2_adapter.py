@@ -1,0 +1,204 @@
+"""VideoLLaMA2 behind the door that every model family has; the toy one of the same classes too."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from harness.device import computes_bfloat16
+from harness.errors import EnvironmentProblem
+from harness.models import videollama2_tiny as tiny
+from harness.models.adapter import DecoderShape, scored_forward
+from harness.models.requirements import missing_weights
+from harness.models.videollama2 import VideoLLaMA2ForConditionalGeneration
+from harness.models.videollama2_flops import vision_flops
+from harness.models.videollama2_pixels import read_pixels
+from harness.models.videollama2_processor import VideoLLaMA2Conversations
+from harness.models.videollama2_weights import Parts, assemble, config_of, fingerprint, weight_files
+from harness.recipe import TinyVideoLLaMA2Model, VideoLLaMA2Model
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from harness.data.sample import Batch, Sample
+    from harness.data.sources import DataSet
+    from harness.progress import Progress
+    from harness.recipe import Recipe
+    from regate.types import Decision
+
+_TOLD: Final = 5
+"""Cut samples that are named."""
+
+
+class VideoLLaMA2Adapter:
+    """Language model, tower and projector brought by the user, or made at toy size.
+
+    Args:
+        data: the opened data set; without it the parts can be loaded but a toy model not made.
+    """
+
+    def __init__(self, recipe: Recipe, data: DataSet | None) -> None:
+        self.recipe = recipe
+        self.data = data
+        self.parts = _parts(recipe)
+
+    @property
+    def name(self) -> str:
+        return self.recipe.model.adapter
+
+    def missing(self) -> list[str]:
+        if isinstance(self.recipe.model, TinyVideoLLaMA2Model):
+            return tiny.missing(self.recipe)
+        return missing_weights(self.recipe)
+
+    def prepare(self, progress: Progress) -> None:
+        """Make a toy model's parts, and look at every conversation before anything is computed.
+
+        Raises:
+            EnvironmentProblem: weights are missing.
+            DataError: a conversation cannot be encoded; its sample is named.
+        """
+        if isinstance(self.recipe.model, TinyVideoLLaMA2Model):
+            if self.data is None:
+                raise EnvironmentProblem(
+                    "the toy model's tokenizer is made from the data", hint="run `harness prepare`"
+                )
+            tiny.make_parts(self.recipe, self.data, progress)
+        self._require()
+        if self.data is not None:
+            self._check_conversations(self.data, progress)
+
+    @property
+    def weights_fingerprint(self) -> str:
+        return fingerprint(self.parts.files())
+
+    @property
+    def teacher_fingerprint(self) -> str:
+        return fingerprint(weight_files(self._teacher_folder()))
+
+    def processor(self) -> VideoLLaMA2Conversations:
+        self._require()
+        config = config_of(self.parts)
+        aspect = self._model().image_aspect_ratio
+        return VideoLLaMA2Conversations(
+            AutoTokenizer.from_pretrained(self.parts.language_model),
+            read_pixels(self.parts.vision_tower, aspect),
+            config.num_frames,
+            config.visual_tokens,
+            self._model().max_length,
+        )
+
+    def student(self) -> nn.Module:
+        """The three parts in float32; connector and language model are trained, the tower is not."""
+        self._require()
+        model = assemble(self.parts, seed=self.recipe.seed)
+        placeholder = self.processor().placeholder_id
+        model.config.placeholder_token_id = placeholder
+        assert model.model.config is model.config
+        return model
+
+    def teacher(self) -> nn.Module:
+        """The language model alone, frozen; in bfloat16 where it is to compute in it."""
+        self._require()
+        gate = self.recipe.gate
+        half = gate is not None and gate.reference.dtype == "bfloat16" and computes_bfloat16()
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(
+            self._teacher_folder(), dtype=torch.bfloat16 if half else torch.float32
+        )
+        return model.eval().requires_grad_(False)
+
+    def shape(self) -> DecoderShape:
+        config = config_of(self.parts)
+        text: Any = config.text_config
+        vision = vision_flops(config)
+        return DecoderShape(
+            hidden=text.hidden_size,
+            layers=text.num_hidden_layers,
+            heads=text.num_attention_heads,
+            kv_heads=text.num_key_value_heads,
+            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+            intermediate=text.intermediate_size,
+            vocabulary=text.vocab_size,
+            vision_flops=vision.tower + vision.connector,
+            vision_backward=vision.backward_ratio(checkpointing=self.recipe.train.gradient_checkpointing),
+        )
+
+    def forward(self, model: nn.Module, batch: Batch, decision: Decision) -> tuple[Tensor, Tensor]:
+        return scored_forward(model, batch, decision)
+
+    def save(self, model: nn.Module, directory: Path) -> None:
+        """An official checkpoint folder, with the tokenizer."""
+        model.save_pretrained(directory)  # type: ignore[operator]
+        self.processor().save(directory)
+
+    def load(self, directory: Path) -> nn.Module:
+        """A checkpoint that `save` wrote, or an official one; visual positions hold the processor's placeholder."""
+        model: nn.Module = VideoLLaMA2ForConditionalGeneration.from_pretrained(directory)
+        config: Any = model.config
+        config.placeholder_token_id = self.processor().placeholder_id
+        return model
+
+    def _model(self) -> VideoLLaMA2Model | TinyVideoLLaMA2Model:
+        assert isinstance(self.recipe.model, VideoLLaMA2Model | TinyVideoLLaMA2Model)
+        return self.recipe.model
+
+    def _teacher_folder(self) -> Path:
+        """The student's own language model, or what `gate.reference.model` names below paths.weights."""
+        gate = self.recipe.gate
+        other = gate.reference.model if gate is not None else None
+        return self.parts.language_model if other is None else Path(self.recipe.paths.weights) / other
+
+    def _require(self) -> None:
+        lines = self.missing()
+        if lines:
+            told = "\n".join(f"  {line}" for line in lines)
+            raise EnvironmentProblem(f"{self.recipe.name}: weights are missing\n{told}")
+
+    def _check_conversations(self, data: DataSet, progress: Progress) -> None:
+        """Encode what may be too long, and let the processor look at the rest; tell what will be cut."""
+        processor = self.processor()
+        cut: list[str] = []
+        with progress.task(f"look at conversations {self.recipe.name}", len(data.samples)) as advance:
+            for done, sample in enumerate(data.samples, start=1):
+                processor.check(sample)
+                if _may_be_long(sample, processor.max_length) and processor.tokens(sample) > processor.max_length:
+                    processor.encode(sample, None)
+                    cut.append(sample.key)
+                if done % 1000 == 0 or done == len(data.samples):
+                    advance(done)
+        if cut:
+            named = ", ".join(cut[:_TOLD]) + (f" and {len(cut) - _TOLD} more" if len(cut) > _TOLD else "")
+            progress.say(
+                f"{len(cut)} of {len(data.samples)} samples are longer than model.max_length {processor.max_length} "
+                f"tokens and are cut there: {named}"
+            )
+
+
+def _parts(recipe: Recipe) -> Parts:
+    model = recipe.model
+    if isinstance(model, TinyVideoLLaMA2Model):
+        return replace(tiny.parts_of(recipe), num_frames=recipe.data.frames)
+    assert isinstance(model, VideoLLaMA2Model)
+    root = Path(recipe.paths.weights)
+    projector = None if model.projector is None else root / model.projector
+    if projector is not None and projector.is_dir():
+        projector = projector / "mm_projector.bin"
+    return Parts(
+        root / model.language_model,
+        root / model.vision_tower,
+        projector,
+        model.projector_type,
+        num_frames=recipe.data.frames,
+        image_aspect_ratio=model.image_aspect_ratio,
+        max_length=model.max_length,
+    )
+
+
+def _may_be_long(sample: Sample, limit: int) -> bool:
+    """A byte-level token is at least one byte; the template adds a few to every turn."""
+    written = sum(len(turn.text.encode()) + 16 for turn in sample.turns) + 64
+    return written > limit

@@ -1,0 +1,61 @@
+"""VideoLLaMA2 on the whole path: the toy pair from nothing to the table, and the shipped recipe on brought parts."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness.ledger import read_steps
+from harness.models import adapter_for
+from tests.harness.videollama2_world import NAME, brought, write_world
+
+from .conftest import RECIPES, Ran, harness
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.slow
+PAIR = (RECIPES / "tiny_videollama2_baseline.yaml", RECIPES / "tiny_videollama2_regate.yaml")
+SHIPPED = ["train.global_batch=2", "train.micro_batch=1", "train.precision=float32", "train.workers=0"]
+
+
+def record(ran: Ran, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ran.run_dir(name) / "record.json").read_text())
+    assert found["status"] == "complete"
+    return found
+
+
+def test_the_toy_pair_from_nothing_to_the_table(tmp_path: Path) -> None:
+    done = harness(tmp_path, "run", *PAIR)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "ReGATE" in done.stdout
+    ran = Ran(tmp_path, done.stdout, done.stderr)
+    dense, gated = (record(ran, path.stem) for path in PAIR)
+    assert dense["totals"]["counts"]["scored"] == dense["totals"]["counts"]["target"]
+    counts = gated["totals"]["counts"]
+    assert counts["target"] == dense["totals"]["counts"]["target"]
+    assert counts["valid"] - counts["active"] > 0
+    assert gated["reference"]["targets"] > 0
+    assert 0.3 < gated["totals"]["targets_reduction"] < 0.45
+    for found in (dense, gated):
+        assert all(entry["counts"]["scored"] == entry["counts"]["expected"] for entry in found["evaluations"])
+
+
+def test_the_shipped_recipe_runs_where_weights_and_data_are_at_their_paths(tmp_path: Path) -> None:
+    """Videos, a picture and text; weights apart as published; bad media and missing weights have their say first."""
+    empty = harness(tmp_path, "run", NAME, *SHIPPED)
+    assert empty.returncode == 3
+    for what in ("Qwen2-7B-Instruct", "siglip-so400m-patch14-384", "mm_projector.bin", "videochatgpt_tune.json"):
+        assert what in empty.stderr
+    write_world(tmp_path)
+    done = harness(tmp_path, "run", NAME, *SHIPPED)
+    assert done.returncode == 0, done.stderr[-4000:]
+    ran = Ran(tmp_path, done.stdout, done.stderr)
+    found = record(ran, NAME)
+    steps = read_steps(ran.run_dir(NAME) / "ledger.jsonl")
+    assert len(steps) == found["totals"]["steps"] == 2
+    tokens = adapter_for(brought(tmp_path), None).processor().visual_tokens
+    assert sum(entry["counts"]["visual"] for entry in steps) == 3 * tokens
+    assert found["totals"]["counts"]["active"] == found["totals"]["counts"]["valid"], "the first steps are dense"
