@@ -117,7 +117,7 @@ def test_the_clip_is_seen(data: DataSet) -> None:
 
 def test_generation_equals_that_of_transformers(data: DataSet) -> None:
     """Answers of a batch end at different steps; one at a time, transformers' own loop says the same."""
-    model = known.random_model(61)
+    model = known.random_model(26)
     processor = known.processor()
     wanted = asks(data)
     found = scorer(model, rows=5).answers(wanted, max_new_tokens=6, until=(), advance=silent)
