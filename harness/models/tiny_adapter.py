@@ -11,7 +11,7 @@ from harness.models.adapter import DecoderShape, scored_forward
 from harness.models.tiny import TinyVLMConfig, TinyVLMForConditionalGeneration, tower_parameters, vision_flops
 from harness.models.tiny_parts import parts_of
 from harness.models.tiny_processor import TinyProcessor
-from harness.models.tiny_stages import make_parts
+from harness.models.tiny_stages import make_parts, quiet_transformers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,7 +64,8 @@ class TinyAdapter:
 
     def teacher(self) -> nn.Module:
         """The text-only backbone as it was before alignment."""
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(self.parts.folder("backbone"))
+        with quiet_transformers():
+            model: nn.Module = AutoModelForCausalLM.from_pretrained(self.parts.folder("backbone"))
         return model.eval().requires_grad_(False)
 
     def shape(self) -> DecoderShape:
@@ -85,11 +86,13 @@ class TinyAdapter:
         return scored_forward(model, batch, decision)
 
     def save(self, model: nn.Module, directory: Path) -> None:
-        model.save_pretrained(directory)  # type: ignore[operator]
+        with quiet_transformers():
+            model.save_pretrained(directory)  # type: ignore[operator]
         self.processor().save(directory)
 
     def load(self, directory: Path) -> nn.Module:
-        model: nn.Module = TinyVLMForConditionalGeneration.from_pretrained(directory)
+        with quiet_transformers():
+            model: nn.Module = TinyVLMForConditionalGeneration.from_pretrained(directory)
         for parameter in tower_parameters(model):
             parameter.requires_grad_(False)
         return model

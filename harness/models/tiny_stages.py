@@ -57,7 +57,9 @@ def make_parts(recipe: Recipe, data: DataSet, parts: Parts, progress: Progress) 
     model, source = recipe.model, recipe.data
     if not isinstance(model, TinyModel) or not isinstance(source, ShapesData):
         raise RecipeError("model.adapter tiny is trained on data.source shapes: it needs their scenes")
-    clips = stage_clips(data.root, max(model.tower.clips or 0, model.align.clips or 0))
+    if model.tower.clips is None or model.align.clips is None or model.text.clips is not None:
+        raise RecipeError("model.tower and model.align need a number of clips, and model.text sees none")
+    clips = stage_clips(data.root, max(model.tower.clips, model.align.clips))
     seed = recipe.seed
 
     def tower(folder: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from harness.models.tiny_adapter import TinyAdapter
 from harness.models.tiny_parts import CARD, STAGES, hash_weights, parts_of
 from harness.models.tiny_stages import tag_samples
 from harness.progress import Progress
+from harness.recipe import LlavaData
 from regate.types import Kind
 
 from .tiny_world import tiny_recipe
@@ -156,11 +157,28 @@ def test_the_student_is_built_from_the_stages(made: TinyAdapter) -> None:
     assert torch.equal(made.teacher().model.layers[0].mlp.down_proj.weight, start)
 
 
-def test_stages_need_the_scenes_of_shapes(made: TinyAdapter, data: DataSet) -> None:
-    few = made.recipe.model.align.model_copy(update={"clips": 1000})
-    model = made.recipe.model.model_copy(update={"align": few})
-    with pytest.raises(RecipeError, match="1000 stage clips"):
+@pytest.mark.parametrize(
+    ("stage", "clips", "message"),
+    [
+        ("align", 1000, "1000 stage clips"),
+        ("tower", None, "need a number of clips"),
+        ("text", 3, "model.text sees none"),
+    ],
+)
+def test_clips_that_do_not_fit_are_refused(
+    made: TinyAdapter, data: DataSet, stage: str, clips: int | None, message: str
+) -> None:
+    changed = getattr(made.recipe.model, stage).model_copy(update={"clips": clips})
+    model = made.recipe.model.model_copy(update={stage: changed})
+    with pytest.raises(RecipeError, match=message):
         TinyAdapter(made.recipe.model_copy(update={"model": model}), data).prepare(QUIET)
+
+
+def test_stages_need_the_scenes_of_shapes(made: TinyAdapter, data: DataSet) -> None:
+    other = LlavaData(source="llava", annotations=("a.json",), media="media")
+    recipe = made.recipe.model_copy(update={"data": other})
+    with pytest.raises(RecipeError, match="trained on data[.]source shapes"):
+        TinyAdapter(recipe, data).prepare(QUIET)
 
 
 def test_cell_labels_say_what_stands_where(data: DataSet) -> None:
