@@ -9,8 +9,10 @@ files are counted here.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -18,7 +20,7 @@ import torch
 from harness.errors import StaleError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from accelerate import Accelerator
@@ -40,7 +42,8 @@ def save(accelerator: Accelerator, folder: Path, *, step: int, gate_state: dict[
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(work))
+    with _without_tied_weights_warning():
+        accelerator.save_state(str(work))
     torch.save(gate_state, work / f"gate-{accelerator.process_index}.pt")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -99,6 +102,21 @@ def write_directory(final: Path, write: Callable[[Path], None]) -> None:
     _sync(work)
     shutil.rmtree(final, ignore_errors=True)
     work.replace(final)
+
+
+@contextmanager
+def _without_tied_weights_warning() -> Iterator[None]:
+    """accelerate warns at every save that tied weights are written once; that they come back is tested."""
+    logger = logging.getLogger("accelerate.utils.other")
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "Removed shared tensor" not in record.getMessage()
+
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
 
 
 def _sync(folder: Path) -> None:

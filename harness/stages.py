@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from accelerate import PartialState
+from transformers.utils.logging import disable_progress_bar
 
 import regate
 from harness import device, figures, provenance, tables, track
@@ -71,6 +72,7 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
         DataError: data are missing or damaged.
         StaleError: the run was started with other data or weights.
     """
+    disable_progress_bar()  # transformers' own, for every file it reads or writes; ours tell what matters
     plan = make_plan(recipe)
     require(plan)
     results = Path(recipe.paths.results)
