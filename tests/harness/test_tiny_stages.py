@@ -177,7 +177,7 @@ def test_clips_that_do_not_fit_are_refused(
 def test_stages_need_the_scenes_of_shapes(made: TinyAdapter, data: DataSet) -> None:
     other = LlavaData(source="llava", annotations=("a.json",), media="media")
     recipe = made.recipe.model_copy(update={"data": other})
-    with pytest.raises(RecipeError, match="trained on data[.]source shapes"):
+    with pytest.raises(RecipeError, match=r"trained on data\.source shapes"):
         TinyAdapter(recipe, data).prepare(QUIET)
 
 
