@@ -94,7 +94,7 @@ class TinyModel(Strict):
     heads: PositiveInt = 4
     tower: StageRecipe = StageRecipe(clips=800, steps=300, lr=1e-2)
     text: StageRecipe = StageRecipe(steps=200, lr=2e-3)
-    align: StageRecipe = StageRecipe(clips=3000, steps=500, lr=2e-3)
+    align: StageRecipe = StageRecipe(clips=3000, steps=400, lr=2e-3)
 
 
 Connector = Literal["stc_connector_v35", "stc_connector", "stp_connector", "linear", "mlp2x_gelu"]
