@@ -82,10 +82,10 @@ def test_validate(harness: Command, folder: Path) -> None:
 
 def test_plan(harness: Command, folder: Path) -> None:
     assert harness("plan", "tiny_regate", "videollama2_regate") == 0
-    assert "600 steps of 32 samples" in harness.out
+    assert "1,000 steps of 16 samples" in harness.out
     assert "from Qwen/Qwen2-7B-Instruct" in harness.out
     plans = harness.json("plan", "tiny_regate", "gate.keep_ratio=0.25")["plans"]
-    assert plans[0]["expected_reduction"] == pytest.approx(0.75 * 496 / 600)
+    assert plans[0]["expected_reduction"] == pytest.approx(0.75 * 816 / 1000)
     assert not list(folder.iterdir()), "plan writes nothing"
 
 
@@ -231,7 +231,9 @@ def spawn(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "harness", *arguments]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True)
+    # A shell starts its background jobs deaf to Ctrl-C, and their children inherit it; a terminal does not.
+    hears = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True, preexec_fn=hears)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -100,8 +100,13 @@ def test_a_signal_stops_a_verb_with_75(capsys: pytest.CaptureFixture[str], numbe
             cleaned.append(True)
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as ended:
-        verb()
+    # As in a terminal: a shell starts its background jobs deaf to Ctrl-C.
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            verb()
+    finally:
+        signal.signal(signal.SIGINT, heard)
     assert ended.value.code == 75
     assert cleaned == [True]
     assert "the same command resumes" in capsys.readouterr().err

@@ -25,20 +25,38 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+LENGTH = ("train.steps=600", "train.global_batch=32", "train.micro_batch=32", "train.checkpoint_every=200")
+SCHEDULE = ("gate.cycle_steps=32", "gate.dense_steps=4", "gate.warmup_steps=36")
+
+
 def plan(*overrides: str, name: str = "tiny_regate"):  # type: ignore[no-untyped-def]
-    return make_plan(load_recipe(name, overrides))
+    """A plan of a recipe; the tiny one with a length and a schedule of its own, whatever is shipped."""
+    given = {override.partition("=")[0] for override in overrides}
+    fixed = (*LENGTH, *(() if "gate" in given else SCHEDULE)) if name == "tiny_regate" else ()
+    kept = [override for override in fixed if override.partition("=")[0] not in given]
+    return make_plan(load_recipe(name, (*kept, *overrides)))
 
 
-def test_the_tiny_pair() -> None:
-    gated, baseline = plan(), plan(name="tiny_baseline")
-    assert gated.samples == 6000
-    assert gated.samples_basis == "stated"
+def test_a_schedule_counted_by_hand() -> None:
+    gated = plan()
     assert (gated.steps, gated.steps_per_epoch, gated.left_out_per_epoch) == (600, 187, 16)
     # 36 warm-up steps; then cycles 2 to 18 of 28 sparse steps each (17 of them), and 20 of the last 24 steps.
     assert (gated.dense_steps, gated.sparse_steps) == (104, 17 * 28 + 20)
     assert gated.expected_reduction == pytest.approx(496 / 600 / 2)
     assert gated.closed_form == pytest.approx((1 - 36 / 600) * (1 - 4 / 32) / 2)
     assert gated.evaluation_steps == (150, 300, 450, 600)
+
+
+def test_the_tiny_pair() -> None:
+    gated, baseline = (make_plan(load_recipe(name)) for name in ("tiny_regate", "tiny_baseline"))
+    assert gated.samples == 6000
+    assert gated.samples_basis == "stated"
+    assert (gated.steps, gated.steps_per_epoch, gated.left_out_per_epoch) == (1000, 375, 0)
+    # 64 warm-up steps are one cycle; then 14 whole cycles of 56 sparse steps and 32 of the last 40 steps.
+    assert (gated.dense_steps, gated.sparse_steps) == (184, 14 * 56 + 32)
+    assert gated.expected_reduction == pytest.approx(816 / 1000 / 2)
+    assert gated.closed_form == pytest.approx((1 - 64 / 1000) * (1 - 8 / 64) / 2)
+    assert gated.evaluation_steps == (250, 500, 750, 1000)
     assert (baseline.expected_reduction, baseline.sparse_steps, baseline.closed_form) == (0, 0, None)
     assert baseline.teacher_pass is False
     assert gated.teacher_pass is True
