@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from transformers import AutoModelForCausalLM
 
-from harness.errors import EnvironmentProblem
+from harness.errors import EnvironmentProblem, RecipeError
 from harness.models.adapter import DecoderShape, scored_forward
 from harness.models.tiny import TinyVLMConfig, TinyVLMForConditionalGeneration, tower_parameters, vision_flops
 from harness.models.tiny_parts import parts_of
@@ -35,6 +35,11 @@ class TinyAdapter:
     name = "tiny"
 
     def __init__(self, recipe: Recipe, data: DataSet | None) -> None:
+        if recipe.gate is not None and recipe.gate.reference.model is not None:
+            raise RecipeError(
+                f"gate.reference.model is {recipe.gate.reference.model}: no other model has the tiny one's tokenizer",
+                hint="leave it out: the teacher is the text-only backbone that the student started from",
+            )
         self.recipe = recipe
         self.data = data
         self.parts = parts_of(recipe, data.fingerprint if data else None)

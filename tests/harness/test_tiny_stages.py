@@ -19,7 +19,7 @@ from harness.models.tiny_adapter import TinyAdapter
 from harness.models.tiny_parts import CARD, STAGES, hash_weights, parts_of
 from harness.models.tiny_stages import tag_samples
 from harness.progress import Progress
-from harness.recipe import LlavaData
+from harness.recipe import GateConfig, LlavaData, ReferenceConfig
 from regate.types import Kind
 
 from .tiny_world import tiny_recipe
@@ -221,3 +221,9 @@ def test_backbone_rows_keep_their_positions(made: TinyAdapter, data: DataSet) ->
     assert torch.equal(labels_S, row.labels_S[position_S])
     assert bool((row.kind_S[position_S] != Kind.VISUAL).all())
     assert len(position_S) == len(row.kind_S) - 16
+
+
+def test_another_teacher_is_refused_and_never_left_aside(recipe: Recipe) -> None:
+    gate = GateConfig(reference=ReferenceConfig(model="Qwen2-1.5B"))
+    with pytest.raises(RecipeError, match=r"gate\.reference\.model"):
+        TinyAdapter(recipe.model_copy(update={"gate": gate}), None)
