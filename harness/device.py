@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 from accelerate import Accelerator
@@ -15,6 +15,15 @@ if TYPE_CHECKING:
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
+
+
+_THREADS: Final = torch.get_num_threads()
+"""What torch chose for this machine."""
+
+
+def use_threads(threads: int | None) -> None:
+    """Compute with so many threads on the CPU; None takes what torch chose when it was loaded."""
+    torch.set_num_threads(_THREADS if threads is None else threads)
 
 
 def computes_bfloat16() -> bool:

@@ -200,6 +200,28 @@ class EvaluateRecipe(Strict):
     batch: PositiveInt = 64
     limit: PositiveInt | None = None
     """Items of each task; None takes all."""
+    prompts: Literal["task", "paper"] = "task"
+    """How the published benchmarks ask: as lmms-eval's task does, or with the paper's response formats (Table 6)."""
+
+
+class Devices(Strict):
+    """What a run computes on. Not part of its identity: the same run may go on elsewhere, and its record tells."""
+
+    processes: PositiveInt | None = None
+    """Training processes; None takes one for each visible GPU, and one where there is none."""
+    sharding: Literal["none", "full"] = "none"
+    """none: every process holds the whole model. full: weights, gradients and the optimizer's state are spread over
+    the processes (FSDP)."""
+    threads: PositiveInt | None = None
+    """Computing threads of a process on the CPU; None takes what torch chooses. The number changes the order of
+    sums, so runs that are compared take the same."""
+
+
+class SuiteMark(Strict):
+    """Which arm of which suite a run is; written by the suite, and no part of the run's identity."""
+
+    name: str
+    arm: str
 
 
 class Paths(Strict):
@@ -233,12 +255,15 @@ class Recipe(Strict):
     evaluate: EvaluateRecipe
     hardware: str | None = None
     """What the run is meant for, in words; printed by `plan`."""
+    devices: Devices = Devices()
     paths: Paths = Paths()
     track: Track = Track()
+    suite: SuiteMark | None = None
 
     def identity(self) -> dict[str, Any]:
-        """What makes two runs the same run: everything but where files are, words and tracking."""
-        return self.model_dump(mode="json", exclude={"paths", "track", "description", "hardware"})
+        """What makes two runs the same run: everything but where it runs and lies, words and tracking."""
+        aside = {"devices", "paths", "track", "suite", "description", "hardware"}
+        return self.model_dump(mode="json", exclude=aside)
 
     @property
     def run_id(self) -> str:
@@ -255,6 +280,7 @@ def digest(value: Any) -> str:
 __all__ = [
     "SCHEMA_VERSION",
     "Data",
+    "Devices",
     "EvaluateRecipe",
     "GateConfig",
     "LlavaData",
@@ -264,6 +290,7 @@ __all__ = [
     "ReferenceConfig",
     "ShapesData",
     "StageRecipe",
+    "SuiteMark",
     "TinyModel",
     "TinyVideoLLaMA2Model",
     "TrainRecipe",

@@ -72,6 +72,7 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
         DataError: data are missing or damaged.
         StaleError: the run was started with other data or weights.
     """
+    device.use_threads(recipe.devices.threads)
     disable_progress_bar()  # transformers' own, for every file it reads or writes; ours tell what matters
     plan = make_plan(recipe)
     require(plan)

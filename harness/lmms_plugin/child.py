@@ -58,11 +58,13 @@ def run(job: Mapping[str, Any], events: Events, make_adapter: Callable[[Recipe],
     import torch
 
     from harness.data.video import read_frames
+    from harness.device import use_threads
     from harness.lmms_plugin.ask import ask
     from harness.lmms_plugin.score import FrameCache, Scorer, compute_dtype
     from harness.lmms_plugin.tasks import read_tasks
 
     recipe = Recipe.model_validate_json(json.dumps(job["recipe"]))
+    use_threads(recipe.devices.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = compute_dtype(recipe.train.precision, device)
     work = Path(job["work"])

@@ -32,8 +32,10 @@ def _ledger_steps(folder: Path) -> int:
 
 STAGES: dict[str, Callable[[Path], bool]] = {
     "data": lambda folder: any((folder / "workspace" / "data").glob("*tmp*")),
-    "weights": lambda folder: any((folder / "workspace" / "weights").glob("tiny-*/*tmp*"))
-    or any((folder / "workspace" / "weights").glob("tiny-*/tower")),
+    "weights": lambda folder: (
+        any((folder / "workspace" / "weights").glob("tiny-*/*tmp*"))
+        or any((folder / "workspace" / "weights").glob("tiny-*/tower"))
+    ),
     "reference": lambda folder: any((folder / "workspace" / "stores").glob("reference-*/manifest.json")),
     "train": lambda folder: _ledger_steps(folder) >= 33,
     "train again": lambda folder: _ledger_steps(folder) >= 47,
