@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping  # noqa: TC003 - an entry is read back from the job file by its types
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 from harness.scores import Scoring
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 Form = Literal["options", "letter", "sentence"]
 """How an item is answered: the likeliest of the whole answers, a generated letter, or a generated answer."""
@@ -83,6 +81,10 @@ class Published:
         factor: lmms-eval's number for the score 1.
         beside: further metrics that are kept with the result.
         split, rows: the split in lmms-eval, and how many rows it has (of all parts together).
+        columns: what a row must have, separated by spaces.
+        video: path of a row's video below the folder of the videos, with the row's fields in braces.
+        video_folders: folder of a part's videos within that folder, where each part has its own.
+        home: where lmms-eval's task looks for the folder of the videos, below HF_HOME.
         scoring: from items to the score.
         media: what is asked about.
         max_new_tokens: cap of an answer; the task's own where it sets one.
@@ -104,16 +106,20 @@ class Published:
     media: Literal["image", "video"]
     max_new_tokens: int
     prompt: str
-    paper_prompt: str | None
     table: Literal["table1_image", "table2_long_video", "table3_short_video"]
     column: str
     origin: Origin
+    columns: str
+    paper_prompt: str | None = None
     by: str | None = None
     only: tuple[str, str] | None = None
     place: int | None = None
     factor: float = 1.0
     beside: tuple[str, ...] = ()
     scoring: Scoring = field(default_factory=Scoring)
+    video: str | None = None
+    video_folders: Mapping[str, str] = field(default_factory=dict)
+    home: str | None = None
     lead: str = ""
     column_place: int | None = None
     version: int = 1

@@ -7,6 +7,7 @@ the data cards gave them in 2026; `docs/benchmarks.md` tells why each split was 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from harness.benchmark_kinds import TASK, Origin, Published
@@ -14,8 +15,7 @@ from harness.scores import Scoring
 
 _LETTER: Final = "Answer with the option's letter from the given choices directly."
 _WORD: Final = "Answer the question using a single word or phrase."
-_ONE: Final = ""
-"""The name of the part of a benchmark that has nothing to combine."""
+_ONE: Final = ""  # the name of the part of a benchmark that has nothing to combine
 
 _PERCEPTION: Final = {
     "existence": 60,
@@ -35,35 +35,29 @@ _COGNITION: Final = {
     "text_translation": 40,
     "code_reasoning": 40,
 }
-_MME: Final = Origin(
-    "lmms-lab-encoder/MME",
-    "data/test-*.parquet",
-    0.86,
-    "open",
-    "research only; the images keep the terms of their sources",
-)
-_MVBENCH: Final = (
-    "action_sequence",
-    "moving_count",
-    "action_prediction",
-    "episodic_reasoning",
-    "action_antonym",
-    "action_count",
-    "scene_transition",
-    "object_shuffle",
-    "object_existence",
-    "fine_grained_pose",
-    "unexpected_action",
-    "moving_direction",
-    "state_change",
-    "object_interaction",
-    "character_order",
-    "action_localization",
-    "counterfactual_inference",
-    "fine_grained_action",
-    "moving_attribute",
-    "egocentric_navigation",
-)
+_MVBENCH: Final = {
+    "action_sequence": "star/Charades_segment",
+    "moving_count": "clevrer/video_validation",
+    "action_prediction": "star/Charades_segment",
+    "episodic_reasoning": "tvqa/video_fps3_hq_segment",
+    "action_antonym": "ssv2_video_mp4",
+    "action_count": "perception/videos",
+    "scene_transition": "scene_qa/video",
+    "object_shuffle": "perception/videos",
+    "object_existence": "clevrer/video_validation",
+    "fine_grained_pose": "nturgbd_convert",
+    "unexpected_action": "FunQA_test/test",
+    "moving_direction": "clevrer/video_validation",
+    "state_change": "perception/videos",
+    "object_interaction": "star/Charades_segment",
+    "character_order": "perception/videos",
+    "action_localization": "sta/sta_video_segment",
+    "counterfactual_inference": "clevrer/video_validation",
+    "fine_grained_action": "Moments_in_Time_Raw/videos",
+    "moving_attribute": "clevrer/video_validation",
+    "egocentric_navigation": "vlnqa",
+}
+"""Sub-task -> folder of its videos."""
 _MLVU: Final = {
     "topic_reasoning": 263,
     "anomaly_reco": 200,
@@ -74,6 +68,33 @@ _MLVU: Final = {
     "count": 206,
 }
 
+_MME: Final = Published(
+    name="mme_perception",
+    title="MME perception",
+    folder="mme",
+    task="mme",
+    parts=_PERCEPTION,
+    by="category",
+    metric="mme_perception_score",
+    scoring=Scoring(unit="mme", combine="sum", scale="points"),
+    split="test",
+    rows=2374,
+    media="image",
+    max_new_tokens=16,
+    prompt=f"\n{_WORD}",
+    paper_prompt=_WORD,
+    table="table1_image",
+    column="MME",
+    column_place=1,
+    columns="image question answer category question_id",
+    origin=Origin(
+        "lmms-lab-encoder/MME",
+        "data/test-*.parquet",
+        0.86,
+        "open",
+        "research only; the images keep the terms of their sources",
+    ),
+)
 _IMAGE: Final = (
     Published(
         name="scienceqa",
@@ -90,47 +111,17 @@ _IMAGE: Final = (
         paper_prompt=_LETTER,
         table="table1_image",
         column="ScienceQA",
+        columns="image question choices answer hint",
         origin=Origin("lmms-lab-encoder/ScienceQA", "ScienceQA-IMG/test-*.parquet", 0.13, "open", "CC BY-NC-SA 4.0"),
     ),
-    Published(
-        name="mme_perception",
-        title="MME perception",
-        folder="mme",
-        task="mme",
-        parts=_PERCEPTION,
-        by="category",
-        metric="mme_perception_score",
-        scoring=Scoring(unit="mme", combine="sum", scale="points"),
-        split="test",
-        rows=2374,
-        media="image",
-        max_new_tokens=16,
-        prompt=f"\n{_WORD}",
-        paper_prompt=_WORD,
-        table="table1_image",
-        column="MME",
-        column_place=1,
-        origin=_MME,
-    ),
-    Published(
+    _MME,
+    replace(
+        _MME,
         name="mme_cognition",
         title="MME cognition",
-        folder="mme",
-        task="mme",
         parts=_COGNITION,
-        by="category",
         metric="mme_cognition_score",
-        scoring=Scoring(unit="mme", combine="sum", scale="points"),
-        split="test",
-        rows=2374,
-        media="image",
-        max_new_tokens=16,
-        prompt=f"\n{_WORD}",
-        paper_prompt=_WORD,
-        table="table1_image",
-        column="MME",
         column_place=0,
-        origin=_MME,
     ),
     Published(
         name="vizwiz",
@@ -147,6 +138,7 @@ _IMAGE: Final = (
         paper_prompt=f'{_WORD} When the provided information is insufficient, respond with "Unanswerable".',
         table="table1_image",
         column="VizWiz",
+        columns="image question answers question_id",
         origin=Origin("lmms-lab-encoder/VizWiz-VQA", "data/val-*.parquet", 2.1, "open", "CC BY 4.0"),
     ),
     Published(
@@ -162,9 +154,9 @@ _IMAGE: Final = (
         media="image",
         max_new_tokens=128,
         prompt=f"\n{_WORD}",
-        paper_prompt=None,
         table="table1_image",
         column="POPE",
+        columns="image question answer question_id",
         origin=Origin("lmms-lab-encoder/POPE", "data/test-*.parquet", 0.26, "open", "MIT; COCO's images, CC BY 4.0"),
     ),
     Published(
@@ -183,6 +175,7 @@ _IMAGE: Final = (
         paper_prompt=_LETTER,
         table="table1_image",
         column="SEED-I",
+        columns="image question choice_a choice_b choice_c choice_d answer data_type question_id",
         origin=Origin("lmms-lab-encoder/SEED-Bench", "data/test-*.parquet", 27.0, "open", "CC BY-NC 4.0"),
     ),
 )
@@ -206,6 +199,9 @@ _LONG_VIDEO: Final = (
         paper_prompt=_LETTER,
         table="table2_long_video",
         column="VideoMME",
+        columns="videoID question options answer question_id duration domain sub_category task_type",
+        video="{videoID}.mp4",
+        home="videomme/data",
         origin=Origin(
             "lmms-eval/Video-MME",
             "videomme/test-*.parquet",
@@ -229,6 +225,9 @@ _LONG_VIDEO: Final = (
         paper_prompt=_LETTER,
         table="table2_long_video",
         column="LongVideoBench",
+        columns="id video_path question option0 option1 correct_choice duration_group question_category",
+        video="{video_path}",
+        home="datasets/longvideobench/videos",
         origin=Origin(
             "longvideobench/LongVideoBench",
             "validation-*.parquet or lvb_val.json",
@@ -251,9 +250,11 @@ _LONG_VIDEO: Final = (
         media="video",
         max_new_tokens=16,
         prompt="\nOnly give the best option.\nBest option: (",
-        paper_prompt=None,
         table="table2_long_video",
         column="MLVU",
+        columns="video_name question answer task_type",
+        video="{video_name}",
+        home="mlvu",
         origin=Origin(
             "sy1998/MLVU_dev",
             "test-*.parquet",
@@ -277,6 +278,9 @@ _LONG_VIDEO: Final = (
         paper_prompt=_LETTER,
         table="table2_long_video",
         column="EgoSchema",
+        columns="video_idx question option answer",
+        video="{video_idx}.mp4",
+        home="egoschema/videos",
         origin=Origin(
             "lmms-eval/egoschema",
             "Subset/test-*.parquet",
@@ -306,6 +310,10 @@ _SHORT_VIDEO: Final = (
         paper_prompt="Only give the best option.",
         table="table3_short_video",
         column="MVBench",
+        columns="video question candidates answer",
+        video="{video}",
+        video_folders=_MVBENCH,
+        home="mvbench_video",
         origin=Origin(
             "OpenGVLab/MVBench (revision video)",
             "json/<sub-task>.json",
@@ -329,6 +337,9 @@ _SHORT_VIDEO: Final = (
         paper_prompt=_LETTER,
         table="table3_short_video",
         column="Perception",
+        columns="video_name question options answer_id",
+        video="{video_name}.mp4",
+        home="perceptiontest_val/videos",
         origin=Origin(
             "lmms-eval/PerceptionTest_Val", "mc_question_val/validation-*.parquet", 111.0, "open", "CC BY 4.0"
         ),
@@ -352,6 +363,8 @@ _SHORT_VIDEO: Final = (
         paper_prompt="Please only output one English character.",
         table="table3_short_video",
         column="Vinoground",
+        columns="index major minor",
+        home="vinoground",
         origin=Origin(
             "HanSolo9682/Vinoground",
             "the file of the split lmmseval",
@@ -372,9 +385,11 @@ _SHORT_VIDEO: Final = (
         media="video",
         max_new_tokens=32,
         prompt="",
-        paper_prompt=None,
         table="table3_short_video",
         column="NExT-QA",
+        columns="video question a0 a1 a2 a3 a4 answer",
+        video="{video}.mp4",
+        home="nextqa/NExTVideo",
         origin=Origin(
             "lmms-eval/NExTQA", "MC/test-*.parquet", 6.5, "open", "MIT; the videos are VidOR's, from YFCC100M"
         ),
