@@ -71,7 +71,11 @@ class _Loader(yaml.SafeLoader):
     """YAML with functions as names."""
 
 
-_Loader.add_constructor("!function", lambda loader, node: Function(loader.construct_scalar(node)))
+def _function(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Function:
+    return Function(loader.construct_scalar(node))
+
+
+_Loader.add_constructor("!function", _function)
 
 
 def _read(path: Path) -> dict[str, Any]:
