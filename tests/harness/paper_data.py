@@ -149,7 +149,7 @@ def _vizwiz(root: Path) -> list[Case]:
         for i, given in enumerate(people)
     ]
     write_parquet(root / "vizwiz/rows/val-0.parquet", with_pictures(rows), image=datasets.Image())
-    # red: without one of the two reds 1/3, twice; without a blue 2/3, eight times. Of one person: 0 once, 1/3 nine times
+    # red: 1/3 without one of the two reds, 2/3 without one of the eight blues. One person: 0 once, 1/3 nine times.
     correct = [1.0, (2 / 3 + 8 * 2 / 3) / 10, 9 * (1 / 3) / 10, 0.0]
     return [Case(small("vizwiz", {"": 4}), answers, (1 + 0.6 + 0.3 + 0) / 4, correct)]
 
