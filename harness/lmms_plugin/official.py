@@ -84,7 +84,7 @@ def _read(path: Path) -> dict[str, Any]:
     return {**(_read(path.parent / include) if include else {}), **settings}
 
 
-class _Offline(ast.NodeTransformer):
+class Offline(ast.NodeTransformer):
     """Drops what a task's module does at import that its functions do without: LongVideoBench's imports decord, a
     decoder for its interleaved form, and NExT-QA's asks a server for word lists of its open-ended form."""
 
@@ -101,7 +101,7 @@ def _module(path: Path, home: str) -> ModuleType:
     executed, so that this is part of the key."""
     module = ModuleType(f"{path.parent.name}_{path.stem}_of_lmms_eval")
     module.__file__ = str(path)
-    tree = ast.fix_missing_locations(_Offline().visit(ast.parse(path.read_text())))
+    tree = ast.fix_missing_locations(Offline().visit(ast.parse(path.read_text())))
     exec(compile(tree, str(path), "exec"), module.__dict__)
     return module
 
