@@ -90,10 +90,10 @@ def open_published(benchmark: Published, root: Path, limit: int | None = None) -
     return PublishedData(benchmark, root, limit, ordered, print_of)
 
 
-def missing_published(benchmark: Published, root: Path) -> list[str]:
+def missing_published(benchmark: Published, root: Path, limit: int | None = None) -> list[str]:
     """What `plan` prints while data are not there: `file: where it comes from`; empty where all of it is there."""
     try:
-        open_published(benchmark, root)
+        open_published(benchmark, root, limit)
     except DataError as error:
         if any(row_files(benchmark, root, part) for part in benchmark.parts):
             return [f"{root / benchmark.folder}: {error}"]

@@ -177,3 +177,20 @@ def test_names_are_found_and_near_ones_are_offered() -> None:
     assert {name: find(name) for name in BENCHMARKS} == dict(BENCHMARKS)
     with pytest.raises(RecipeError, match="did you mean mvbench"):
         find("mv-bench")
+
+
+def test_the_document_tells_the_same(benchmark: Published) -> None:
+    text = (Path(__file__).parents[2] / "docs/benchmarks.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line]
+    size = "not known" if benchmark.origin.gigabytes is None else f"{benchmark.origin.gigabytes:g}"
+    (told,) = (row for row in rows if row[0] == f"`{benchmark.name}`" and "Table" in row[-1])
+    assert told[1].startswith(f"`{benchmark.task}`")
+    assert told[2:4] == [f"{benchmark.items:,}", size]
+    assert (
+        f"Table {['table1_image', 'table2_long_video', 'table3_short_video'].index(benchmark.table) + 1}" in told[4]
+    )
+    assert benchmark.column in told[4]
+    (data,) = (row for row in rows if row[0] == f"`{benchmark.folder}`" and "Table" not in row[-1])
+    assert data[1].split(",")[0] == benchmark.origin.repository.split(" ")[0]
+    if benchmark.video is not None and not benchmark.group:
+        assert data[3] == f"`{benchmark.video}`"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.benchmarks import PUBLISHED
 from harness.errors import RecipeError
 from harness.load import check_recipe, is_override, load_paths, load_recipe, load_recipes
 from harness.recipe import Recipe
@@ -31,6 +32,14 @@ evaluate: {benchmarks: [shapes]}
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.mark.parametrize("recipe", ["tiny_regate", "videollama2_regate", "videochat2_regate"])
+def test_the_papers_benchmarks_may_be_asked_of_every_model(recipe: str) -> None:
+    names = ", ".join(PUBLISHED)
+    assert load_recipe(recipe, [f"evaluate.benchmarks=[{names}]"]).evaluate.benchmarks == tuple(PUBLISHED)
+    with pytest.raises(RecipeError, match="unknown benchmark video-mme; did you mean videomme"):
+        load_recipe(recipe, ["evaluate.benchmarks=[video-mme]"])
 
 
 def problems(folder: Path, text: str, *overrides: str) -> list[str]:
