@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from harness.benchmark_rows import ROWS, VIDEOS, Row, choose, chosen, read_rows, row_files
+from harness.benchmark_rows import ROWS, VIDEOS, Row, choose, chosen, pictures, read_rows, row_files
 from harness.errors import DataError
 from harness.recipe import digest
 
@@ -140,6 +140,11 @@ def _checked(benchmark: Published, path: Path) -> list[Row]:
         raise DataError(
             f"{path}: has no column {', '.join(lacking)}; it has {', '.join(sorted(columns))}",
             hint=f"these are not the rows that lmms-eval's {benchmark.task} reads: {origin_words(benchmark)}",
+        )
+    if benchmark.media == "image" and not pictures(path):
+        raise DataError(
+            f"{path}: its column image is not marked as pictures",
+            hint="take the parquet files as they are on the Hub; a copy written by other tools loses the mark",
         )
     return rows
 

@@ -83,6 +83,17 @@ def _holds_bytes(kind: Any) -> bool:
     return any(_holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
 
 
+def pictures(path: Path) -> bool:
+    """Whether the column `image` of a row file is marked as pictures, so that `datasets` opens them as such."""
+    if path.suffix != ".parquet":
+        return False
+    import pyarrow.parquet as pq
+
+    noted = (pq.read_schema(path).metadata or {}).get(b"huggingface", b"{}")
+    feature = json.loads(noted).get("info", {}).get("features", {}).get("image", {})
+    return "Image" in json.dumps(feature)
+
+
 def _json(text: str) -> list[Row]:
     """One array, or one object a line."""
     rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]

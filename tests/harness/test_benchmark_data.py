@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import pyarrow.parquet as pq
 import pytest
 
 from harness.benchmark_data import benchmarks_root, missing_published, open_published, origin_words
@@ -97,6 +98,16 @@ def test_a_missing_column_is_named(nextqa: tuple[Path, Case]) -> None:
     write_json(root / "nextqa/rows/test.json", [{k: v for k, v in row.items() if k != "a4"} for row in rows])
     with pytest.raises(DataError, match=r"test.json: has no column a4; it has a0, a1"):
         open_published(case.benchmark, root)
+
+
+def test_pictures_that_would_not_be_opened_are_named(whole: tuple[Path, dict[str, Case]], tmp_path: Path) -> None:
+    """A parquet file that another tool wrote again has the bytes of the pictures, and no word of what they are."""
+    root, cases = whole
+    (tmp_path / "pope/rows").mkdir(parents=True)
+    table = pq.read_table(root / "pope/rows/test-0.parquet")
+    pq.write_table(table.replace_schema_metadata(None), tmp_path / "pope/rows/test-0.parquet")
+    with pytest.raises(DataError, match=r"test-0.parquet: its column image is not marked as pictures"):
+        open_published(cases["pope"].benchmark, tmp_path)
 
 
 def test_files_that_cannot_be_read_are_named(nextqa: tuple[Path, Case]) -> None:
