@@ -157,7 +157,7 @@ _IMAGE: Final = (
         table="table1_image",
         column="POPE",
         columns="image question answer question_id",
-        origin=Origin("lmms-lab-encoder/POPE", "data/test-*.parquet", 0.26, "open", "MIT; COCO's images, CC BY 4.0"),
+        origin=Origin("lmms-lab-encoder/POPE", "data/test-*.parquet", 0.26, "open", "MIT; the images are COCO's"),
     ),
     Published(
         name="seed_image",
@@ -257,7 +257,7 @@ _LONG_VIDEO: Final = (
         home="mlvu",
         origin=Origin(
             "sy1998/MLVU_dev",
-            "test-*.parquet",
+            "mlvu/test-*.parquet",
             143.0,
             "open; the original, MLVU/MVLU, is gated",
             "CC BY-NC-SA 4.0; the videos belong to their owners",
@@ -367,10 +367,10 @@ _SHORT_VIDEO: Final = (
         home="vinoground",
         origin=Origin(
             "HanSolo9682/Vinoground",
-            "the file of the split lmmseval",
+            "the csv of the split lmmseval",
             None,
             "gated: accept the conditions on its page, then fetch with a token",
-            "research only; the videos belong to their owners",
+            "academic research only; the videos belong to their owners",
         ),
     ),
     Published(
