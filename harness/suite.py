@@ -30,7 +30,7 @@ class Arm(Strict):
     """A recipe, by file or shipped name, and what is different in it: dotted keys and their values."""
 
     recipe: str
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = Field(default_factory=dict)
     words: str = ""
     """What the arm shows, for the tables."""
 
