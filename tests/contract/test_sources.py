@@ -15,7 +15,7 @@ from harness.data.sample import sample_id
 from harness.data.sources import ORIGINS, make_data, missing_data, open_data
 from harness.data.video import read_frames
 from harness.errors import DataError
-from harness.recipe import Data, LlavaData, Paths, ShapesData, VideoChat2Data
+from harness.recipe import Annotation, Data, LlavaData, Paths, ShapesData, VideoChat2Data
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,7 +49,7 @@ def _videochat2(clips: Path, folder: Path) -> Data:
     qa = [{"i": "Look.", "q": "What?", "a": "This."}, {"i": "Look.", "q": "And?", "a": "That."}]
     whole: list[dict[str, Any]] = [{"video": f"{i:06d}.mp4", "QA": qa} for i in range(6)]
     (folder / "qa.json").write_text(json.dumps([*whole, {"video": "000000.mp4", "start": 0.2, "end": 0.8, "QA": qa}]))
-    return VideoChat2Data(source="videochat2_it", annotations=("qa.json",), media="media", frames=4)
+    return VideoChat2Data(source="videochat2_it", annotations=(Annotation(file="qa.json"),), media="media", frames=4)
 
 
 def _shapes(clips: Path, folder: Path) -> Data:
@@ -118,7 +118,8 @@ def test_the_fingerprint_is_that_of_the_content(source: tuple[Data, Paths], tmp_
         make_data(data, paths, 1)
         assert open_data(data, paths, 1).fingerprint != before.fingerprint
         return
-    file = elsewhere / data.annotations[0]
+    first = data.annotations[0]
+    file = elsewhere / (first if isinstance(first, str) else first.file)
     last = file.read_text().rindex(".")
     file.write_text(file.read_text()[:last] + "!" + file.read_text()[last + 1 :])  # one letter of one answer
     assert open_data(data, Paths(data=str(elsewhere)), 0).fingerprint != before.fingerprint

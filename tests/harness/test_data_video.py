@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from harness.data import video
+from harness.data.frames import bounds, spread
 from harness.data.sample import Media
-from harness.data.video import VideoError, bounds, probe_video, read_frames, spread
+from harness.data.video import VideoError, probe_video, read_frames
 
 if TYPE_CHECKING:
     from pathlib import Path
