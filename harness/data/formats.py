@@ -32,7 +32,7 @@ _ROLES: Final[dict[str, Literal["system", "user", "assistant"]]] = {
 }
 _TAG: Final = re.compile(r"<(image|video)>")
 _OURS: Final = re.compile(r"<media:\d+>")
-_PROMPT: Final = ("</Video>", "</Image>", "[INST]", "[/INST]")
+_PROMPT: Final = re.compile(r"</Video>|</Image>|\[/?INST\]")
 """What VideoChat2's prompt is cut at: within a text it would be cut there too."""
 
 
@@ -239,9 +239,9 @@ def _plain(pair: dict[str, Any], name: str, place: int, *, empty: bool) -> str:
         text = _text(pair, name, empty=empty)
     except _RecordError as error:
         raise _RecordError(f"pair {place}: {error}") from None
-    found = next((mark for mark in _PROMPT if mark in text), None)
+    found = _PROMPT.search(text)
     if found is not None:
-        raise _RecordError(f'pair {place}: "{name}" holds {found}, at which the prompt would be cut')
+        raise _RecordError(f'pair {place}: "{name}" holds {found[0]}, at which the prompt would be cut')
     return text
 
 

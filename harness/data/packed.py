@@ -11,6 +11,7 @@ import json
 import sys
 from array import array
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final, overload
 
 import numpy as np
@@ -42,38 +43,45 @@ class Rows:
         self._pairs = array("I")
         self._origins = array("H")
         self._mediums = bytearray()
-        self.blocks: list[bytes] = []
+        self._bytes = bytearray()
+        self._ends = array("Q", [0])
 
     def __len__(self) -> int:
-        return len(self.blocks)
+        return len(self._ids)
 
     def add(self, row: Row, origin: int = 0) -> None:
         """`origin` says which annotation file the row is from."""
-        self.blocks.append(_pack(row, self._sha256))
-        self._ids.append(sample_id(self._source, row.key))
-        self._pairs.append(row.pairs)
-        self._origins.append(origin)
-        self._mediums.append(MEDIUMS.index(row.media[0].kind) if row.media else 0)
-        self._files.append(tuple(sys.intern(file.name) for file in row.media))
+        files = tuple(sys.intern(file.name) for file in row.media)
         for file in row.media:
             self._kinds.setdefault(file.name, file.kind)
+        medium = MEDIUMS.index(row.media[0].kind) if row.media else 0
+        self._append(_pack(row, self._sha256), sample_id(self._source, row.key), row.pairs, origin, medium, files)
 
     @property
     def ids(self) -> NDArray[np.int64]:
-        return np.frombuffer(self._ids, np.int64) if self._ids else np.empty(0, np.int64)
+        return np.array(self._ids, np.int64)
 
     @property
-    def pairs(self) -> NDArray[np.uint32]:
+    def pairs(self) -> NDArray[np.int64]:
         """Number of answers of each row."""
-        return np.frombuffer(self._pairs, np.uint32) if self._pairs else np.empty(0, np.uint32)
+        return np.array(self._pairs, np.int64)
 
     @property
     def mediums(self) -> NDArray[np.uint8]:
         """What each row is about, an index into `MEDIUMS`."""
-        return np.frombuffer(bytes(self._mediums), np.uint8)
+        return np.array(self._mediums, np.uint8)
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Packed bytes of each row."""
+        return np.diff(np.array(self._ends, np.int64))
+
+    def packed(self, place: int) -> bytearray:
+        """A row's bytes."""
+        return self._bytes[self._ends[place] : self._ends[place + 1]]
 
     def key(self, place: int) -> str:
-        key: str = json.loads(self.blocks[place])[0]
+        key: str = json.loads(self.packed(place))[0]
         return key
 
     def files(self, place: int) -> tuple[str, ...]:
@@ -88,17 +96,24 @@ class Rows:
         return found
 
     def taken(self, places: Iterable[int]) -> Rows:
-        """The rows at some places; their bytes are not copied."""
+        """The rows at some places."""
         part = Rows(self._source, self._sha256)
         part._kinds = self._kinds
-        for place in places:
-            part.blocks.append(self.blocks[place])
-            part._ids.append(self._ids[place])
-            part._pairs.append(self._pairs[place])
-            part._origins.append(self._origins[place])
-            part._mediums.append(self._mediums[place])
-            part._files.append(self._files[place])
+        for i in places:
+            origin, medium = self._origins[i], self._mediums[i]
+            part._append(self.packed(i), self._ids[i], self._pairs[i], origin, medium, self._files[i])
         return part
+
+    def _append(
+        self, block: bytes | bytearray, number: int, pairs: int, origin: int, medium: int, files: tuple[str, ...]
+    ) -> None:
+        self._bytes += block
+        self._ends.append(len(self._bytes))
+        self._ids.append(number)
+        self._pairs.append(pairs)
+        self._origins.append(origin)
+        self._mediums.append(medium)
+        self._files.append(files)
 
 
 class PackedSamples(Sequence[Sample]):
@@ -117,10 +132,11 @@ class PackedSamples(Sequence[Sample]):
             one, other = (rows.key(int(order[twice[0] + i])) for i in (0, 1))
             raise DataError(f"records {one} and {other} have one id", hint="rename one of them")
         self.mediums = rows.mediums[order]
-        blocks = [rows.blocks[place] for place in order]
-        self._ends = np.zeros(len(blocks) + 1, np.int64)
-        np.cumsum([len(block) for block in blocks], out=self._ends[1:])
-        self._bytes = b"".join(blocks)
+        self._ends = np.zeros(len(order) + 1, np.int64)
+        np.cumsum(rows.sizes[order], out=self._ends[1:])
+        self._bytes = bytearray(int(self._ends[-1]))
+        for place, (start, end) in zip(order.tolist(), pairwise(self._ends.tolist()), strict=True):
+            self._bytes[start:end] = rows.packed(place)
 
     def __len__(self) -> int:
         return len(self._ids)

@@ -25,7 +25,7 @@ def take(rows: Rows, subset: Subset) -> tuple[Rows, str]:
     """
     draw_M = np.fromiter((_draw(subset.seed, number) for number in rows.ids), np.uint64, len(rows))
     order_M = np.argsort(draw_M, kind="stable")
-    size_M = rows.pairs[order_M].astype(np.int64) if subset.unit == "pairs" else np.ones(len(rows), np.int64)
+    size_M = rows.pairs[order_M] if subset.unit == "pairs" else np.ones(len(rows), np.int64)
     total_M = np.cumsum(size_M)
     there = int(total_M[-1]) if len(rows) else 0
     if there < subset.size:
