@@ -74,7 +74,8 @@ class Rows:
     @property
     def sizes(self) -> NDArray[np.int64]:
         """Packed bytes of each row."""
-        return np.diff(np.array(self._ends, np.int64))
+        ends = np.array(self._ends, np.int64)
+        return ends[1:] - ends[:-1]
 
     def packed(self, place: int) -> bytearray:
         """A row's bytes."""

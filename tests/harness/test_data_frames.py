@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.data.frames import FrameRule, choose, middle, mvbench, part, random
@@ -46,6 +46,7 @@ def test_the_frames_of_the_mvbench_evaluation(case: dict[str, Any]) -> None:
     assert [index + first for index in found] == case["indices"]
 
 
+@settings(deadline=None)
 @given(
     rule=st.sampled_from(get_args(FrameRule)),
     total=st.integers(1, 3000),

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.data.sampler import Sampler, steps_per_epoch
@@ -100,6 +100,7 @@ def _grouped(draw: st.DrawFn) -> tuple[tuple[int, int, int, int, int], np.ndarra
     return (sum(sizes), world, micro, accumulate, draw(st.integers(0, 2**31))), groups
 
 
+@settings(deadline=None)
 @given(_grouped())
 def test_a_step_sees_one_medium_on_every_rank_and_every_sample_comes_once(
     case: tuple[tuple[int, int, int, int, int], np.ndarray],
@@ -124,6 +125,7 @@ def test_a_step_sees_one_medium_on_every_rank_and_every_sample_comes_once(
         assert steps == {int(group): int((groups == group).sum()) // batch for group in np.unique(groups)}
 
 
+@settings(deadline=None)
 @given(_grouped(), st.integers(0, 12))
 def test_ranks_and_resuming_change_no_step_of_one_medium(
     case: tuple[tuple[int, int, int, int, int], np.ndarray], start: int

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from transformers import AutoTokenizer
@@ -136,6 +136,7 @@ def test_a_pair_without_an_instruction_or_a_question_may_stand_first() -> None:
 # --- the ordinals of the file ----------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(number=st.integers(0, 39), seed=st.integers(0, 2**32), epoch=st.integers(0, 5))
 def test_every_order_shows_the_files_targets_under_their_ordinals(
     processor: TinyProcessor, number: int, seed: int, epoch: int
@@ -150,6 +151,7 @@ def test_every_order_shows_the_files_targets_under_their_ordinals(
     assert told == (list(order) == sorted(order)), "another order is another text"
 
 
+@settings(deadline=None)
 @given(order=st.permutations(range(4)))
 def test_answers_that_follow_each_other_keep_their_ordinals(processor: TinyProcessor, order: list[int]) -> None:
     data = _dataset([_row(7, 4, captions=True)])
