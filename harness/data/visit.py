@@ -54,19 +54,18 @@ def clips(sample: Sample, showing: Showing, visit: Visit, *, frames: int, size: 
     """
     made: list[Tensor] = []
     draw_frames = visit.draw(sample, _FRAMES) if showing.rule == "random" else None
-    draw_crop = visit.draw(sample, _AUGMENT)
+    draw_crop = visit.draw(sample, _AUGMENT) if showing.augment else None
     for media in sample.media:
         clip = read_frames(media, frames=frames, rule=showing.rule, draw=draw_frames)
-        made.append(augmented(clip, size, draw_crop) if showing.augment else clip)
+        made.append(clip if draw_crop is None else augmented(clip, size, draw_crop))
     return made
 
 
 def order_of(sample: Sample, showing: Showing, visit: Visit) -> tuple[int, ...]:
-    """The places in the file of the pairs in the order they are shown."""
-    pairs = len(_pairs(sample))
-    if not showing.shuffle_turns or pairs < 2:
-        return tuple(range(pairs))
-    return tuple(visit.draw(sample, _TURNS).permutation(pairs).tolist())
+    """The places in the file of the pairs in the order they are shown; empty where that is always the file's."""
+    if not showing.shuffle_turns:
+        return ()
+    return tuple(visit.draw(sample, _TURNS).permutation(len(_pairs(sample))).tolist())
 
 
 def arranged(sample: Sample, order: Sequence[int]) -> Sample:
@@ -90,7 +89,7 @@ def arranged(sample: Sample, order: Sequence[int]) -> Sample:
 
 
 def encode(sample: Sample, order: Sequence[int], processor: Processor, frames: Sequence[Tensor] | None) -> Encoded:
-    """The row of the sample with its pairs in `order`.
+    """The row of the sample with its pairs in `order`; an empty one is that of the file.
 
     It is in the order of the file, and `unshuffled` says so, where another would change a target: where the
     conversation is cut off, or where an answer that nobody asks for is tokenized differently behind another answer.
