@@ -118,9 +118,15 @@ def _data(data: Any) -> Iterator[Finding]:
     if annotations == []:
         yield ("data", "annotations"), "data.annotations is empty; name at least one file"
     if isinstance(annotations, list):
-        for index, name in enumerate(annotations):
-            if name in annotations[:index]:
+        files = [name.get("file") if isinstance(name, dict) else name for name in annotations]
+        for index, name in enumerate(files):
+            if name in files[:index]:
                 yield ("data", "annotations", index), f"{name} is given twice; every sample would be there twice"
+    if _get(data, ("data", "shuffle_turns")) is True and _get(data, ("gate", "candidates")) == "text":
+        yield (
+            ("data", "shuffle_turns"),
+            "data.shuffle_turns moves the prompts, and gate.candidates text keeps a loss for each token by its place",
+        )
 
 
 def _gate(data: Any, wrong: Set[Path]) -> Iterator[Finding]:

@@ -107,6 +107,7 @@ class Loop:
             seed=job.recipe.seed,
             world=self.accelerator.num_processes,
             rank=self.accelerator.process_index,
+            groups=job.data.mediums,
         )
         self.shape = job.adapter.shape()
         self.identity = digest(job.recipe.identity())

@@ -14,8 +14,9 @@ from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessorPil
 
 from harness.data.formats import Row, read_llava
+from harness.data.frames import bounds, spread
 from harness.data.sample import Media, Sample, Turn, sample_id
-from harness.data.video import bounds, read_frames, spread
+from harness.data.video import read_frames
 from harness.errors import DataError, EnvironmentProblem
 from harness.models.videollama2_config import VideoLLaMA2Config
 from harness.models.videollama2_pixels import Pixels, read_pixels
