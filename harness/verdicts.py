@@ -22,23 +22,25 @@ COST_NOISE: Final = 0.05
 """Parts of the paper's number. A cost has no sampling error; the rounding of each sample's budget and the unknown
 number of steps move a part of the targets by one or two hundredths."""
 RULES: Final = {
-    "score": "Score against the paper's: reproduced where the paper's number lies in our 95 % interval (widened by half "
-    "of its last printed digit); within noise where it lies outside by less than the smallest difference that two such "
-    "runs, unpaired, would show with 80 % power; else differs.",
-    "difference": "Difference of two arms: reproduced where our 95 % interval lies wholly on the side of zero where the "
-    "paper's difference lies (where the paper has none: holds zero); differs where it lies wholly on the other side; "
-    "else within noise. The size is not judged.",
+    "score": "Score against the paper's: reproduced where the paper's number lies in our 95 % interval (widened by "
+    "half of its last printed digit); within noise where it lies outside by less than the smallest difference that "
+    "two such runs, unpaired, would show with 80 % power; else differs.",
+    "difference": "Difference of two arms: reproduced where our 95 % interval lies wholly on the side of zero where "
+    "the paper's difference lies (where the paper has none: holds zero); differs where it lies wholly on the other "
+    "side; else within noise. The size is not judged.",
     "cost": f"Cost (a ratio or a reduction): reproduced within {COST_EXACT:.0%} of the paper's number, within noise "
     f"within {COST_NOISE:.0%}, else differs. Hours and memory of another machine are shown and not judged.",
-    "better": "Better: reproduced where the lower end of the paired 95 % interval is above 0, differs where the upper "
-    "end is below 0, else within noise.",
+    "better": "Better: reproduced where the lower end of the paired 95 % interval is above 0, differs where the "
+    "upper end is below 0, else within noise.",
     "not_worse": "Not worse: reproduced where the lower end of the paired 95 % interval is above minus the margin, "
     "differs where the upper end is below minus the margin, else within noise.",
 }
 _ORDER: Final[tuple[Verdict, ...]] = ("missing", "differs", "within noise", "reproduced")
 
 
-def of_score(ours: Interval | None, paper: float | None, *, detectable: float | None, rounding: float = 0.0) -> Verdict:
+def of_score(
+    ours: Interval | None, paper: float | None, *, detectable: float | None, rounding: float = 0.0
+) -> Verdict:
     """Rule "score".
 
     Args:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from harness import render
 from harness.errors import DataError, StaleError
 from harness.pairs import Run, benchmarks_of, load_runs, pair_runs
+from harness.paper_numbers import Paper, load_paper
 from harness.record import write_atomic
 from harness.tables.accuracy import accuracy_table
 from harness.tables.arms import pairs_table, time_table, tokens_table
@@ -41,14 +42,15 @@ def make_tables(results_dir: Path, suites: Mapping[str, SuiteLike] | None = None
     runs = load_runs(results_dir)
     if not runs:
         raise DataError(f"no finished run below {results_dir / 'runs'}", hint="start one: harness run RECIPE.yaml")
-    tables = _run_tables([run for run in runs if run.suite is None])
+    paper = load_paper()
+    tables = _run_tables(paper, [run for run in runs if run.suite is None])
     by_suite: dict[str, list[Run]] = {}
     for run in runs:
         if run.suite is not None:
             by_suite.setdefault(run.suite[0], []).append(run)
     for name, members in sorted(by_suite.items()):
         tables += suite_tables(name, members, (suites or {}).get(name))
-    return [*tables, *paper_tables_of(runs)]
+    return [*tables, *paper_tables_of(paper, runs)]
 
 
 def write_tables(tables: Sequence[Table], results_dir: Path) -> list[Path]:
@@ -79,7 +81,9 @@ def check_tables(results_dir: Path, suites: Mapping[str, SuiteLike] | None = Non
     files = _files(make_tables(results_dir, suites))
     there = _there(folder)
     wrong = [f"{name} is missing" for name in files if name not in there]
-    wrong += [f"{name} differs" for name in files if name in there and (folder / name).read_text("utf-8") != files[name]]
+    wrong += [
+        f"{name} differs" for name in files if name in there and (folder / name).read_text("utf-8") != files[name]
+    ]
     wrong += [f"{name} comes from no record" for name in sorted(there - files.keys())]
     if wrong:
         raise StaleError(
@@ -103,7 +107,7 @@ def printed(tables: Sequence[Table], *, everything: bool = False) -> str:
     return "\n".join(shown)
 
 
-def _run_tables(runs: Sequence[Run]) -> list[Table]:
+def _run_tables(paper: Paper, runs: Sequence[Run]) -> list[Table]:
     """Tables with a row a run, of the runs that belong to no suite."""
     pairs, benchmarks = pair_runs(runs), benchmarks_of(runs)
     tables = []
@@ -112,7 +116,7 @@ def _run_tables(runs: Sequence[Run]) -> list[Table]:
         reached = target_table(pairs, benchmarks)
         tables += [reached] if reached else []
     others = [run for run in runs if not run.trained]
-    return tables + [accuracy_table(pairs, benchmark, others) for benchmark in benchmarks]
+    return tables + [accuracy_table(paper, pairs, benchmark, others) for benchmark in benchmarks]
 
 
 def _files(tables: Sequence[Table]) -> dict[str, str]:

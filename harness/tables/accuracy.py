@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from harness import paper_numbers, render
+from harness import render
 from harness.pairs import (
     Evaluation,
     Pair,
@@ -22,10 +22,11 @@ from harness.tables.common import ARM, INTERVALS, RUN, TRACE, Row, models_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from harness.paper_numbers import Paper
     from harness.stats import Interval
 
 
-def accuracy_table(pairs: Sequence[Pair], benchmark: str, others: Sequence[Run] = ()) -> Table:
+def accuracy_table(paper: Paper, pairs: Sequence[Pair], benchmark: str, others: Sequence[Run] = ()) -> Table:
     """Score of each ability and of all after the last step, and the paired difference below each pair.
 
     Args:
@@ -52,7 +53,7 @@ def accuracy_table(pairs: Sequence[Pair], benchmark: str, others: Sequence[Run] 
     rows += [_accuracy_row(run, benchmark, tuple(tasks), columns) for run in others]
     rows += [
         (render.label(name), render.label("paper"), columns[2].missing(), cell, *(c.empty() for c in columns[4:]))
-        for name, cell in paper_numbers.benchmark_rows(models_of(_runs(pairs, others)), benchmark)
+        for name, cell in paper.rows_of(models_of(_runs(pairs, others)), benchmark)
     ]
     left_out = [task["ability"] for task in tasks.values() if not task["in_mean"]]
     notes = [TRACE, INTERVALS, *([f"Not in the mean: {', '.join(left_out)}."] if left_out else [])]
@@ -113,5 +114,3 @@ def _mcnemar_note(pair: Pair, benchmark: str) -> str | None:
 def _task_column(task: dict[str, Any]) -> Column:
     ability = task["ability"]
     return Column(f"{ability} ({task['n']})", (ability, f"{ability}_low", f"{ability}_high"))
-
-

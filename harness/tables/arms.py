@@ -26,7 +26,9 @@ def pairs_table(pairs: Sequence[Pair], benchmarks: Sequence[str]) -> Table:
         Column("peak memory", ("peak_bytes",)),
     ]
     for name in benchmarks:
-        columns.append(Column(f"{name} {_unit(pairs, name)}", tuple(f"{name}_mean{end}" for end in ("", "_low", "_high"))))
+        columns.append(
+            Column(f"{name} {_unit(pairs, name)}", tuple(f"{name}_mean{end}" for end in ("", "_low", "_high")))
+        )
         columns.append(Column("difference", tuple(f"{name}_difference{end}" for end in ("", "_low", "_high"))))
 
     def row(pair: Pair, run: Run) -> list[Cell]:
@@ -164,5 +166,3 @@ def _asked(run: Run, benchmark: str) -> bool:
 
 def _step(median: float | None, number: int) -> Cell:
     return Cell(f"{render.duration(median).text} ({number})", (median, number))
-
-

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any, Final
 
 from harness import render, verdicts
-from harness.errors import DataError
-from harness.pairs import Results, Run, asked_alike, benchmarks_of, meant, scoring_of, shown_scale, surroundings
+from harness.arms import EQUAL_TARGETS, Arms, gather, scored
+from harness.pairs import Run, asked_alike, benchmarks_of, scoring_of, shown_scale, surroundings
 from harness.reach import over_seeds
 from harness.render import Cell, Column, Table
-from harness.seeds import Spread, paired_spread, seeds_to_detect, spread, two_level_difference
+from harness.seeds import Spread, seeds_to_detect, spread, two_level_difference
 from harness.tables.target import KINDS, SHOWN, reaches, step_speedup
 
 if TYPE_CHECKING:
@@ -21,65 +20,8 @@ if TYPE_CHECKING:
     from harness.pairs import Evaluation
     from harness.tables.common import Row
 
-EQUAL_TARGETS: Final = 0.1
-"""An arm without a gate is one at equal targets where its targets computed differ by less than this part."""
 _ARM: Final = Column("arm", ("arm",), right=False)
 _SEEDS: Final = Column("seeds", ("seeds",))
-
-
-@dataclass(frozen=True, slots=True)
-class Arms:
-    """The runs of a suite by arm and seed.
-
-    Attributes:
-        runs: arm -> seed -> run, in the order of the arms.
-        baseline: the arm that differences are taken against; "" where none is known.
-    """
-
-    name: str
-    runs: dict[str, dict[int, Run]]
-    baseline: str
-    _units: dict[tuple[str, str], dict[int, Results]] = field(default_factory=dict, repr=False, compare=False)
-
-    def scores(self, arm: str, benchmark: str, ability: str | None = None) -> dict[int, float]:
-        """seed -> score after the last step, of the whole benchmark or one ability; seeds without it left out."""
-        found = {}
-        for seed, run in self.runs.get(arm, {}).items():
-            evaluation = run.last(benchmark)
-            if evaluation is not None and ability is None:
-                found[seed] = float(evaluation["mean"]["value"])
-            elif evaluation is not None:
-                values = [task["value"] for task in evaluation["tasks"] if task["ability"] == ability]
-                found |= {seed: float(value) for value in values[:1]}
-        return found
-
-    def difference(self, first: str, second: str, benchmark: str) -> Spread | None:
-        """`first` minus `second`, paired by seed."""
-        return paired_spread(self.scores(second, benchmark), self.scores(first, benchmark))
-
-    def units(self, arm: str, benchmark: str) -> dict[int, Results]:
-        """seed -> units of the last evaluation that count; seeds whose items are not kept left out."""
-        key = (arm, benchmark)
-        if key not in self._units:
-            found = {}
-            for seed, run in self.runs.get(arm, {}).items():
-                evaluation = run.last(benchmark)
-                items = run.items(evaluation) if evaluation else None
-                if evaluation and items is not None:
-                    found[seed] = meant(evaluation, items)
-            self._units[key] = found
-        return self._units[key]
-
-    def equal_targets(self, arm: str) -> str | None:
-        """The arm without a gate, other than the baseline, that computed nearly as many targets."""
-        mine = mean(_scored(run) for run in self.runs[arm].values())
-        others = [
-            (abs(mean(_scored(run) for run in runs.values()) / mine - 1), name)
-            for name, runs in self.runs.items()
-            if name not in (arm, self.baseline) and all(run.gate is None for run in runs.values())
-        ]
-        near = [each for each in others if each[0] < EQUAL_TARGETS]
-        return min(near)[1] if near and any(run.gate for run in self.runs[arm].values()) else None
 
 
 def suite_tables(name: str, runs: Sequence[Run], suite: SuiteLike | None = None) -> list[Table]:
@@ -102,25 +44,6 @@ def suite_tables(name: str, runs: Sequence[Run], suite: SuiteLike | None = None)
     return [*tables, runs_table(arms, benchmarks)]
 
 
-def gather(name: str, runs: Sequence[Run], suite: SuiteLike | None) -> Arms:
-    """Runs by arm and seed. Errors as in `suite_tables`."""
-    found: dict[str, dict[int, Run]] = {}
-    for run in sorted(runs, key=lambda run: (run.seed, run.id)):
-        arm = run.suite[1] if run.suite else run.arm
-        if not run.trained:
-            raise DataError(f"{run.folder}: is an arm of suite {name} and was not trained")
-        if run.seed in (mine := found.setdefault(arm, {})):
-            raise DataError(
-                f"{run.folder}: a second run of arm {arm} of suite {name} with seed {run.seed}, beside "
-                f"{mine[run.seed].id}",
-                hint="move the one that is out of date elsewhere",
-            )
-        mine[run.seed] = run
-    known = list(suite.arms) if suite is not None else []
-    order = [arm for arm in known if arm in found] + sorted(found.keys() - set(known))
-    return Arms(name, {arm: found[arm] for arm in order}, suite.baseline if suite else _baseline(found))
-
-
 def arms_table(arms: Arms, benchmarks: Sequence[str]) -> Table:
     """The main result of a suite: one row an arm."""
     columns = [
@@ -134,7 +57,9 @@ def arms_table(arms: Arms, benchmarks: Sequence[str]) -> Table:
     ]
     for name in benchmarks:
         columns.append(Column(f"{name}: mean ± sd", _names(name, "mean", "sd", "low", "high")))
-        columns.append(Column("- baseline", _names(f"{name}_difference", "", "low", "high", "least", "most", "seeds")))
+        columns.append(
+            Column("- baseline", _names(f"{name}_difference", "", "low", "high", "least", "most", "seeds"))
+        )
         columns.append(Column("- equal targets", _names(f"{name}_equal_targets", "", "low", "high")))
     rows = []
     for arm, by_seed in arms.runs.items():
@@ -145,7 +70,7 @@ def arms_table(arms: Arms, benchmarks: Sequence[str]) -> Table:
         cells = [
             render.label(arm),
             render.count(len(runs)),
-            render.count(round(mean(_scored(run) for run in runs))),
+            render.count(round(mean(scored(run) for run in runs))),
             render.percent(mean(reductions) if reductions else None) if gated else columns[3].empty(),
             render.count(round(mean(run.totals["counts"]["active"] for run in runs))),
             render.duration(median(run.totals["seconds"]["train"] for run in runs)),
@@ -157,10 +82,10 @@ def arms_table(arms: Arms, benchmarks: Sequence[str]) -> Table:
     notes = (
         "Targets and positions computed: mean over the seeds. Train time: median wall seconds of the training clock. "
         "Step speed-up: median over the seeds of dense over sparse step within a run.",
-        "mean ± sd: over the seeds; [low, high]: 95 % t interval over the seeds. - baseline: paired by seed, in points, "
-        f"with its t interval and, in brackets, the least and the greatest of a seed; the baseline is {arms.baseline}. "
-        f"- equal targets: the same against the arm without a gate whose targets computed are within "
-        f"{EQUAL_TARGETS:.0%}.",
+        "mean ± sd: over the seeds; [low, high]: 95 % t interval over the seeds. - baseline: paired by seed, in "
+        f"points, with its t interval and, in brackets, the least and the greatest of a seed; the baseline is "
+        f"{arms.baseline}. - equal targets: the same against the arm without a gate whose targets computed are "
+        f"within {EQUAL_TARGETS:.0%}.",
         *_seed_notes(arms),
     )
     return Table(f"suite_{arms.name}", f"Suite {arms.name}: arms", tuple(columns), tuple(rows), notes)
@@ -171,7 +96,9 @@ def abilities_table(arms: Arms, benchmark: str) -> Table:
     abilities: dict[str, bool] = {}
     for by_seed in arms.runs.values():
         for run in by_seed.values():
-            abilities |= {task["ability"]: task["in_mean"] for task in (run.last(benchmark) or {"tasks": ()})["tasks"]}
+            abilities |= {
+                task["ability"]: task["in_mean"] for task in (run.last(benchmark) or {"tasks": ()})["tasks"]
+            }
     columns = (_ARM, *(Column(name, _names(name, "", "sd")) for name in abilities))
     scale = _scale(arms, benchmark)
     rows = []
@@ -205,9 +132,9 @@ def reach_table(arms: Arms, benchmark: str) -> Table | None:
         cells = [_reach_cell(together[kind].spread, kind) for kind in KINDS]
         rows.append((render.label(arm), counts, *cells))
     notes = (
-        f"The accuracy of {arms.baseline} after its last step, in the same seed, on the straight line between evaluated "
-        "checkpoints: mean ± standard deviation over the seeds [least, most]. Where one seed does not reach it there is "
-        "no mean.",
+        f"The accuracy of {arms.baseline} after its last step, in the same seed, on the straight line between "
+        "evaluated checkpoints: mean ± standard deviation over the seeds [least, most]. Where one seed does not "
+        "reach it there is no mean.",
     )
     title = f"Suite {arms.name}: time to target on {benchmark}"
     return Table(f"suite_{arms.name}_target_{benchmark}", title, columns, tuple(rows), notes) if rows else None
@@ -247,8 +174,9 @@ def claims_table(arms: Arms, claims: Sequence[ClaimLike], benchmarks: Sequence[s
             facts.append(_claim_facts(arms, claim, benchmark))
     used = sorted({claim.expect for claim in claims})
     notes = (
-        "Difference: first minus second, paired by seed, in points: mean, 95 % t interval over the seeds, and the least "
-        "and the greatest of a seed. detectable: the smallest true difference that so many seeds find with 80 % power.",
+        "Difference: first minus second, paired by seed, in points: mean, 95 % t interval over the seeds, and the "
+        "least and the greatest of a seed. detectable: the smallest true difference that so many seeds find with "
+        "80 % power.",
         *(verdicts.RULES[rule] for rule in used),
     )
     title = f"Suite {arms.name}: claims"
@@ -325,7 +253,7 @@ def _seed_notes(arms: Arms) -> list[str]:
     """Seeds that an arm lacks, and what besides its recipe differs between runs of the suite."""
     seeds = {seed for by_seed in arms.runs.values() for seed in by_seed}
     notes = [
-        f"{arm}: no run with seed {', '.join(map(str, sorted(seeds - by_seed.keys())))}; its differences use the others."
+        f"{arm}: no run with seed {', '.join(map(str, sorted(seeds - by_seed.keys())))}; differences use the others."
         for arm, by_seed in arms.runs.items()
         if seeds - by_seed.keys()
     ]
@@ -354,16 +282,6 @@ def _any_evaluation(arms: Arms, benchmark: str) -> Evaluation | None:
 def _scale(arms: Arms, benchmark: str) -> float:
     evaluation = _any_evaluation(arms, benchmark)
     return shown_scale(evaluation) if evaluation else 100.0
-
-
-def _scored(run: Run) -> int:
-    return int(run.totals["counts"]["scored"])
-
-
-def _baseline(found: Mapping[str, dict[int, Run]]) -> str:
-    """The arm without a gate that computed most targets; "" where every arm has one."""
-    free = {arm: runs for arm, runs in found.items() if all(run.gate is None for run in runs.values())}
-    return max(free, key=lambda arm: (mean(_scored(run) for run in free[arm].values()), arm), default="")
 
 
 def _spread(scores: Mapping[int, float]) -> Spread | None:
@@ -399,4 +317,4 @@ def _names(stem: str, *ends: str) -> tuple[str, ...]:
     return tuple(f"{stem}_{end}" if end else stem for end in ends)
 
 
-__all__ = ["Arms", "gather", "suite_tables"]
+__all__ = ["suite_tables"]
