@@ -68,7 +68,7 @@ class Run:
     @property
     def trained(self) -> bool:
         """False for weights that were evaluated as they are."""
-        return self.record["totals"] is not None
+        return self.record.get("totals") is not None
 
     @property
     def gate(self) -> dict[str, Any] | None:

@@ -171,7 +171,9 @@ def minimum_detectable(standard_error: float, *, level: float = LEVEL, power: fl
     return (_z(level) + float(ndtri(power))) * standard_error
 
 
-def shared_differences(first: Units, second: Units) -> dict[str, list[float]]:
+def shared_differences(
+    first: Mapping[str, Mapping[str, float]], second: Mapping[str, Mapping[str, float]]
+) -> dict[str, list[float]]:
     """task -> second minus first of every unit both have, in order of the unit's name; tasks without one left out.
 
     Raises:

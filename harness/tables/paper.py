@@ -52,7 +52,7 @@ def benchmark_rows_table(name: str, ours: PaperRuns) -> Table:
         *(Column(one.title, (one.name, f"{one.name}_low", f"{one.name}_high")) for one in benchmarks),
     ]
     head = len(columns) - len(benchmarks)
-    rows = []
+    rows: list[Row] = []
     compared: dict[str, list[int]] = {"open": [], "paper": [], "ours": []}
     printed = ours.paper.benchmark_table(name)
     for row in printed:

@@ -95,7 +95,7 @@ def _ratios(paper: Paper) -> list[Row]:
 
 def _hours(paper: Paper) -> list[Row]:
     """v1's wall hours on four GPUs are the camera-ready's GPU-hours."""
-    rows = []
+    rows: list[Row] = []
     for label, row in paper.costs("table4_efficiency_v1").items():
         printed = paper.costs("table4_efficiency_acl")[label]["train_gpu_hours"]
         cells = (Cell(f"{printed:.1f}", (printed,)), Cell(f"{4 * row['train_hours']:.1f}", (4 * row["train_hours"],)))
