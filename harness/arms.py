@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Final
 
 from harness.errors import DataError
 from harness.pairs import Results, Run, meant
+from harness.recipe import digest
 from harness.seeds import Spread, paired_spread
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from harness.claims import SuiteLike
 
@@ -97,6 +98,29 @@ def gather(name: str, runs: Sequence[Run], suite: SuiteLike | None) -> Arms:
     return Arms(name, {arm: found[arm] for arm in order}, suite.baseline if suite else _baseline(found))
 
 
+def seed_groups(runs: Iterable[Run]) -> list[Arms]:
+    """Runs whose recipes are equal but for name, gate and seed, where one of them was made with several seeds. An arm
+    is a recipe's name; where one name has several gates, it is told apart by its gate's digest."""
+    families: dict[str, list[Run]] = {}
+    for run in sorted((run for run in runs if run.trained), key=lambda run: run.id):
+        shared = {k: v for k, v in run.record["recipe"].items() if k not in ("name", "gate", "seed")}
+        families.setdefault(digest(shared), []).append(run)
+    groups = []
+    for members in families.values():
+        gates: dict[str, set[str]] = {}
+        for run in members:
+            gates.setdefault(run.name, set()).add(digest(run.gate))
+        found: dict[str, dict[int, Run]] = {}
+        for run in members:
+            arm = run.name if len(gates[run.name]) == 1 else f"{run.name} {digest(run.gate)[:8]}"
+            found.setdefault(arm, {})[run.seed] = run
+        if max(len(by_seed) for by_seed in found.values()) > 1:
+            baseline = _baseline(found)
+            order = sorted(found, key=lambda arm: (arm != baseline, arm))
+            groups.append(Arms(baseline or order[0], {arm: found[arm] for arm in order}, baseline))
+    return sorted(groups, key=lambda arms: arms.name)
+
+
 def _baseline(found: Mapping[str, dict[int, Run]]) -> str:
     """The arm without a gate that computed most targets; "" where every arm has one."""
     free = {arm: runs for arm, runs in found.items() if all(run.gate is None for run in runs.values())}
@@ -108,4 +132,4 @@ def scored(run: Run) -> int:
     return int(run.totals["counts"]["scored"])
 
 
-__all__ = ["EQUAL_TARGETS", "Arms", "gather", "scored"]
+__all__ = ["EQUAL_TARGETS", "Arms", "gather", "scored", "seed_groups"]

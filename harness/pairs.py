@@ -16,9 +16,12 @@ from harness.stats import (
     McNemar,
     macro_interval,
     mean_interval,
+    minimum_detectable,
     score_difference,
     score_interval,
+    shared_differences,
     sign_test,
+    standard_error,
     wilson,
 )
 
@@ -195,6 +198,13 @@ def surroundings(one: Run, other: Run) -> list[str]:
     return found + [name for name in packages if ours["packages"].get(name) != theirs["packages"].get(name)]
 
 
+def machine(run: Run) -> str:
+    """The hardware of a run in words."""
+    hardware = run.record["provenance"]["hardware"]
+    gpus = [gpu["name"] for gpu in hardware["gpus"]]
+    return f"{len(gpus)} x {gpus[0]}" if gpus else f"{hardware['cpu']}, {hardware.get('threads', '?')} threads"
+
+
 def task_interval(task: Mapping[str, Any], items: Results | None) -> Interval | None:
     """95 % interval of one task: from its items, or from its count of right answers where those are not kept."""
     if items is not None:
@@ -239,6 +249,17 @@ def difference_of_means(pair: Pair, benchmark: str, *, task: str | None = None) 
     return score_difference(
         scoring_of(evaluation), {name: ours[name] for name in names}, {name: theirs[name] for name in names}
     )
+
+
+def detectable(pair: Pair, benchmark: str) -> float | None:
+    """The smallest true difference of the two scores that their shared units find with 80 % power; None where
+    `comparable` is None."""
+    both = comparable(pair, benchmark)
+    if both is None:
+        return None
+    evaluation, ours, theirs = both
+    found = shared_differences(meant(evaluation, ours), meant(evaluation, theirs))
+    return minimum_detectable(standard_error(scoring_of(evaluation), found))
 
 
 def mcnemar_by_task(pair: Pair, benchmark: str) -> dict[str, McNemar]:

@@ -64,16 +64,18 @@ class PaperRuns:
     Attributes:
         paper: the transcribed paper.
         runs: (model, arm) -> seed -> run.
+        evaluated: weights of the paper's models that were evaluated and not trained here.
         left_out: which runs of the paper's models are none of its rows, and why.
     """
 
     paper: Paper
     runs: Mapping[tuple[str, str], Mapping[int, Run]]
+    evaluated: tuple[Run, ...] = ()
     left_out: tuple[str, ...] = ()
 
     def models(self) -> set[str]:
         """The paper's models that a run here has."""
-        return {model for model, _ in self.runs}
+        return {model for model, _ in self.runs} | {MODELS[_adapter(run)] for run in self.evaluated}
 
     def of(self, model: str, arm: str) -> dict[int, Run]:
         return dict(self.runs.get((model, arm), {}))
@@ -154,7 +156,8 @@ def paper_runs(paper: Paper, runs: Iterable[Run]) -> PaperRuns:
     """Sort runs into the paper's rows. Of several runs of a row with one seed the first by id is taken."""
     found: dict[tuple[str, str], dict[int, Run]] = {}
     left_out = []
-    candidates = [run for run in sorted(runs, key=lambda run: run.id) if _model(run) and run.trained]
+    known = [run for run in sorted(runs, key=lambda run: run.id) if _adapter(run) in MODELS]
+    candidates = [run for run in known if run.trained]
     for run in candidates:
         model = MODELS[_adapter(run)]
         arm = _arm(paper.hyperparameters, run, _longest(candidates, run))
@@ -166,7 +169,8 @@ def paper_runs(paper: Paper, runs: Iterable[Run]) -> PaperRuns:
             left_out.append(f"{run.id}: a second {arm} run of {model} with seed {run.seed}")
         else:
             found[model, arm][run.seed] = run
-    return PaperRuns(paper, {key: value for key, value in found.items() if value}, tuple(left_out))
+    evaluated = tuple(run for run in known if not run.trained)
+    return PaperRuns(paper, {key: value for key, value in found.items() if value}, evaluated, tuple(left_out))
 
 
 def targets(run: Run) -> float:
@@ -197,10 +201,6 @@ def papers_machine(runs: Iterable[Run], model: str) -> bool:
     return bool(machines) and all(
         n == number and all(name in gpu["name"] for gpu in gpus) and gpus for gpus, n in machines
     )
-
-
-def _model(run: Run) -> bool:
-    return _adapter(run) in MODELS
 
 
 def _adapter(run: Run) -> str:

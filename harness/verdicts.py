@@ -28,8 +28,8 @@ RULES: Final = {
     "difference": "Difference of two arms: reproduced where our 95 % interval lies wholly on the side of zero where "
     "the paper's difference lies (where the paper has none: holds zero); differs where it lies wholly on the other "
     "side; else within noise. The size is not judged.",
-    "cost": f"Cost (a ratio or a reduction): reproduced within {COST_EXACT:.0%} of the paper's number, within noise "
-    f"within {COST_NOISE:.0%}, else differs. Hours and memory of another machine are shown and not judged.",
+    "cost": f"Cost (a ratio or a reduction): reproduced within {100 * COST_EXACT:g} % of the paper's number, within "
+    f"noise within {100 * COST_NOISE:g} %, else differs. Hours and memory of another machine are shown and not judged.",
     "better": "Better: reproduced where the lower end of the paired 95 % interval is above 0, differs where the "
     "upper end is below 0, else within noise.",
     "not_worse": "Not worse: reproduced where the lower end of the paired 95 % interval is above minus the margin, "

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness import render
+from harness.arms import seed_groups
 from harness.errors import DataError, StaleError
 from harness.pairs import Run, benchmarks_of, load_runs, pair_runs
 from harness.paper_numbers import Paper, load_paper
@@ -17,7 +18,7 @@ from harness.record import write_atomic
 from harness.tables.accuracy import accuracy_table
 from harness.tables.arms import pairs_table, time_table, tokens_table
 from harness.tables.paper import paper_tables_of
-from harness.tables.suites import suite_tables
+from harness.tables.suites import seeds_table, suite_tables
 from harness.tables.target import target_table
 
 if TYPE_CHECKING:
@@ -54,14 +55,12 @@ def make_tables(results_dir: Path, suites: Mapping[str, SuiteLike] | None = None
 
 
 def write_tables(tables: Sequence[Table], results_dir: Path) -> list[Path]:
-    """Write the tables to results_dir/tables in every form (`render.FORMS`), and remove those that the records no
-    longer give; the files written."""
+    """Write the tables to results_dir/tables in every form (`render.FORMS`); the files written. What else lies there
+    stays: `check_tables` names it."""
     folder = results_dir / "tables"
     files = _files(tables)
     for name, text in files.items():
         write_atomic(folder / name, text)
-    for name in _there(folder) - files.keys():
-        (folder / name).unlink()
     return [folder / name for name in files]
 
 
@@ -88,7 +87,7 @@ def check_tables(results_dir: Path, suites: Mapping[str, SuiteLike] | None = Non
     if wrong:
         raise StaleError(
             f"{folder}: {len(wrong)} of {len(files)} files are not what the records give: {'; '.join(sorted(wrong))}",
-            hint="write them again: harness tables",
+            hint="write them again: harness tables; remove by hand what comes from no record",
         )
     return [folder / name for name in files]
 
@@ -115,6 +114,7 @@ def _run_tables(paper: Paper, runs: Sequence[Run]) -> list[Table]:
         tables = [pairs_table(pairs, benchmarks), tokens_table(pairs), time_table(pairs)]
         reached = target_table(pairs, benchmarks)
         tables += [reached] if reached else []
+    tables += [seeds_table(arms) for arms in seed_groups(runs)]
     others = [run for run in runs if not run.trained]
     return tables + [accuracy_table(paper, pairs, benchmark, others) for benchmark in benchmarks]
 

@@ -9,6 +9,7 @@ from harness.pairs import (
     Evaluation,
     Pair,
     Run,
+    detectable,
     difference_of_means,
     mcnemar_by_task,
     mean_of_tasks,
@@ -108,7 +109,12 @@ def _mcnemar_note(pair: Pair, benchmark: str) -> str | None:
     if not results:
         return None
     parts = [f"{name} {test.only_first}:{test.only_second} (p {test.p:.2g})" for name, test in results.items()]
-    return f"{pair.name}: items that only the baseline : only this run got right, exact McNemar: {', '.join(parts)}."
+    smallest, last = detectable(pair, benchmark), pair.runs[0].last(benchmark)
+    shown = f"{shown_scale(last) * smallest:.1f}" if last and smallest is not None else render.MISSING
+    return (
+        f"{pair.name}: items that only the baseline : only this run got right, exact McNemar: {', '.join(parts)}. A "
+        f"true difference of the mean of {shown} would be found with 80 % power."
+    )
 
 
 def _task_column(task: dict[str, Any]) -> Column:

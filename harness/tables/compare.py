@@ -15,6 +15,7 @@ from harness.pairs import (
     Run,
     asked_alike,
     benchmarks_of,
+    machine,
     meant,
     scoring_of,
     shown_scale,
@@ -146,13 +147,6 @@ def benchmarks_table(runs: Sequence[Run], benchmarks: Sequence[str]) -> Table:
 def as_json(tables: Sequence[Table]) -> dict[str, Any]:
     """The tables as one plain value, each as its JSON file has it."""
     return {"schema": 1, "tables": [json.loads(render.to_json(table)) for table in tables]}
-
-
-def machine(run: Run) -> str:
-    """The hardware in words."""
-    hardware = run.record["provenance"]["hardware"]
-    gpus = [gpu["name"] for gpu in hardware["gpus"]]
-    return f"{len(gpus)} x {gpus[0]}" if gpus else f"{hardware['cpu']}, {hardware.get('threads', '?')} threads"
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -8,6 +8,7 @@ from harness import render
 from harness.paper_numbers import GATED, GROUPS, MODELS, TABLES, Paper, PaperRow, Reported
 from harness.paper_runs import BASELINE, EXTENDED, PaperRuns, paper_runs, targets
 from harness.render import Cell, Column, Table
+from harness.tables.accuracy import mean_cell
 from harness.tables.paper_claims import claims_table
 from harness.tables.paper_comparison import model_comparison
 from harness.tables.paper_costs import cost_tables
@@ -65,6 +66,7 @@ def benchmark_rows_table(name: str, ours: PaperRuns) -> Table:
             rows.append(_our_row(row, benchmarks, ours, video=video))
     for source in ("paper", "ours"):
         _mark(rows, [*compared["open"], *compared[source]], head, only=compared[source], others=source == "paper")
+    rows += [_evaluated_row(run, benchmarks, video=video) for run in ours.evaluated]
     rows += [row for model in MODELS.values() for row in _differences(model, printed, benchmarks, ours, head)]
     notes = (
         "Accuracy in per cent, MME in points. Rows of other models, open or proprietary, are the paper's. Bold and "
@@ -109,6 +111,20 @@ def _our_row(row: PaperRow, benchmarks: Sequence[Reported], ours: PaperRuns, *, 
             render.accuracy(each.interval, scale=_scale(one), value=each.value)
             for one, each in zip(benchmarks, found, strict=True)
         ),
+    )
+
+
+def _evaluated_row(run: Run, benchmarks: Sequence[Reported], *, video: bool) -> Row:
+    """Weights that were evaluated and not trained here."""
+    last = {one.name: run.last(one.name) for one in benchmarks}
+    scores = [mean_cell(run, found) if (found := last[one.name]) else render.accuracy(None) for one in benchmarks]
+    return (
+        render.label(run.id),
+        Cell("", ("",)),
+        render.label("ours (evaluated only)"),
+        *([Cell("", ("",))] if video else []),
+        Cell("", ("",)),
+        *scores,
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from harness import render, verdicts
+from harness.pairs import machine
 from harness.paper_numbers import GATED, TABLES
 from harness.paper_runs import BASELINE, EXTENDED, FAST, MISSING, Measured
 from harness.render import Cell, Column, Table
@@ -157,15 +158,17 @@ def _number(value: float | None, show: Callable[[float], str]) -> Cell:
 
 
 def _how_asked(runs: PaperRuns, model: str) -> list[str]:
-    """Which prompts were used, and which lmms-eval, where there is a run."""
+    """On which machines the runs were trained, with which prompts and which lmms-eval they were asked."""
     found = set()
     for arm in (BASELINE, EXTENDED, FAST):
         for run in runs.of(model, arm).values():
             for entry in run.record["evaluations"]:
                 version = entry.get("lmms_eval") or entry.get("versions", {}).get("lmms_eval", "unknown")
                 found.add((str(entry.get("prompts", "task")), str(version)))
-    notes = [f"Asked with the {prompts}'s prompts by lmms-eval {version}." for prompts, version in sorted(found)]
-    if len(notes) > 1:
+    machines = {machine(run) for arm in (BASELINE, EXTENDED, FAST) for run in runs.of(model, arm).values()}
+    notes = [f"Trained on {place}." for place in sorted(machines)]
+    notes += [f"Asked with the {prompts}'s prompts by lmms-eval {version}." for prompts, version in sorted(found)]
+    if max(len(machines), len(found)) > 1:
         notes.append("The rows above mix these.")
     return notes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any, Final
 
@@ -42,6 +43,12 @@ def suite_tables(name: str, runs: Sequence[Run], suite: SuiteLike | None = None)
     if suite is not None and suite.claims:
         tables.append(claims_table(arms, suite.claims, benchmarks))
     return [*tables, runs_table(arms, benchmarks)]
+
+
+def seeds_table(arms: Arms) -> Table:
+    """Recipes that were run with several seeds and belong to no suite, as one table of arms."""
+    benchmarks = benchmarks_of(run for by_seed in arms.runs.values() for run in by_seed.values())
+    return replace(arms_table(arms, benchmarks), name=f"seeds_{arms.name}", title=f"Seeds of {arms.name}")
 
 
 def arms_table(arms: Arms, benchmarks: Sequence[str]) -> Table:
@@ -85,7 +92,7 @@ def arms_table(arms: Arms, benchmarks: Sequence[str]) -> Table:
         "mean ± sd: over the seeds; [low, high]: 95 % t interval over the seeds. - baseline: paired by seed, in "
         f"points, with its t interval and, in brackets, the least and the greatest of a seed; the baseline is "
         f"{arms.baseline}. - equal targets: the same against the arm without a gate whose targets computed are "
-        f"within {EQUAL_TARGETS:.0%}.",
+        f"within {100 * EQUAL_TARGETS:g} %.",
         *_seed_notes(arms),
     )
     return Table(f"suite_{arms.name}", f"Suite {arms.name}: arms", tuple(columns), tuple(rows), notes)
@@ -203,7 +210,7 @@ def runs_table(arms: Arms, benchmarks: Sequence[str]) -> Table:
                 (
                     render.label(run.id),
                     render.label(arm),
-                    render.count(seed),
+                    Cell(str(seed), (seed,)),
                     render.count(counts["scored"]),
                     render.count(counts["active"]),
                     render.duration(run.totals["seconds"]["train"]),
@@ -317,4 +324,4 @@ def _names(stem: str, *ends: str) -> tuple[str, ...]:
     return tuple(f"{stem}_{end}" if end else stem for end in ends)
 
 
-__all__ = ["suite_tables"]
+__all__ = ["seeds_table", "suite_tables"]

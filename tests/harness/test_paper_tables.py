@@ -205,6 +205,17 @@ def test_which_run_is_which_row_is_read_from_its_settings(paper: Paper) -> None:
     assert any("limit" in note for note in found.left_out)
 
 
+def test_weights_that_were_only_evaluated_have_a_row_of_their_own(paper: Paper) -> None:
+    run = run_of("VideoLLaMA2", "released", {"mvbench": 0.61, "nextqa": 0.7})
+    run.record["totals"] = None
+    table = next(t for t in paper_tables_of(paper, [run]) if t.name == "paper/table3_short_video")
+    rows = {(row["model"], row["source"]): row for row in _rows(table)}
+    assert rows[run.id, "ours (evaluated only)"]["mvbench"] == 0.61
+    assert rows[run.id, "ours (evaluated only)"]["tokens"] == ""
+    assert rows["VideoLLaMA2", "ours"]["mvbench"] is None, "it is no run of the paper's"
+    assert not table.aside
+
+
 def test_several_seeds_are_one_number_with_the_interval_of_the_seeds(paper: Paper) -> None:
     runs = []
     for seed, (base, gated) in enumerate([(0.520, 0.536), (0.525, 0.540), (0.515, 0.533)]):

@@ -171,6 +171,24 @@ def test_a_suite_without_its_definition_is_shown_without_claims(runs: list[Run])
     assert rows["baseline"]["shapes_difference"] == "", "the arm without a gate that computed most is the baseline"
 
 
+def test_recipes_run_with_several_seeds_get_a_table_without_a_suite(tmp_path: Path) -> None:
+    for seed in (0, 1, 2):
+        for name, gate, skill in (("plain", False, 1.2), ("gated", True, 1.0)):
+            made = recipe(tmp_path, name, gate=gate, seed=seed)
+            finish(made, build_run(made, skill=skill + 0.05 * seed))
+    other = recipe(tmp_path, "gated", gate={"keep_ratio": 0.25})
+    finish(other, build_run(other))
+    tables = {table.name: table for table in make_tables(tmp_path)}
+    rows = _rows(tables["seeds_plain"])
+    plain, *gated = rows
+    assert plain == "plain"
+    assert [rows[name]["seeds"] for name in gated] in ([3, 1], [1, 3])
+    assert all(name.startswith("gated ") for name in gated), "two gates of one name are told apart"
+    values = {run.seed: run.record["evaluations"][-1]["mean"]["value"] for run in load_runs(tmp_path) if not run.gate}
+    assert rows["plain"]["shapes_mean"] == pytest.approx(np.mean(list(values.values())))
+    assert len(tables["pairs"].rows) == 7, "each run is still a row of its own"
+
+
 def test_two_runs_of_one_arm_and_seed_are_refused(tmp_path: Path) -> None:
     _build(tmp_path, "baseline", 0)
     mark = {"name": "claim", "arm": "baseline"}

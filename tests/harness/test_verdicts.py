@@ -71,6 +71,6 @@ def test_a_claim_is_as_good_as_its_worst_part() -> None:
 
 
 def test_the_rules_say_the_numbers_that_they_use() -> None:
-    assert "within 1% of" in verdicts.RULES["cost"]
-    assert "within 5%" in verdicts.RULES["cost"]
+    assert "within 1 % of" in verdicts.RULES["cost"]
+    assert "within 5 %" in verdicts.RULES["cost"]
     assert verdicts.RULES.keys() == {"score", "difference", "cost", "better", "not_worse"}
