@@ -29,7 +29,7 @@ RULES: Final = {
     "the paper's difference lies (where the paper has none: holds zero); differs where it lies wholly on the other "
     "side; else within noise. The size is not judged.",
     "cost": f"Cost (a ratio or a reduction): reproduced within {100 * COST_EXACT:g} % of the paper's number, within "
-    f"noise within {100 * COST_NOISE:g} %, else differs. Hours and memory of another machine are shown and not judged.",
+    f"noise within {100 * COST_NOISE:g} %, else differs. Hours and memory of another machine are not judged.",
     "better": "Better: reproduced where the lower end of the paired 95 % interval is above 0, differs where the "
     "upper end is below 0, else within noise.",
     "not_worse": "Not worse: reproduced where the lower end of the paired 95 % interval is above minus the margin, "

@@ -102,7 +102,7 @@ def printed(tables: Sequence[Table], *, everything: bool = False) -> str:
     shown = [render.to_markdown(table) for table in tables if everything or not table.aside]
     aside = [f"{table.name}.md" for table in tables if table.aside]
     if aside and not everything:
-        shown.append(f"Written and not shown, as no run here has a model of the paper: {', '.join(aside)}.\n")
+        shown.append(f"Also written (`harness tables --all` shows them): {', '.join(aside)}.\n")
     return "\n".join(shown)
 
 

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 from harness import render
+from harness.load import load_recipe, shipped_recipes
+from harness.pairs import Run
 from harness.paper_numbers import GATED, MODELS, TABLES, Paper, load_paper
 from harness.paper_runs import paper_runs
 from harness.tables.paper import paper_tables_of
 from harness.tables.paper_claims import CLAIMS
+from harness.tables.paper_costs import LAMBDAS, TEACHERS
 from tests.harness.paper_world import paper_gate, papers_own_runs, run_of
 from tests.harness.run_builder import build_pair
 from tests.harness.test_tables import check_latex
@@ -214,6 +217,28 @@ def test_weights_that_were_only_evaluated_have_a_row_of_their_own(paper: Paper) 
     assert rows[run.id, "ours (evaluated only)"]["tokens"] == ""
     assert rows["VideoLLaMA2", "ours"]["mvbench"] is None, "it is no run of the paper's"
     assert not table.aside
+
+
+def test_the_shipped_recipes_are_the_papers_rows(paper: Paper) -> None:
+    runs = []
+    for name in (name for name in shipped_recipes() if name.startswith(("videollama2_", "videochat2_"))):
+        made = load_recipe(name)
+        run = run_of(MODELS[made.model.adapter], name, {}, steps=round(2000 * (made.train.epochs or 1)))
+        runs.append(Run({**run.record, "recipe": made.identity()}, run.folder))
+    found = {key: [run.name for run in by_seed.values()] for key, by_seed in paper_runs(paper, runs).runs.items()}
+    llama = "videollama2-videollama2"
+    assert found == {
+        ("VideoLLaMA2", "baseline"): [f"{llama}_baseline"],
+        ("VideoLLaMA2", "extended"): [f"{llama}_regate"],
+        ("VideoLLaMA2", "fast"): [f"{llama}_regate_fast"],
+        ("VideoLLaMA2", "lambda 0"): [f"{llama}_regate_lambda0"],
+        ("VideoLLaMA2", "lambda 1"): [f"{llama}_regate_lambda1"],
+        ("VideoLLaMA2", TEACHERS["Qwen2-1.5B"]): [f"{llama}_regate_teacher_1.5b"],
+        ("VideoLLaMA2", TEACHERS["Qwen2-57B"]): [f"{llama}_regate_teacher_57b"],
+        ("VideoChat2", "baseline"): ["videochat2-videochat2_baseline"],
+        ("VideoChat2", "extended"): ["videochat2-videochat2_regate"],
+    }
+    assert set(LAMBDAS.values()) <= {arm for _, arm in found}
 
 
 def test_several_seeds_are_one_number_with_the_interval_of_the_seeds(paper: Paper) -> None:
