@@ -138,6 +138,9 @@ def tables(
     results, suites = results_folder(arguments or []), known_suites(arguments or [])
     if check:
         files = made.check_tables(results, suites)
+        if json:
+            _print_json({"schema": 1, "current": [str(path) for path in files]})
+            return
         typer.echo(f"{len(files)} files below {results / 'tables'} are what the records give")
         return
     found = made.make_tables(results, suites)

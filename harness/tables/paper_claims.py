@@ -10,6 +10,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Final
 
 from harness import render, verdicts
+from harness.pairs import machine
 from harness.paper_numbers import GATED, MODELS, Paper
 from harness.paper_runs import (
     BASELINE,
@@ -24,7 +25,7 @@ from harness.paper_runs import (
     teacher_hours,
 )
 from harness.render import Cell, Column, Table
-from harness.tables.paper_comparison import UNKEPT, Entry, cost_entry, difference_entry, per_cent, signed
+from harness.tables.paper_comparison import UNKEPT, Entry, cost_entry, difference_entry, number, per_cent, signed
 from harness.tables.paper_costs import ARMS, TEACHERS
 
 if TYPE_CHECKING:
@@ -55,28 +56,22 @@ def claims_table(runs: PaperRuns) -> Table:
         parts = CLAIMS[claim["id"]](runs)
         whole = claim_verdict(parts)
         for place, part in enumerate(parts):
-            ours, interval = part.ours.value, part.ours.interval
-            bounds = (
-                render.MISSING if interval is None else f"[{part.show(interval.low)}, {part.show(interval.high)}]"
-            )
-            away = None if ours is None or part.paper is None else ours - part.paper
             rows.append(
                 (
                     Cell(f"{claim['id']}: {claim['text']}" if place == 0 else "", (claim["id"],)),
                     render.label(part.quantity),
-                    _number(ours, part.show),
-                    Cell(
-                        "" if _is_cost(part) else bounds, (interval.low, interval.high) if interval else (None, None)
-                    ),
-                    _number(part.paper, part.show),
-                    _number(away, part.show),
+                    number(part.ours.value, part.show),
+                    part.bounds(),
+                    number(part.paper, part.show),
+                    number(part.difference, part.show),
                     render.label(part.verdict or ""),
                     Cell(whole if place == 0 else "", (whole,)),
                 )
             )
     notes = (
-        "Accuracy in points of per cent, other parts as a part of the baseline's. A claim is as good as its worst "
-        "part: missing, differs, within noise, reproduced.",
+        "Accuracy in points of per cent, other parts as a part of the baseline's; hours of two arms are judged where "
+        "both ran on one kind of machine. A claim is as good as its worst part: missing, differs, within noise, "
+        "reproduced.",
         UNKEPT,
         verdicts.RULES["difference"],
         verdicts.RULES["not_worse"],
@@ -149,7 +144,8 @@ def _hours_part(runs: PaperRuns, model: str, arm: str) -> Entry:
         runs.paper, model, BASELINE, "train_gpu_hours"
     )
     ours = runs.ratio(model, arm, BASELINE, device_hours)
-    return cost_entry(model, f"train hours, {arm} / baseline", ours, paper, _ratio)
+    places = {machine(run) for each in (arm, BASELINE) for run in runs.of(model, each).values()}
+    return cost_entry(model, f"train hours, {arm} / baseline", ours, paper, _ratio, judged=len(places) <= 1)
 
 
 def _extended(model: str, *, hours: bool) -> Parts:
@@ -233,14 +229,6 @@ CLAIMS: Final[dict[str, Parts]] = {
     "teacher-cost": _teacher_cost,
 }
 """Id of a claim in tables.yaml -> how it is checked."""
-
-
-def _is_cost(part: Entry) -> bool:
-    return part.show in (_ratio, _cent)
-
-
-def _number(value: float | None, show: Callable[[float], str]) -> Cell:
-    return Cell(render.MISSING, (None,)) if value is None else Cell(show(value), (value,))
 
 
 def _ratio(value: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -40,7 +41,8 @@ ROUNDING_POINTS: Final = 0.05
 class Entry:
     """One row: what is compared, and the word for it; `verdict` None where it is not judged.
 
-    `show` writes a number of this quantity; a difference is ours minus the paper's.
+    `show` writes a number of this quantity; a difference is ours minus the paper's. A quantity that is not `sampled`
+    has no interval.
     """
 
     row: str
@@ -49,6 +51,29 @@ class Entry:
     paper: float | None
     verdict: Verdict | None
     show: Callable[[float], str]
+    sampled: bool = True
+
+    @property
+    def difference(self) -> float | None:
+        if self.ours.value is None or self.paper is None:
+            return None
+        return round(self.ours.value - self.paper, 12) + 0.0  # no minus before a zero
+
+    def bounds(self) -> Cell:
+        """The interval of ours."""
+        if not self.sampled:
+            return Cell("", ("", ""))
+        interval = self.ours.interval
+        if interval is None:
+            return Cell(render.MISSING, (None, None))
+        return Cell(f"[{self.show(interval.low)}, {self.show(interval.high)}]", (interval.low, interval.high))
+
+
+def number(value: float | None, show: Callable[[float], str]) -> Cell:
+    """A number as its quantity is written; an infinite one was not reached."""
+    if value is None:
+        return Cell(render.MISSING, (None,))
+    return Cell(render.NOT_REACHED if math.isinf(value) else show(value), (value,))
 
 
 def per_cent(value: float) -> str:
@@ -134,27 +159,20 @@ def cost_entry(
 ) -> Entry:
     """A cost; not judged where it was taken on another machine than the paper's."""
     verdict = verdicts.of_cost(ours.value, paper) if judged or ours.value is None else None
-    return Entry(row, quantity, ours, paper, verdict, show)
+    return Entry(row, quantity, ours, paper, verdict, show, sampled=False)
 
 
 def _row(entry: Entry) -> tuple[Cell, ...]:
-    ours, paper, interval = entry.ours.value, entry.paper, entry.ours.interval
-    difference = None if ours is None or paper is None else ours - paper
-    bounds = render.MISSING if interval is None else f"[{entry.show(interval.low)}, {entry.show(interval.high)}]"
     return (
         render.label(entry.row),
         render.label(entry.quantity),
-        _number(ours, entry.show),
-        _number(paper, entry.show),
-        _number(difference, signed(entry.show)),
-        Cell(bounds, (interval.low, interval.high) if interval else (None, None)),
+        number(entry.ours.value, entry.show),
+        number(entry.paper, entry.show),
+        number(entry.difference, signed(entry.show)),
+        entry.bounds(),
         render.label(entry.verdict or ""),
         Cell(str(len(entry.ours.runs)), (" ".join(entry.ours.runs),)),
     )
-
-
-def _number(value: float | None, show: Callable[[float], str]) -> Cell:
-    return Cell(render.MISSING, (None,)) if value is None else Cell(show(value), (value,))
 
 
 def _how_asked(runs: PaperRuns, model: str) -> list[str]:

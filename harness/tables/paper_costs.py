@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,11 +33,11 @@ from harness.tables.paper_comparison import (
     judge_score,
     per_cent,
 )
-from harness.tables.target import step_speedup
+from harness.tables.target import reaches, step_speedup
 
 if TYPE_CHECKING:
-    from harness.pairs import Run
     from harness.render import Table
+    from harness.verdicts import Verdict
 
 ARMS: Final = {BASELINE: "", EXTENDED: f"{GATED}-extended", FAST: f"{GATED}-fast"}
 """Arm -> what follows the model's name in the tables of efficiency."""
@@ -172,19 +174,34 @@ def _hours(
 
 
 def _speedups(runs: PaperRuns, model: str, arm: str, label: str, paper: float) -> list[Entry]:
-    """Step speed-up, and for the run that is as accurate as the baseline the time-to-target speed-up."""
+    """Step speed-up, and time-to-target speed-up: of the paper, that of its fast run."""
     mine = runs.of(model, arm)
+    ids = tuple(run.id for run in mine.values())
     steps = [value for run in mine.values() if (value := step_speedup(run))]
-    found = Measured(median(steps), runs=tuple(run.id for run in mine.values())) if steps else Measured()
-    entries = [Entry(label, "step speed-up", found, None, "missing" if found.value is None else None, _three)]
-    if arm == FAST:
-        ratio = runs.ratio(model, BASELINE, arm, _whole_hours)
-        entries.append(cost_entry(label, "time-to-target speed-up", ratio, paper, _three))
-    return entries
+    found = Measured(median(steps), runs=ids) if steps else Measured()
+    verdict: Verdict | None = "missing" if found.value is None else None
+    entries = [Entry(label, "step speed-up", found, None, verdict, _three, sampled=False)]
+    ours = _time_to_target(runs, model, arm)
+    reported = paper if arm == FAST else None
+    judged = cost_entry(label, "time-to-target speed-up", ours, reported, _three)
+    return [*entries, judged if reported is not None or ours.value is None else replace(judged, verdict=None)]
 
 
-def _whole_hours(run: Run) -> float:
-    return device_hours(run)
+def _time_to_target(runs: PaperRuns, model: str, arm: str) -> Measured:
+    """The baseline's whole training time over the time in which the run reaches its final MVBench accuracy: the
+    median over seeds, infinite where half of them do not reach it; missing without items."""
+    mine, base = runs.of(model, arm), runs.of(model, BASELINE)
+    found = {seed: reaches(base[seed], run, "mvbench") for seed, run in mine.items() if seed in base}
+    if not found or not all(found.values()):
+        return Measured()
+    values = []
+    for seed, each in found.items():
+        last = base[seed].last("mvbench")
+        at = each["seconds"].at if each else None
+        values.append(0.0 if at is None or last is None else last["progress"]["train_seconds"] / at)
+    # Never reached is a speed-up of nothing, and is shown as not reached.
+    middle = median(values)
+    return Measured(middle or math.inf, runs=tuple(run.id for s in found for run in (mine[s], base[s])))
 
 
 def _average(label: str, ours: Measured, paper: float) -> Entry:

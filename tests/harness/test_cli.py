@@ -162,6 +162,7 @@ def test_tables(harness: Command, folder: Path) -> None:
     assert harness("tables", "tiny_regate", "paths.results=nowhere") == 4
     assert harness("tables", "--check") == 0
     assert "are what the records give" in harness.out
+    assert str(Path("results/tables/pairs.md")) in harness.json("tables", "--check")["current"]
     (folder / "results" / "tables" / "pairs.csv").write_text("edited\n")
     assert harness("tables", "--check") == 5
     assert "pairs.csv differs" in harness.err
