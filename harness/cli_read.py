@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
@@ -17,6 +18,8 @@ from harness.suite import find_suite, load_suite, shipped_suites
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from harness.benchmarks import Published
 
 Answer = dict[str, Any]
 KINDS = ("recipes", "suites", "runs", "models", "sources", "benchmarks")
@@ -105,12 +108,26 @@ def _variants(union: Any, key: str) -> list[Answer]:
 
 
 def _benchmarks() -> list[Answer]:
-    from harness.benchmarks import BENCHMARKS
+    from harness.benchmarks import BENCHMARKS, Published
 
-    return [
-        {"name": name, "words": f"data source {one.source}: {', '.join(one.abilities)}"}
-        for name, one in BENCHMARKS.items()
-    ]
+    found: list[Answer] = []
+    for name, one in BENCHMARKS.items():
+        if isinstance(one, Published):
+            found.append(_published(one))
+        else:
+            found.append({"name": name, "words": f"data source {one.source}: {', '.join(one.abilities)}"})
+    return found
+
+
+def _published(one: Published) -> Answer:
+    """Task, number of items, metric, size of the data and terms of a benchmark of the paper."""
+    size = "size not known" if one.origin.gigabytes is None else f"{one.origin.gigabytes:g} GB"
+    words = (
+        f"{one.title}: lmms-eval {one.task}, {one.items:,} of split {one.split}, {one.metric}; "
+        f"{one.origin.repository}, {size}, {one.origin.access}; {one.origin.licence}"
+    )
+    facts = {"task": one.task, "split": one.split, "items": one.items, "metric": one.metric}
+    return {"name": one.name, "words": words, **facts, **asdict(one.origin)}
 
 
 _FIXED = {

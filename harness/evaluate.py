@@ -14,18 +14,10 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from harness.benchmarks import (
-    BENCHMARKS,
-    Benchmark,
-    expected_prompt_hash,
-    find,
-    question_record,
-    questions_hash,
-    select,
-    summarise,
-)
-from harness.errors import DataError, HarnessError, StaleError
+from harness.benchmarks import BENCHMARKS, AnyBenchmark, Benchmark, find
+from harness.errors import DataError, HarnessError, RecipeError, StaleError
 from harness.lmms_plugin.process import CHILD, run_child
+from harness.questions import expected_prompt_hash, question_record, questions_hash, select, summarise
 from harness.recipe import digest
 
 if TYPE_CHECKING:
@@ -33,9 +25,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from harness.benchmarks import Tasks
     from harness.data.sources import DataSet
     from harness.progress import Progress
+    from harness.questions import Tasks
     from harness.recipe import Recipe
 
 SCHEMA: Final = 1
@@ -75,7 +67,7 @@ def evaluate_checkpoints(
     data: DataSet,
     progress: Progress,
     timed: AbstractContextManager[Any] | None = None,
-    benchmarks: Mapping[str, Benchmark] = BENCHMARKS,
+    benchmarks: Mapping[str, AnyBenchmark] = BENCHMARKS,
     child: Sequence[str] = CHILD,
 ) -> list[dict[str, Any]]:
     """Score the checkpoints on the recipe's benchmarks, in the order of `jobs` and benchmarks.
@@ -123,11 +115,13 @@ def checkpoint_digest(directory: Path) -> str:
     return hashes["model.safetensors"] if list(hashes) == ["model.safetensors"] else digest(hashes)
 
 
-def _asked(recipe: Recipe, data: DataSet, known: Mapping[str, Benchmark]) -> list[tuple[Benchmark, Tasks]]:
+def _asked(recipe: Recipe, data: DataSet, known: Mapping[str, AnyBenchmark]) -> list[tuple[Benchmark, Tasks]]:
     """The recipe's benchmarks and their questions, whose media are all there."""
     asked = []
     for name in recipe.evaluate.benchmarks:
         benchmark = find(name, known)
+        if not isinstance(benchmark, Benchmark):
+            raise RecipeError(f"evaluate.benchmarks: {name} cannot be evaluated yet")
         asked.append((benchmark, select(benchmark, data.source, data.questions, recipe.evaluate.limit)))
     paths = {m.path for _, tasks in asked for questions in tasks.values() for q in questions for m in q.media}
     missing = sorted(str(path) for path in paths if not path.is_file())

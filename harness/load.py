@@ -155,10 +155,10 @@ def _not_a_recipe(data: Any) -> str:
     return f"a recipe is a mapping of keys to values, this is {'a list' if isinstance(data, list) else 'one value'}"
 
 
-def _benchmarks() -> dict[str, str]:
+def _benchmarks() -> dict[str, str | None]:
     from harness.benchmarks import BENCHMARKS
 
-    return {name: benchmark.source for name, benchmark in BENCHMARKS.items()}
+    return {name: getattr(benchmark, "source", None) for name, benchmark in BENCHMARKS.items()}
 
 
 # --- overrides -------------------------------------------------------------------------------------------

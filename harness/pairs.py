@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from harness.errors import DataError
 from harness.recipe import digest
 from harness.record import Record, read_items, read_records
 from harness.scores import Scoring, unit_values
@@ -116,7 +117,10 @@ class Run:
         key = (evaluation["benchmark"], evaluation["step"])
         if key not in self._read:
             lines = read_items(self.folder, evaluation)
-            self._read[key] = None if lines is None else unit_values(scoring_of(evaluation), lines)
+            try:
+                self._read[key] = None if lines is None else unit_values(scoring_of(evaluation), lines)
+            except (KeyError, ValueError) as error:
+                raise DataError(f"{self.folder}: items of {key[0]} after step {key[1]}: {error}") from error
         return self._read[key]
 
 

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from harness import render
 from harness.errors import EnvironmentProblem
+from harness.published import PUBLISHED
 from harness.yamlmarks import read_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from harness.benchmark_kinds import Published
     from harness.render import Cell
 
 MODELS: Final = {"videollama2": "VideoLLaMA2", "videochat2": "VideoChat2", "internvl3_5": "InternVL3.5"}
@@ -28,64 +30,9 @@ GPUS: Final = {"VideoLLaMA2": ("H100", 4), "VideoChat2": ("H100", 4), "InternVL3
 _FILE: Final = "tables.yaml"
 
 
-@dataclass(frozen=True, slots=True)
-class Reported:
-    """Where the paper reports a benchmark, and what its task says after the question.
-
-    Attributes:
-        name: the benchmark here.
-        title: in tables.
-        column: in the paper's table.
-        place: of the number in a cell that holds two (MME: cognition, perception).
-        task_prompt: fixed words of lmms-eval 0.7.3's task around the question, as sent.
-    """
-
-    name: str
-    title: str
-    column: str
-    task_prompt: str
-    place: int | None = None
-
-    @property
-    def points(self) -> bool:
-        """Whether the score is points and not per cent."""
-        return self.place is not None
-
-
-_LETTER: Final = "Answer with the option's letter from the given choices directly."
-_WORD: Final = "Answer the question using a single word or phrase."
-TABLES: Final[dict[str, tuple[Reported, ...]]] = {
-    "table1_image": (
-        Reported("scienceqa", "ScienceQA", "ScienceQA", f"\n{_LETTER}"),
-        Reported("mme_cognition", "MME cognition", "MME", f"\n{_WORD}", 0),
-        Reported("mme_perception", "MME perception", "MME", f"\n{_WORD}", 1),
-        Reported(
-            "vizwiz",
-            "VizWiz",
-            "VizWiz",
-            f"\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n{_WORD}",
-        ),
-        Reported("pope", "POPE", "POPE", f"\n{_WORD}"),
-        Reported("seed_image", "SEED-I", "SEED-I", f"\n{_LETTER}"),
-    ),
-    "table2_long_video": (
-        Reported(
-            "videomme",
-            "VideoMME",
-            "VideoMME",
-            "Select the best answer to the following multiple-choice question based on the video and the subtitles. "
-            f"Respond with only the letter (A, B, C, or D) of the correct option. ...\n{_LETTER}",
-        ),
-        Reported("longvideobench", "LongVideoBench", "LongVideoBench", f"\n{_LETTER}\n"),
-        Reported("mlvu", "MLVU", "MLVU", "\nOnly give the best option.\nBest option: ("),
-        Reported("egoschema", "EgoSchema", "EgoSchema", f"\n{_LETTER}"),
-    ),
-    "table3_short_video": (
-        Reported("mvbench", "MVBench", "MVBench", "Only give the best option.\n"),
-        Reported("perceptiontest", "PerceptionTest", "Perception", f"\n{_LETTER}"),
-        Reported("vinoground", "Vinoground (video)", "Vinoground", "\nPlease only output one English character."),
-        Reported("nextqa", "NExT-QA", "NExT-QA", ""),
-    ),
+TABLES: Final[dict[str, tuple[Published, ...]]] = {
+    table: tuple(one for one in PUBLISHED.values() if one.table == table)
+    for table in ("table1_image", "table2_long_video", "table3_short_video")
 }
 """The paper's tables of benchmarks, and what is in their columns."""
 
@@ -169,8 +116,18 @@ class Paper:
         known = [one for columns in TABLES.values() for one in columns if one.name == benchmark]
         if not names or not known:
             return []
-        scale = 1.0 if known[0].points else 100.0
+        scale = shown(known[0])
         return [(name, render.accuracy(None, scale=scale, value=self.reported(name, benchmark))) for name in names]
+
+
+def in_points(one: Published) -> bool:
+    """Whether the score is points and not per cent."""
+    return one.scoring.scale == "points"
+
+
+def shown(one: Published) -> float:
+    """What the score is multiplied with where people read it."""
+    return 1.0 if in_points(one) else 100.0
 
 
 def load_paper() -> Paper:
@@ -192,11 +149,13 @@ def load_paper() -> Paper:
     return Paper(read_yaml(text, _FILE).data)
 
 
-def _score(value: Any, one: Reported) -> float | None:
+def _score(value: Any, one: Published) -> float | None:
     """A printed score: per cent become parts of one, as ours are; points stay."""
     if value is None:
         return None
-    return float(value[one.place]) if one.place is not None else round(float(value) / 100, 6)
+    if one.column_place is not None:
+        value = value[one.column_place]
+    return float(value) if in_points(one) else round(float(value) / 100, 6)
 
 
-__all__ = ["GATED", "GPUS", "GROUPS", "MODELS", "TABLES", "Paper", "PaperRow", "Reported", "load_paper"]
+__all__ = ["GATED", "GPUS", "GROUPS", "MODELS", "TABLES", "Paper", "PaperRow", "in_points", "load_paper", "shown"]

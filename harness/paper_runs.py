@@ -12,7 +12,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.pairs import Run, mean_of_tasks, meant, same_questions, scoring_of, teacher_cost
-from harness.paper_numbers import GPUS, MODELS, TABLES, Paper
+from harness.paper_numbers import GPUS, MODELS, TABLES, Paper, in_points
 from harness.seeds import paired_spread, seeds_to_detect, spread
 from harness.stats import Interval, minimum_detectable, score_difference
 
@@ -135,7 +135,7 @@ class PaperRuns:
     def average(self, model: str, arm: str, other: str | None = None) -> Measured:
         """Unweighted mean over the paper's benchmarks in per cent, or of the difference to another arm; missing
         unless every one of them was evaluated. Its interval takes the benchmarks as independent."""
-        names = [one.name for columns in TABLES.values() for one in columns if not one.points]
+        names = [one.name for columns in TABLES.values() for one in columns if not in_points(one)]
         parts = [
             self.score(model, arm, name) if other is None else self.difference(model, arm, other, name)
             for name in names

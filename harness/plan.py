@@ -10,6 +10,8 @@ import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from harness.benchmark_data import benchmarks_root, missing_published
+from harness.benchmarks import PUBLISHED
 from harness.data.shapes import CONVERSATIONS
 from harness.data.sources import missing_data, open_data
 from harness.errors import DataError, EnvironmentProblem, RecipeError
@@ -149,7 +151,7 @@ def make_plan(recipe: Recipe) -> Plan:
         warnings=(),
         to_make=lines if made_here else (),
         missing_weights=tuple(missing_weights(recipe)),
-        missing_data=() if made_here else lines,
+        missing_data=(*(() if made_here else lines), *_missing_benchmarks(recipe)),
     )
     return _with_warnings(plan, recipe)
 
@@ -222,6 +224,12 @@ def require(plan: Plan) -> None:
 # --- warnings --------------------------------------------------------------------------------------------
 
 
+def _missing_benchmarks(recipe: Recipe) -> list[str]:
+    root = benchmarks_root(recipe.paths.data)
+    asked = [PUBLISHED[name] for name in recipe.evaluate.benchmarks if name in PUBLISHED]
+    return [line for one in asked for line in missing_published(one, root, recipe.evaluate.limit)]
+
+
 def _with_warnings(plan: Plan, recipe: Recipe) -> Plan:
     found = [*_run_warnings(plan, recipe)]
     if recipe.gate is not None:
@@ -235,6 +243,8 @@ def _run_warnings(plan: Plan, recipe: Recipe) -> Iterator[str]:
         yield "several points of evaluate.at fall on the same step; it is evaluated once"
     if not plan.benchmarks:
         yield "evaluate.benchmarks is empty: nothing is scored"
+    if recipe.evaluate.limit is not None and any(name in PUBLISHED for name in plan.benchmarks):
+        yield f"evaluate.limit is {recipe.evaluate.limit}: scores on a part of a benchmark are not the paper's"
     if plan.left_out_per_epoch * 10 > plan.samples:
         yield (
             f"{plan.left_out_per_epoch} of {plan.samples} samples are left out of every epoch, since they do not "
@@ -331,6 +341,10 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     else:
         yield "targets", "counted once the data are there"
     at = ", ".join(f"{step:,}" for step in plan.evaluation_steps)
-    yield "evaluation", f"{', '.join(plan.benchmarks) or 'nothing'} after steps {at}"
+    yield "evaluation", f"{', '.join(map(_benchmark, plan.benchmarks)) or 'nothing'} after steps {at}"
     for line in plan.to_make:
         yield "to make", line
+
+
+def _benchmark(name: str) -> str:
+    return f"{name} ({PUBLISHED[name].items:,} items)" if name in PUBLISHED else name

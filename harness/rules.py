@@ -22,11 +22,12 @@ Finding = tuple["Path", str]
 """Path of the key that would have to change, and what is wrong."""
 
 
-def broken_rules(document: Document, benchmarks: Mapping[str, str], wrong: Set[Path]) -> list[Problem]:
+def broken_rules(document: Document, benchmarks: Mapping[str, str | None], wrong: Set[Path]) -> list[Problem]:
     """Every rule between keys that the data break.
 
     Args:
-        benchmarks: name to the data source whose questions it asks.
+        benchmarks: name to the data source whose questions it asks; None for a published one, which any model may
+            be asked.
         wrong: paths whose own value is already known to be wrong.
     """
     data = document.data
@@ -66,7 +67,7 @@ def _train(data: Any) -> Iterator[Finding]:
             yield path, f"{dotted(path)} must be less than 2^63, got {seed}"
 
 
-def _evaluate(data: Any, known: Mapping[str, str]) -> Iterator[Finding]:
+def _evaluate(data: Any, known: Mapping[str, str | None]) -> Iterator[Finding]:
     path: Path = ("evaluate", "at")
     at = _get(data, path)
     if isinstance(at, list):
@@ -91,7 +92,7 @@ def _evaluate(data: Any, known: Mapping[str, str]) -> Iterator[Finding]:
             yield (*path, index), f"unknown benchmark {name}{_near(name, list(known))}"
         elif name in names[:index]:
             yield (*path, index), f"benchmark {name} is given twice"
-        elif isinstance(source, str) and source != known[name]:
+        elif isinstance(source, str) and known[name] not in (None, source):
             yield (*path, index), f"benchmark {name} asks about the data of source {known[name]}, not of {source}"
 
 

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
 
-from harness.benchmarks import Benchmark, parse_answer, prompt_hash, summarise
 from harness.errors import HarnessError
 from harness.lmms_plugin.model import model_class
+from harness.questions import parse_answer, prompt_hash, summarise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     import torch
 
+    from harness.benchmarks import Benchmark
     from harness.data.sample import Question
     from harness.lmms_plugin.score import Scorer
     from harness.lmms_plugin.tasks import Asked

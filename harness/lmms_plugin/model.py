@@ -9,8 +9,8 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models import MODEL_REGISTRY_V2, get_model
 from lmms_eval.models.registry_v2 import ModelManifest
 
-from harness.benchmarks import media_of
 from harness.lmms_plugin.score import Ask
+from harness.questions import media_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

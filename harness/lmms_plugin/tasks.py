@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from harness.benchmarks import Benchmark, parse_answer, prompt, question_of, question_record
+from harness.benchmarks import Benchmark
+from harness.questions import parse_answer, prompt, question_of, question_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from harness.benchmarks import Tasks
     from harness.data.sample import Question
+    from harness.questions import Tasks
 
 STOP = "\n\n"
 

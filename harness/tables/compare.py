@@ -168,6 +168,8 @@ def _against(one: Run, first: Evaluation, run: Run, mine: Evaluation, columns: S
         but.append(f"lmms-eval {_version(first)} against {_version(mine)}")
     if first.get("prompts") != mine.get("prompts"):
         but.append(f"prompts {first.get('prompts')} against {mine.get('prompts')}")
+    if first.get("questions") != mine.get("questions"):
+        but.append("other media or answers")
     if not asked_alike(first, mine):
         return (*(column.missing() for column in columns[:-1]), render.label("; ".join([*but, "other questions"])))
     ours, theirs = one.items(first), run.items(mine)

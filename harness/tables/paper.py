@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from harness import render
-from harness.paper_numbers import GATED, GROUPS, MODELS, TABLES, Paper, PaperRow, Reported
+from harness.paper_numbers import GATED, GROUPS, MODELS, TABLES, Paper, PaperRow, shown
 from harness.paper_runs import BASELINE, EXTENDED, PaperRuns, paper_runs, targets
 from harness.render import Cell, Column, Table
 from harness.tables.accuracy import mean_cell
@@ -17,6 +17,7 @@ from harness.tables.paper_prompts import inconsistencies_table, prompts_table
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from harness.benchmark_kinds import Published
     from harness.pairs import Run
     from harness.tables.common import Row
 
@@ -83,7 +84,7 @@ def arm_of(label: str) -> tuple[str, str]:
     return label.removesuffix(GATED), EXTENDED if label.endswith(GATED) else BASELINE
 
 
-def _paper_row(row: PaperRow, benchmarks: Sequence[Reported], *, video: bool) -> Row:
+def _paper_row(row: PaperRow, benchmarks: Sequence[Published], *, video: bool) -> Row:
     frames = [Cell(str(row.frames), (row.frames,))] if row.frames is not None else [Cell(render.MISSING, (None,))]
     return (
         render.label(row.label),
@@ -91,30 +92,30 @@ def _paper_row(row: PaperRow, benchmarks: Sequence[Reported], *, video: bool) ->
         Cell("paper", (f"paper ({_WORDS[row.group]})",)),
         *(frames if video else []),
         render.large(row.tokens) if row.group == GROUPS[-1] else Cell("", ("",)),
-        *(render.accuracy(None, scale=_scale(one), value=row.scores[one.name]) for one in benchmarks),
+        *(render.accuracy(None, scale=shown(one), value=row.scores[one.name]) for one in benchmarks),
     )
 
 
-def _our_row(row: PaperRow, benchmarks: Sequence[Reported], ours: PaperRuns, *, video: bool) -> Row:
+def _our_row(row: PaperRow, benchmarks: Sequence[Published], ours: PaperRuns, *, video: bool) -> Row:
     model, arm = arm_of(row.label)
     found = [ours.score(model, arm, one.name) for one in benchmarks]
     frames = ours.cost(model, arm, lambda run: run.record["recipe"]["data"].get("frames"))
     tokens = ours.cost(model, arm, targets)
-    shown = Cell(render.MISSING, (None,)) if frames.value is None else Cell(f"{frames.value:g}", (frames.value,))
+    seen = Cell(render.MISSING, (None,)) if frames.value is None else Cell(f"{frames.value:g}", (frames.value,))
     return (
         render.label(row.label),
         Cell(row.llm or "", (row.llm or "",)),
         render.label("ours"),
-        *([shown] if video else []),
+        *([seen] if video else []),
         render.large(tokens.value),
         *(
-            render.accuracy(each.interval, scale=_scale(one), value=each.value)
+            render.accuracy(each.interval, scale=shown(one), value=each.value)
             for one, each in zip(benchmarks, found, strict=True)
         ),
     )
 
 
-def _evaluated_row(run: Run, benchmarks: Sequence[Reported], *, video: bool) -> Row:
+def _evaluated_row(run: Run, benchmarks: Sequence[Published], *, video: bool) -> Row:
     """Weights that were evaluated and not trained here."""
     last = {one.name: run.last(one.name) for one in benchmarks}
     scores = [mean_cell(run, found) if (found := last[one.name]) else render.accuracy(None) for one in benchmarks]
@@ -129,7 +130,7 @@ def _evaluated_row(run: Run, benchmarks: Sequence[Reported], *, video: bool) -> 
 
 
 def _differences(
-    model: str, printed: Sequence[PaperRow], benchmarks: Sequence[Reported], ours: PaperRuns, head: int
+    model: str, printed: Sequence[PaperRow], benchmarks: Sequence[Published], ours: PaperRuns, head: int
 ) -> list[Row]:
     """What ReGATE changes for one model: the paper's row and ours."""
     rows = {row.label: row for row in printed}
@@ -140,10 +141,10 @@ def _differences(
     for one in benchmarks:
         first, second = before[one.name], after[one.name]
         value = None if first is None or second is None else round(second - first, 6)
-        cells.append(render.accuracy(None, scale=_scale(one), signed=True, value=value))
+        cells.append(render.accuracy(None, scale=shown(one), signed=True, value=value))
     found = [ours.difference(model, EXTENDED, BASELINE, one.name) for one in benchmarks]
     own = [
-        render.accuracy(each.interval, scale=_scale(one), signed=True, value=each.value)
+        render.accuracy(each.interval, scale=shown(one), signed=True, value=each.value)
         for one, each in zip(benchmarks, found, strict=True)
     ]
     name = render.label(f"{model}{GATED} - {model}")
@@ -162,10 +163,6 @@ def _mark(rows: list[Row], among: Sequence[int], head: int, *, only: Sequence[in
         for index in among if others else only:
             row = rows[index]
             rows[index] = (*row[:column], found[index], *row[column + 1 :])
-
-
-def _scale(one: Reported) -> float:
-    return 1.0 if one.points else 100.0
 
 
 __all__ = ["benchmark_rows_table", "paper_tables_of"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from harness import render, verdicts
 from harness.pairs import machine
-from harness.paper_numbers import GATED, TABLES
+from harness.paper_numbers import GATED, TABLES, in_points
 from harness.paper_runs import BASELINE, EXTENDED, FAST, MISSING, Measured
 from harness.render import Cell, Column, Table
 
@@ -107,8 +107,8 @@ def model_comparison(runs: PaperRuns, model: str) -> Table:
         for columns in TABLES.values():
             for one in columns:
                 ours, paper = runs.score(model, arm, one.name), runs.paper.reported(label, one.name)
-                show = points if one.points else per_cent
-                rounding = ROUNDING_POINTS if one.points else ROUNDING
+                show = points if in_points(one) else per_cent
+                rounding = ROUNDING_POINTS if in_points(one) else ROUNDING
                 verdict = judge_score(ours, paper, rounding)
                 entries.append(Entry(label, one.title, ours, paper, verdict, show))
     for columns in TABLES.values():
@@ -122,7 +122,7 @@ def model_comparison(runs: PaperRuns, model: str) -> Table:
                     one.title,
                     runs.difference(model, EXTENDED, BASELINE, one.name),
                     paper,
-                    signed(points if one.points else per_cent),
+                    signed(points if in_points(one) else per_cent),
                 )
             )
     notes = (

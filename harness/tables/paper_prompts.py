@@ -6,7 +6,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Final
 
 from harness import render
-from harness.paper_numbers import MODELS, TABLES, Paper
+from harness.paper_numbers import MODELS, TABLES, Paper, in_points
 from harness.render import Cell, Column, Table
 from harness.tables.paper_costs import ARMS
 
@@ -23,23 +23,23 @@ def prompts_table(paper: Paper, *, aside: bool) -> Table:
         Column("benchmark", ("benchmark",), right=False),
         Column("paper", ("paper",), right=False),
         Column(f"task of lmms-eval {LMMS_EVAL}", ("task",), right=False),
-        Column("same words", ("same",), right=False),
+        Column("same words after the question", ("same",), right=False),
     )
     rows = []
     for one in (one for columns_ in TABLES.values() for one in columns_):
         words = paper.prompts[one.column]
-        same = plain(words or "") == plain(one.task_prompt)
+        task = f"{one.lead} ... {one.prompt}" if one.lead else one.prompt
         rows.append(
             (
                 Cell(one.title, (one.name,)),
                 Cell(words or NONE, (words or "",)),
-                Cell(_visible(one.task_prompt), (one.task_prompt,)),
-                render.label("yes" if same else "no"),
+                Cell(_visible(task), (task,)),
+                render.label("no" if one.paper_differs else "yes"),
             )
         )
     notes = (
         "Recipes choose with evaluate.prompts: task or paper. \\n: a line break of the task. Spaces and line breaks "
-        "do not count for `same words`; ... stands for the question and its options.",
+        "do not count; ... stands for the question and its options.",
         "Where the paper prints none, the words of the task were in its code and not in its settings when the paper "
         "was written (POPE, MLVU), so the paper may have sent them, too.",
     )
@@ -58,11 +58,6 @@ def inconsistencies_table(paper: Paper, *, aside: bool) -> Table:
     notes = tuple(f"{text[0].upper()}{text[1:]}." for text in paper.inconsistencies)
     title = "The paper's numbers computed again from its own"
     return Table("paper/inconsistencies", title, columns, tuple(rows), notes, aside=aside)
-
-
-def plain(text: str) -> str:
-    """The words, without spaces and line breaks at their ends and between them."""
-    return " ".join(text.split())
 
 
 def _reductions(paper: Paper) -> list[Row]:
@@ -109,7 +104,9 @@ def _averages(paper: Paper) -> list[Row]:
     """The camera-ready's average accuracy beside the mean of the printed scores in per cent."""
     rows = []
     for model in MODELS.values():
-        scores = [paper.reported(model, one.name) for columns in TABLES.values() for one in columns if not one.points]
+        scores = [
+            paper.reported(model, one.name) for columns in TABLES.values() for one in columns if not in_points(one)
+        ]
         known = [score for score in scores if score is not None]
         printed = _cost(paper, model, "baseline", "avg_accuracy") / 100
         rows.append(

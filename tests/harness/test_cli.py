@@ -98,6 +98,16 @@ def test_list(harness: Command, folder: Path) -> None:
     assert [entry["words"] for entry in answer["runs"]] == ["complete", "complete"]
     assert harness("list", "benchmarks") == 0
     assert harness.out.startswith("benchmarks\n  shapes ")
+    mlvu = next(line for line in harness.out.splitlines() if line.strip().startswith("mlvu "))
+    for words in ("mlvu_dev", "2,174", "mlvu_percetion_score", "sy1998/MLVU_dev", "143 GB", "CC BY-NC-SA 4.0"):
+        assert words in mlvu
+    listed = {entry["name"]: entry for entry in harness.json("list", "benchmarks")["benchmarks"]}
+    assert len(listed) == 15
+    assert (listed["mvbench"]["task"], listed["mvbench"]["items"], listed["mvbench"]["gigabytes"]) == (
+        "mvbench",
+        4000,
+        17.0,
+    )
     assert harness.json("list", "paths.results=elsewhere")["runs"] == []
     assert harness("list", "benchmark") == 2
     assert "did you mean benchmarks?" in harness.err

@@ -18,12 +18,12 @@ import pytest
 import tenacity
 import torch
 
-from harness.benchmarks import select, summarise
 from harness.errors import DataError, HarnessError, RecipeError, StaleError
 from harness.evaluate import Job, checkpoint_digest, evaluate_checkpoints, make_wanted, read_result
 from harness.lmms_plugin.child import report, write_result
 from harness.lmms_plugin.process import run_child
 from harness.progress import Progress
+from harness.questions import select, summarise
 
 from .eval_world import KNOWN, make_data, make_recipe
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from harness.benchmarks import prompt
 from harness.data.sample import Sample, Turn
 from harness.data.video import read_frames
 from harness.errors import DataError, HarnessError, RecipeError
 from harness.lmms_plugin.score import Ask, FrameCache, OptionLoss, Scorer, compute_dtype
+from harness.questions import prompt
 
 from . import eval_known as known
 from .eval_world import make_data
