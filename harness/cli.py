@@ -63,12 +63,13 @@ def _options(
 def run(recipes: Recipes) -> None:
     """Do everything: prepare, reference, train, eval, tables. What is there and current is not repeated."""
     from harness.cli_args import load_to_run
+    from harness.cli_tables import known_suites
     from harness.progress import Progress
 
     loaded = load_to_run(recipes)
     from harness import stages
 
-    typer.echo(stages.run(loaded, Progress()))
+    typer.echo(stages.run(loaded, Progress(), known_suites(recipes)))
 
 
 @app.command()
@@ -117,16 +118,38 @@ def _stage(arguments: list[str], name: str | None = None) -> None:
 
 @app.command()
 @guarded
-def tables(arguments: SomeRecipes = None) -> None:
+def tables(
+    arguments: SomeRecipes = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit 5 where the tables on disk are not the records'.")
+    ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Print the paper's tables, too, whatever was run.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Write the tables and figures of all finished runs. The tables are printed."""
     from harness import figures
     from harness import tables as made
     from harness.cli_args import results_folder
+    from harness.cli_tables import known_suites
+    from harness.tables.compare import as_json
 
-    results = results_folder(arguments or [])
-    made.build_tables(results)
+    results, suites = results_folder(arguments or []), known_suites(arguments or [])
+    if check:
+        files = made.check_tables(results, suites)
+        if json:
+            _print_json({"schema": 1, "current": [str(path) for path in files]})
+            return
+        typer.echo(f"{len(files)} files below {results / 'tables'} are what the records give")
+        return
+    found = made.make_tables(results, suites)
+    made.write_tables(found, results)
     figures.build_figures(results)
-    typer.echo(made.tables_markdown(results))
+    if json:
+        _print_json(as_json([table for table in found if everything or not table.aside]))
+    else:
+        typer.echo(made.printed(found, everything=everything))
 
 
 # --- reading ---------------------------------------------------------------------------------------------
@@ -217,6 +240,26 @@ def status(arguments: SomeRecipes = None, json: Json = False) -> None:
         _print_json({"schema": 1, "runs": answer})
     else:
         typer.echo("\n".join(status_lines(answer)))
+
+
+@app.command()
+@guarded
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN|RECIPE|KEY=VALUE", help="Two runs or more.", show_default=False)
+    ],
+    json: Json = False,
+) -> None:
+    """Put finished runs side by side. What differs, paired differences to the first one, targets, time."""
+    from harness.cli_tables import runs_named
+    from harness.render import to_markdown
+    from harness.tables.compare import as_json, compare_tables
+
+    made = compare_tables(runs_named(runs))
+    if json:
+        _print_json(as_json(made))
+    else:
+        typer.echo("\n".join(to_markdown(table) for table in made))
 
 
 # --- data ------------------------------------------------------------------------------------------------

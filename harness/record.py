@@ -29,6 +29,9 @@ Record = dict[str, Any]
 SCHEMA: Final = 1
 RECORD_FILE: Final = "record.json"
 
+EVALUATED: Final = "evaluated"
+"""Status of weights that were evaluated as they are: such a record has no plan, and null for totals."""
+
 MEASURED: Final = frozenset(
     {
         "attempts",
@@ -180,7 +183,10 @@ def check_record(record: Record, path: Path) -> None:
     Raises:
         DataError, StaleError: naming the file and the key.
     """
-    problems = list(_problems(record, _SHAPE, ""))
+    shape = _SHAPE
+    if record.get("status") == EVALUATED:
+        shape = {key: kind for key, kind in _SHAPE.items() if key not in ("plan", "totals")}
+    problems = list(_problems(record, shape, ""))
     if not problems:
         for index, evaluation in enumerate(record["evaluations"]):
             problems += _problems(evaluation, _EVALUATION_SHAPE, f"evaluations.{index}.")

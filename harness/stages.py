@@ -34,12 +34,13 @@ from harness.train import TrainJob
 from harness.train import train as run_training
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from harness.data.sources import DataSet
     from harness.models.adapter import Adapter
     from harness.progress import Progress
     from harness.recipe import GateConfig, Recipe
+    from harness.suite import Suite
 
 _PROVENANCE: Final = "provenance.json"
 _COST: Final = "cost.json"
@@ -253,8 +254,11 @@ def finish(run: Prepared) -> Path:
     return path
 
 
-def run(recipes: Sequence[Recipe], progress: Progress) -> str:
+def run(recipes: Sequence[Recipe], progress: Progress, suites: Mapping[str, Suite] | None = None) -> str:
     """Every stage of every recipe, then the tables and figures of all results.
+
+    Args:
+        suites: definitions of the suites that the runs belong to, by name, for the tables.
 
     Returns:
         The tables as Markdown.
@@ -266,10 +270,13 @@ def run(recipes: Sequence[Recipe], progress: Progress) -> str:
             evaluate(prepared)
             progress.say(f"record: {finish(prepared)}")
     places = list(dict.fromkeys(Path(recipe.paths.results) for recipe in recipes))
+    shown = []
     for results in places:
-        tables.build_tables(results)
+        made = tables.make_tables(results, suites)
+        tables.write_tables(made, results)
         figures.build_figures(results)
-    return "\n".join(tables.tables_markdown(results) for results in places)
+        shown.append(tables.printed(made))
+    return "\n".join(shown)
 
 
 def _tell_excluded(data: DataSet, progress: Progress) -> None:
