@@ -30,6 +30,10 @@ _RECIPES = "Recipe files or names of shipped recipes, and key=value overrides (g
 _SOME = "As for `run`; without a recipe, everything in the results folder (paths.results=... names another)."
 Recipes = Annotated[list[str], typer.Argument(metavar="RECIPE|KEY=VALUE", help=_RECIPES, show_default=False)]
 SomeRecipes = Annotated[list[str] | None, typer.Argument(metavar="RECIPE|KEY=VALUE", help=_SOME, show_default=False)]
+_NAMED = "Runs (an id or its beginning), suites or recipes, and key=value; without a name, all of the results folder."
+Named = Annotated[
+    list[str] | None, typer.Argument(metavar="RUN|SUITE|RECIPE|KEY=VALUE", help=_NAMED, show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 
 
@@ -127,6 +131,31 @@ def tables(arguments: SomeRecipes = None) -> None:
     made.build_tables(results)
     figures.build_figures(results)
     typer.echo(made.tables_markdown(results))
+
+
+@app.command("figures")
+@guarded
+def draw_figures(
+    arguments: Named = None,
+    arm: Annotated[
+        list[str] | None, typer.Option("--arm", metavar="ARM", help="Arm of a suite to draw; may be repeated.")
+    ] = None,
+) -> None:
+    """Draw accuracy curves, reference losses and elided words. The files are named."""
+    from harness.cli_report import make_figures
+    from harness.progress import Progress
+
+    typer.echo("\n".join(map(str, make_figures(arguments or [], arm or [], Progress()))))
+
+
+@app.command()
+@guarded
+def report(arguments: Named = None) -> None:
+    """Write one HTML file of a run, a pair, a suite or several runs. It needs no server, network or scripts."""
+    from harness.cli_report import make_reports
+    from harness.progress import Progress
+
+    typer.echo("\n".join(map(str, make_reports(arguments or [], Progress()))))
 
 
 # --- reading ---------------------------------------------------------------------------------------------

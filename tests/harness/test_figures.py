@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.figures import accuracy_figure, build_figures, curve
+from harness.curves import curve
+from harness.figure_accuracy import accuracy_figure
+from harness.figures import build_figures
 from harness.pairs import load_runs, pair_runs
 from tests.harness.run_builder import build_pair, build_run, finish, recipe
 
