@@ -271,10 +271,8 @@ def _open_stores(run: Run, gate: GateConfig, folder: Path) -> Stores | str:
 
 def _made_from(run: Run, stores: Stores) -> Mapping[str, Any]:
     """What a replay's result depends on, small enough to compare at each call."""
-    import zlib
-
-    folder = None if stores.difficulty is None else stores.difficulty.path
-    values = {str(epoch): zlib.crc32((folder / f"m.e{epoch}.npy").read_bytes()) for epoch in stores.epochs if folder}
+    difficulty = stores.difficulty
+    values = {str(epoch): difficulty.checksum(epoch) for epoch in stores.epochs} if difficulty is not None else {}
     return {"reference": run.record["provenance"]["reference"], "difficulty": values}
 
 

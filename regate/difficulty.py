@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,6 +168,10 @@ class DifficultyStore:
         slots = self.index.slots(found, sample_ids_B, self.path)
         values = self._values if epoch is None else self._map(epoch)
         return slots.spread(np.nan_to_num(values[slots.slot_n].astype(np.float32), nan=0.0))
+
+    def checksum(self, epoch: int) -> int:
+        """crc32 of the values at the start of an epoch of `epochs`."""
+        return zlib.crc32(np.ascontiguousarray(self._map(epoch)).data)
 
     def append(self, step: int, slots: Slots, seen_n: NDArray[Any], losses: NDArray[Any]) -> None:
         """Note the losses that a micro-batch observed.
