@@ -137,15 +137,15 @@ def tables(arguments: SomeRecipes = None) -> None:
 @guarded
 def draw_figures(
     arguments: Named = None,
-    arm: Annotated[
-        list[str] | None, typer.Option("--arm", metavar="ARM", help="Arm of a suite to draw; may be repeated.")
+    draw: Annotated[
+        list[str] | None, typer.Option("--draw", metavar="ARM", help="Arm of a suite to draw; may be repeated.")
     ] = None,
 ) -> None:
     """Draw accuracy curves, reference losses and elided words. The files are named."""
     from harness.cli_report import make_figures
     from harness.progress import Progress
 
-    typer.echo("\n".join(map(str, make_figures(arguments or [], arm or [], Progress()))))
+    typer.echo("\n".join(map(str, make_figures(arguments or [], draw or [], Progress()))))
 
 
 @app.command()

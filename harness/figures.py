@@ -87,7 +87,7 @@ def _check_arms(asked: Sequence[str], found: dict[str, dict[str, tuple[Run, ...]
     for name in asked:
         if name not in known:
             there = f"the arms are {', '.join(known)}" if known else "no finished run belongs to a suite"
-            raise RecipeError(f"--arm {name}: there is no such arm{nearest(name, known)}", hint=there)
+            raise RecipeError(f"--draw {name}: there is no such arm{nearest(name, known)}", hint=there)
 
 
 __all__ = ["build_figures"]

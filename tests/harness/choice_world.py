@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from harness.models.adapter import Processor
 
 STEPS = 26
-GATE = {"keep_ratio": 0.5, "cycle_steps": 4, "dense_steps": 1, "warmup_steps": 1}
+GATE = {"keep_ratio": 0.5, "cycle_steps": 4, "dense_steps": 2, "warmup_steps": 1}
 
 
 @dataclass
@@ -125,7 +125,7 @@ def _gate(
         batch = processor.collate([processor.encode(data.samples[row], None) for row in rows])
         decision = gate.decide(batch.layout, batch.sample_ids_B, step=step)
         count = int(decision.losses_BS.sum())
-        gate.observe(decision, 3 * torch.rand(count, generator=draw))
+        gate.observe(decision, 30 * torch.rand(count, generator=draw))
         if decision.keep_ratio < 1:
             chosen = in_order(candidates_of(batch.layout), decision.targets_BS)
             for sample, row in zip(batch.sample_ids_B.tolist(), chosen, strict=True):
