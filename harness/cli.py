@@ -165,16 +165,14 @@ def report(arguments: Named = None) -> None:
 @guarded
 def validate(recipes: Recipes, json: Json = False) -> None:
     """Check recipes and tell every mistake at once. Each has its place, and what was probably meant."""
-    from harness.cli_args import split
+    from harness.cli_args import load, split
     from harness.cli_read import validation
-    from harness.load import load_recipes
 
-    names, overrides = split(recipes)
     if json:
-        answer = validation(names, overrides)
+        answer = validation(*split(recipes))
         _print_json(answer)
         raise typer.Exit(0 if answer["ok"] else 2)
-    for recipe in load_recipes(names, overrides):
+    for recipe in load(recipes):
         typer.echo(f"{recipe.name}: in order, run {recipe.run_id}")
 
 
@@ -198,7 +196,9 @@ def list_all(
     what: Annotated[
         str | None,
         typer.Argument(
-            metavar="recipes|runs|models|sources|benchmarks", help="One kind of thing.", show_default=False
+            metavar="recipes|suites|runs|models|sources|benchmarks",
+            help="One kind of thing.",
+            show_default=False,
         ),
     ] = None,
     arguments: Annotated[
@@ -206,7 +206,7 @@ def list_all(
     ] = None,
     json: Json = False,
 ) -> None:
-    """List recipes, runs, models, data sources and benchmarks."""
+    """List recipes, suites, runs, models, data sources and benchmarks."""
     from harness.cli_read import listing, listing_lines
 
     answer = listing(what, arguments or [])

@@ -113,6 +113,7 @@ def build_record(
         "id": recipe.run_id,
         "name": recipe.name,
         "description": recipe.description,
+        "suite": None if recipe.suite is None else recipe.suite.model_dump(),
         "recipe": recipe.identity(),
         "plan": asked,
         "provenance": {
