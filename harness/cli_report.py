@@ -12,6 +12,7 @@ from harness.explain import nearest
 from harness.load import find_recipe, load_paths, load_recipe
 from harness.pairs import load_runs, pair_runs
 from harness.report import looked_at, write_report
+from harness.suite import find_suite, load_suite
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,28 +74,47 @@ def look(runs: Sequence[Run], paths: Paths, progress: Progress) -> None:
 def _meant(arguments: Sequence[str]) -> tuple[Paths, list[Run], list[Run] | None]:
     """The places, every finished run there, and the runs that were named; None where none was."""
     names, overrides = split(arguments)
-    recipes = {name: load_recipe(name, overrides) for name in names if _is_recipe(name)}
-    folders = {recipe.paths.results for recipe in recipes.values()}
+    files = {name: load_suite(name) for name in names if find_suite(name) is not None}
+    recipes = {name: load_recipe(name, overrides) for name in names if name not in files and _is_recipe(name)}
+    asked = [*recipes.values(), *(suite.recipes(overrides)[0] for suite in files.values())]
+    folders = {recipe.paths.results for recipe in asked}
     if len(folders) > 1:
         raise RecipeError(f"the recipes have different results folders: {', '.join(sorted(folders))}")
-    paths = next((recipe.paths for recipe in recipes.values()), None) or load_paths(overrides)
+    paths = asked[0].paths if asked else load_paths(overrides)
     runs = load_runs(Path(paths.results))
     if not names:
         return paths, runs, None
     named: dict[str, Run] = {}
     for name in names:
-        wanted = recipes[name].run_id if name in recipes else name
-        named |= {run.id: run for run in _find(wanted, runs, Path(paths.results), is_id=name in recipes)}
+        if name in files:
+            found = _of_suite(files[name].name, runs, Path(paths.results))
+        elif name in recipes:
+            found = _of_recipe(recipes[name].run_id, runs, Path(paths.results))
+        else:
+            found = _find(name, runs, Path(paths.results))
+        named |= {run.id: run for run in found}
     return paths, runs, list(named.values())
 
 
-def _find(name: str, runs: Sequence[Run], results: Path, *, is_id: bool) -> list[Run]:
+def _of_suite(name: str, runs: Sequence[Run], results: Path) -> list[Run]:
+    members = suites(runs).get(name)
+    if members is None:
+        raise DataError(f"no finished run of suite {name} below {results / 'runs'}", hint="start it: harness run")
+    return [run for arm in members.values() for run in arm]
+
+
+def _of_recipe(run_id: str, runs: Sequence[Run], results: Path) -> list[Run]:
+    found = [run for run in runs if run.id == run_id]
+    if not found:
+        raise DataError(f"{results / 'runs' / run_id} has no record", hint="finish the run first: harness run")
+    return found
+
+
+def _find(name: str, runs: Sequence[Run], results: Path) -> list[Run]:
     """The runs of a name: a run's id or the beginning of one, or a suite."""
     known = {run.id: run for run in runs}
     if name in known:
         return [known[name]]
-    if is_id:
-        raise DataError(f"{results / 'runs' / name} has no record", hint="finish the run first: harness run")
     found = suites(runs)
     if name in found:
         return [run for members in found[name].values() for run in members]

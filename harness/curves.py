@@ -11,6 +11,7 @@ from math import sqrt
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Final
 
+from harness.errors import StaleError
 from harness.pairs import SELECTIONS, Run, chance, mean_of_tasks
 from harness.paper_numbers import MODELS, paper_tables
 from harness.stats import LEVEL, Interval
@@ -95,12 +96,23 @@ def curve(run: Run, benchmark: str) -> list[Point]:
 
 
 def suites(runs: Iterable[Run]) -> dict[str, dict[str, tuple[Run, ...]]]:
-    """suite -> arm -> runs in order of seed, of the runs that belong to a suite. Arms keep the order of `LABELS`."""
+    """suite -> arm -> runs in order of seed, of the runs that belong to a suite. Arms keep the order of `LABELS`.
+
+    Raises:
+        StaleError: an arm has two runs of one seed, so that they would count as two seeds.
+    """
     found: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
         mark = run.record.get("suite")
-        if mark is not None:
-            found.setdefault(mark["name"], {}).setdefault(mark["arm"], []).append(run)
+        if mark is not None and trained(run):
+            members = found.setdefault(mark["name"], {}).setdefault(mark["arm"], [])
+            twin = next((other for other in members if seed_of(other) == seed_of(run)), None)
+            if twin is not None:
+                raise StaleError(
+                    f"suite {mark['name']}, {mark['arm']}: {twin.id} and {run.id} are both of seed {seed_of(run)}",
+                    hint="move the folder of the one that the suite no longer asks for out of the results",
+                )
+            members.append(run)
     order = list(LABELS)
     return {
         suite: {
@@ -154,6 +166,11 @@ def seed_interval(values: Sequence[float], *, level: float = LEVEL) -> Interval:
     half = float(t.ppf(0.5 + level / 2, len(values) - 1)) * stdev(values) / sqrt(len(values))
     mean = fmean(values)
     return Interval(mean, mean - half, mean + half, len(values))
+
+
+def trained(run: Run) -> bool:
+    """False for weights that were evaluated as they are: they have no totals and no curve."""
+    return run.record.get("totals") is not None
 
 
 def seed_of(run: Run) -> int:
@@ -225,4 +242,5 @@ __all__ = [
     "seed_of",
     "several_devices",
     "suites",
+    "trained",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.curves import ARMS, Arm, arm_of, suites
+from harness.curves import ARMS, Arm, arm_of, suites, trained
 from harness.errors import RecipeError
 from harness.explain import nearest
 from harness.figure_accuracy import accuracy_figure, suite_figure
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def build_figures(results_dir: Path, *, arms: Sequence[str] = ()) -> list[Path]:
-    """Write every figure to results_dir/figures, and the tables of elided words beside the other tables.
+    """Write every figure to results_dir/figures, and the tables of elided words to results_dir/selection.
 
     Runs of a suite are drawn over their seeds, all others in pairs.
 
@@ -39,10 +39,11 @@ def build_figures(results_dir: Path, *, arms: Sequence[str] = ()) -> list[Path]:
         The files written; none where no run has an evaluation or a selection.json.
 
     Raises:
-        DataError, StaleError: a record, its items or its selection.json is damaged or not what it says it is.
+        DataError, StaleError: a record, its items or its selection.json is damaged or not what it says it is, or an
+            arm of a suite has two runs of one seed.
         RecipeError: no suite has an arm of that name.
     """
-    runs = load_runs(results_dir)
+    runs = [run for run in load_runs(results_dir) if trained(run)]
     folder = results_dir / "figures"
     written: list[Path] = []
     for pair in pair_runs([run for run in runs if not run.record.get("suite")]):

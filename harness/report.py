@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness import render
-from harness.curves import arm_of, scale_of, suites
+from harness.curves import arm_of, scale_of, suites, trained
 from harness.page import Page, Tile, to_html
 from harness.pairs import Pair, benchmarks_of, difference_of_means, mean_of_tasks, pair_runs
 from harness.recipe import digest
@@ -100,7 +100,7 @@ def _tiles(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[Tile]:
             if difference is not None:
                 ends = f"95 % [{scale * difference.low:+.1f}, {scale * difference.high:+.1f}], paired by item"
                 tiles.append(Tile(f"{benchmark}: difference", f"{scale * difference.value:+.1f}", ends))
-    for run in runs:
+    for run in filter(trained, runs):
         totals = run.totals
         note = "" if run.gate is None else f"{render.percent(totals['targets_reduction']).text} fewer than all"
         label = "" if len(runs) == 1 else f": {name_of(run, runs)}"

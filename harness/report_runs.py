@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import yaml
 
 from harness import render
-from harness.curves import scale_of
+from harness.curves import scale_of, trained
 from harness.figure_accuracy import accuracy_figure, panels_of
 from harness.page import Block, Code, Losses, Pictures, Section, Tabular, Text
 from harness.pairs import (
@@ -64,7 +64,8 @@ def run_sections(runs: Sequence[Run], pairs: Sequence[Pair], selections: Sequenc
         pairs: of these runs.
         selections: what is known of their gates' choices.
     """
-    sections = [asked(runs), planned(runs), tokens(runs), clocks(runs)]
+    done = [run for run in runs if trained(run)]
+    sections = [asked(runs), *([planned(done), tokens(done), clocks(done)] if done else [])]
     sections += [accuracy(runs, pairs, benchmark) for benchmark in benchmarks_of(runs)]
     sections += [chosen(selection) for selection in selections]
     return [*sections, provenance(runs)]

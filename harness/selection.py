@@ -58,8 +58,11 @@ def write_selection(run_dir: Path, selection: Selection) -> Path:
 
 
 def write_tables(results_dir: Path, selection: Selection) -> list[Path]:
-    """The tables of one run below results_dir/tables: Markdown and CSV, and the words as JSON; the files written."""
-    run, folder = selection["run"], results_dir / "tables"
+    """The tables of one run in results_dir/selection, apart from those of the records alone; the files written.
+
+    Markdown and CSV, and the words as JSON.
+    """
+    run, folder = selection["run"], results_dir / "selection"
     words = words_table(selection)
     texts = {
         f"elided_kinds_{run}.md": render.to_markdown(kinds_table(selection)),

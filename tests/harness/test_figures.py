@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -11,7 +12,7 @@ import pytest
 from scipy.stats import t
 
 from harness.curves import ARMS, Point, arm_of, curve, over_seeds, paper_points, seed_interval, suites
-from harness.errors import RecipeError
+from harness.errors import RecipeError, StaleError
 from harness.figure_accuracy import accuracy_figure, panels_of, suite_figure
 from harness.figures import build_figures
 from harness.pairs import load_runs, pair_runs
@@ -218,6 +219,18 @@ def test_suites_are_figures_of_their_own_and_arms_can_be_chosen(suite: Path) -> 
     assert "random " not in svg
     with pytest.raises(RecipeError, match="did you mean regate"):
         build_figures(suite, arms=["regatte"])
+
+
+def test_two_runs_of_one_seed_are_not_two_seeds(suite: Path) -> None:
+    runs = load_runs(suite)
+    twin = replace(runs[0], record={**runs[0].record, "id": "twin"}, _read={})
+    with pytest.raises(StaleError, match="are both of seed 0"):
+        suites([*runs, twin])
+
+
+def test_weights_evaluated_as_they_are_have_no_curve(suite: Path) -> None:
+    run = load_runs(suite)[0]
+    assert suites([replace(run, record={**run.record, "totals": None}, _read={})]) == {}
 
 
 def test_t_interval_of_seeds() -> None:

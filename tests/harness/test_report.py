@@ -197,6 +197,8 @@ def test_runs_are_named_by_id_suite_or_recipe(suite: Path, results: Path, capsys
         make_reports(["nothing", place], QUIET)
     with pytest.raises(DataError, match="has no record"):
         make_reports(["tiny_smoke_regate", place], QUIET)
+    with pytest.raises(DataError, match="no finished run of suite tiny_claim"):
+        make_reports(["tiny_claim", place], QUIET)
     with pytest.raises(DataError, match="no finished run"):
         make_reports([f"paths.results={results / 'none'}"], QUIET)
 
