@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 MOST_WORDS: Final = 5000
 """Words that are listed one by one, those with the most targets; the sums by kind are over all of them."""
+BLANK: Final = "␣"
+"""How white space that is a token of its own is written."""
 PANELS: Final = 4
 """Answers that are shown token by token: the first of the data set, in order of id."""
 _TARGETS: Final = (8, 120)
@@ -87,14 +89,17 @@ class Texts:
         answers = self._answers(ids)
         spans = self._spans(sample, answers)
         tokens: list[Token] = []
-        for answer, (pieces, marker) in enumerate(answers):
+        answer = -1
+        for place, (pieces, marker) in enumerate(answers):
+            # White space behind a marker is written by the template: it belongs to the answer before.
+            answer += not tokens or bool("".join(pieces).strip())
             numbers = group(pieces)
             first = tokens[-1].number + 1 if tokens else 0
             words: dict[int, str] = defaultdict(str)
             for number, piece in zip(numbers, pieces, strict=True):
                 words[number] += piece
-            for piece, number, grounded in zip(pieces, numbers, spans[answer], strict=True):
-                word = words[number].strip().lower()
+            for piece, number, grounded in zip(pieces, numbers, spans[place], strict=True):
+                word = words[number].strip().lower() or BLANK
                 tokens.append(Token(piece, answer, first + number, word, word_class(word), grounded))
             if marker is not None:
                 number = tokens[-1].number + 1 if tokens else 0
@@ -102,8 +107,8 @@ class Texts:
         return tokens
 
     def _answers(self, ids: Sequence[int]) -> list[tuple[list[str], str | None]]:
-        """Pieces of each answer and the marker that ends it; white space behind a marker belongs to that marker's
-        template and is an answer of its own without a word."""
+        """The pieces up to each marker, and that marker. White space behind a marker stands alone, and behind the
+        last one there may be pieces without any."""
         answers: list[tuple[list[str], str | None]] = []
         pieces: list[str] = []
         before: int | None = None
@@ -112,7 +117,11 @@ class Texts:
                 answers.append((pieces, str(self._tokenizer.convert_ids_to_tokens(token))))
                 pieces, before = [], None
             else:
-                pieces.append(self._piece(before, token))
+                piece = self._piece(before, token)
+                if answers and pieces and piece.strip() and not "".join(pieces).strip():
+                    answers.append((pieces, None))
+                    pieces = []
+                pieces.append(piece)
                 before = token
         return [*answers, (pieces, None)] if pieces else answers
 

@@ -70,11 +70,12 @@ def suite_page(suite: str, arms: dict[str, tuple[Run, ...]]) -> Page:
 
 
 def looked_at(runs: Sequence[Run]) -> list[Run]:
-    """The gated runs whose choices are shown word by word: every one outside of suites, and of a suite's arms that
-    of ReGATE alone, in its first seed."""
+    """The gated runs whose choices are shown word by word: every one outside of suites, and of each suite one, the
+    first seed of its first arm that selects as ReGATE does."""
     found = [run for run in runs if run.gate is not None and not run.record.get("suite")]
     for arms in suites(runs).values():
-        found += arms.get("regate", ())[:1]
+        firsts = (members[0] for members in arms.values())
+        found += [run for run in firsts if run.gate is not None and run.gate["selection"] == "regate"][:1]
     return found
 
 

@@ -96,8 +96,7 @@ def words_table(selection: Selection, *, limit: int | None = None) -> Table:
     """The words whose targets are left out most, in the last epoch that is known."""
     columns = (Column("word", ("word",), right=False), Column("kind", ("kind",), right=False), *_columns(selection))
     rows = tuple(
-        (render.label(_visible(row["word"])), render.label(row["kind"]), *_cells(row))
-        for row in selection["words"][:limit]
+        (render.label(row["word"]), render.label(row["kind"]), *_cells(row)) for row in selection["words"][:limit]
     )
     notes = [_what(selection), _LISTS]
     if limit is not None and selection["words_in_all"] > limit:
@@ -207,11 +206,6 @@ def _sum(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "left_out": [sum(counts) for counts in zip(*(row["left_out"] for row in rows), strict=True)],
         "mean_loss": loss / targets if known and targets else None,
     }
-
-
-def _visible(word: str) -> str:
-    """A word as a table can show it: white space alone would be an empty cell."""
-    return word if word.strip() else repr(word)
 
 
 __all__ = [

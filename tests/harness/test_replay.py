@@ -201,9 +201,9 @@ def test_pieces_keep_the_space_between_words(choice_world: World) -> None:
             self.tokenizer = tokenizer
 
     ids = [*tokenizer.encode(text), tokenizer.eos_token_id, *tokenizer.encode("\n")]
-    tokens = Texts(Speaking()).of(choice_world.data.samples[0], ids)  # type: ignore[arg-type]
-    assert "".join(token.piece for token in tokens if token.answer == 0) == f"{text}<|im_end|>"
+    tokens = Texts(Speaking()).of(choice_world.data.samples[0], [*ids, *ids])  # type: ignore[arg-type]
+    for answer in (0, 1):
+        assert "".join(token.piece for token in tokens if token.answer == answer) == f"{text}<|im_end|>\n"
     words = list(dict.fromkeys((token.number, token.word) for token in tokens if token.answer == 0))
-    expected = ["the", "caf\u00e9's", "well-lit", "window", "is", "red", ",", "isn't", "it", "?", "<|im_end|>"]
+    expected = ["the", "caf\u00e9's", "well-lit", "window", "is", "red", ",", "isn't", "it", "?", "<|im_end|>", "␣"]
     assert [word for _, word in words] == expected
-    assert [token.answer for token in tokens][-1] == 1, "what the template writes behind the marker"
