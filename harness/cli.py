@@ -30,6 +30,10 @@ _RECIPES = "Recipe files or names of shipped recipes, and key=value overrides (g
 _SOME = "As for `run`; without a recipe, everything in the results folder (paths.results=... names another)."
 Recipes = Annotated[list[str], typer.Argument(metavar="RECIPE|KEY=VALUE", help=_RECIPES, show_default=False)]
 SomeRecipes = Annotated[list[str] | None, typer.Argument(metavar="RECIPE|KEY=VALUE", help=_SOME, show_default=False)]
+_NAMED = "Runs (an id or its beginning), suites or recipes, and key=value; without a name, all of the results folder."
+Named = Annotated[
+    list[str] | None, typer.Argument(metavar="RUN|SUITE|RECIPE|KEY=VALUE", help=_NAMED, show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 
 
@@ -150,6 +154,31 @@ def tables(
         _print_json(as_json([table for table in found if everything or not table.aside]))
     else:
         typer.echo(made.printed(found, everything=everything))
+
+
+@app.command("figures")
+@guarded
+def draw_figures(
+    arguments: Named = None,
+    draw: Annotated[
+        list[str] | None, typer.Option("--draw", metavar="ARM", help="Arm of a suite to draw; may be repeated.")
+    ] = None,
+) -> None:
+    """Draw accuracy curves, reference losses and elided words. The files are named."""
+    from harness.cli_report import make_figures
+    from harness.progress import Progress
+
+    typer.echo("\n".join(map(str, make_figures(arguments or [], draw or [], Progress()))))
+
+
+@app.command()
+@guarded
+def report(arguments: Named = None) -> None:
+    """Write one HTML file of a run, a pair, a suite or several runs. It needs no server, network or scripts."""
+    from harness.cli_report import make_reports
+    from harness.progress import Progress
+
+    typer.echo("\n".join(map(str, make_reports(arguments or [], Progress()))))
 
 
 # --- reading ---------------------------------------------------------------------------------------------
