@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from harness.data.frames import spread
 from harness.data.sample import Media
-from harness.data.video import spread
 from harness.errors import DataError
 from harness.lmms_plugin.score import Shown
 

@@ -283,11 +283,8 @@ def test_what_is_no_event_is_shown(data: DataSet, tmp_path: Path) -> None:
 def test_a_share_that_dies_is_named_and_the_others_answers_stay(data: DataSet, tmp_path: Path) -> None:
     code = "from pathlib import Path\nmine = Path(job['results'][0]['path']).parent\n"
     code += "mine.mkdir(parents=True, exist_ok=True)\nplace = mine / 'known.answers-1.jsonl'\n"
-    code += "process, processes = job['share']\nassert processes == 2\n"
-    code += (
-        "if process == 1:\n    (mine / 'x').write_text('kept')\n    (mine / 'x').rename(place)\n    time.sleep(60)\n"
-    )
-    code += "while not place.exists():\n    time.sleep(0.02)\nos.kill(os.getpid(), 9)"
+    code += "if job['share'] == [1, 2]:\n    (mine / 'x').write_text('kept')\n    (mine / 'x').rename(place)\n"
+    code += "    time.sleep(60)\nwhile not place.exists():\n    time.sleep(0.02)\nos.kill(os.getpid(), 9)"
     with pytest.raises(HarnessError, match=r"process 1 of 2: evaluation failed: .*ended early \(exit -9\)"):
         evaluate(data, tmp_path, python(code), processes=2)
     assert (tmp_path / "run" / "eval" / "step-000003" / "known.answers-1.jsonl").read_text() == "kept"
