@@ -51,7 +51,7 @@ def evaluate_alone(
     checkpoint = recipe.model.checkpoint
     job = Job(0, 0.0, None if checkpoint is None else Path(recipe.paths.weights) / checkpoint)
     with alone(run_dir):
-        write_json(run_dir / "recipe.json", recipe.model_dump(mode="json"))
+        write_json(run_dir / "recipe.json", recipe.identity())
         weights = checkpoint_digest(job.checkpoint)
         pin(run_dir, "weights", weights)
         evaluate_checkpoints(recipe, run_dir, [job], data=None, progress=progress, benchmarks=benchmarks, child=child)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from harness.cli_status import run_status
 from harness.data.sample import Media, Sample, Turn
 from harness.data.video import read_frames
 from harness.errors import DataError, EnvironmentProblem, HarnessError, RecipeError
@@ -127,6 +128,8 @@ def test_a_model_of_lmms_evals_own_is_asked(folder: Path, cases: dict[str, Case]
     assert pope["beside"].keys() == {"pope_f1_score", "pope_precision", "pope_recall"}
     assert len(lines_of(folder, record, "pope.answers-0.jsonl")) == pope["counts"]["expected"]
     assert run(recipe, cases)["evaluations"] == record["evaluations"], "current: nothing is asked"
+    told = run_status(folder / "results" / "runs" / record["id"])
+    assert (told["state"], len(told["evaluations"])) == ("complete", 2)
     other = document(folder, name="nobody", model={**model, "name": "dumy"}, benchmarks=["scienceqa"])
     with pytest.raises(RecipeError, match=r"no model 'dumy'; did you mean dummy\?"):
         run(other, cases)
