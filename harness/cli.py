@@ -100,8 +100,21 @@ def train(recipes: Recipes) -> None:
 @app.command("eval")
 @guarded
 def evaluate(recipes: Recipes) -> None:
-    """Score the kept models of a training."""
-    _stage(recipes, "evaluate")
+    """Score the kept models of a training, or a model as it is (`evaluate/...`), with lmms-eval."""
+    from harness.cli_args import split
+    from harness.load_eval import find_evaluation, load_evaluation
+    from harness.progress import Progress
+
+    names, overrides = split(recipes)
+    as_they_are = [load_evaluation(name, overrides) for name in names if find_evaluation(name)]
+    trained = [name for name in names if not find_evaluation(name)]
+    if trained or not as_they_are:
+        _stage([*trained, *overrides], "evaluate")
+    if as_they_are:
+        from harness.evaluate_alone import evaluate_alone
+
+        for recipe in as_they_are:
+            typer.echo(evaluate_alone(recipe, Progress()))
 
 
 def _stage(arguments: list[str], name: str | None = None) -> None:

@@ -216,11 +216,9 @@ def train(run: Prepared) -> None:
 
 def evaluate(run: Prepared) -> list[dict[str, Any]]:
     """Score the kept checkpoints; its time is a clock of its own."""
-    jobs = [
-        evaluation.Job(point.step, point.fraction, run.run_dir / "checkpoints" / f"step-{point.step:06d}")
-        for point in run.plan.evaluations
-    ]
-    absent = [str(job.checkpoint) for job in jobs if not job.checkpoint.exists()]
+    places = {point: run.run_dir / "checkpoints" / f"step-{point.step:06d}" for point in run.plan.evaluations}
+    jobs = [evaluation.Job(point.step, point.fraction, place) for point, place in places.items()]
+    absent = [str(place) for place in places.values() if not place.exists()]
     if absent:
         raise StaleError(f"no checkpoint to evaluate: {', '.join(absent)}", hint="run `harness train` first")
     return evaluation.evaluate_checkpoints(
