@@ -7,34 +7,41 @@ Every stage is told what the ones before it made, and writes what it cost into t
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from harness import device, figures, provenance, tables, track
+from harness import device, figures, launch, processes, provenance, tables, track
 from harness import evaluate as evaluation
 from harness.data.sources import make_data, open_data
-from harness.errors import StaleError
-from harness.gating import make_gate, reference, reference_facts
+from harness.errors import RecipeError, StaleError
+from harness.gating import make_gate, open_reference, reference, reference_facts
+from harness.ledger import finished_step
 from harness.models import adapter_for
 from harness.plan import make_plan, require
 from harness.prepared import Prepared
+from harness.progress import Progress
 from harness.record import build_record, write_record
 from harness.rundir import alone, check_disk, pin, stage, write_json
 from harness.train import TrainJob
 from harness.train import train as run_training
+from regate import process
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import regate
     from harness.data.sources import DataSet
-    from harness.progress import Progress
     from harness.recipe import Recipe
 
 _PROVENANCE: Final = "provenance.json"
+
+
+def run_dir_of(recipe: Recipe) -> Path:
+    return Path(recipe.paths.results) / "runs" / recipe.run_id
 
 
 def prepare(recipe: Recipe, progress: Progress) -> Prepared:
@@ -45,14 +52,19 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
         DataError: data are missing or damaged.
         StaleError: the run was started with other data or weights.
     """
-    device.use_threads(recipe.devices.threads)
-    disable_progress_bar()  # transformers' own, for every file it reads or writes; ours tell what matters
+    _settings(recipe)
+    if finished_step(run_dir_of(recipe) / "ledger.jsonl") is None and not processes.under_torchrun():
+        processes.count(recipe)  # what cannot be split is told before anything is made
     plan = make_plan(recipe)
     require(plan)
-    results = Path(recipe.paths.results)
-    for folder in (results, Path(recipe.paths.data), Path(recipe.paths.weights), Path(recipe.paths.stores)):
+    for folder in (
+        Path(recipe.paths.results),
+        Path(recipe.paths.data),
+        Path(recipe.paths.weights),
+        Path(recipe.paths.stores),
+    ):
         check_disk(folder)
-    run_dir = results / "runs" / recipe.run_id
+    run_dir = run_dir_of(recipe)
     run_dir.mkdir(parents=True, exist_ok=True)
     if plan.to_make:
         with stage(run_dir, "prepare", "prepare"):
@@ -69,7 +81,19 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
     return Prepared(recipe, make_plan(recipe), data, adapter, run_dir, progress)
 
 
-def train_job(run: Prepared, store: regate.ReferenceStore | None) -> TrainJob:
+def join(recipe: Recipe, progress: Progress) -> Prepared:
+    """The same run on another process, which writes nothing: everything is there."""
+    _settings(recipe)
+    data = open_data(recipe.data, recipe.paths, recipe.seed)
+    return Prepared(recipe, make_plan(recipe), data, adapter_for(recipe, data), run_dir_of(recipe), progress)
+
+
+def _settings(recipe: Recipe) -> None:
+    device.use_threads(recipe.devices.threads)
+    disable_progress_bar()  # transformers' own, for every file it reads or writes; ours tell what matters
+
+
+def train_job(run: Prepared, store: regate.ReferenceStore | None, *, began: float | None = None) -> TrainJob:
     """What the training loop needs."""
     recipe = run.recipe
     return TrainJob(
@@ -81,15 +105,39 @@ def train_job(run: Prepared, store: regate.ReferenceStore | None) -> TrainJob:
         make_gate=lambda: make_gate(run, store),
         run_dir=run.run_dir,
         progress=run.progress,
+        began=began,
     )
 
 
 def train(run: Prepared) -> None:
-    """Fine-tune, with the reference losses before it. What it was trained on and with is noted at its start."""
+    """Fine-tune, with the reference losses before it, in as many processes as the recipe says. What it was trained
+    on and with is noted at its start."""
+    _note_provenance(run)
+    job = train_job(run, reference(run))
+    count = processes.count(run.recipe)
+    if count == 1 or job.finished:
+        run_training(job)
+        return
+    _count_targets(run)
+    launch.run_workers(run.recipe, run.run_dir, "train", count)
+
+
+def train_here(run: Prepared, *, began: float | None = None) -> None:
+    """This process's part of the training, on one of several; the reference losses are there."""
+    run_training(train_job(run, open_reference(run), began=began))
+
+
+def _count_targets(run: Prepared) -> None:
+    """Made by one process, so that several find it."""
+    gate = run.recipe.gate
+    if gate is not None and gate.needs_difficulty:
+        _ = run.index
+
+
+def _note_provenance(run: Prepared) -> None:
     where = run.run_dir / _PROVENANCE
     if not where.exists():
         write_json(where, provenance.collect(threads=torch.get_num_threads()))
-    run_training(train_job(run, reference(run)))
 
 
 def evaluate(run: Prepared) -> list[dict[str, Any]]:
@@ -132,14 +180,61 @@ def finish(run: Prepared) -> Path:
     return path
 
 
+def do(recipe: Recipe, name: str | None, progress: Progress) -> Path | None:
+    """Prepare a run and do one of its stages, alone in its folder.
+
+    Returns:
+        The run's folder; None on all but the main process of those that torchrun started.
+    """
+    if processes.under_torchrun():
+        return _train_together(recipe, name, progress)
+    with alone(run_dir_of(recipe)):
+        prepared = prepare(recipe, progress)
+        if name is not None:
+            _VERBS[name](prepared)
+    return prepared.run_dir
+
+
+_VERBS: Final[dict[str, Callable[[Prepared], Any]]] = {"reference": reference, "train": train, "evaluate": evaluate}
+
+
+def _train_together(recipe: Recipe, name: str | None, progress: Progress) -> Path | None:
+    """The training stage, on every process that torchrun started; the main one prepares, and holds the lock."""
+    if name != "train":
+        raise _alone_only()
+    processes.meet()
+    main = process.rank() == 0
+    processes.check_share(recipe, process.world())
+    with ExitStack() as stack:
+        if main:
+            stack.enter_context(alone(run_dir_of(recipe)))
+            prepared = prepare(recipe, progress)
+            _note_provenance(prepared)
+            open_reference(prepared)
+            _count_targets(prepared)
+        process.barrier()
+        train_here(prepared if main else join(recipe, Progress(quiet=True)))
+        processes.part()
+    return prepared.run_dir if main else None
+
+
+def _alone_only() -> RecipeError:
+    return RecipeError(
+        "torchrun started this command in several processes, and only `harness train` works so",
+        hint="start the same command without torchrun before it (reference) and after it (run); see docs/devices.md",
+    )
+
+
 def run(recipes: Sequence[Recipe], progress: Progress) -> str:
     """Every stage of every recipe, then the tables and figures of all results.
 
     Returns:
         The tables as Markdown.
     """
+    if processes.under_torchrun():
+        raise _alone_only()
     for recipe in recipes:
-        with alone(Path(recipe.paths.results) / "runs" / recipe.run_id):
+        with alone(run_dir_of(recipe)):
             prepared = prepare(recipe, progress)
             train(prepared)
             evaluate(prepared)

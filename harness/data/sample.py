@@ -84,6 +84,7 @@ class Encoded:
         pixels: what the vision tower reads (the adapter's own shape, normally T3HW), or None for a text-only
             encoding (the teacher's view).
         failed: the media could not be read at run time; every label is -100 then.
+        cut: how many targets stood beyond the processor's limit and are not in the row; None if nothing was cut.
         extra: further tensors of the adapter.
     """
 
@@ -94,6 +95,7 @@ class Encoded:
     ordinal_S: Tensor
     pixels: Tensor | None = None
     failed: bool = False
+    cut: int | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -106,12 +108,14 @@ class Batch:
         inputs: keyword arguments of the model: input_ids (BS), attention_mask (BS), pixel_values, ...
         layout: stays on the CPU.
         failed: ids of the samples whose media could not be read.
+        cut: the targets that were cut off, one number for each row of which the processor cut something.
     """
 
     sample_ids_B: Tensor
     inputs: dict[str, Any]
     layout: Layout
     failed: tuple[int, ...] = ()
+    cut: tuple[int, ...] = ()
 
     @property
     def input_ids_BS(self) -> Tensor:

@@ -1,0 +1,105 @@
+"""A model whose weights are spread over processes, from the one process that read them and back to it.
+
+Only the main process ever holds all weights at once, on the CPU. The others get the model without its weights, and
+then their parts.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from regate.wrapping import decoder_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+_PREFIX = "model."
+"""What `regate.ScoredLM` puts before the names of the model within."""
+
+
+@dataclass(slots=True)
+class Blueprint:
+    """A model whose parameters are shapes alone (torch's meta device); its buffers have their values.
+
+    Attributes:
+        model: on every process.
+        plain: another one like it, to be filled for a checkpoint; None but on the main process.
+        weights: of the whole model by name, until they are handed out; empty but on the main process.
+    """
+
+    model: nn.Module
+    plain: nn.Module | None
+    weights: dict[str, Any]
+
+
+def blueprint(make: Callable[[], nn.Module]) -> Blueprint:
+    """What the main process's `make` builds, without the weights, on every process."""
+    plain: nn.Module | None = None
+    weights: dict[str, Any] = {}
+    if dist.get_rank() == 0:
+        whole = make()
+        weights = {_PREFIX + name: value for name, value in whole.state_dict().items()}
+        plain = with_parameters(whole, lambda _, value: torch.empty_like(value, device="meta"))
+    sent = [plain]
+    dist.broadcast_object_list(sent, src=0)
+    model = copy.deepcopy(plain) if plain is not None else sent[0]
+    assert model is not None
+    return Blueprint(model, plain, weights)
+
+
+def shard(scored: nn.Module, made: Blueprint, device: torch.device, *, half: bool) -> None:
+    """Spread the weights of `made.model`, which `scored` wraps, over all processes; `made.weights` are given up.
+
+    Each decoder layer is put together for its own pass and taken apart again, the rest once for a whole pass.
+
+    Args:
+        half: compute in bfloat16. The parts, their gradients' sum and the optimizer stay in float32.
+    """
+    policy = MixedPrecisionPolicy()
+    if half:
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    decoder: Any = decoder_of(scored)
+    for layer in decoder.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(scored, mesh=mesh, mp_policy=policy)
+    buffers = {name: value.clone() for name, value in scored.named_buffers()}
+    scored.to_empty(device=device)
+    for name, value in scored.named_buffers():
+        value.copy_(buffers[name])
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(scored, made.weights, options=options)
+    made.weights = {}
+
+
+def gather(scored: nn.Module, made: Blueprint) -> nn.Module | None:
+    """The whole model on the CPU of the main process, None on the others; every process comes here."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state: dict[str, Any] = get_model_state_dict(scored, options=options)
+    if made.plain is None:
+        return None
+    whole = with_parameters(made.plain, lambda name, _: state[_PREFIX + name])
+    for name, value in whole.named_buffers():
+        if _PREFIX + name in state:
+            value.copy_(state[_PREFIX + name])
+    return whole
+
+
+def with_parameters(model: nn.Module, value: Callable[[str, nn.Parameter], Tensor]) -> nn.Module:
+    """A copy of a model with other values of its parameters. Those that are shared stay shared."""
+    memo: dict[int, Any] = {
+        id(old): nn.Parameter(value(name, old), requires_grad=old.requires_grad)
+        for name, old in model.named_parameters()
+    }
+    return copy.deepcopy(model, memo)
