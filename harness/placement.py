@@ -1,4 +1,4 @@
-"""How a model lies on the processes that train it: whole on each, or every weight in parts.
+"""How a model lies on the processes that train it: whole on each (here), or every weight in parts (`harness.shard`).
 
 Both do the same for the loop; the loss, the gate and the order of the data know nothing of it.
 """
@@ -6,29 +6,21 @@ Both do the same for the loop; the loss, the gate and the order of the data know
 from __future__ import annotations
 
 import logging
-import math
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Literal, Protocol
-
-import torch
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
-from torch.distributed.checkpoint.state_dict_loader import load as load_shards
-from torch.distributed.checkpoint.state_dict_saver import save as save_shards
-from torch.distributed.tensor import DTensor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from harness.optim import make_optimizer
-from harness.shard import gather, shard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
 
+    import torch
     from accelerate import Accelerator
-    from torch import Tensor, nn
+    from torch import nn
 
-    from harness.recipe import OptimizerRecipe
-    from harness.shard import Blueprint
+    from harness.recipe import Recipe
 
 Sharding = Literal["none", "full"]
 
@@ -64,6 +56,26 @@ class Placement(Protocol):
     def load(self, folder: Path) -> None: ...
 
 
+def place(
+    accelerator: Accelerator,
+    recipe: Recipe,
+    make: Callable[[], nn.Module],
+    dress: Callable[[nn.Module], nn.Module],
+) -> Placement:
+    """The student where the recipe wants it. One process holds it whole, whatever the recipe says of sharding.
+
+    Args:
+        make: builds the student at its starting weights.
+        dress: puts on and around it what the loop needs, and gives the `regate.ScoredLM`.
+    """
+    if recipe.devices.sharding == "full" and accelerator.num_processes > 1:
+        from harness.shard import Sharded  # two seconds of imports that other runs do without
+
+        return Sharded(accelerator, make, dress, recipe.train.optimizer)
+    model = dress(make())
+    return Replicated(accelerator, model, make_optimizer(model, recipe.train.optimizer))
+
+
 class Replicated:
     """Every process holds the whole model, and accelerate averages the gradients. With one process, the model."""
 
@@ -90,73 +102,6 @@ class Replicated:
 
     def load(self, folder: Path) -> None:
         self.accelerator.load_state(str(folder))
-
-
-class Sharded:
-    """Every weight, gradient and moment is spread over the processes (torch's fully_shard), each decoder layer put
-    together when it is needed.
-
-    Gradients are summed into their parts after every micro-batch: kept whole until the last one, they would take as
-    much memory as sharding saves.
-
-    Args:
-        model: a `regate.ScoredLM` around `blueprint.model`.
-    """
-
-    sharding: Sharding = "full"
-
-    def __init__(
-        self, accelerator: Accelerator, model: nn.Module, blueprint: Blueprint, recipe: OptimizerRecipe
-    ) -> None:
-        self.accelerator = accelerator
-        self.model = model
-        self._blueprint = blueprint
-        shard(model, blueprint, accelerator.device, half=accelerator.mixed_precision == "bf16")
-        self.optimizer: torch.optim.Optimizer = make_optimizer(model, recipe)
-
-    def micro_batch(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def clip(self, limit: float) -> float:
-        parameters = list(self.model.parameters())
-        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
-        whole: Tensor = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        if limit < math.inf:
-            torch.nn.utils.clip_grads_with_norm_(parameters, limit, whole)
-        return float(whole)
-
-    def export(self, write: Callable[[nn.Module], None]) -> None:
-        whole = gather(self.model, self._blueprint)
-        if whole is not None:
-            write(whole)
-
-    def save(self, folder: Path) -> None:
-        save_shards(self._state(), checkpoint_id=folder / "shards")
-        torch.save(_random_states(), folder / f"random_states_{self.accelerator.process_index}.pkl")
-
-    def load(self, folder: Path) -> None:
-        state = self._state()
-        load_shards(state, checkpoint_id=folder / "shards")
-        set_state_dict(
-            self.model, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
-        )
-        states = torch.load(folder / f"random_states_{self.accelerator.process_index}.pkl", weights_only=True)
-        torch.set_rng_state(states["cpu"])
-        if torch.cuda.is_available():
-            torch.cuda.set_rng_state(states["cuda"])
-
-    def _state(self) -> dict[str, Any]:
-        model, optimizer = get_state_dict(self.model, self.optimizer, options=StateDictOptions())
-        return {"model": model, "optimizer": optimizer}
-
-
-def _random_states() -> dict[str, Tensor]:
-    """torch's: nothing else draws within a step."""
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
 
 
 @contextmanager

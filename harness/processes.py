@@ -36,13 +36,19 @@ def count(recipe: Recipe) -> int:
             f"devices.processes is {processes}, and {gpus} GPUs are visible: each process needs its own",
             hint="leave devices.processes out to use every visible GPU",
         )
-    check_share(recipe, processes)
+    check_split(recipe, processes)
     return processes
 
 
-def check_share(recipe: Recipe, processes: int) -> None:
-    """Raises RecipeError where the global batch is not a whole number of micro-batches for each process."""
+def check_split(recipe: Recipe, processes: int) -> None:
+    """Raises RecipeError where the global batch is not a whole number of micro-batches for each process, or the
+    weights cannot be sharded."""
     train = recipe.train
+    if recipe.devices.sharding == "full" and train.precision == "float16" and processes > 1:
+        raise RecipeError(
+            "devices.sharding is full and train.precision float16: its loss scaling does not know sharded gradients",
+            hint="take train.precision bfloat16",
+        )
     if train.global_batch % (train.micro_batch * processes):
         raise RecipeError(
             f"train.global_batch {train.global_batch} is not a multiple of micro_batch x processes = "

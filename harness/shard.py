@@ -7,22 +7,39 @@ then their parts.
 from __future__ import annotations
 
 import copy
+import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load as load_shards
+from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
+from harness.optim import make_optimizer
 from regate.wrapping import decoder_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
+    from accelerate import Accelerator
     from torch import Tensor
+
+    from harness.placement import Sharding
+    from harness.recipe import OptimizerRecipe
 
 _PREFIX = "model."
 """What `regate.ScoredLM` puts before the names of the model within."""
@@ -41,6 +58,69 @@ class Blueprint:
     model: nn.Module
     plain: nn.Module | None
     weights: dict[str, Any]
+
+
+class Sharded:
+    """Every weight, gradient and moment is spread over the processes (torch's fully_shard), each decoder layer put
+    together when it is needed.
+
+    Gradients are summed into their parts after every micro-batch: kept whole until the last one, they would take as
+    much memory as sharding saves.
+
+    Args:
+        make, dress: as for `harness.placement.place`; `make` is called on the main process only.
+    """
+
+    sharding: Sharding = "full"
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        make: Callable[[], nn.Module],
+        dress: Callable[[nn.Module], nn.Module],
+        recipe: OptimizerRecipe,
+    ) -> None:
+        self.accelerator = accelerator
+        self._blueprint = blueprint(make)
+        self.model = dress(self._blueprint.model)
+        shard(self.model, self._blueprint, accelerator.device, half=accelerator.mixed_precision == "bf16")
+        self.optimizer: torch.optim.Optimizer = make_optimizer(self.model, recipe)
+
+    def micro_batch(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def clip(self, limit: float) -> float:
+        parameters = list(self.model.parameters())
+        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        whole: Tensor = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if limit < math.inf:
+            torch.nn.utils.clip_grads_with_norm_(parameters, limit, whole)
+        return float(whole)
+
+    def export(self, write: Callable[[nn.Module], None]) -> None:
+        whole = gather(self.model, self._blueprint)
+        if whole is not None:
+            write(whole)
+
+    def save(self, folder: Path) -> None:
+        save_shards(self._state(), checkpoint_id=folder / "shards")
+        torch.save(_random_states(), folder / f"random_states_{self.accelerator.process_index}.pkl")
+
+    def load(self, folder: Path) -> None:
+        state = self._state()
+        load_shards(state, checkpoint_id=folder / "shards")
+        set_state_dict(
+            self.model, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+        )
+        states = torch.load(folder / f"random_states_{self.accelerator.process_index}.pkl", weights_only=True)
+        torch.set_rng_state(states["cpu"])
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state(states["cuda"])
+
+    def _state(self) -> dict[str, Any]:
+        model, optimizer = get_state_dict(self.model, self.optimizer, options=StateDictOptions())
+        return {"model": model, "optimizer": optimizer}
 
 
 def blueprint(make: Callable[[], nn.Module]) -> Blueprint:
@@ -103,3 +183,11 @@ def with_parameters(model: nn.Module, value: Callable[[str, nn.Parameter], Tenso
         for name, old in model.named_parameters()
     }
     return copy.deepcopy(model, memo)
+
+
+def _random_states() -> dict[str, Tensor]:
+    """torch's: nothing else draws within a step."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states

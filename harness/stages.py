@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from transformers.utils.logging import disable_progress_bar
 
-from harness import device, figures, launch, processes, provenance, tables, track
 from harness import evaluate as evaluation
+from harness import figures, launch, processes, provenance, tables, track
 from harness.data.sources import make_data, open_data
 from harness.errors import RecipeError, StaleError
-from harness.gating import make_gate, open_reference, reference, reference_facts
+from harness.gating import open_reference, reference, reference_facts
 from harness.ledger import finished_step
 from harness.models import adapter_for
 from harness.plan import make_plan, require
@@ -26,22 +25,17 @@ from harness.prepared import Prepared
 from harness.progress import Progress
 from harness.record import build_record, write_record
 from harness.rundir import alone, check_disk, pin, stage, write_json
-from harness.train import TrainJob
 from harness.train import train as run_training
+from harness.training import join, run_dir_of, train_here, train_job, use_settings
 from regate import process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import regate
     from harness.data.sources import DataSet
     from harness.recipe import Recipe
 
 _PROVENANCE: Final = "provenance.json"
-
-
-def run_dir_of(recipe: Recipe) -> Path:
-    return Path(recipe.paths.results) / "runs" / recipe.run_id
 
 
 def prepare(recipe: Recipe, progress: Progress) -> Prepared:
@@ -52,7 +46,7 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
         DataError: data are missing or damaged.
         StaleError: the run was started with other data or weights.
     """
-    _settings(recipe)
+    use_settings(recipe)
     if finished_step(run_dir_of(recipe) / "ledger.jsonl") is None and not processes.under_torchrun():
         processes.count(recipe)  # what cannot be split is told before anything is made
     plan = make_plan(recipe)
@@ -81,34 +75,6 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
     return Prepared(recipe, make_plan(recipe), data, adapter, run_dir, progress)
 
 
-def join(recipe: Recipe, progress: Progress) -> Prepared:
-    """The same run on another process, which writes nothing: everything is there."""
-    _settings(recipe)
-    data = open_data(recipe.data, recipe.paths, recipe.seed)
-    return Prepared(recipe, make_plan(recipe), data, adapter_for(recipe, data), run_dir_of(recipe), progress)
-
-
-def _settings(recipe: Recipe) -> None:
-    device.use_threads(recipe.devices.threads)
-    disable_progress_bar()  # transformers' own, for every file it reads or writes; ours tell what matters
-
-
-def train_job(run: Prepared, store: regate.ReferenceStore | None, *, began: float | None = None) -> TrainJob:
-    """What the training loop needs."""
-    recipe = run.recipe
-    return TrainJob(
-        recipe=recipe,
-        steps=run.plan.steps,
-        evaluate_at=run.plan.evaluation_steps,
-        adapter=run.adapter,
-        data=run.data,
-        make_gate=lambda: make_gate(run, store),
-        run_dir=run.run_dir,
-        progress=run.progress,
-        began=began,
-    )
-
-
 def train(run: Prepared) -> None:
     """Fine-tune, with the reference losses before it, in as many processes as the recipe says. What it was trained
     on and with is noted at its start."""
@@ -120,11 +86,6 @@ def train(run: Prepared) -> None:
         return
     _count_targets(run)
     launch.run_workers(run.recipe, run.run_dir, "train", count)
-
-
-def train_here(run: Prepared, *, began: float | None = None) -> None:
-    """This process's part of the training, on one of several; the reference losses are there."""
-    run_training(train_job(run, open_reference(run), began=began))
 
 
 def _count_targets(run: Prepared) -> None:
@@ -204,7 +165,7 @@ def _train_together(recipe: Recipe, name: str | None, progress: Progress) -> Pat
         raise _alone_only()
     processes.meet()
     main = process.rank() == 0
-    processes.check_share(recipe, process.world())
+    processes.check_split(recipe, process.world())
     with ExitStack() as stack:
         if main:
             stack.enter_context(alone(run_dir_of(recipe)))

@@ -21,17 +21,16 @@ from harness.data.sampler import Sampler
 from harness.errors import HarnessError, Preempted
 from harness.flops import step_flops
 from harness.ledger import Clocks, Ledger, finished_step
-from harness.optim import lr_at, make_optimizer, set_lr
-from harness.placement import Placement, Replicated, Sharded
+from harness.optim import lr_at, set_lr
+from harness.placement import place
 from harness.recipe import digest
-from harness.shard import blueprint
 from harness.signals import stop_requests
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from harness.data.sample import Batch
     from harness.data.sources import DataSet
@@ -95,20 +94,7 @@ class Loop:
         self.recipe = job.recipe.train
         self.accelerator = device.accelerator(self.recipe)
         set_seed(job.recipe.seed + self.accelerator.process_index)
-        full = job.recipe.devices.sharding == "full" and self.accelerator.num_processes > 1
-        made = blueprint(job.adapter.student) if full else None
-        student = job.adapter.student() if made is None else made.model
-        if self.recipe.gradient_checkpointing:
-            student.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-        student.train()
-        gate = job.recipe.gate
-        self.elide = regate.attach(student, execution=gate.execution if gate else "compact")
-        scored = regate.ScoredLM(student)
-        self.placement: Placement
-        if made is None:
-            self.placement = Replicated(self.accelerator, scored, make_optimizer(scored, self.recipe.optimizer))
-        else:
-            self.placement = Sharded(self.accelerator, scored, made, self.recipe.optimizer)
+        self.placement = place(self.accelerator, job.recipe, job.adapter.student, self._dressed)
         self.model = self.placement.model
         self.gate = job.make_gate()
         self.sampler = Sampler(
@@ -121,6 +107,15 @@ class Loop:
         )
         self.shape = job.adapter.shape()
         self.identity = digest(job.recipe.identity())
+
+    def _dressed(self, student: nn.Module) -> nn.Module:
+        """The student as it is trained: elided below its head, recomputed where the recipe says so."""
+        if self.recipe.gradient_checkpointing:
+            student.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        student.train()
+        gate = self.job.recipe.gate
+        self.elide = regate.attach(student, execution=gate.execution if gate else "compact")
+        return regate.ScoredLM(student)
 
     def step(self, window: list[Batch], step: int) -> StepResult:
         """One optimizer step over this process's part of the global batch."""

@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def _work(run_dir: Path, rank: int) -> None:
-    from harness import gating, processes, stages
+    from harness import gating, processes, training
     from harness.progress import Progress
     from harness.recipe import Recipe
 
@@ -50,10 +50,10 @@ def _work(run_dir: Path, rank: int) -> None:
     recipe = Recipe.model_validate_json((run_dir / "recipe.json").read_text())
     tasks: dict[str, Callable[[Prepared], None]] = {
         "reference": gating.score,
-        "train": lambda run: stages.train_here(run, began=job["began"]),
+        "train": lambda run: training.train_here(run, began=job["began"]),
     }
     processes.meet(meeting=Path(job["meeting"]), rank=rank, world=job["world"])
-    tasks[job["task"]](stages.join(recipe, Progress(quiet=rank > 0)))
+    tasks[job["task"]](training.join(recipe, Progress(quiet=rank > 0)))
     processes.part()
 
 
