@@ -120,9 +120,3 @@ def test_a_sharded_run_ended_in_every_way_is_still_the_same_run(pair: Ran) -> No
     assert done.returncode == 0, done.stderr[-4000:]
     assert f"at step {kept}" in done.stderr
     same_run(pair, "parts")
-
-
-def test_one_process_does_not_go_on_where_two_were(pair: Ran) -> None:
-    done = harness(pair.folder, "train", str(PAIR[1]), "train.micro_batch=8", "devices.processes=3")
-    assert done.returncode == 2
-    assert "not a multiple of micro_batch x processes = 8 x 3" in done.stderr
