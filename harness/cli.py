@@ -127,10 +127,9 @@ def _stage(arguments: list[str], name: str | None = None) -> None:
     from harness import stages
 
     for recipe in recipes:
-        run = stages.prepare(recipe, progress)
-        if name is not None:
-            getattr(stages, name)(run)
-        typer.echo("\n".join(status_lines([run_status(run.run_dir)])))
+        run_dir = stages.do(recipe, name, progress)
+        if run_dir is not None:
+            typer.echo("\n".join(status_lines([run_status(run_dir)])))
 
 
 @app.command()

@@ -106,6 +106,7 @@ class Encoded:
             encoding (the teacher's view).
         failed: the media could not be read at run time; every label is -100 then.
         unshuffled: the turns were to be shown in another order and are in that of the file.
+        cut: how many targets stood beyond the processor's limit and are not in the row; None if nothing was cut.
         extra: further tensors of the adapter.
     """
 
@@ -117,6 +118,7 @@ class Encoded:
     pixels: Tensor | None = None
     failed: bool = False
     unshuffled: bool = False
+    cut: int | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -131,6 +133,7 @@ class Batch:
         failed: ids of the samples whose media could not be read.
         unshuffled: ids of the samples that were to be shown in another order and are in that of the file, since
             another order would have changed their targets (a conversation that is cut off).
+        cut: the targets that were cut off, one number for each row of which the processor cut something.
     """
 
     sample_ids_B: Tensor
@@ -138,6 +141,7 @@ class Batch:
     layout: Layout
     failed: tuple[int, ...] = ()
     unshuffled: tuple[int, ...] = ()
+    cut: tuple[int, ...] = ()
 
     @property
     def input_ids_BS(self) -> Tensor:

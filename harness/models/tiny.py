@@ -186,12 +186,19 @@ class TinyVLMModel(TinyVLMPreTrained):
         if pixel_values is None:
             if wanted:
                 raise ValueError(f"{wanted} visual placeholders in input_ids but no pixel_values")
-            return embeds_BSD
+            return embeds_BSD + self._nothing() if self.training else embeds_BSD
         features_NPD = self.get_video_features(pixel_values).to(embeds_BSD.dtype)
         given = features_NPD.shape[0] * features_NPD.shape[1]
         if wanted != given:
             raise ValueError(f"{wanted} visual placeholders in input_ids but {given} visual tokens")
         return embeds_BSD.masked_scatter(placeholder_BS[..., None], features_NPD)
+
+    def _nothing(self) -> Tensor:
+        """Zero, through the projector: a micro-batch of text calls the same modules as all others, so processes that
+        share gradients or weights stay in step."""
+        size = self.config.vision_config.image_size
+        black = torch.zeros(1, self.config.frames, 3, size, size, device=self.device)
+        return self.get_video_features(black).sum() * 0.0
 
     def forward(
         self,

@@ -19,6 +19,7 @@ FILE_LINES = 400
 FUNCTION_LINES = 60
 # Where a child process is given its environment, and where it finds the folder that it was given.
 READS_ENVIRONMENT = {
+    "harness/launch.py",
     "harness/lmms_plugin/process.py",
     "harness/lmms_plugin/official.py",
     "harness/provenance.py",

@@ -104,6 +104,7 @@ def step_event(made: Recipe, step: int, noise: np.random.Generator) -> dict[str,
         "skipped": False,
         "keep_ratio": p,
         "failed": [],
+        "truncated": {"samples": 1, "targets": 3},
     }
 
 
