@@ -57,6 +57,7 @@ class Parts:
         stage2: the file that holds all but the text half.
         stage3: a finished training, the HD one too.
         vision_heads: of the vision transformer, which its tensors do not tell.
+        image_size: pixels along a side of its input, likewise.
         checkpoint_blocks: see `UMTConfig`.
     """
 
@@ -68,6 +69,7 @@ class Parts:
     lora: Lora = Lora()
     bos_as_ones: bool = True
     vision_heads: int = 16
+    image_size: int = 224
     checkpoint_blocks: int = 0
 
     def stages(self) -> list[Path]:
@@ -172,6 +174,7 @@ def config_of(parts: Parts, state: Mapping[str, Tensor] | None = None) -> VideoC
         intermediate_size=first.shape[0],
         num_hidden_layers=len(blocks),
         num_attention_heads=parts.vision_heads,
+        image_size=parts.image_size,
         patch_size=patch.shape[-1],
         checkpoint_blocks=parts.checkpoint_blocks,
     )
