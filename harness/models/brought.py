@@ -16,7 +16,7 @@ from regate.types import Kind
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from harness.data.sample import Encoded, Sample
     from harness.data.sources import DataSet
@@ -30,13 +30,14 @@ _TOLD: Final = 5
 class Conversations(Protocol):
     """A processor that cuts long conversations."""
 
-    max_length: int
+    @property
+    def max_length(self) -> int: ...
 
     def check(self, sample: Sample) -> None: ...
 
     def tokens(self, sample: Sample) -> int: ...
 
-    def encode(self, sample: Sample, frames: None) -> Encoded: ...
+    def encode(self, sample: Sample, frames: Sequence[Tensor] | None) -> Encoded: ...
 
 
 def require(recipe: Recipe, lines: Sequence[str]) -> None:
@@ -82,7 +83,9 @@ def look_at_conversations(name: str, data: DataSet, processor: Conversations, pr
     Raises:
         DataError: a conversation cannot be used; its sample is named.
     """
-    limit, cut, lost = processor.max_length, [], []
+    limit = processor.max_length
+    cut: list[str] = []
+    lost: list[str] = []
     with progress.task(f"look at conversations {name}", len(data.samples)) as advance:
         for done, sample in enumerate(data.samples, start=1):
             processor.check(sample)

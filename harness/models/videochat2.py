@@ -9,16 +9,19 @@ channels, H and W pixels, L instruction tokens, Q visual tokens of a clip, D hid
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 
+from harness.errors import EnvironmentProblem
 from harness.models.videochat2_config import VideoChat2Config
 from harness.models.videochat2_qformer import make_qformer
 from harness.models.videochat2_vision import UMTModel
+from harness.models.videollama2 import check_loaded
 from harness.models.visual_lm import check_inputs, fill, head
 
 if TYPE_CHECKING:
@@ -27,9 +30,11 @@ if TYPE_CHECKING:
     from transformers import Cache
     from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-VISION = ("vision", "vision_layernorm", "qformer", "query_tokens", "extra_query_tokens", "projector")
+CHECKPOINT: Final = "stage3.safetensors"
+"""The trained tensors of a checkpoint folder, by their official names; config.json beside it names the base."""
+VISION: Final = ("vision", "vision_layernorm", "qformer", "query_tokens", "extra_query_tokens", "projector")
 """Attributes of `VideoChat2Model` that are trained whole; the decoder below them is frozen, or has adapters."""
-INPUTS = ("pixel_values", "frame_counts", "qformer_input_ids", "qformer_attention_mask", "bos_as_ones")
+INPUTS: Final = ("pixel_values", "frame_counts", "qformer_input_ids", "qformer_attention_mask", "bos_as_ones")
 """What goes in once, with the prompt."""
 
 
@@ -102,7 +107,7 @@ class VideoChat2Model(VideoChat2PreTrained):
             raise ValueError(f"{given} instructions in qformer_input_ids for {len(counts)} clips")
         if qformer_attention_mask is None:
             qformer_attention_mask = torch.ones_like(qformer_input_ids)
-        clips = pixel_values.split(counts)
+        clips = pixel_values.split(counts)  # type: ignore[no-untyped-call]
         order: list[int] = []
         found: list[Tensor] = []
         for count in dict.fromkeys(counts):  # clips of one length together: images beside videos
@@ -217,6 +222,43 @@ class VideoChat2ForConditionalGeneration(VideoChat2PreTrained, GenerationMixin):
         self.model = VideoChat2Model(config)
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, language_model: str | Path | None = None, **kwargs: Any
+    ) -> Any:
+        """transformers' own for a whole model; a tensor too many, missing or of another shape is an error.
+
+        Args:
+            language_model: folder of the frozen base, for a checkpoint that holds adapters: they are folded into it.
+
+        Raises:
+            EnvironmentProblem: naming the tensors, or the base that is not given.
+            StaleError: the adapters belong to another base.
+        """
+        where = pretrained_model_name_or_path
+        if where is not None and (Path(where) / CHECKPOINT).is_file():
+            from harness.models.videochat2_weights import load_checkpoint
+
+            if language_model is None:
+                raise EnvironmentProblem(
+                    f"{where}: holds adapters without their base", hint="give language_model=..."
+                )
+            merged: VideoChat2ForConditionalGeneration = load_checkpoint(
+                Path(where),
+                Path(language_model),
+                merged=True,  # type: ignore[assignment]
+            )
+            return merged
+        if kwargs.get("output_loading_info"):
+            return super().from_pretrained(where, *args, **kwargs)
+        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        try:
+            model, found = super().from_pretrained(where, *args, **kwargs)
+        except OSError as error:
+            raise EnvironmentProblem(f"{where}: cannot be read: {error}") from None
+        check_loaded(str(where), found)
+        return model
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head

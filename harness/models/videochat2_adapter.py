@@ -22,12 +22,11 @@ from harness.models.brought import (
     teacher_folder,
 )
 from harness.models.requirements import missing_weights
-from harness.models.videochat2 import VideoChat2ForConditionalGeneration
+from harness.models.videochat2 import CHECKPOINT, VideoChat2ForConditionalGeneration
 from harness.models.videochat2_flops import adapter_parameters, vision_flops
 from harness.models.videochat2_pixels import Pixels
 from harness.models.videochat2_processor import VideoChat2Conversations
 from harness.models.videochat2_weights import (
-    CHECKPOINT,
     Lora,
     Parts,
     build,
@@ -141,7 +140,8 @@ class VideoChat2Adapter:
                 "model.hd: the HD variant is evaluated, not trained: its visual tokens are not known without frames, "
                 "which the reference losses are computed without"
             )
-        return build(self.parts, base_dtype=self._base_dtype(), seed=self.recipe.seed)
+        student: nn.Module = build(self.parts, base_dtype=self._base_dtype(), seed=self.recipe.seed)
+        return student
 
     def teacher(self) -> nn.Module:
         """The frozen language model alone, without adapters."""
@@ -166,7 +166,7 @@ class VideoChat2Adapter:
 
     def save(self, model: nn.Module, directory: Path) -> None:
         """What was trained, by its official names, with both tokenizers; the frozen language model is named."""
-        save_checkpoint(model, directory)  # type: ignore[arg-type]
+        save_checkpoint(model, directory)
         self.processor().save(directory)
 
     def load(self, directory: Path) -> nn.Module:
@@ -226,17 +226,18 @@ def _parts(recipe: Recipe) -> Parts:
     if (model.stage3 is None) == (model.stage1 is None or model.stage2 is None):
         raise RecipeError("model needs stage1 and stage2, or stage3 alone")
     root = Path(recipe.paths.weights)
-    names = {"stage1": "umt_l16_qformer", "stage2": "videochat2_mistral_7b_stage2"}
-    names["stage3"] = "videochat2_mistral_7b_stage3"
-    files = {}
-    for field, name in names.items():
-        given = getattr(model, field)
+
+    def file(given: str | None, name: str) -> Path | None:
+        """The file itself, or the one of the published name in a folder."""
         place = None if given is None else root / given
-        files[field] = place / f"{name}.pth" if place is not None and place.is_dir() else place
+        return place / name if place is not None and place.is_dir() else place
+
     return Parts(
         root / model.language_model,
         root / model.qformer_tokenizer,
-        **files,
+        file(model.stage1, "umt_l16_qformer.pth"),
+        file(model.stage2, "videochat2_mistral_7b_stage2.pth"),
+        file(model.stage3, "videochat2_mistral_7b_stage3.pth"),
         lora=Lora(model.lora.rank, model.lora.alpha, model.lora.dropout),
         bos_as_ones=model.bos_as_ones,
         checkpoint_blocks=model.vision_checkpointing,

@@ -68,7 +68,9 @@ def vision_flops(
     blocks = vision.num_hidden_layers * block
     qformer = _qformer(config, patches, instruction)
     projector = 2.0 * config.visual_tokens * config.qformer_config.hidden_size * config.text_config.hidden_size  # type: ignore[union-attr]
-    again = blocks + qformer if checkpointing else min(vision.checkpoint_blocks, vision.num_hidden_layers) * block
+    last = 2.0 * patches * width * vision.intermediate_size  # recomputation stops before a block's last product
+    chosen = vision.num_hidden_layers if checkpointing else min(vision.checkpoint_blocks, vision.num_hidden_layers)
+    again = chosen * (block - last) + (qformer if checkpointing else 0.0)
     return VisionFlops(first, blocks, qformer, projector, again)
 
 

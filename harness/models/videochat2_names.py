@@ -52,16 +52,20 @@ class Account:
 
     Attributes:
         used: how many went into the model.
-        unused: names of those that did not; each belongs to a part that the model does not have or does not train.
+        replaced: how many a later file has too, whose tensors are taken.
+        unused: names of the rest; each belongs to a part that the model does not have or does not train.
     """
 
     path: Path
     used: int
+    replaced: int
     unused: tuple[str, ...]
 
     def __str__(self) -> str:
         told = f"{self.path.name}: {self.used} tensors used"
-        return f"{told}, {len(self.unused)} not: {some(self.unused)}" if self.unused else told
+        if self.replaced:
+            told += f", {self.replaced} taken from the later file"
+        return f"{told}, {len(self.unused)} of no use here: {some(self.unused)}" if self.unused else told
 
 
 def our_name(official: str) -> str:

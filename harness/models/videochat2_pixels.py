@@ -49,7 +49,7 @@ class Pixels:
         size = self.size
         large = interpolate(frames_T3HW.float(), (high * size, wide * size), mode="bicubic", align_corners=False)
         whole = interpolate(large, (size, size), mode="bicubic", align_corners=False)
-        tiles = large.unflatten(3, (wide, size)).unflatten(2, (high, size)).permute(2, 4, 0, 1, 3, 5).flatten(0, 1)
+        tiles = large.view(-1, 3, high, size, wide, size).permute(2, 4, 0, 1, 3, 5).flatten(0, 1)
         return torch.cat([tiles, whole[None]])
 
     def count(self, height: int, width: int) -> int:

@@ -299,8 +299,8 @@ class VideoChat2Conversations:
         if frames is None or not sample.media:
             return None
         wanted = 1 if sample.media[0].kind == "image" else self.frames
-        clip = frames[0]
-        if len(frames) != 1 or clip.dim() != 4 or clip.shape[:2] != (wanted, 3) or clip.dtype != torch.uint8:
+        clip = frames[0] if len(frames) == 1 else torch.zeros(0)
+        if clip.dim() != 4 or clip.shape[:2] != (wanted, 3) or clip.dtype != torch.uint8:
             shapes = [(tuple(part.shape), str(part.dtype)) for part in frames]
             raise DataError(f"sample {sample.key}: one uint8 clip of {wanted} frames expected, found {shapes}")
         return self.pixels.clips(clip)

@@ -41,7 +41,7 @@ class UMTAttention(nn.Module):
     def forward(self, hidden_NPC: Tensor) -> Tensor:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
         qkv = F.linear(hidden_NPC, self.qkv.weight, bias)
-        query, key, value = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv.view(*qkv.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, _eager)
         out, _ = attend(self, query, key, value, None, dropout=0.0, scaling=query.shape[-1] ** -0.5)
         done: Tensor = self.proj(out.flatten(2))
@@ -73,7 +73,8 @@ class UMTBlock(GradientCheckpointingLayer):  # type: ignore[misc]
 
     def forward(self, hidden_NPC: Tensor) -> Tensor:
         hidden_NPC = hidden_NPC + self.attn(self.norm1(hidden_NPC))
-        return hidden_NPC + self.mlp(self.norm2(hidden_NPC))
+        done: Tensor = hidden_NPC + self.mlp(self.norm2(hidden_NPC))
+        return done
 
 
 class PatchEmbed(nn.Module):
@@ -113,7 +114,7 @@ class UMTModel(PreTrainedModel):  # type: ignore[misc]
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> Tensor:
         """Normalised clips [N, T, 3, H, W] to patch features [N, P, C], frame by frame, row by row."""
-        hidden_NPC = self.patch_embed(pixel_values)
+        hidden_NPC: Tensor = self.patch_embed(pixel_values)
         hidden_NPC = hidden_NPC + self.positions(pixel_values.shape[1], hidden_NPC.device).to(hidden_NPC.dtype)
         again = self.config.checkpoint_blocks if self.training and torch.is_grad_enabled() else 0
         for place, block in enumerate(self.blocks):
@@ -145,7 +146,7 @@ def position_table(config: UMTConfig, frames: int) -> Tensor:
     patches = config.grid**2
     if frames == 1:
         return _sines(patches, config.hidden_size)[None]
-    table = _sines(config.table_frames * patches, config.hidden_size).unflatten(0, (config.table_frames, patches))
+    table = _sines(config.table_frames * patches, config.hidden_size).view(config.table_frames, patches, -1)
     stretched = F.interpolate(table.permute(1, 2, 0), size=frames, mode="linear", align_corners=False)
     return stretched.permute(2, 0, 1).flatten(0, 1)[None].contiguous()
 

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoTokenizer, InstructBlipVideoQFormerConf
 
 from harness.errors import EnvironmentProblem, StaleError
 from harness.models import videochat2_names as names
-from harness.models.videochat2 import VISION, VideoChat2ForConditionalGeneration
+from harness.models.videochat2 import CHECKPOINT, VISION, VideoChat2ForConditionalGeneration
 from harness.models.videochat2_config import LORA_TARGETS, UMTConfig, VideoChat2Config
 from harness.models.videochat2_names import Account
 from harness.models.videollama2 import check_loaded
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-CHECKPOINT: Final = "stage3.safetensors"
-"""The trained tensors of a checkpoint folder, by their official names; config.json beside it names the base."""
 QFORMER_TOKENS: Final = "[DEC]"
 """What the official code adds to BERT's vocabulary."""
 _SIZES: Final = "its tensors are those of another model than model.language_model and model.qformer_tokenizer say"
@@ -110,7 +108,7 @@ def read_stages(parts: Parts) -> tuple[dict[str, Tensor], list[Account]]:
                 f"{parts.stage3}: holds no adapters, so it is no stage-3 file",
                 hint="a stage-2 file is named by model.stage2, with model.stage1",
             )
-        return state, [_account(parts.stage3, files[parts.stage3], state)]
+        return state, [_account(parts.stage3, files[parts.stage3], state, {})]
     if parts.stage2 is None:
         raise EnvironmentProblem("neither a stage-2 nor a stage-3 file is given")
     later = _only(files[parts.stage2])
@@ -127,8 +125,8 @@ def read_stages(parts: Parts) -> tuple[dict[str, Tensor], list[Account]]:
             hint="stage 2 leaves it out; umt_l16_qformer.pth of stage 1 holds it: name that file as model.stage1",
         )
     kept = {name: value for name, value in earlier.items() if name not in later}
-    told = [] if parts.stage1 is None else [_account(parts.stage1, files[parts.stage1], kept)]
-    return state, [*told, _account(parts.stage2, files[parts.stage2], later)]
+    told = [] if parts.stage1 is None else [_account(parts.stage1, files[parts.stage1], kept, later)]
+    return state, [*told, _account(parts.stage2, files[parts.stage2], later, {})]
 
 
 def _only(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -142,8 +140,11 @@ def _only(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _account(path: Path, found: Mapping[str, Tensor], used: Mapping[str, Tensor]) -> Account:
-    return Account(path, len(used), tuple(name for name in found if name not in used))
+def _account(
+    path: Path, found: Mapping[str, Tensor], used: Mapping[str, Tensor], later: Mapping[str, Tensor]
+) -> Account:
+    rest = tuple(name for name in found if name not in used and name not in later)
+    return Account(path, len(used), len(found) - len(used) - len(rest), rest)
 
 
 def config_of(parts: Parts, state: Mapping[str, Tensor] | None = None) -> VideoChat2Config:
