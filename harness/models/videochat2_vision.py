@@ -21,6 +21,10 @@ from harness.models.videochat2_config import UMTConfig
 
 TUBELET = 1
 """Frames of a patch."""
+TRAINED_SIZE = 224
+"""Pixels along a side, in the training of the released weights."""
+TABLE_SIDE = 14
+"""Patches along a side, likewise."""
 
 
 class UMTAttention(nn.Module):
@@ -142,13 +146,20 @@ class UMTModel(PreTrainedModel):  # type: ignore[misc]
 
 def position_table(config: UMTConfig, frames: int) -> Tensor:
     """Position vectors float32 [1, P, C]. A clip's are those of `table_frames` frames, stretched over time; an image
-    has a table of its own, of G x G positions."""
-    patches = config.grid**2
-    if frames == 1:
-        return _sines(patches, config.hidden_size)[None]
-    table = _sines(config.table_frames * patches, config.hidden_size).view(config.table_frames, patches, -1)
-    stretched = F.interpolate(table.permute(1, 2, 0), size=frames, mode="linear", align_corners=False)
-    return stretched.permute(2, 0, 1).flatten(0, 1)[None].contiguous()
+    has a table of its own, of one frame. For pictures of another size than 224 pixels the table is that of 14 x 14
+    patches, stretched over the picture first."""
+    side = config.grid if config.image_size == TRAINED_SIZE else TABLE_SIDE
+    depth = 1 if frames == 1 else config.table_frames
+    table = _sines(depth * side**2, config.hidden_size).view(depth, side, side, -1)
+    if side != config.grid:
+        size = (config.grid, config.grid)
+        wide = F.interpolate(table.permute(0, 3, 1, 2), size=size, mode="bicubic", align_corners=False)
+        table = wide.permute(0, 2, 3, 1)
+    table = table.reshape(depth, config.grid**2, -1)
+    if depth != frames:
+        long = F.interpolate(table.permute(1, 2, 0), size=frames, mode="linear", align_corners=False)
+        table = long.permute(2, 0, 1)
+    return table.flatten(0, 1)[None].contiguous()
 
 
 def _sines(count: int, channels: int) -> Tensor:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from harness.data.sample import Media, Sample, Turn
+from harness.models.videochat2_config import UMTConfig
 from harness.models.videochat2_names import our_name
 from harness.models.videochat2_pixels import tile_grid
 from harness.models.videochat2_vision import position_table
@@ -83,6 +84,19 @@ def test_position_tables(parity: Parity, model: PeftModel) -> None:
         samples = (table[:, ::every] for every in range(1, table.shape[1]))
         nearest = min(difference(one, theirs) for one in samples if one.shape == theirs.shape)
         assert nearest <= VISUAL / 10, name
+
+
+def test_pictures_of_another_size_get_the_trained_table_stretched() -> None:
+    """No fixture has one: the same number of patches keeps it, more patches lie between the trained ones."""
+    small, trained, large = (
+        position_table(UMTConfig(hidden_size=8, image_size=size, patch_size=patch), 4)
+        for size, patch in ((112, 8), (224, 16), (448, 16))
+    )
+    assert torch.equal(small, trained)
+    assert list(large.shape) == [1, 4 * 28 * 28, 8]
+    blocks = large.view(4, 14, 2, 14, 2, 8).mean(dim=(2, 4))
+    inner_TGGC = (blocks - trained.view(4, 14, 14, 8))[:, 2:-2, 2:-2]
+    assert float(inner_TGGC.abs().max()) < 0.1
 
 
 def test_visual_tokens(parity: Parity, model: PeftModel) -> None:
@@ -162,10 +176,16 @@ def test_wrong_variants_are_told_apart(parity: Parity, model: PeftModel) -> None
     """The limits are tight enough: what users get wrong moves the logits far beyond them."""
     batch = parity.batch("video8")
     changes: dict[str, dict[str, Any]] = {
-        "the real <s>": {"bos_as_ones": torch.zeros(2, dtype=torch.bool)},
-        "no instruction": {"qformer_input_ids": torch.full((2, 2), 2)} | {"qformer_attention_mask": None},
-        "right padding": {name: batch.inputs[name].roll(-6, 1) for name in ("qformer_input_ids",)},
+        "the real <s>": {"bos_as_ones": torch.zeros_like(batch.inputs["bos_as_ones"])},
+        "no instruction": {"qformer_input_ids": batch.inputs["qformer_input_ids"][:, -2:]},
+        "right padding": {},
     }
+    changes["no instruction"]["qformer_attention_mask"] = None
+    shift = (batch.inputs["qformer_attention_mask"] == 0).sum(dim=1).tolist()
+    assert max(shift) > 0
+    for name in ("qformer_input_ids", "qformer_attention_mask"):
+        rows = zip(batch.inputs[name], shift, strict=True)
+        changes["right padding"][name] = torch.stack([row.roll(-padding) for row, padding in rows])
     for what, change in changes.items():
         with torch.no_grad():
             logits = model(**{**batch.inputs, **change}).logits

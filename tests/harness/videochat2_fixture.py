@@ -65,6 +65,7 @@ class Parity:
             stage3=self.root / "official_stage3.safetensors",
             lora=lora,
             vision_heads=own["vision_encoder"]["encoder_num_heads"],
+            image_size=own["vision_encoder"]["img_size"],
         )
 
     def processor(self, case: str, frames: int) -> VideoChat2Conversations:
