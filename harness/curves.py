@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from harness.errors import StaleError
 from harness.pairs import SELECTIONS, Run, chance, mean_of_tasks
-from harness.paper_numbers import MODELS, paper_tables
+from harness.paper_numbers import GPUS, MODELS, load_paper
 from harness.stats import LEVEL, Interval
 
 if TYPE_CHECKING:
@@ -209,11 +209,9 @@ def paper_points(adapter: str, benchmark: str) -> list[PaperPoint]:
     model = MODELS.get(adapter)
     if model is None or benchmark != _PAPER_BENCHMARK:
         return []
-    table = paper_tables()["tables"]["table4_efficiency_v1"]
     found = []
-    for name, row in table["rows"].items():
+    for name, entry in load_paper().costs("table4_efficiency_v1").items():
         if name == model or name.startswith(f"{model}-"):
-            entry = dict(zip(table["columns"], row, strict=True))
             label = "baseline" if name == model else name.removeprefix(f"{model}-").replace("-", ", ")
             found.append(PaperPoint(label, entry["tokens"], entry["train_hours"], entry["MVBench"] / 100))
     return found
@@ -221,7 +219,8 @@ def paper_points(adapter: str, benchmark: str) -> list[PaperPoint]:
 
 def paper_hardware(adapter: str) -> str:
     """What the paper's hours were measured on."""
-    return str(paper_tables()["hardware"][MODELS[adapter]])
+    name, number = GPUS[MODELS[adapter]]
+    return f"{number}x {name}"
 
 
 __all__ = [

@@ -170,18 +170,61 @@ class LoraRecipe(Strict):
 
 
 class VideoChat2Model(Strict):
-    """VideoChat2 (Mistral): UMT-L, QFormer, Mistral-7B-Instruct-v0.2 with LoRA."""
+    """VideoChat2 (Mistral): UMT-L, QFormer, Mistral-7B-Instruct-v0.2 with LoRA.
+
+    It starts either where the official stage 3 does, from the files of stages 1 and 2, or from a finished stage 3.
+    """
 
     adapter: Literal["videochat2"]
     language_model: str
-    stage1: str
-    stage2: str
+    qformer_tokenizer: str = "bert-base-uncased"
+    """Words and sizes of the QFormer."""
+    stage1: str | None = None
+    """Holds the text half of the QFormer, which the stage-2 file lacks."""
+    stage2: str | None = None
+    stage3: str | None = None
+    """All relative to paths.weights."""
     lora: LoraRecipe = LoraRecipe()
+    bos_as_ones: bool = True
+    """The official training writes ones into the first embedding of every row, in place of that of `<s>`."""
+    colours: Literal["imagenet", "clip"] = "imagenet"
+    """What pictures are normalised by: the official training uses ImageNet's, its notebooks evaluate with CLIP's."""
+    hd: bool = False
+    """The HD variant: a clip as up to six tiles and the whole picture. It is evaluated, not trained."""
+    merged: bool = False
+    """Evaluation folds the adapters into the language model's weights."""
+    vision_checkpointing: NonNegativeInt = 18
+    """Blocks of the vision transformer that are computed again in the backward pass, to save memory."""
+    max_length: PositiveInt = 512
+    """Most positions beside the visual ones, and most tokens of an instruction; what is beyond is cut off."""
+
+
+class TinyVideoChat2Model(Strict):
+    """VideoChat2's own classes at toy size, with generated weights; made by `harness prepare`."""
+
+    adapter: Literal["tiny_videochat2"]
+    hidden: PositiveInt = 64
+    layers: PositiveInt = 2
+    heads: PositiveInt = 4
+    vocabulary: Annotated[int, Field(ge=512)] = 768
+    """Entries of the tokenizer, which is trained on the conversations; 259 are bytes and markers."""
+    vision_hidden: PositiveInt = 32
+    vision_layers: PositiveInt = 2
+    patch: PositiveInt = 16
+    """Pixels along a side of the vision transformer's patches; of 64 by 64 pixels in all."""
+    qformer_hidden: PositiveInt = 32
+    qformer_layers: PositiveInt = 2
+    queries: PositiveInt = 8
+    """Of stage 1, and as many more of stage 2: a clip is twice as many visual tokens."""
+    lora: LoraRecipe = LoraRecipe(rank=4, alpha=8)
+    bos_as_ones: bool = True
+    merged: bool = False
     max_length: PositiveInt = 512
 
 
 Model = Annotated[
-    TinyModel | TinyVideoLLaMA2Model | VideoLLaMA2Model | VideoChat2Model, Field(discriminator="adapter")
+    TinyModel | TinyVideoLLaMA2Model | TinyVideoChat2Model | VideoLLaMA2Model | VideoChat2Model,
+    Field(discriminator="adapter"),
 ]
 
 # --- training and evaluation -----------------------------------------------------------------------------
@@ -324,6 +367,7 @@ __all__ = [
     "Subset",
     "SuiteMark",
     "TinyModel",
+    "TinyVideoChat2Model",
     "TinyVideoLLaMA2Model",
     "TrainRecipe",
     "VideoChat2Data",

@@ -97,6 +97,8 @@ def _evaluate(data: Any, known: Mapping[str, str | None]) -> Iterator[Finding]:
 
 
 def _model(data: Any) -> Iterator[Finding]:
+    if _get(data, ("model", "adapter")) == "videochat2":
+        yield from _videochat2(data)
     if _get(data, ("model", "adapter")) != "tiny":
         return
     source = _get(data, ("data", "source"))
@@ -111,6 +113,17 @@ def _model(data: Any) -> Iterator[Finding]:
             ("model", "heads"),
             f"model.heads {heads} does not divide model.hidden {hidden} into heads of an even size",
         )
+
+
+def _videochat2(data: Any) -> Iterator[Finding]:
+    earlier, later = (
+        [name for name in names if _get(data, ("model", name)) is not None]
+        for names in (("stage1", "stage2"), ("stage3",))
+    )
+    if later and earlier:
+        yield ("model", earlier[0]), f"model.stage3 holds all of model.{earlier[0]}; keep one of them"
+    if not later and len(earlier) < 2:
+        yield ("model",), "model needs stage1 and stage2, where the official stage 3 starts, or stage3, where it ends"
 
 
 def _data(data: Any) -> Iterator[Finding]:

@@ -13,12 +13,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--parity-root",
         type=Path,
-        default=FIXTURES / "videollama2",
-        help="folder with a VideoLLaMA2 parity fixture: sizes, names and numbers are all read from it",
+        default=FIXTURES,
+        help="folder with a parity fixture of VideoLLaMA2 or VideoChat2, or with a folder videollama2 or videochat2: "
+        "sizes, names and numbers are all read from it; a family that is not there uses the project's own",
     )
+
+
+def _root(config: pytest.Config, family: str, mark: str) -> Path:
+    """The family's fixture: the given folder or the one of the family's name in it, told by a file of its format."""
+    given: Path = config.getoption("--parity-root")
+    for place in (given / family, given, FIXTURES / family):
+        if (place / mark).is_file():
+            return place.resolve()
+    raise pytest.UsageError(f"--parity-root {given}: no {mark} of {family} there")
 
 
 @pytest.fixture(scope="session")
 def parity_root(pytestconfig: pytest.Config) -> Path:
-    root: Path = pytestconfig.getoption("--parity-root")
-    return root.resolve()
+    """VideoLLaMA2's."""
+    return _root(pytestconfig, "videollama2", "expected.safetensors")
+
+
+@pytest.fixture(scope="session")
+def videochat2_root(pytestconfig: pytest.Config) -> Path:
+    return _root(pytestconfig, "videochat2", "fixture.json")

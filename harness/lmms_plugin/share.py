@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def one_tower_pass(model: nn.Module, clip_B: Sequence[int]) -> Iterator[None]:
-    """Within this block, modules called `vision_tower` compute one row for each different clip.
+    """Within this block, modules called `vision_tower` or `vision` compute one row for each different clip.
 
     The output is repeated for the rows that share it, so nothing else sees a difference. A tower whose input is not
     laid out row by row, equal for the rows of a clip, is left alone: that is looked at, not assumed.
@@ -32,7 +32,7 @@ def one_tower_pass(model: nn.Module, clip_B: Sequence[int]) -> Iterator[None]:
     shared = _Shared(torch.tensor(clip_B), first_C)
     hooks = []
     for name, module in model.named_modules():
-        if name.rsplit(".", 1)[-1] == "vision_tower":
+        if name.rsplit(".", 1)[-1] in ("vision_tower", "vision"):
             hooks.append(module.register_forward_pre_hook(shared.before, with_kwargs=True))
             hooks.append(module.register_forward_hook(shared.after))
     try:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.errors import EnvironmentProblem
-from harness.models.requirements import missing_weights
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -27,21 +24,18 @@ def _videollama2(recipe: Recipe, data: DataSet | None) -> Adapter:
     return VideoLLaMA2Adapter(recipe, data)
 
 
-def _not_yet(recipe: Recipe, data: DataSet | None) -> Adapter:
-    lines = missing_weights(recipe)
-    if lines:
-        raise EnvironmentProblem(f"{recipe.name}: weights are missing\n" + "\n".join(f"  {line}" for line in lines))
-    raise EnvironmentProblem(
-        f"this version plans {recipe.model.adapter} and does not train it",
-        hint="it trains model.adapter tiny and videollama2",
-    )
+def _videochat2(recipe: Recipe, data: DataSet | None) -> Adapter:
+    from harness.models.videochat2_adapter import VideoChat2Adapter
+
+    return VideoChat2Adapter(recipe, data)
 
 
 MODELS: Mapping[str, Callable[[Recipe, DataSet | None], Adapter]] = {
     "tiny": _tiny,
+    "tiny_videochat2": _videochat2,
     "tiny_videollama2": _videollama2,
+    "videochat2": _videochat2,
     "videollama2": _videollama2,
-    "videochat2": _not_yet,
 }
 
 

@@ -49,6 +49,7 @@ TEACHER: Final = Requirement(
 """A teacher other than the student's own language model."""
 REQUIREMENTS: Final[dict[str, tuple[Requirement, ...]]] = {
     "tiny": (),
+    "tiny_videochat2": (),
     "tiny_videollama2": (),
     "videollama2": (
         Requirement(
@@ -81,12 +82,22 @@ REQUIREMENTS: Final[dict[str, tuple[Requirement, ...]]] = {
             14.5,
             "Apache-2.0; access is granted on its model page",
         ),
+        Requirement(
+            "qformer_tokenizer", ("config.json", "vocab.txt"), "google-bert/bert-base-uncased", 0.0003, "Apache-2.0"
+        ),
         Requirement("stage1", ("umt_l16_qformer.pth",), "OpenGVLab/videochat", None, "MIT"),
         Requirement(
             "stage2",
             ("videochat2_mistral_7b_stage2.pth",),
             "OpenGVLab/VideoChat2_stage2_Mistral_7B",
             None,
+            "MIT",
+        ),
+        Requirement(
+            "stage3",
+            ("videochat2_mistral_7b_stage3.pth",),
+            "OpenGVLab/VideoChat2_stage3_Mistral_7B",
+            2.1,
             "MIT",
         ),
     ),

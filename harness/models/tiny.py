@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
-from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import slice_logits_to_keep
+from transformers.modeling_outputs import BaseModelOutput
+
+from harness.models.visual_lm import check_inputs, fill, head
 
 if TYPE_CHECKING:
     from transformers import Cache
+    from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 FRAMES_A_TOKEN = 2
 CELLS_A_TOKEN = 2
@@ -182,16 +184,9 @@ class TinyVLMModel(TinyVLMPreTrained):
             ValueError: placeholders and visual tokens differ in number, or there are no frames for them.
         """
         placeholder_BS = input_ids == self.config.placeholder_token_id
-        wanted = int(placeholder_BS.sum())
-        if pixel_values is None:
-            if wanted:
-                raise ValueError(f"{wanted} visual placeholders in input_ids but no pixel_values")
-            return embeds_BSD + self._nothing() if self.training else embeds_BSD
-        features_NPD = self.get_video_features(pixel_values).to(embeds_BSD.dtype)
-        given = features_NPD.shape[0] * features_NPD.shape[1]
-        if wanted != given:
-            raise ValueError(f"{wanted} visual placeholders in input_ids but {given} visual tokens")
-        return embeds_BSD.masked_scatter(placeholder_BS[..., None], features_NPD)
+        features = None if pixel_values is None else self.get_video_features(pixel_values)
+        filled = fill(embeds_BSD, placeholder_BS, features)
+        return filled + self._nothing() if features is None and self.training else filled
 
     def _nothing(self) -> Tensor:
         """Zero, through the projector: a micro-batch of text calls the same modules as all others, so processes that
@@ -211,12 +206,9 @@ class TinyVLMModel(TinyVLMPreTrained):
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """`inputs_embeds` stands for `input_ids` after the merge; exactly one of the two is given."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        check_inputs(input_ids, inputs_embeds, pixel_values)
         if input_ids is not None:
             inputs_embeds = self.merge(input_ids, self.get_input_embeddings()(input_ids), pixel_values)
-        elif pixel_values is not None:
-            raise ValueError("pixel_values need input_ids: the placeholders are found there")
         return self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -263,18 +255,7 @@ class TinyVLMForConditionalGeneration(TinyVLMPreTrained, GenerationMixin):  # ty
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
-        loss = None
-        if labels is not None:
-            vocabulary = self.config.text_config.vocab_size
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocabulary, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        return head(self, outputs, labels, logits_to_keep, **kwargs)
 
     def prepare_inputs_for_generation(
         self,

@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import slice_logits_to_keep
 
 from harness.errors import EnvironmentProblem
 from harness.models.videollama2_config import VideoLLaMA2Config
 from harness.models.videollama2_connector import make_connector
+from harness.models.visual_lm import check_inputs, fill, head
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from transformers import Cache
+    from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 RENAMED = {
     "model.embed_tokens.": "model.language_model.embed_tokens.",
@@ -34,6 +34,7 @@ RENAMED = {
     "model.vision_tower.vision_tower.vision_model.": "model.vision_tower.vision_tower.",
 }
 """Beginnings of the official tensor names, and of this model's. All others are the same."""
+_OTHER_PART = "is a file missing, or the connector or decoder another one than config.json says?"
 
 
 class VisionTower(nn.Module):
@@ -121,16 +122,12 @@ class VideoLLaMA2Model(VideoLLaMA2PreTrained):
         """
         placeholder_BS = input_ids == self.config.placeholder_token_id
         embeds_BSD: Tensor = self.get_input_embeddings()(input_ids.masked_fill(placeholder_BS, 0))
-        wanted = int(placeholder_BS.sum())
-        if pixel_values is None:
-            if wanted:
-                raise ValueError(f"{wanted} visual placeholders in input_ids but no pixel_values")
-            return embeds_BSD + self._nothing() if self.training else embeds_BSD
-        features_NQD = self.get_video_features(pixel_values, frame_counts).to(embeds_BSD.dtype)
-        given = features_NQD.shape[0] * features_NQD.shape[1]
-        if wanted != given:
-            raise ValueError(f"{wanted} visual placeholders in input_ids but {given} visual tokens")
-        return embeds_BSD.masked_scatter(placeholder_BS[..., None], features_NQD)
+        features_NQD = None
+        if pixel_values is not None:
+            features_NQD = self.get_video_features(pixel_values, frame_counts)
+        elif self.training and not bool(placeholder_BS.any()):
+            return embeds_BSD + self._nothing()
+        return fill(embeds_BSD, placeholder_BS, features_NQD)
 
     def _nothing(self) -> Tensor:
         """Zero, through the connector: a micro-batch of text calls the same modules as all others (as the official
@@ -151,12 +148,9 @@ class VideoLLaMA2Model(VideoLLaMA2PreTrained):
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """`inputs_embeds` stands for `input_ids` after the merge; exactly one of the two is given."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        check_inputs(input_ids, inputs_embeds, pixel_values)
         if input_ids is not None:
             inputs_embeds = self.merge(input_ids, pixel_values, frame_counts)
-        elif pixel_values is not None:
-            raise ValueError("pixel_values need input_ids: the placeholders are found there")
         return self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -225,18 +219,7 @@ class VideoLLaMA2ForConditionalGeneration(VideoLLaMA2PreTrained, GenerationMixin
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
-        loss = None
-        if labels is not None:
-            vocabulary = self.config.text_config.vocab_size
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocabulary, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        return head(self, outputs, labels, logits_to_keep, **kwargs)
 
     def prepare_inputs_for_generation(
         self,
@@ -279,11 +262,12 @@ def our_name(official: str) -> str:
     return official
 
 
-def check_loaded(where: str, found: Mapping[str, Any]) -> None:
+def check_loaded(where: str, found: Mapping[str, Any], hint: str = _OTHER_PART) -> None:
     """Every tensor of the checkpoint was used, and every tensor of the model was filled.
 
     Args:
         found: what transformers' `output_loading_info` tells.
+        hint: what may be the reason.
 
     Raises:
         EnvironmentProblem: naming up to four tensors of each kind.
@@ -297,5 +281,5 @@ def check_loaded(where: str, found: Mapping[str, Any]) -> None:
     if told:
         raise EnvironmentProblem(
             f"{where}: its tensors are not those of this configuration: {'; '.join(told)}",
-            hint="is a file missing, or the connector or decoder another one than config.json says?",
+            hint=hint,
         )

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-from harness.device import computes_bfloat16
 from harness.errors import EnvironmentProblem
 from harness.models import videollama2_tiny as tiny
 from harness.models.adapter import DecoderShape, scored_forward
+from harness.models.brought import decoder_shape, load_teacher, look_at_conversations, require, teacher_folder
 from harness.models.requirements import missing_weights
 from harness.models.videollama2 import VideoLLaMA2ForConditionalGeneration
 from harness.models.videollama2_flops import vision_flops
@@ -24,14 +23,11 @@ from harness.recipe import TinyVideoLLaMA2Model, VideoLLaMA2Model
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness.data.sample import Batch, Sample
+    from harness.data.sample import Batch
     from harness.data.sources import DataSet
     from harness.progress import Progress
     from harness.recipe import Recipe
     from regate.types import Decision
-
-_TOLD: Final = 5
-"""Cut samples that are named."""
 
 
 class VideoLLaMA2Adapter:
@@ -70,7 +66,7 @@ class VideoLLaMA2Adapter:
             tiny.make_parts(self.recipe, self.data, progress)
         self._require()
         if self.data is not None:
-            self._check_conversations(self.data, progress)
+            look_at_conversations(self.recipe.name, self.data, self.processor(), progress)
 
     @property
     def weights_fingerprint(self) -> str:
@@ -102,27 +98,15 @@ class VideoLLaMA2Adapter:
         return model
 
     def teacher(self) -> nn.Module:
-        """The language model alone, frozen; in bfloat16 where it is to compute in it."""
+        """The language model alone, frozen."""
         self._require()
-        gate = self.recipe.gate
-        half = gate is not None and gate.reference.dtype == "bfloat16" and computes_bfloat16()
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(
-            self._teacher_folder(), dtype=torch.bfloat16 if half else torch.float32
-        )
-        return model.eval().requires_grad_(False)
+        return load_teacher(self.recipe, self._teacher_folder())
 
     def shape(self) -> DecoderShape:
         config = config_of(self.parts)
-        text: Any = config.text_config
         vision = vision_flops(config)
-        return DecoderShape(
-            hidden=text.hidden_size,
-            layers=text.num_hidden_layers,
-            heads=text.num_attention_heads,
-            kv_heads=text.num_key_value_heads,
-            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
-            intermediate=text.intermediate_size,
-            vocabulary=text.vocab_size,
+        return decoder_shape(
+            config.text_config,
             vision_flops=vision.tower + vision.connector,
             vision_backward=vision.backward_ratio(checkpointing=self.recipe.train.gradient_checkpointing),
         )
@@ -147,35 +131,10 @@ class VideoLLaMA2Adapter:
         return self.recipe.model
 
     def _teacher_folder(self) -> Path:
-        """The student's own language model, or what `gate.reference.model` names below paths.weights."""
-        gate = self.recipe.gate
-        other = gate.reference.model if gate is not None else None
-        return self.parts.language_model if other is None else Path(self.recipe.paths.weights) / other
+        return teacher_folder(self.recipe, self.parts.language_model)
 
     def _require(self) -> None:
-        lines = self.missing()
-        if lines:
-            told = "\n".join(f"  {line}" for line in lines)
-            raise EnvironmentProblem(f"{self.recipe.name}: weights are missing\n{told}")
-
-    def _check_conversations(self, data: DataSet, progress: Progress) -> None:
-        """Encode what may be too long, and let the processor look at the rest; tell what will be cut."""
-        processor = self.processor()
-        cut: list[str] = []
-        with progress.task(f"look at conversations {self.recipe.name}", len(data.samples)) as advance:
-            for done, sample in enumerate(data.samples, start=1):
-                processor.check(sample)
-                if _may_be_long(sample, processor.max_length) and processor.tokens(sample) > processor.max_length:
-                    processor.encode(sample, None)
-                    cut.append(sample.key)
-                if done % 1000 == 0 or done == len(data.samples):
-                    advance(done)
-        if cut:
-            named = ", ".join(cut[:_TOLD]) + (f" and {len(cut) - _TOLD} more" if len(cut) > _TOLD else "")
-            progress.say(
-                f"{len(cut)} of {len(data.samples)} samples are longer than model.max_length {processor.max_length} "
-                f"tokens and are cut there: {named}"
-            )
+        require(self.recipe, self.missing())
 
 
 def _parts(recipe: Recipe) -> Parts:
@@ -196,9 +155,3 @@ def _parts(recipe: Recipe) -> Parts:
         image_aspect_ratio=model.image_aspect_ratio,
         max_length=model.max_length,
     )
-
-
-def _may_be_long(sample: Sample, limit: int) -> bool:
-    """A byte-level token is at least one byte; the template adds a few to every turn."""
-    written = sum(len(turn.text.encode()) + 16 for turn in sample.turns) + 64
-    return written > limit

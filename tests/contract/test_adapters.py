@@ -16,7 +16,14 @@ from harness.errors import EnvironmentProblem
 from harness.models import MODELS, adapter_for
 from harness.models.requirements import REQUIREMENTS, missing_weights
 from harness.progress import Progress
-from harness.recipe import Recipe, TinyModel, TinyVideoLLaMA2Model, VideoChat2Model, VideoLLaMA2Model
+from harness.recipe import (
+    Recipe,
+    TinyModel,
+    TinyVideoChat2Model,
+    TinyVideoLLaMA2Model,
+    VideoChat2Model,
+    VideoLLaMA2Model,
+)
 from regate.types import IGNORE, Kind, TokenCounts
 from tests.harness.tiny_world import tiny_recipe
 
@@ -33,7 +40,17 @@ def toy_videollama2(folder: Path) -> Recipe:
     return tiny_recipe(folder).model_copy(update={"model": model})
 
 
-BUILDABLE: dict[str, Callable[[Path], Recipe]] = {"tiny": tiny_recipe, "tiny_videollama2": toy_videollama2}
+def toy_videochat2(folder: Path) -> Recipe:
+    """VideoChat2's own classes on the clips of the tiny recipe."""
+    model = TinyVideoChat2Model(adapter="tiny_videochat2", hidden=32, vocabulary=640)
+    return tiny_recipe(folder).model_copy(update={"model": model})
+
+
+BUILDABLE: dict[str, Callable[[Path], Recipe]] = {
+    "tiny": tiny_recipe,
+    "tiny_videochat2": toy_videochat2,
+    "tiny_videollama2": toy_videollama2,
+}
 """Families whose weights can be made here, and a recipe that a test can pay for."""
 BROUGHT: dict[str, Any] = {
     "videollama2": VideoLLaMA2Model(
@@ -42,6 +59,7 @@ BROUGHT: dict[str, Any] = {
     "videochat2": VideoChat2Model(adapter="videochat2", language_model="mistral", stage1="one", stage2="two.pth"),
 }
 """Families whose weights must be brought."""
+LAST = TinyVideoChat2Model.model_fields["qformer_layers"].default - 1
 
 
 @pytest.fixture(scope="module", params=sorted(BUILDABLE))
@@ -111,8 +129,12 @@ def test_student_trains_what_the_recipe_trains(adapter: Any) -> None:
     assert logits_NV.shape[0] == targets_N.shape[0] == int(batch.layout.target_BS.sum())
     regate.token_loss(logits_NV, targets_N).mean().backward()
     trained = {name for name, p in student.named_parameters() if p.requires_grad}
+    reached = {name for name, p in student.named_parameters() if p.grad is not None}
     moved = {name for name, p in student.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    assert moved == trained
+    assert reached == trained
+    still = trained - moved
+    # An adapter's second factor starts at zero, so its first one waits a step; the last layer's text is not read.
+    assert all("lora_A" in name or f"qformer.encoder.layer.{LAST}." in name for name in still), still
     assert any("projector" in name for name in trained)
     assert any("language_model" in name for name in trained)
     assert not any("vision_tower" in name for name in trained)
@@ -166,10 +188,12 @@ def test_teacher_is_frozen_and_reads_the_student_s_tokens(adapter: Any) -> None:
     batch = adapter.processor().collate(rows(adapter, media=False))
     shape = adapter.shape()
     assert "pixel_values" not in batch.inputs
-    assert int(batch.input_ids_BS.max()) < teacher.config.vocab_size == shape.vocabulary
-    mask_BS = (batch.inputs["attention_mask"].bool() & (batch.layout.kind_BS != Kind.VISUAL)).long()
+    visual_BS = batch.layout.kind_BS == Kind.VISUAL
+    ids_BS = batch.input_ids_BS.masked_fill(visual_BS, 0)  # a placeholder may lie outside the vocabulary
+    assert int(ids_BS.max()) < teacher.config.vocab_size == shape.vocabulary
+    mask_BS = (batch.inputs["attention_mask"].bool() & ~visual_BS).long()
     with torch.no_grad():
-        logits_BSV = teacher(input_ids=batch.input_ids_BS, attention_mask=mask_BS).logits
+        logits_BSV = teacher(input_ids=ids_BS, attention_mask=mask_BS).logits
     assert bool(torch.isfinite(logits_BSV[batch.layout.target_BS]).all())
 
 
@@ -177,7 +201,8 @@ def test_checkpoint_round_trip(adapter: Any, tmp_path: Path) -> None:
     student = adapter.student().eval()
     with torch.no_grad():
         for parameter in student.parameters():
-            parameter.add_(0.01)
+            if parameter.requires_grad:  # what is frozen need not be in a checkpoint
+                parameter.add_(0.01)
     adapter.save(student, tmp_path)
     loaded = adapter.load(tmp_path).eval()
     inputs = adapter.processor().collate(rows(adapter)).inputs
@@ -227,8 +252,9 @@ def brought(name: str, folder: Path) -> Recipe:
 def test_every_missing_file_is_named_with_its_origin(name: str, tmp_path: Path) -> None:
     recipe = brought(name, tmp_path)
     lines = missing_weights(recipe)
-    assert len(lines) == sum(len(need.files) for need in REQUIREMENTS[name])
-    for need in REQUIREMENTS[name]:
+    needs = [need for need in REQUIREMENTS[name] if getattr(recipe.model, need.field) is not None]
+    assert len(lines) == sum(len(need.files) for need in needs)
+    for need in needs:
         mine = [line for line in lines if line.endswith(f"named by model.{need.field}")]
         assert len(mine) == len(need.files)
         assert all(need.hub_id in line and need.licence in line for line in mine)
@@ -246,11 +272,7 @@ def test_files_that_are_there_are_not_asked_for(name: str, tmp_path: Path) -> No
             file = Path(line.split(": from ")[0])
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
-    if name == "videollama2":
-        assert adapter_for(recipe, None).missing() == []
-        return
-    with pytest.raises(EnvironmentProblem, match=f"plans {name} and does not train it"):
-        adapter_for(recipe, None)
+    assert adapter_for(recipe, None).missing() == []
 
 
 def test_shards_that_an_index_names_are_asked_for(tmp_path: Path) -> None:
@@ -274,6 +296,7 @@ def test_a_field_without_a_value_needs_nothing(tmp_path: Path) -> None:
 def test_requirements_name_fields_of_the_recipe() -> None:
     families = {
         "tiny": TinyModel,
+        "tiny_videochat2": TinyVideoChat2Model,
         "tiny_videollama2": TinyVideoLLaMA2Model,
         "videollama2": VideoLLaMA2Model,
         "videochat2": VideoChat2Model,

@@ -92,7 +92,8 @@ def test_plan(harness: Command, folder: Path) -> None:
 def test_list(harness: Command, folder: Path) -> None:
     run_builder.build_pair(folder / "results")
     answer = harness.json("list")
-    assert {entry["name"] for entry in answer["models"]} == {"tiny", "tiny_videollama2", "videollama2", "videochat2"}
+    families = {"tiny", "tiny_videollama2", "videollama2", "tiny_videochat2", "videochat2"}
+    assert {entry["name"] for entry in answer["models"]} == families
     assert {entry["name"] for entry in answer["sources"]} == {"shapes", "llava", "videochat2_it"}
     assert "tiny_regate" in {entry["name"] for entry in answer["recipes"]}
     assert [entry["words"] for entry in answer["runs"]] == ["complete", "complete"]
