@@ -1,5 +1,5 @@
-"""Checkpoints that resume exactly: model, optimizer and random states by accelerate, and beside them what it does
-not know (step, gate, ledger). A directory counts only once its COMPLETE file is there.
+"""Checkpoints that resume exactly: model, optimizer and random states as the placement keeps them, and beside them
+what it does not know (step, gate, ledger). A directory counts only once its COMPLETE file is there.
 
 accelerate does not save the order of a map-style dataset, so the order is a function of the step
 (`harness.data.sampler`) and needs no state; and it ignores a missing file of random states without a word, so the
@@ -9,10 +9,8 @@ files are counted here.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -20,34 +18,35 @@ import torch
 from harness.errors import StaleError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
-    from accelerate import Accelerator
+    from harness.placement import Placement
 
 SCHEMA: Final = 1
 _COMPLETE: Final = "COMPLETE"
 
 
-def save(accelerator: Accelerator, folder: Path, *, step: int, gate_state: dict[str, Any], identity: str) -> Path:
-    """Write `resume-<step>` below `folder`; older ones go once it is complete.
+def save(placement: Placement, folder: Path, *, step: int, gate_state: dict[str, Any], identity: str) -> Path:
+    """Write `resume-<step>` below `folder`; older ones go once it is complete. Every process comes here.
 
     Args:
         step: the first step that a resumed run will do.
         identity: of the run; a checkpoint of another one is refused on `load`.
     """
+    accelerator = placement.accelerator
     final = folder / f"resume-{step:06d}"
     work = folder / f"resume-{step:06d}.tmp"
     if accelerator.is_main_process:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    with _without_tied_weights_warning():
-        accelerator.save_state(str(work))
+    placement.save(work)
     torch.save(gate_state, work / f"gate-{accelerator.process_index}.pt")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        state = {"schema": SCHEMA, "step": step, "identity": identity, "world": accelerator.num_processes}
+        world = accelerator.num_processes
+        state = {"schema": SCHEMA, "step": step, "identity": identity, "world": world, "sharding": placement.sharding}
         (work / "state.json").write_text(json.dumps(state))
         (work / _COMPLETE).touch()
         _sync(work)
@@ -66,7 +65,7 @@ def latest(folder: Path) -> Path | None:
     return max(found, default=None)
 
 
-def load(accelerator: Accelerator, path: Path, *, identity: str) -> tuple[int, list[dict[str, Any]]]:
+def load(placement: Placement, path: Path, *, identity: str) -> tuple[int, list[dict[str, Any]]]:
     """Restore what `save` wrote into the prepared objects.
 
     Returns:
@@ -78,17 +77,19 @@ def load(accelerator: Accelerator, path: Path, *, identity: str) -> tuple[int, l
     state = json.loads((path / "state.json").read_text())
     if state["identity"] != identity or state["schema"] != SCHEMA:
         raise StaleError(f"{path} was written by another recipe or version", hint=f"move {path} away to start anew")
-    world = accelerator.num_processes
-    if state["world"] != world:
+    world, sharding = placement.accelerator.num_processes, placement.sharding
+    wrote = (state["world"], state.get("sharding", "none"))
+    if wrote != (world, sharding):
         raise StaleError(
-            f"{path} was written by {state['world']} processes, this run has {world}",
-            hint="resume with the same number of processes",
+            f"{path} was written by {wrote[0]} processes (sharding {wrote[1]}), this run has {world} "
+            f"(sharding {sharding})",
+            hint="resume with the same devices.processes and devices.sharding",
         )
     wanted = [f"random_states_{rank}.pkl" for rank in range(world)] + [f"gate-{rank}.pt" for rank in range(world)]
     absent = [name for name in wanted if not (path / name).exists()]
     if absent:
         raise StaleError(f"{path} lacks {', '.join(absent)}", hint=f"move {path} away to start anew")
-    accelerator.load_state(str(path))
+    placement.load(path)
     gates = [torch.load(path / f"gate-{rank}.pt", weights_only=True) for rank in range(world)]
     return int(state["step"]), gates
 
@@ -102,21 +103,6 @@ def write_directory(final: Path, write: Callable[[Path], None]) -> None:
     _sync(work)
     shutil.rmtree(final, ignore_errors=True)
     work.replace(final)
-
-
-@contextmanager
-def _without_tied_weights_warning() -> Iterator[None]:
-    """accelerate warns at every save that tied weights are written once; that they come back is tested."""
-    logger = logging.getLogger("accelerate.utils.other")
-
-    def keep(record: logging.LogRecord) -> bool:
-        return "Removed shared tensor" not in record.getMessage()
-
-    logger.addFilter(keep)
-    try:
-        yield
-    finally:
-        logger.removeFilter(keep)
 
 
 def _sync(folder: Path) -> None:

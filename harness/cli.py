@@ -30,6 +30,10 @@ _RECIPES = "Recipe files or names of shipped recipes, and key=value overrides (g
 _SOME = "As for `run`; without a recipe, everything in the results folder (paths.results=... names another)."
 Recipes = Annotated[list[str], typer.Argument(metavar="RECIPE|KEY=VALUE", help=_RECIPES, show_default=False)]
 SomeRecipes = Annotated[list[str] | None, typer.Argument(metavar="RECIPE|KEY=VALUE", help=_SOME, show_default=False)]
+_NAMED = "Runs (an id or its beginning), suites or recipes, and key=value; without a name, all of the results folder."
+Named = Annotated[
+    list[str] | None, typer.Argument(metavar="RUN|SUITE|RECIPE|KEY=VALUE", help=_NAMED, show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 
 
@@ -63,12 +67,13 @@ def _options(
 def run(recipes: Recipes) -> None:
     """Do everything: prepare, reference, train, eval, tables. What is there and current is not repeated."""
     from harness.cli_args import load_to_run
+    from harness.cli_tables import known_suites
     from harness.progress import Progress
 
     loaded = load_to_run(recipes)
     from harness import stages
 
-    typer.echo(stages.run(loaded, Progress()))
+    typer.echo(stages.run(loaded, Progress(), known_suites(recipes)))
 
 
 @app.command()
@@ -95,8 +100,21 @@ def train(recipes: Recipes) -> None:
 @app.command("eval")
 @guarded
 def evaluate(recipes: Recipes) -> None:
-    """Score the kept models of a training."""
-    _stage(recipes, "evaluate")
+    """Score the kept models of a training, or a model as it is (`evaluate/...`), with lmms-eval."""
+    from harness.cli_args import split
+    from harness.load_eval import find_evaluation, load_evaluation
+    from harness.progress import Progress
+
+    names, overrides = split(recipes)
+    as_they_are = [load_evaluation(name, overrides) for name in names if find_evaluation(name)]
+    trained = [name for name in names if not find_evaluation(name)]
+    if trained or not as_they_are:
+        _stage([*trained, *overrides], "evaluate")
+    if as_they_are:
+        from harness.evaluate_alone import evaluate_alone
+
+        for recipe in as_they_are:
+            typer.echo(evaluate_alone(recipe, Progress()))
 
 
 def _stage(arguments: list[str], name: str | None = None) -> None:
@@ -109,24 +127,70 @@ def _stage(arguments: list[str], name: str | None = None) -> None:
     from harness import stages
 
     for recipe in recipes:
-        run = stages.prepare(recipe, progress)
-        if name is not None:
-            getattr(stages, name)(run)
-        typer.echo("\n".join(status_lines([run_status(run.run_dir)])))
+        run_dir = stages.do(recipe, name, progress)
+        if run_dir is not None:
+            typer.echo("\n".join(status_lines([run_status(run_dir)])))
 
 
 @app.command()
 @guarded
-def tables(arguments: SomeRecipes = None) -> None:
+def tables(
+    arguments: SomeRecipes = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit 5 where the tables on disk are not the records'.")
+    ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Print the paper's tables, too, whatever was run.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Write the tables and figures of all finished runs. The tables are printed."""
     from harness import figures
     from harness import tables as made
     from harness.cli_args import results_folder
+    from harness.cli_tables import known_suites
+    from harness.tables.compare import as_json
 
-    results = results_folder(arguments or [])
-    made.build_tables(results)
+    results, suites = results_folder(arguments or []), known_suites(arguments or [])
+    if check:
+        files = made.check_tables(results, suites)
+        if json:
+            _print_json({"schema": 1, "current": [str(path) for path in files]})
+            return
+        typer.echo(f"{len(files)} files below {results / 'tables'} are what the records give")
+        return
+    found = made.make_tables(results, suites)
+    made.write_tables(found, results)
     figures.build_figures(results)
-    typer.echo(made.tables_markdown(results))
+    if json:
+        _print_json(as_json([table for table in found if everything or not table.aside]))
+    else:
+        typer.echo(made.printed(found, everything=everything))
+
+
+@app.command("figures")
+@guarded
+def draw_figures(
+    arguments: Named = None,
+    draw: Annotated[
+        list[str] | None, typer.Option("--draw", metavar="ARM", help="Arm of a suite to draw; may be repeated.")
+    ] = None,
+) -> None:
+    """Draw accuracy curves, reference losses and elided words. The files are named."""
+    from harness.cli_report import make_figures
+    from harness.progress import Progress
+
+    typer.echo("\n".join(map(str, make_figures(arguments or [], draw or [], Progress()))))
+
+
+@app.command()
+@guarded
+def report(arguments: Named = None) -> None:
+    """Write one HTML file of a run, a pair, a suite or several runs. It needs no server, network or scripts."""
+    from harness.cli_report import make_reports
+    from harness.progress import Progress
+
+    typer.echo("\n".join(map(str, make_reports(arguments or [], Progress()))))
 
 
 # --- reading ---------------------------------------------------------------------------------------------
@@ -136,16 +200,14 @@ def tables(arguments: SomeRecipes = None) -> None:
 @guarded
 def validate(recipes: Recipes, json: Json = False) -> None:
     """Check recipes and tell every mistake at once. Each has its place, and what was probably meant."""
-    from harness.cli_args import split
+    from harness.cli_args import load, split
     from harness.cli_read import validation
-    from harness.load import load_recipes
 
-    names, overrides = split(recipes)
     if json:
-        answer = validation(names, overrides)
+        answer = validation(*split(recipes))
         _print_json(answer)
         raise typer.Exit(0 if answer["ok"] else 2)
-    for recipe in load_recipes(names, overrides):
+    for recipe in load(recipes):
         typer.echo(f"{recipe.name}: in order, run {recipe.run_id}")
 
 
@@ -169,7 +231,9 @@ def list_all(
     what: Annotated[
         str | None,
         typer.Argument(
-            metavar="recipes|runs|models|sources|benchmarks", help="One kind of thing.", show_default=False
+            metavar="recipes|suites|runs|models|sources|benchmarks",
+            help="One kind of thing.",
+            show_default=False,
         ),
     ] = None,
     arguments: Annotated[
@@ -177,7 +241,7 @@ def list_all(
     ] = None,
     json: Json = False,
 ) -> None:
-    """List recipes, runs, models, data sources and benchmarks."""
+    """List recipes, suites, runs, models, data sources and benchmarks."""
     from harness.cli_read import listing, listing_lines
 
     answer = listing(what, arguments or [])
@@ -217,6 +281,26 @@ def status(arguments: SomeRecipes = None, json: Json = False) -> None:
         _print_json({"schema": 1, "runs": answer})
     else:
         typer.echo("\n".join(status_lines(answer)))
+
+
+@app.command()
+@guarded
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN|RECIPE|KEY=VALUE", help="Two runs or more.", show_default=False)
+    ],
+    json: Json = False,
+) -> None:
+    """Put finished runs side by side. What differs, paired differences to the first one, targets, time."""
+    from harness.cli_tables import runs_named
+    from harness.render import to_markdown
+    from harness.tables.compare import as_json, compare_tables
+
+    made = compare_tables(runs_named(runs))
+    if json:
+        _print_json(as_json(made))
+    else:
+        typer.echo("\n".join(to_markdown(table) for table in made))
 
 
 # --- data ------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from harness.errors import RecipeError
 from harness.load import is_override, load_paths, load_recipes
+from harness.suite import find_suite, load_suite
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,12 +22,16 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def load(arguments: Sequence[str]) -> list[Recipe]:
-    """The recipes of a command, checked together.
+    """The recipes of a command, checked together; a suite stands for all of its runs.
 
     Raises:
         RecipeError: a mistake in any of them, or none was given.
     """
-    return load_recipes(*split(arguments))
+    names, overrides = split(arguments)
+    suites = [name for name in names if find_suite(name) is not None]
+    recipes = [recipe for name in suites for recipe in load_suite(name).recipes(overrides)]
+    alone = [name for name in names if name not in suites]
+    return recipes + load_recipes(alone, overrides) if alone or not suites else recipes
 
 
 def load_to_run(arguments: Sequence[str]) -> list[Recipe]:
@@ -49,7 +54,7 @@ def results_folder(arguments: Sequence[str]) -> Path:
     names, overrides = split(arguments)
     if not names:
         return Path(load_paths(overrides).results)
-    folders = {recipe.paths.results for recipe in load_recipes(names, overrides)}
+    folders = {recipe.paths.results for recipe in load(arguments)}
     if len(folders) > 1:
         raise RecipeError(f"the recipes have different results folders: {', '.join(sorted(folders))}")
     return Path(folders.pop())

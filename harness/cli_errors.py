@@ -54,7 +54,7 @@ def guarded(verb: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(verb)
     def wrapper(*arguments: P.args, **options: P.kwargs) -> None:
-        with _terminate_as_interrupt():
+        with terminate_as_interrupt():
             try:
                 verb(*arguments, **options)
             except KeyboardInterrupt:
@@ -112,7 +112,7 @@ def _stop(message: str, code: int) -> None:
 
 
 @contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
+def terminate_as_interrupt() -> Iterator[None]:
     """A scheduler's SIGTERM is handled like Ctrl-C, with cleaning up, instead of ending the process at once."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
@@ -12,13 +13,16 @@ from harness.errors import RecipeError
 from harness.explain import nearest
 from harness.load import check_recipe, find_recipe, load_recipe, shipped_recipes
 from harness.recipe import Data, Model
+from harness.suite import find_suite, load_suite, shipped_suites
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from harness.benchmarks import Published
+
 Answer = dict[str, Any]
-KINDS = ("recipes", "runs", "models", "sources", "benchmarks")
+KINDS = ("recipes", "suites", "runs", "models", "sources", "benchmarks")
 
 
 def validation(names: Sequence[str], overrides: Sequence[str]) -> Answer:
@@ -27,16 +31,31 @@ def validation(names: Sequence[str], overrides: Sequence[str]) -> Answer:
         raise RecipeError("no recipe given")
     recipes = []
     for name in names:
+        if find_suite(name) is not None:
+            recipes += _suite_validation(name, overrides)
+            continue
         try:
             checked = check_recipe(name, overrides)
         except RecipeError as error:
-            problem = {"source": name, "line": None, "column": None, "key": None, "message": str(error)}
-            recipes.append({"source": name, "run_id": None, "problems": [problem]})
+            recipes.append(_refused(name, error))
             continue
         run_id = checked.recipe.run_id if checked.recipe else None
         problems = [problem.as_dict() for problem in checked.problems]
         recipes.append({"source": checked.source, "run_id": run_id, "problems": problems})
     return {"schema": 1, "ok": not any(recipe["problems"] for recipe in recipes), "recipes": recipes}
+
+
+def _suite_validation(name: str, overrides: Sequence[str]) -> list[Answer]:
+    try:
+        found = load_suite(name).recipes(overrides)
+    except RecipeError as error:
+        return [_refused(name, error)]
+    return [{"source": name, "run_id": recipe.run_id, "problems": []} for recipe in found]
+
+
+def _refused(name: str, error: RecipeError) -> Answer:
+    problem = {"source": name, "line": None, "column": None, "key": None, "message": str(error)}
+    return {"source": name, "run_id": None, "problems": [problem]}
 
 
 # --- list ------------------------------------------------------------------------------------------------
@@ -67,6 +86,10 @@ def _recipes() -> list[Answer]:
     return found
 
 
+def _suites() -> list[Answer]:
+    return [{"name": name, "words": load_suite(name).description} for name in shipped_suites()]
+
+
 def _runs(arguments: Sequence[str]) -> list[Answer]:
     statuses = [run_status(folder) for folder in run_folders(results_folder(arguments))]
     return [{"name": status["run_id"], "words": status["state"]} for status in statuses]
@@ -85,16 +108,31 @@ def _variants(union: Any, key: str) -> list[Answer]:
 
 
 def _benchmarks() -> list[Answer]:
-    from harness.benchmarks import BENCHMARKS
+    from harness.benchmarks import BENCHMARKS, Published
 
-    return [
-        {"name": name, "words": f"data source {one.source}: {', '.join(one.abilities)}"}
-        for name, one in BENCHMARKS.items()
-    ]
+    found: list[Answer] = []
+    for name, one in BENCHMARKS.items():
+        if isinstance(one, Published):
+            found.append(_published(one))
+        else:
+            found.append({"name": name, "words": f"data source {one.source}: {', '.join(one.abilities)}"})
+    return found
+
+
+def _published(one: Published) -> Answer:
+    """Task, number of items, metric, size of the data and terms of a benchmark of the paper."""
+    size = "size not known" if one.origin.gigabytes is None else f"{one.origin.gigabytes:g} GB"
+    words = (
+        f"{one.title}: lmms-eval {one.task}, {one.items:,} of split {one.split}, {one.metric}; "
+        f"{one.origin.repository}, {size}, {one.origin.access}; {one.origin.licence}"
+    )
+    facts = {"task": one.task, "split": one.split, "items": one.items, "metric": one.metric}
+    return {"name": one.name, "words": words, **facts, **asdict(one.origin)}
 
 
 _FIXED = {
     "recipes": _recipes,
+    "suites": _suites,
     "models": lambda: _variants(Model, "adapter"),
     "sources": lambda: _variants(Data, "source"),
     "benchmarks": _benchmarks,

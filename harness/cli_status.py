@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.cli_args import results_folder, split
+from harness.cli_args import load, results_folder, split
 from harness.errors import DataError, HarnessError
 from harness.ledger import finished_step, read_events, read_steps
-from harness.load import load_recipes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,10 +18,8 @@ Status = dict[str, Any]
 
 def runs_status(arguments: Sequence[str]) -> list[Status]:
     """The status of each recipe's run, or of every run of the results folder where no recipe is named."""
-    names, overrides = split(arguments)
-    if names:
-        recipes = load_recipes(names, overrides)
-        return [run_status(Path(recipe.paths.results) / "runs" / recipe.run_id) for recipe in recipes]
+    if split(arguments)[0]:
+        return [run_status(Path(recipe.paths.results) / "runs" / recipe.run_id) for recipe in load(arguments)]
     return [run_status(folder) for folder in run_folders(results_folder(arguments))]
 
 

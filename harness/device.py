@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 
 from harness.errors import RecipeError
@@ -61,7 +62,8 @@ def accelerator(recipe: TrainRecipe) -> Accelerator:
     """
     chosen = recipe.precision if recipe.precision != "auto" else ("bfloat16" if computes_bfloat16() else "float32")
     precision = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[chosen]
-    made = Accelerator(mixed_precision=precision)
+    # accelerate takes part in a group of CPU processes only where it is told that it computes on the CPU.
+    made = Accelerator(mixed_precision=precision, cpu=dist.is_initialized() and not torch.cuda.is_available())
     per_pass = recipe.micro_batch * made.num_processes
     if recipe.global_batch % per_pass:
         raise RecipeError(

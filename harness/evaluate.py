@@ -1,44 +1,39 @@
-"""Evaluation of a run's checkpoints: lmms-eval in one child process, judged here by counting.
+"""Evaluation of checkpoints: lmms-eval in child processes, judged here by counting.
 
 lmms-eval takes five to ten seconds to import and a gigabyte of memory, exits with 0 after a failure and swallows
 errors. So one child scores every checkpoint that has no current result, each result is on disk as soon as it is
-there, and no result counts before `read_result` has counted its items.
+there, and no result counts before `read_result` has counted its items. Where there are several GPUs, a child on each
+answers its share of the items first; the answers lie on disk one by one, and whoever scores finds them there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Final
+import os
+import queue
+import threading
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from harness.benchmarks import (
-    BENCHMARKS,
-    Benchmark,
-    expected_prompt_hash,
-    find,
-    question_record,
-    questions_hash,
-    select,
-    summarise,
-)
-from harness.errors import DataError, HarnessError, StaleError
-from harness.lmms_plugin.process import CHILD, run_child
+from harness.benchmarks import BENCHMARKS, AnyBenchmark
+from harness.errors import HarnessError, StaleError
+from harness.exams import Official, set_exams
+from harness.lmms_plugin.process import CHILD, places, run_child
 from harness.recipe import digest
+from harness.record_scores import SCHEMA
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from harness.benchmarks import Tasks
     from harness.data.sources import DataSet
+    from harness.exams import Exam
     from harness.progress import Progress
     from harness.recipe import Recipe
-
-SCHEMA: Final = 1
+    from harness.recipe_eval import EvaluationRecipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,43 +43,43 @@ class Job:
     Attributes:
         step: optimizer steps behind it; 0 is the untrained start.
         fraction: the same as a part of the training, 0 to 1.
-        checkpoint: directory that `Adapter.save` wrote.
+        checkpoint: directory that `Adapter.save` wrote; None for a model of lmms-eval's without weights.
     """
 
     step: int
     fraction: float
-    checkpoint: Path
+    checkpoint: Path | None
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """One result file and what it must be made of to count."""
 
-    benchmark: Benchmark
-    tasks: Tasks
+    exam: Exam
     job: Job
     identity: dict[str, Any]
     path: Path
 
 
 def evaluate_checkpoints(
-    recipe: Recipe,
+    recipe: Recipe | EvaluationRecipe,
     run_dir: Path,
     jobs: Sequence[Job],
     *,
-    data: DataSet,
+    data: DataSet | None,
     progress: Progress,
     timed: AbstractContextManager[Any] | None = None,
-    benchmarks: Mapping[str, Benchmark] = BENCHMARKS,
+    benchmarks: Mapping[str, AnyBenchmark] = BENCHMARKS,
     child: Sequence[str] = CHILD,
 ) -> list[dict[str, Any]]:
     """Score the checkpoints on the recipe's benchmarks, in the order of `jobs` and benchmarks.
 
-    Results lie in run_dir/eval/step-<step>/<benchmark>.json, the items beside them. A result that was made from
-    the same checkpoint, questions, prompts and scoring is read, any other is made again. One process at a time may
-    evaluate a run.
+    Results lie in run_dir/eval/step-<step>/<benchmark>.json, the items and the answers beside them. A result that was
+    made from the same checkpoint, questions, prompts and scoring is read, any other is made again; an answer that was
+    given by the same checkpoint to the same question is not asked again. One process at a time may evaluate a run.
 
     Args:
+        data: what a training's own benchmarks ask about; None where nothing is trained.
         timed: held open while the child works, and not entered when every result is there.
         benchmarks: what the names in the recipe mean.
         child: the command that gets the job file and the number of the events' file descriptor.
@@ -92,30 +87,39 @@ def evaluate_checkpoints(
     Raises:
         RecipeError: an unknown benchmark, or one for other data.
         DataError: media files or questions are missing, or media cannot be read; they are named.
-        HarnessError: the child failed, or its result does not hold what was asked; a part of its log is shown.
+        HarnessError: a child failed, or its result does not hold what was asked; a part of its log is shown.
     """
-    wanted = [
-        make_wanted(run_dir, job, benchmark, tasks)
-        for benchmark, tasks in _asked(recipe, data, benchmarks)
-        for job in jobs
-    ]
+    asked = recipe.evaluate
+    exams = set_exams(
+        asked.benchmarks,
+        benchmarks,
+        data=data,
+        data_folder=recipe.paths.data,
+        prompts=asked.prompts,
+        limit=asked.limit,
+    )
+    wanted = [make_wanted(run_dir, job, exam) for exam in exams for job in jobs]
     pending = [one for one in wanted if not _current(one, progress)]
     if pending:
         with timed or nullcontext():
             _evaluate(recipe, run_dir / "eval", pending, progress, child)
-    results = {(one.job.step, one.benchmark.name): read_result(one) for one in wanted}
-    return [results[job.step, name] for job in jobs for name in recipe.evaluate.benchmarks]
+    results = {(one.job.step, one.exam.name): read_result(one) for one in wanted}
+    return [results[job.step, name] for job in jobs for name in asked.benchmarks]
 
 
-def checkpoint_digest(directory: Path) -> str:
-    """sha256 of model.safetensors; of the names and sha256 of all weights where there are several files.
+def checkpoint_digest(directory: Path | None) -> str:
+    """sha256 of model.safetensors; of the names and sha256 of all weights where there are several files, or where
+    another file changes what they mean (a LoRA adapter's settings).
 
     Raises:
         HarnessError: the directory holds no weights.
     """
-    files = sorted(directory.glob("*.safetensors"))
+    if directory is None:
+        return digest(None)
+    files = sorted(directory.glob("*.safetensors")) or sorted(directory.glob("*.bin"))
     if not files:
         raise HarnessError(f"{directory} holds no *.safetensors to evaluate", hint="train again or restore it")
+    files += sorted(directory.glob("adapter_config.json"))
     hashes = {}
     for path in files:
         with path.open("rb") as file:
@@ -123,37 +127,18 @@ def checkpoint_digest(directory: Path) -> str:
     return hashes["model.safetensors"] if list(hashes) == ["model.safetensors"] else digest(hashes)
 
 
-def _asked(recipe: Recipe, data: DataSet, known: Mapping[str, Benchmark]) -> list[tuple[Benchmark, Tasks]]:
-    """The recipe's benchmarks and their questions, whose media are all there."""
-    asked = []
-    for name in recipe.evaluate.benchmarks:
-        benchmark = find(name, known)
-        asked.append((benchmark, select(benchmark, data.source, data.questions, recipe.evaluate.limit)))
-    paths = {m.path for _, tasks in asked for questions in tasks.values() for q in questions for m in q.media}
-    missing = sorted(str(path) for path in paths if not path.is_file())
-    if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise DataError(
-            f"{len(missing)} media files of the questions are missing: {', '.join(missing[:5])}{more}",
-            hint="make or fetch the data again: `harness data check` names what is damaged",
-        )
-    return asked
-
-
-def make_wanted(run_dir: Path, job: Job, benchmark: Benchmark, tasks: Tasks) -> Wanted:
+def make_wanted(run_dir: Path, job: Job, exam: Exam) -> Wanted:
     """Where a result belongs and what it must be made of."""
     identity = {
         "schema": SCHEMA,
-        "benchmark": benchmark.name,
+        "benchmark": exam.name,
         "step": job.step,
         "fraction": job.fraction,
         "checkpoint": checkpoint_digest(job.checkpoint),
-        "questions": questions_hash(tasks),
-        "prompt_hash": expected_prompt_hash(benchmark, tasks),
-        "definition": digest(asdict(benchmark)),
+        **exam.identity(),
     }
-    path = run_dir / "eval" / f"step-{job.step:06d}" / f"{benchmark.name}.json"
-    return Wanted(benchmark, tasks, job, identity, path)
+    path = run_dir / "eval" / f"step-{job.step:06d}" / f"{exam.name}.json"
+    return Wanted(exam, job, identity, path)
 
 
 # --- judging a result ------------------------------------------------------------------------------------
@@ -186,86 +171,127 @@ def read_result(wanted: Wanted) -> dict[str, Any]:
         raise HarnessError(f"{error.filename}: not written by the evaluation") from None
     except (ValueError, KeyError) as error:
         raise HarnessError(f"{path}: damaged ({error})") from None
+    if result.get("schema") != SCHEMA:
+        raise StaleError(f"{path}: made from another schema ({result.get('schema')}, now {SCHEMA})")
     for name, value in wanted.identity.items():
         if result.get(name) != value:
             raise StaleError(f"{path}: made from another {name} ({result.get(name)}, now {value})")
     if hashlib.sha256(lines).hexdigest() != result.get("items_sha256"):
         raise HarnessError(f"{path}: its items file is not the one it was made from")
-    _count(wanted, result, items)
+    try:
+        summary = wanted.exam.summary(items)
+    except HarnessError as error:
+        raise HarnessError(f"{path}: {error}") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise HarnessError(f"{path}: its items are damaged ({type(error).__name__}: {error})") from None
+    for name, value in summary.items():
+        if result.get(name) != value:
+            raise HarnessError(f"{path}: {name} are {result.get(name)}, its items give {value}")
     return result
 
 
-def _count(wanted: Wanted, result: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> None:
-    benchmark, path = wanted.benchmark, wanted.path
-    asked = [(benchmark.task(a), q) for a, questions in wanted.tasks.items() for q in questions]
-    if [(item.get("task"), item.get("key")) for item in items] != [(task, q.key) for task, q in asked]:
-        raise HarnessError(f"{path}: {len(items)} items scored, {len(asked)} asked, or others than those")
-    for item, (_, question) in zip(items, asked, strict=True):
-        problem = _item_problem(benchmark, item, len(question.options), question.answer)
-        if problem:
-            raise HarnessError(f"{path}: {item['task']} {item['key']}: {problem}")
-    summary = summarise(benchmark, items)
-    counts = {"expected": len(asked), **summary["counts"], "errors": 0}
-    for name, value in (("tasks", summary["tasks"]), ("mean", summary["mean"]), ("counts", counts)):
-        if result.get(name) != value:
-            raise HarnessError(f"{path}: {name} are {result.get(name)}, its items give {value}")
-
-
-def _item_problem(benchmark: Benchmark, item: Mapping[str, Any], options: int, answer: int) -> str | None:
-    if item["answer"] != answer or item["correct"] != int(item["prediction"] == answer):
-        return "its answer or verdict is wrong"
-    if benchmark.form == "options":
-        losses, tokens = item["option_loss"], item["option_tokens"]
-        if len(losses) != options or len(tokens) != options or not all(map(math.isfinite, losses)) or min(tokens) < 1:
-            return f"not every option has a loss: {losses}, tokens {tokens}"
-        if item["prediction"] != losses.index(min(losses)):
-            return "its prediction is not the likeliest option"
-    elif item["empty"] and benchmark.empty == "refuse":
-        return "the answer is empty"
-    return None
-
-
-# --- asking the child ------------------------------------------------------------------------------------
+# --- asking the children ---------------------------------------------------------------------------------
 
 
 def _evaluate(
-    recipe: Recipe, folder: Path, pending: Sequence[Wanted], progress: Progress, child: Sequence[str]
+    recipe: Recipe | EvaluationRecipe,
+    folder: Path,
+    pending: Sequence[Wanted],
+    progress: Progress,
+    child: Sequence[str],
 ) -> None:
-    """One child for everything that is pending; each result is judged as soon as it is there."""
+    """Children for everything that is pending; each result is judged as soon as it is there."""
     ordered = sorted(pending, key=lambda one: one.job.step)
-    total = sum(len(questions) for one in ordered for questions in one.tasks.values())
-    behind = 0
-    with (
-        progress.task(f"evaluate {recipe.name}", total) as advance,
-        run_child(child, folder, _job(recipe, ordered)) as events,
-    ):
-        for event in events:
+    gpus = places(recipe.devices.processes)
+    threads = recipe.devices.threads
+    if len(gpus) > 1:
+        each = threads or max(1, (os.cpu_count() or 1) // len(gpus))
+        shares = [(_job(recipe, ordered, (i, len(gpus)), each), gpu) for i, gpu in enumerate(gpus)]
+        _answer(recipe, folder, ordered, shares, progress, child)
+    job = _job(recipe, ordered, (0, 1), threads)
+    with run_child(child, folder, job, gpu=gpus[0]) as events:
+        _follow(recipe, ordered, ((0, event) for event in events), progress)
+
+
+def _answer(
+    recipe: Recipe | EvaluationRecipe,
+    folder: Path,
+    ordered: Sequence[Wanted],
+    shares: Sequence[tuple[Mapping[str, Any], str | None]],
+    progress: Progress,
+    child: Sequence[str],
+) -> None:
+    """A child for each share, side by side. The first one that fails ends all; what was answered stays on disk."""
+    heard: queue.SimpleQueue[tuple[int, dict[str, Any] | Exception | None]] = queue.SimpleQueue()
+
+    def hear(number: int, events: Iterator[dict[str, Any]]) -> None:
+        try:
+            for event in events:
+                heard.put((number, event))
+            heard.put((number, None))
+        except Exception as error:  # noqa: BLE001 - the thread that listens raises it
+            heard.put((number, error))
+
+    def told() -> Iterator[tuple[int, dict[str, Any]]]:
+        working = set(range(len(shares)))
+        while working:
+            number, event = heard.get()
+            if isinstance(event, HarnessError):
+                gpu = shares[number][1]
+                where = f"process {number + 1} of {len(shares)}" + ("" if gpu is None else f" (GPU {gpu})")
+                raise type(event)(f"{where}: {event}", hint=event.hint) from event
+            if isinstance(event, Exception):
+                raise event
+            if event is None:
+                working.discard(number)
+            else:
+                yield number, event
+
+    with ExitStack() as stack:
+        for number, (job, gpu) in enumerate(shares):
+            log = f"lmms_eval-{number}.log"
+            events = stack.enter_context(run_child(child, folder, job, log_name=log, gpu=gpu))
+            threading.Thread(target=hear, args=(number, events), daemon=True, name=f"hear-{number}").start()
+        _follow(recipe, ordered, told(), progress)
+
+
+def _follow(
+    recipe: Recipe | EvaluationRecipe,
+    ordered: Sequence[Wanted],
+    events: Iterator[tuple[int, dict[str, Any]]],
+    progress: Progress,
+) -> None:
+    """Show what the children tell; judge each result that is done."""
+    total = sum(one.exam.expected for one in ordered)
+    done: dict[tuple[int, int], int] = {}
+    with progress.task(f"evaluate {recipe.name}", total) as advance:
+        for process, event in events:
+            if not 0 <= event["result"] < len(ordered):
+                raise HarnessError(f"the evaluation tells of a result that was not asked: {event['result']}")
             one = ordered[event["result"]]
-            done = behind + event["done"]
+            done[process, event["result"]] = event["done"]
             if event["event"] == "done":
-                behind = done
                 progress.say(_line(recipe, one, read_result(one)))
-            if event["event"] == "done" or done < total:
-                advance(done, f"step {one.job.step} {one.benchmark.name}")
+            if event["event"] == "done" or sum(done.values()) < total:
+                advance(sum(done.values()), f"step {one.job.step} {one.exam.name}")
 
 
-def _job(recipe: Recipe, ordered: Sequence[Wanted]) -> dict[str, Any]:
-    """The job file: benchmarks with their questions, and the results to write, those of a checkpoint together."""
-    benchmarks = {one.benchmark.name: one for one in ordered}
+def _job(
+    recipe: Recipe | EvaluationRecipe, ordered: Sequence[Wanted], share: tuple[int, int], threads: int | None
+) -> dict[str, Any]:
+    """The job file: what is asked, and the results to write, those of a checkpoint together."""
+    exams = {one.exam.name: one.exam for one in ordered}
     return {
         "schema": SCHEMA,
         "recipe": recipe.model_dump(mode="json"),
-        "benchmarks": [
-            {
-                "benchmark": asdict(one.benchmark),
-                "questions": [question_record(q) for questions in one.tasks.values() for q in questions],
-            }
-            for one in benchmarks.values()
-        ],
+        "threads": threads,
+        "share": list(share),
+        "exams": [{"name": name, "exam": exam.job()} for name, exam in exams.items()],
         "results": [
             {
-                "benchmark": one.benchmark.name,
-                "checkpoint": str(one.job.checkpoint.absolute()),
+                "exam": one.exam.name,
+                "checkpoint": str((one.job.checkpoint or one.path.parent).absolute()),
+                "data": one.exam.data.digest if isinstance(one.exam, Official) else None,
                 "path": str(one.path.absolute()),
                 "identity": one.identity,
             }
@@ -274,10 +300,11 @@ def _job(recipe: Recipe, ordered: Sequence[Wanted]) -> dict[str, Any]:
     }
 
 
-def _line(recipe: Recipe, one: Wanted, result: Mapping[str, Any]) -> str:
-    mean, n = result["mean"], result["counts"]["scored"]
+def _line(recipe: Recipe | EvaluationRecipe, one: Wanted, result: Mapping[str, Any]) -> str:
+    mean, counts = result["mean"], result["counts"]
     error = "" if mean["stderr"] is None else f" +- {mean['stderr']:.3f}"
+    odd = "".join(f", {counts[name]} {name}" for name in ("empty", "unparsable", "guessed") if counts[name])
     return (
-        f"{recipe.name} step {one.job.step}: {one.benchmark.name} {mean['value']:.3f}{error} "
-        f"({n} questions, {result['seconds']:.1f} s)"
+        f"{recipe.name} step {one.job.step}: {one.exam.name} {mean['value']:.3f}{error} "
+        f"({counts['scored']} questions{odd}, {result['seconds']:.1f} s)"
     )

@@ -15,6 +15,8 @@ from harness.yamlmarks import dotted, read_number
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from pydantic import BaseModel
+
     from harness.yamlmarks import Document, Mark, Path
 
 _TAGS: Final = {"model": "adapter", "data": "source"}
@@ -46,9 +48,13 @@ class Problem:
         }
 
 
-def explain(errors: Iterable[Mapping[str, Any]], document: Document) -> list[Problem]:
-    """pydantic's errors of one document as problems with places."""
-    schema = Schema()
+def explain(errors: Iterable[Mapping[str, Any]], document: Document, kind: type[BaseModel] = Recipe) -> list[Problem]:
+    """pydantic's errors of one document as problems with places.
+
+    Args:
+        kind: of document, whose keys are suggested.
+    """
+    schema = Schema(kind)
     return [_problem(error, document, schema) for error in errors]
 
 
@@ -62,10 +68,10 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 class Schema:
-    """The recipe's own JSON schema, walked along the data that chose its variants."""
+    """A document's own JSON schema, walked along the data that chose its variants."""
 
-    def __init__(self) -> None:
-        self._root: dict[str, Any] = Recipe.model_json_schema()
+    def __init__(self, kind: type[BaseModel] = Recipe) -> None:
+        self._root: dict[str, Any] = kind.model_json_schema()
 
     def at(self, path: Path, data: Any) -> dict[str, Any]:
         """The schema of the value at `path`; empty where the data leave the variant open."""

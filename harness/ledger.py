@@ -26,8 +26,12 @@ class Clocks:
     """Wall time split into phases. `lap(phase)` gives everything since the last lap to one phase, so the phases
     add up to the wall time by construction. Seconds, monotonic clock."""
 
-    def __init__(self) -> None:
-        self._last = time.perf_counter()
+    def __init__(self, began: float | None = None) -> None:
+        """
+        Args:
+            began: `time.perf_counter()` of the first moment that counts, also one of another process; None is now.
+        """
+        self._last = time.perf_counter() if began is None else began
         self._seconds: dict[str, float] = {}
 
     def lap(self, phase: str) -> None:

@@ -101,11 +101,11 @@ def raise_problems(problems: Sequence[Problem]) -> None:
 
 def shipped_recipes() -> dict[str, FilePath]:
     """Name to file of the recipes that come with the package, or with the checkout it runs from."""
-    root = _recipe_folder()
-    return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.yaml"))}
+    root = recipe_folder()
+    return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.glob("*.yaml"))}
 
 
-def _recipe_folder() -> FilePath:
+def recipe_folder() -> FilePath:
     """Inside the installed package, or at the top of the checkout, where `recipes/` stands for people to read."""
     package = FilePath(__file__).resolve().parent
     installed = package / "recipes"
@@ -155,10 +155,10 @@ def _not_a_recipe(data: Any) -> str:
     return f"a recipe is a mapping of keys to values, this is {'a list' if isinstance(data, list) else 'one value'}"
 
 
-def _benchmarks() -> dict[str, str]:
+def _benchmarks() -> dict[str, str | None]:
     from harness.benchmarks import BENCHMARKS
 
-    return {name: benchmark.source for name, benchmark in BENCHMARKS.items()}
+    return {name: getattr(benchmark, "source", None) for name, benchmark in BENCHMARKS.items()}
 
 
 # --- overrides -------------------------------------------------------------------------------------------

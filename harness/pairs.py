@@ -8,9 +8,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from harness.errors import DataError
 from harness.recipe import digest
 from harness.record import Record, read_items, read_records
-from harness.stats import Interval, McNemar, macro_interval, mcnemar, mean_interval, paired_difference, wilson
+from harness.scores import Scoring, unit_values
+from harness.stats import (
+    Interval,
+    McNemar,
+    macro_interval,
+    mean_interval,
+    minimum_detectable,
+    score_difference,
+    score_interval,
+    shared_differences,
+    sign_test,
+    standard_error,
+    wilson,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -18,7 +32,7 @@ if TYPE_CHECKING:
 
 Evaluation = dict[str, Any]
 Results = dict[str, dict[str, float]]
-"""task -> item key -> result."""
+"""task -> unit -> value; a unit is an item unless the benchmark scores several items as one (`harness.scores`)."""
 
 SELECTIONS: Final = {
     "regate": "ReGATE",
@@ -33,7 +47,8 @@ SELECTIONS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A finished run: its record and its folder. Items are read once for an instance."""
+    """A finished run, or an evaluation without training: its record and its folder. Items are read once for an
+    instance."""
 
     record: Record
     folder: Path
@@ -49,8 +64,15 @@ class Run:
 
     @property
     def totals(self) -> dict[str, Any]:
+        """What the training computed and took; only a trained run has it."""
+        assert self.trained, self.id
         totals: dict[str, Any] = self.record["totals"]
         return totals
+
+    @property
+    def trained(self) -> bool:
+        """False for weights that were evaluated as they are."""
+        return self.record.get("totals") is not None
 
     @property
     def gate(self) -> dict[str, Any] | None:
@@ -58,8 +80,20 @@ class Run:
         return gate
 
     @property
+    def seed(self) -> int:
+        return int(self.record["recipe"]["seed"])
+
+    @property
+    def suite(self) -> tuple[str, str] | None:
+        """Suite and arm, for a run that belongs to one."""
+        mark = self.record.get("suite")
+        return (str(mark["name"]), str(mark["arm"])) if mark else None
+
+    @property
     def arm(self) -> str:
-        """Baseline, or how the gate selects."""
+        """Baseline, or how the gate selects; or that nothing was trained."""
+        if not self.trained:
+            return "evaluated only"
         return "baseline" if self.gate is None else SELECTIONS.get(self.gate["selection"], self.gate["selection"])
 
     @property
@@ -79,11 +113,14 @@ class Run:
         return evaluations[-1] if evaluations else None
 
     def items(self, evaluation: Evaluation) -> Results | None:
-        """The result of each item, or None where the items are not kept. See `read_items` for errors."""
+        """The value of each unit, or None where the items are not kept. See `read_items` for errors."""
         key = (evaluation["benchmark"], evaluation["step"])
         if key not in self._read:
             lines = read_items(self.folder, evaluation)
-            self._read[key] = None if lines is None else _by_task(lines)
+            try:
+                self._read[key] = None if lines is None else unit_values(scoring_of(evaluation), lines)
+            except (KeyError, ValueError) as error:
+                raise DataError(f"{self.folder}: items of {key[0]} after step {key[1]}: {error}") from error
         return self._read[key]
 
 
@@ -104,6 +141,23 @@ class Pair:
         return (self.gated or self.runs[0]).name
 
 
+def scoring_of(evaluation: Mapping[str, Any]) -> Scoring:
+    """How the evaluation's items became its score; the shapes' own where it does not say."""
+    return Scoring(**evaluation.get("scoring", {}))
+
+
+def shown_scale(evaluation: Mapping[str, Any]) -> float:
+    """What a score is multiplied with where people read it: 100 for parts of one, 1 for points."""
+    return 1.0 if scoring_of(evaluation).scale == "points" else 100.0
+
+
+def meant(evaluation: Mapping[str, Any], units: Results) -> Results:
+    """The units of the tasks that count in the score."""
+    return {
+        task["task"]: units[task["task"]] for task in evaluation["tasks"] if task["in_mean"] and task["task"] in units
+    }
+
+
 def load_runs(results_dir: Path) -> list[Run]:
     """Every finished run below a results folder, in order of id. See `read_records` for errors."""
     return [Run(record, results_dir / "runs" / record["id"]) for record in read_records(results_dir)]
@@ -112,10 +166,11 @@ def load_runs(results_dir: Path) -> list[Run]:
 def pair_runs(runs: Iterable[Run]) -> list[Pair]:
     """One pair for each gated run, with its baseline; and one for each baseline that no gated run has.
 
-    Several baselines of one recipe (under other names) are the same run; the first by id is taken.
+    Several baselines of one recipe (under other names) are the same run; the first by id is taken. What was not
+    trained is in no pair.
     """
     families: dict[str, list[Run]] = {}
-    for run in sorted(runs, key=lambda run: run.id):
+    for run in sorted((run for run in runs if run.trained), key=lambda run: run.id):
         families.setdefault(run.family, []).append(run)
     pairs = []
     for members in families.values():
@@ -131,15 +186,27 @@ def differences(pair: Pair) -> list[str]:
     """What else than the gate differs between the two arms, in words; empty for a clean comparison."""
     if pair.baseline is None or pair.gated is None:
         return []
-    ours, theirs = pair.baseline.record["provenance"], pair.gated.record["provenance"]
-    found = [name for name in ("data", "weights", "python", "git") if ours.get(name) != theirs.get(name)]
-    hardware, other = ours["hardware"], theirs["hardware"]
-    found += [f"hardware.{key}" for key in ("cpu", "gpus", "threads") if hardware.get(key) != other.get(key)]
-    packages = sorted(ours["packages"].keys() | theirs["packages"].keys())
-    found += [name for name in packages if ours["packages"].get(name) != theirs["packages"].get(name)]
+    found = surroundings(pair.baseline, pair.gated)
     if pair.baseline.totals["counts"]["target"] != pair.gated.totals["counts"]["target"]:
         found.append("number of targets seen")
     return found
+
+
+def surroundings(one: Run, other: Run) -> list[str]:
+    """Which of data, weights, code, machine and packages differ between two runs."""
+    ours, theirs = one.record["provenance"], other.record["provenance"]
+    found = [name for name in ("data", "weights", "python", "git") if ours.get(name) != theirs.get(name)]
+    hardware, others = ours["hardware"], theirs["hardware"]
+    found += [f"hardware.{key}" for key in ("cpu", "gpus", "threads") if hardware.get(key) != others.get(key)]
+    packages = sorted(ours["packages"].keys() | theirs["packages"].keys())
+    return found + [name for name in packages if ours["packages"].get(name) != theirs["packages"].get(name)]
+
+
+def machine(run: Run) -> str:
+    """The hardware of a run in words."""
+    hardware = run.record["provenance"]["hardware"]
+    gpus = [gpu["name"] for gpu in hardware["gpus"]]
+    return f"{len(gpus)} x {gpus[0]}" if gpus else f"{hardware['cpu']}, {hardware.get('threads', '?')} threads"
 
 
 def task_interval(task: Mapping[str, Any], items: Results | None) -> Interval | None:
@@ -154,14 +221,20 @@ def mean_of_tasks(evaluation: Evaluation, items: Results | None) -> Interval | N
 
     Right and wrong answers are resampled alike whether each is kept or only their number.
     """
-    meant = [task for task in evaluation["tasks"] if task["in_mean"]]
-    if not meant:
+    counted = [task for task in evaluation["tasks"] if task["in_mean"]]
+    if not counted:
         return None
+    scoring = scoring_of(evaluation)
+    if items is not None and scoring == Scoring():
+        return macro_interval({task["task"]: list(items[task["task"]].values()) for task in counted})
     if items is not None:
-        return macro_interval({task["task"]: list(items[task["task"]].values()) for task in meant})
-    if not all("correct" in task for task in meant):
+        return score_interval(scoring, meant(evaluation, items))
+    if scoring.unit == "mme" or not all("correct" in task for task in counted):
         return None
-    return macro_interval({task["task"]: _answers(task["correct"], task["n"]) for task in meant})
+    answers = {task["task"]: _answers(task["correct"], task["n"]) for task in counted}
+    if scoring == Scoring():
+        return macro_interval(answers)
+    return score_interval(scoring, {task: {str(i): v for i, v in enumerate(mine)} for task, mine in answers.items()})
 
 
 def difference_of_means(pair: Pair, benchmark: str, *, task: str | None = None) -> Interval | None:
@@ -177,18 +250,35 @@ def difference_of_means(pair: Pair, benchmark: str, *, task: str | None = None) 
     names = [name for name in names if name in ours and name in theirs]
     if not names:
         return None
-    return paired_difference({name: ours[name] for name in names}, {name: theirs[name] for name in names})
+    return score_difference(
+        scoring_of(evaluation), {name: ours[name] for name in names}, {name: theirs[name] for name in names}
+    )
+
+
+def detectable(pair: Pair, benchmark: str) -> float | None:
+    """The smallest true difference of the two scores that their shared units find with 80 % power; None where
+    `comparable` is None."""
+    both = comparable(pair, benchmark)
+    if both is None:
+        return None
+    evaluation, ours, theirs = both
+    found = shared_differences(meant(evaluation, ours), meant(evaluation, theirs))
+    return minimum_detectable(standard_error(scoring_of(evaluation), found))
 
 
 def mcnemar_by_task(pair: Pair, benchmark: str) -> dict[str, McNemar]:
-    """ability -> exact McNemar test of baseline (first) against gated run (second); empty where `comparable` is
-    None, and without the tasks that are not scored right or wrong."""
+    """ability -> exact test of baseline (first) against gated run (second), see `sign_test`: McNemar's where the
+    task is scored right or wrong. Empty where `comparable` is None."""
     both = comparable(pair, benchmark)
-    if both is None:
-        return {}
-    evaluation, ours, theirs = both
-    tasks = [task for task in evaluation["tasks"] if task["metric"] == "acc" and task["task"] in theirs]
-    return {task["ability"]: mcnemar(ours[task["task"]], theirs[task["task"]]) for task in tasks}
+    return {} if both is None else sign_tests(*both)
+
+
+def sign_tests(evaluation: Mapping[str, Any], first: Results, second: Results) -> dict[str, McNemar]:
+    """ability -> exact test of the units that two runs share, for every task of the evaluation."""
+    tasks = [
+        task for task in evaluation["tasks"] if first.get(task["task"], {}).keys() & second.get(task["task"], {})
+    ]
+    return {task["ability"]: sign_test(first[task["task"]], second[task["task"]]) for task in tasks}
 
 
 def comparable(pair: Pair, benchmark: str) -> tuple[Evaluation, Results, Results] | None:
@@ -197,17 +287,29 @@ def comparable(pair: Pair, benchmark: str) -> tuple[Evaluation, Results, Results
     if pair.baseline is None or pair.gated is None:
         return None
     first, second = pair.baseline.last(benchmark), pair.gated.last(benchmark)
-    if first is None or second is None:
+    if first is None or second is None or first["step"] != second["step"]:
         return None
-    if any(first.get(key) != second.get(key) for key in ("step", "prompt_hash")):
+    return same_questions(pair.baseline, pair.gated, benchmark)
+
+
+def same_questions(one: Run, other: Run, benchmark: str) -> tuple[Evaluation, Results, Results] | None:
+    """The last evaluation of `one` and the units of both, whatever their steps; None where one of them, or its items,
+    is missing, or where they were asked or scored in another way."""
+    first, second = one.last(benchmark), other.last(benchmark)
+    if first is None or second is None or not asked_alike(first, second):
         return None
-    ours, theirs = pair.baseline.items(first), pair.gated.items(second)
+    ours, theirs = one.items(first), other.items(second)
     return None if ours is None or theirs is None else (first, ours, theirs)
+
+
+def asked_alike(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether two evaluations sent the same prompts and score the answers alike."""
+    return first.get("prompt_hash") == second.get("prompt_hash") and scoring_of(first) == scoring_of(second)
 
 
 def teacher_cost(run: Run) -> dict[str, float | None]:
     """Seconds and device-hours of the reference pass that this run reads, whichever run paid for it."""
-    reference = run.record["reference"] or {}
+    reference = run.record.get("reference") or {}
     seconds = reference.get("seconds")
     if isinstance(seconds, dict):
         seconds = sum(seconds.values())
@@ -229,8 +331,8 @@ def chance(run: Run, evaluation: Evaluation) -> float | None:
         if not isinstance(options, list) or len(options) < 2:
             return None
         expected.setdefault(line["task"], []).append(1 / len(options))
-    meant = [expected[task["task"]] for task in evaluation["tasks"] if task["in_mean"]]
-    return sum(sum(part) / len(part) for part in meant) / len(meant) if meant else None
+    counted = [expected[task["task"]] for task in evaluation["tasks"] if task["in_mean"]]
+    return sum(sum(part) / len(part) for part in counted) / len(counted) if counted else None
 
 
 def benchmarks_of(runs: Iterable[Run]) -> list[str]:
@@ -240,10 +342,3 @@ def benchmarks_of(runs: Iterable[Run]) -> list[str]:
 
 def _answers(right: int, n: int) -> list[float]:
     return [1.0] * right + [0.0] * (n - right)
-
-
-def _by_task(lines: Iterable[Mapping[str, Any]]) -> Results:
-    results: Results = {}
-    for line in lines:
-        results.setdefault(line["task"], {})[str(line["key"])] = float(line["correct"])
-    return results

@@ -2,26 +2,135 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from harness import render
 from harness.errors import EnvironmentProblem
-from harness.render import Cell
+from harness.published import PUBLISHED
 from harness.yamlmarks import read_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-MODELS: Final = {"videollama2": "VideoLLaMA2", "videochat2": "VideoChat2"}
+    from harness.benchmark_kinds import Published
+    from harness.render import Cell
+
+MODELS: Final = {"videollama2": "VideoLLaMA2", "videochat2": "VideoChat2", "internvl3_5": "InternVL3.5"}
 """Adapter -> the model's name in the paper."""
-ARMS: Final = ("", "-ReGATE", "-ReGATE-extended", "-ReGATE-fast")
+GATED: Final = "-ReGATE"
+Group = Literal["open_source", "proprietary", "regate"]
+GROUPS: Final[tuple[Group, ...]] = ("open_source", "proprietary", "regate")
+"""Groups of rows of a table of benchmarks; the last one holds the paper's own runs."""
+GPUS: Final = {"VideoLLaMA2": ("H100", 4), "VideoChat2": ("H100", 4), "InternVL3.5": ("H100", 16)}
+"""Model -> name and number of the paper's GPUs."""
 
 _FILE: Final = "tables.yaml"
 
 
-def paper_tables() -> dict[str, Any]:
+TABLES: Final[dict[str, tuple[Published, ...]]] = {
+    table: tuple(one for one in PUBLISHED.values() if one.table == table)
+    for table in ("table1_image", "table2_long_video", "table3_short_video")
+}
+"""The paper's tables of benchmarks, and what is in their columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class PaperRow:
+    """A row of a table of benchmarks as the paper prints it.
+
+    Attributes:
+        scores: by our name of the benchmark: parts of one, or points.
+    """
+
+    label: str
+    group: Group
+    llm: str | None
+    frames: str | int | None
+    tokens: float | None
+    scores: dict[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Paper:
+    """The transcribed paper: the content of tables.yaml."""
+
+    content: dict[str, Any]
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.content["hyperparameters"]
+        return found
+
+    @property
+    def prompts(self) -> dict[str, str | None]:
+        """Column of a benchmark -> the response format of Table 6."""
+        found: dict[str, str | None] = self.content["tables"]["table6_prompts"]
+        return found
+
+    @property
+    def claims(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.content["claims"]
+        return found
+
+    @property
+    def inconsistencies(self) -> list[str]:
+        found: list[str] = self.content["inconsistencies"]
+        return found
+
+    def benchmark_table(self, table: str) -> list[PaperRow]:
+        """Every row of one of TABLES, group by group, as printed."""
+        content = self.content["tables"][table]
+        rows = []
+        for group in GROUPS:
+            for label, entry in content[group].items():
+                values = dict(zip(content["columns"], entry["values"], strict=True))
+                scores = {one.name: _score(values[one.column], one) for one in TABLES[table]}
+                row = PaperRow(label, group, entry.get("llm"), values.get("frames"), values["tokens"], scores)
+                rows.append(row)
+        return rows
+
+    def reported(self, label: str, benchmark: str) -> float | None:
+        """A row's score on one of our benchmarks, in parts of one or points; None where the paper has none."""
+        for table, columns in TABLES.items():
+            if any(one.name == benchmark for one in columns):
+                return {row.label: row.scores[benchmark] for row in self.benchmark_table(table)}.get(label)
+        return None
+
+    def costs(self, table: str) -> dict[str, dict[str, Any]]:
+        """label -> column -> number of a table of costs; the first column of a list is its label."""
+        content = self.content["tables"][table]
+        columns = content["columns"]
+        if isinstance(content["rows"], list):
+            return {str(row[0]): dict(zip(columns, row, strict=True)) for row in content["rows"]}
+        return {label: dict(zip(columns, row, strict=True)) for label, row in content["rows"].items()}
+
+    def rows_of(self, adapters: Iterable[str], benchmark: str) -> list[tuple[str, Cell]]:
+        """(row of the paper, its score) for these models, where the paper has the benchmark.
+
+        The cell has the three values of an accuracy column; the paper reports no interval.
+        """
+        names = [MODELS[adapter] + arm for adapter in sorted(set(adapters) & MODELS.keys()) for arm in ("", GATED)]
+        known = [one for columns in TABLES.values() for one in columns if one.name == benchmark]
+        if not names or not known:
+            return []
+        scale = shown(known[0])
+        return [(name, render.accuracy(None, scale=scale, value=self.reported(name, benchmark))) for name in names]
+
+
+def in_points(one: Published) -> bool:
+    """Whether the score is points and not per cent."""
+    return one.scoring.scale == "points"
+
+
+def shown(one: Published) -> float:
+    """What the score is multiplied with where people read it."""
+    return 1.0 if in_points(one) else 100.0
+
+
+def load_paper() -> Paper:
     """The transcribed tables: from the installed package data, or from the checkout's results/paper.
 
     Raises:
@@ -37,78 +146,16 @@ def paper_tables() -> dict[str, Any]:
             ) from None
         text = checkout.read_text(encoding="utf-8")
     # Not yaml.safe_load: to YAML 1.1, 83.82e6 is a word.
-    content: dict[str, Any] = read_yaml(text, _FILE).data
-    return content
+    return Paper(read_yaml(text, _FILE).data)
 
 
-def efficiency_rows(adapters: Iterable[str]) -> list[tuple[Cell, ...]]:
-    """Rows of the paper's efficiency table for these models: run, arm, tokens, reduction, train GPU-hours, teacher
-    GPU-hours, memory in GB, average accuracy. What the paper does not report is missing; the reduction follows
-    from its tokens."""
-    names = [MODELS[adapter] for adapter in sorted(set(adapters) & MODELS.keys())]
-    if not names:
-        return []
-    table = paper_tables()["tables"]["table4_efficiency_acl"]
-    rows: list[tuple[Cell, ...]] = []
-    for name in names:
-        baseline = None
-        for label in (name + arm for arm in ARMS):
-            if label not in table["rows"]:
-                continue
-            entry = dict(zip(table["columns"], table["rows"][label], strict=True))
-            baseline = baseline or entry
-            gated = entry is not baseline
-            rows.append(
-                (
-                    render.label(label),
-                    render.label("paper"),
-                    render.large(entry["tokens"]),
-                    render.percent(1 - entry["tokens"] / baseline["tokens"]) if gated else Cell("", ("",)),
-                    _number(entry["train_gpu_hours"]),
-                    _number(entry["teacher_gpu_hours"]) if gated else Cell("", ("",)),
-                    _number(entry["avg_mem_gb_per_gpu"]),
-                    _score(entry["avg_accuracy"], width=1),
-                )
-            )
-    return rows
-
-
-def benchmark_rows(adapters: Iterable[str], benchmark: str) -> list[tuple[str, Cell]]:
-    """(row of the paper, its score in per cent) for these models, where the paper has the benchmark.
-
-    The cell has the three values of an accuracy column; the paper reports no interval.
-    """
-    names = [MODELS[adapter] + arm for adapter in sorted(set(adapters) & MODELS.keys()) for arm in ARMS]
-    if not names:
-        return []
-    found = []
-    for table in paper_tables()["tables"].values():
-        columns = [_plain(str(column)) for column in table.get("columns", ())] if isinstance(table, dict) else []
-        if _plain(benchmark) not in columns or "regate" not in table:
-            continue
-        index = columns.index(_plain(benchmark))
-        for name in names:
-            if name in table["regate"]:
-                value = table["regate"][name]["values"][index]
-                found.append((name, _score(value)))
-    return found
-
-
-def _score(value: Any, *, width: int = 3) -> Cell:
-    """A score of the paper, which it prints in per cent; CSV holds parts of one, as for our own, and `width`
-    numbers, of which the bounds of an interval are not reported."""
-    rest = (None,) * (width - 1)
+def _score(value: Any, one: Published) -> float | None:
+    """A printed score: per cent become parts of one, as ours are; points stay."""
     if value is None:
-        return Cell(render.MISSING, (None, *rest))
-    if isinstance(value, list):  # MME: cognition and perception, which are points and not per cent
-        return Cell(" + ".join(f"{part:.1f}" for part in value), (sum(value), *rest))
-    return Cell(f"{value:.1f}", (value / 100, *rest))
+        return None
+    if one.column_place is not None:
+        value = value[one.column_place]
+    return float(value) if in_points(one) else round(float(value) / 100, 6)
 
 
-def _number(value: float | None) -> Cell:
-    return Cell(render.MISSING, (None,)) if value is None else Cell(f"{value:.1f}", (value,))
-
-
-def _plain(name: str) -> str:
-    """A benchmark's name without case and punctuation: MVBench, mvbench; NExT-QA, nextqa."""
-    return "".join(letter for letter in name.lower() if letter.isalnum())
+__all__ = ["GATED", "GPUS", "GROUPS", "MODELS", "TABLES", "Paper", "PaperRow", "in_points", "load_paper", "shown"]

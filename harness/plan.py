@@ -10,11 +10,14 @@ import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from harness.benchmark_data import benchmarks_root, missing_published
+from harness.benchmarks import PUBLISHED
+from harness.data.sampler import steps_per_epoch
 from harness.data.shapes import CONVERSATIONS
 from harness.data.sources import missing_data, open_data
 from harness.errors import DataError, EnvironmentProblem, RecipeError
 from harness.models.requirements import missing_weights
-from harness.recipe import ShapesData
+from harness.recipe import ShapesData, VideoChat2Data
 from regate.schedule import DualCycle
 
 if TYPE_CHECKING:
@@ -58,6 +61,7 @@ class Plan:
 
     Attributes:
         samples: training conversations.
+        subset: which part of the annotations they are, in words; None for all of them.
         excluded: those left out because their media are known to be damaged (`data.damaged: exclude`).
         steps_per_epoch: optimizer steps; what does not fill a global batch is left out of the epoch.
         epochs: of the whole run, not always a whole number.
@@ -74,6 +78,7 @@ class Plan:
     hardware: str | None
     samples: int
     samples_basis: Basis
+    subset: str | None
     excluded: int
     steps_per_epoch: int
     left_out_per_epoch: int
@@ -115,7 +120,7 @@ def make_plan(recipe: Recipe) -> Plan:
     data = None if lines else open_data(recipe.data, recipe.paths, recipe.seed, decode=False)
     samples, basis = _samples(recipe, data)
     train, gate = recipe.train, recipe.gate
-    steps_per_epoch = samples // train.global_batch
+    steps_per_epoch = _steps_per_epoch(data, samples, train.global_batch)
     if steps_per_epoch == 0:
         raise RecipeError(
             f"{recipe.name}: train.global_batch is {train.global_batch}, more than the {samples} samples ({basis})",
@@ -131,6 +136,7 @@ def make_plan(recipe: Recipe) -> Plan:
         hardware=recipe.hardware,
         samples=samples,
         samples_basis=basis,
+        subset=data.subset if data is not None else _asked_subset(recipe),
         excluded=len(data.excluded) if data is not None else 0,
         steps_per_epoch=steps_per_epoch,
         left_out_per_epoch=samples - steps_per_epoch * train.global_batch,
@@ -149,15 +155,29 @@ def make_plan(recipe: Recipe) -> Plan:
         warnings=(),
         to_make=lines if made_here else (),
         missing_weights=tuple(missing_weights(recipe)),
-        missing_data=() if made_here else lines,
+        missing_data=(*(() if made_here else lines), *_missing_benchmarks(recipe)),
     )
     return _with_warnings(plan, recipe)
+
+
+def _steps_per_epoch(data: DataSet | None, samples: int, global_batch: int) -> int:
+    """As the sampler counts them where the data are there; else as if the media were mixed."""
+    if data is None or data.mediums is None:
+        return samples // global_batch
+    return steps_per_epoch(list(data.media_sizes.values()), global_batch)
 
 
 def closed_form(gate: GateConfig, steps: int) -> float:
     """Expected reduction of whole cycles after the gate warm-up (Eq. 4), for a run of `steps`."""
     after = max(0.0, 1 - gate.warmup_steps / steps)
     return after * (1 - gate.dense_steps / gate.cycle_steps) * (1 - gate.keep_ratio)
+
+
+def _asked_subset(recipe: Recipe) -> str | None:
+    if not isinstance(recipe.data, VideoChat2Data) or recipe.data.subset is None:
+        return None
+    asked = recipe.data.subset
+    return f"{asked.size:,} {asked.unit}, drawn by seed {asked.seed}"
 
 
 def _keep_ratios(gate: GateConfig | None, steps: int) -> list[float]:
@@ -222,6 +242,12 @@ def require(plan: Plan) -> None:
 # --- warnings --------------------------------------------------------------------------------------------
 
 
+def _missing_benchmarks(recipe: Recipe) -> list[str]:
+    root = benchmarks_root(recipe.paths.data)
+    asked = [PUBLISHED[name] for name in recipe.evaluate.benchmarks if name in PUBLISHED]
+    return [line for one in asked for line in missing_published(one, root, recipe.evaluate.limit)]
+
+
 def _with_warnings(plan: Plan, recipe: Recipe) -> Plan:
     found = [*_run_warnings(plan, recipe)]
     if recipe.gate is not None:
@@ -235,6 +261,8 @@ def _run_warnings(plan: Plan, recipe: Recipe) -> Iterator[str]:
         yield "several points of evaluate.at fall on the same step; it is evaluated once"
     if not plan.benchmarks:
         yield "evaluate.benchmarks is empty: nothing is scored"
+    if recipe.evaluate.limit is not None and any(name in PUBLISHED for name in plan.benchmarks):
+        yield f"evaluate.limit is {recipe.evaluate.limit}: scores on a part of a benchmark are not the paper's"
     if plan.left_out_per_epoch * 10 > plan.samples:
         yield (
             f"{plan.left_out_per_epoch} of {plan.samples} samples are left out of every epoch, since they do not "
@@ -310,6 +338,8 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "meant for", plan.hardware
     excluded = f", {plan.excluded} damaged ones excluded" if plan.excluded else ""
     yield "samples", f"{plan.samples:,} ({plan.samples_basis}){excluded}"
+    if plan.subset:
+        yield "subset", plan.subset
     yield "length", f"{plan.steps:,} steps of {plan.global_batch} samples, {plan.epochs:.2f} epochs"
     yield (
         "epoch",
@@ -331,6 +361,10 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     else:
         yield "targets", "counted once the data are there"
     at = ", ".join(f"{step:,}" for step in plan.evaluation_steps)
-    yield "evaluation", f"{', '.join(plan.benchmarks) or 'nothing'} after steps {at}"
+    yield "evaluation", f"{', '.join(map(_benchmark, plan.benchmarks)) or 'nothing'} after steps {at}"
     for line in plan.to_make:
         yield "to make", line
+
+
+def _benchmark(name: str) -> str:
+    return f"{name} ({PUBLISHED[name].items:,} items)" if name in PUBLISHED else name

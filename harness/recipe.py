@@ -58,13 +58,43 @@ class LlavaData(Strict):
     damaged: Literal["refuse", "exclude"] = "refuse"
 
 
+class Annotation(Strict):
+    """A file of annotations and the folder of its media."""
+
+    file: str
+    """Relative to paths.data."""
+    media: str = "."
+    """Relative to data.media."""
+
+
+class Subset(Strict):
+    """A part of the data, drawn by the hash of each sample's id: of two sizes, the smaller is within the larger."""
+
+    size: PositiveInt
+    unit: Literal["samples", "pairs"] = "samples"
+    """pairs: questions with their answers, of which a sample of VideoChat2-IT has one or several."""
+    seed: NonNegativeInt = 0
+
+
 class VideoChat2Data(Strict):
-    """VideoChat2-IT: one train.json for each source set, and the folder of the media."""
+    """VideoChat2-IT: one train.json for each source set, and the folders of their media."""
 
     source: Literal["videochat2_it"]
-    annotations: tuple[str, ...]
-    media: str
+    annotations: tuple[Annotation, ...]
+    media: str = "."
+    """The folder that the media folders of the annotations stand in, relative to paths.data."""
+    subset: Subset | None = None
     frames: PositiveInt = 16
+    frame_sampling: Literal["uniform", "random"] = "uniform"
+    """Frames of a video in training: the middle of each of `frames` parts, or one drawn from each part in each epoch
+    (the official `rand`)."""
+    shuffle_turns: bool = False
+    """Show the pairs of a sample in another order in each epoch, the instruction being that of the pair shown first
+    (official). The stores keep the order of the file."""
+    augment: Literal["none", "official"] = "none"
+    """official: a random crop, resized to 224 pixels, and a random flip, the same for all frames of a clip."""
+    batches: Literal["one_medium", "mixed"] = "one_medium"
+    """one_medium: the samples of an optimizer step are all videos or all images (official)."""
     samples: PositiveInt | None = None
     targets_per_sample: PositiveFloat | None = None
     damaged: Literal["refuse", "exclude"] = "refuse"
@@ -322,6 +352,7 @@ def digest(value: Any) -> str:
 
 __all__ = [
     "SCHEMA_VERSION",
+    "Annotation",
     "Data",
     "Devices",
     "EvaluateRecipe",
@@ -333,6 +364,7 @@ __all__ = [
     "ReferenceConfig",
     "ShapesData",
     "StageRecipe",
+    "Subset",
     "SuiteMark",
     "TinyModel",
     "TinyVideoChat2Model",

@@ -19,15 +19,21 @@ from harness import provenance
 from harness.errors import DataError, StaleError
 from harness.ledger import finished_step, read_events
 from harness.recipe import digest
+from harness.record_scores import EVALUATION_SHAPE, items_digest, problems_of, read_evaluations, read_item_lines
+from harness.record_scores import read_json as read_json
 from harness.totals import Split, check_steps, progress_at, split, totals
 
 if TYPE_CHECKING:
     from harness.recipe import Recipe
+    from harness.recipe_eval import EvaluationRecipe
 
 Record = dict[str, Any]
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 RECORD_FILE: Final = "record.json"
+
+EVALUATED: Final = "evaluated"
+"""Status of weights that were evaluated as they are: such a record has no plan, and null for totals."""
 
 MEASURED: Final = frozenset(
     {
@@ -62,14 +68,6 @@ _SHAPE: Final[dict[str, Any]] = {
     "totals": {"steps": int, "counts": dict, "seconds": dict, "step_seconds": dict, "device_hours": dict},
     "evaluations": list,
     "status": str,
-}
-_EVALUATION_SHAPE: Final[dict[str, Any]] = {
-    "benchmark": str,
-    "step": int,
-    "tasks": list,
-    "mean": dict,
-    "counts": dict,
-    "items": str,
 }
 
 
@@ -113,6 +111,7 @@ def build_record(
         "id": recipe.run_id,
         "name": recipe.name,
         "description": recipe.description,
+        "suite": None if recipe.suite is None else recipe.suite.model_dump(),
         "recipe": recipe.identity(),
         "plan": asked,
         "provenance": {
@@ -129,6 +128,42 @@ def build_record(
         "status": "complete",
     }
     # The recipe stays as it is: its digest is the run's id, and its files are relative to `paths`, which is left out.
+    clean: Record = {**_without_places(record, _places(recipe)), "recipe": record["recipe"]}
+    check_record(clean, run_dir / RECORD_FILE)
+    return clean
+
+
+def evaluation_record(
+    recipe: EvaluationRecipe, run_dir: Path, *, weights_fingerprint: str, where: Mapping[str, Any], finished: str
+) -> Record:
+    """The record of weights that were evaluated as they are.
+
+    Args:
+        where: the outcome of `provenance.collect`.
+        finished: time in ISO 8601.
+
+    Raises:
+        DataError: an evaluation is not finished, or a file is damaged.
+    """
+    evaluations = [one for one in read_evaluations(run_dir) if one["benchmark"] in recipe.benchmarks]
+    absent = [name for name in recipe.benchmarks if name not in {one["benchmark"] for one in evaluations}]
+    if absent:
+        raise DataError(f"{run_dir}: {', '.join(absent)} not evaluated", hint="finish it first: harness eval")
+    record = {
+        "schema": SCHEMA,
+        "id": recipe.run_id,
+        "name": recipe.name,
+        "description": recipe.description,
+        "suite": None,
+        "recipe": recipe.identity(),
+        "plan": None,
+        "provenance": {**where, "data": "none", "weights": weights_fingerprint, "reference": None, "seed": 0},
+        "totals": None,
+        "reference": None,
+        "evaluations": [{**one, "progress": None} for one in evaluations],
+        "finished": finished,
+        "status": EVALUATED,
+    }
     clean: Record = {**_without_places(record, _places(recipe)), "recipe": record["recipe"]}
     check_record(clean, run_dir / RECORD_FILE)
     return clean
@@ -151,8 +186,10 @@ def read_record(path: Path) -> Record:
     record = read_json(path, "record")
     if record.get("schema") != SCHEMA:
         raise StaleError(
-            f"{path}: record schema {record.get('schema')}, this version reads {SCHEMA}",
-            hint="run the recipe again with this version, or read the record with the version that wrote it",
+            f"{path}: record schema {record.get('schema')}, this version reads {SCHEMA}"
+            + (" (its evaluations do not say how items become a score)" if record.get("schema") == 1 else ""),
+            hint="run the recipe again with this version (what is trained is kept), or read the record with the "
+            "version that wrote it",
         )
     check_record(record, path)
     return record
@@ -179,10 +216,13 @@ def check_record(record: Record, path: Path) -> None:
     Raises:
         DataError, StaleError: naming the file and the key.
     """
-    problems = list(_problems(record, _SHAPE, ""))
+    shape = _SHAPE
+    if record.get("status") == EVALUATED:
+        shape = {key: kind for key, kind in _SHAPE.items() if key not in ("plan", "totals")}
+    problems = list(problems_of(record, shape, ""))
     if not problems:
         for index, evaluation in enumerate(record["evaluations"]):
-            problems += _problems(evaluation, _EVALUATION_SHAPE, f"evaluations.{index}.")
+            problems += problems_of(evaluation, EVALUATION_SHAPE, f"evaluations.{index}.")
     if problems:
         raise DataError(f"{path}: damaged record: {'; '.join(problems)}", hint="make it again: harness run")
     expected = f"{record['name']}-{digest(record['recipe'])[:8]}"
@@ -206,15 +246,10 @@ def read_items(run_dir: Path, evaluation: Mapping[str, Any]) -> list[dict[str, A
     path = run_dir / "eval" / f"step-{evaluation['step']:06d}" / evaluation["items"]
     if not path.exists():
         return None
-    items = _item_lines(path)
+    items = read_item_lines(path)
     if items_digest(items) != evaluation.get("items_digest"):
         raise StaleError(f"{path}: not the items that the record was made from", hint="make the record again")
     return items
-
-
-def items_digest(items: list[dict[str, Any]]) -> str:
-    """Fingerprint of an evaluation's outcome: task, key and result of each item, in any order."""
-    return digest(sorted([item["task"], str(item["key"]), item["correct"]] for item in items))
 
 
 def plain(value: Any) -> Any:
@@ -238,37 +273,11 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     temporary.replace(path)
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        DataError: not there, or not a JSON object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as {what}: {error}") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: cannot be read as {what}: not a JSON object")
-    return value
-
-
 def _evaluations(recipe: Recipe, run_dir: Path, ledger: Split, steps: int) -> list[dict[str, Any]]:
-    """Every evaluation of the run, by benchmark and step, with what had been computed up to it."""
-    evaluations = []
-    for path in sorted((run_dir / "eval").glob("step-*/*.json")):
-        evaluation = read_json(path, "an evaluation")
-        problems = list(_problems(evaluation, _EVALUATION_SHAPE, ""))
-        if problems:
-            raise DataError(f"{path}: damaged evaluation: {'; '.join(problems)}")
-        items_path = path.parent / evaluation["items"]
-        items = _item_lines(items_path)
-        if len(items) != evaluation["counts"]["scored"]:
-            raise DataError(f"{items_path}: {len(items)} items, the evaluation counts {evaluation['counts']}")
-        _count_right(evaluation, items, path)
-        evaluation["items_digest"] = items_digest(items)
+    """Every evaluation of the run, with what had been computed up to it."""
+    evaluations = read_evaluations(run_dir)
+    for evaluation in evaluations:
         evaluation["progress"] = progress_at(ledger.steps, evaluation["step"], global_batch=recipe.train.global_batch)
-        evaluations.append(evaluation)
     for benchmark in recipe.evaluate.benchmarks:
         done = {evaluation["step"] for evaluation in evaluations if evaluation["benchmark"] == benchmark}
         for fraction in recipe.evaluate.at:
@@ -277,41 +286,7 @@ def _evaluations(recipe: Recipe, run_dir: Path, ledger: Split, steps: int) -> li
                     f"{run_dir}: {benchmark} was not evaluated at {fraction:g} of the training",
                     hint="finish it first: harness eval",
                 )
-    return sorted(evaluations, key=lambda evaluation: (evaluation["benchmark"], evaluation["step"]))
-
-
-def _count_right(evaluation: dict[str, Any], items: list[dict[str, Any]], path: Path) -> None:
-    """Put the number of right answers beside each accuracy, which must be what its items give (in parts of one or
-    in per cent, possibly rounded to three places)."""
-    for task in evaluation["tasks"]:
-        if task["metric"] != "acc":
-            continue
-        results = [item["correct"] for item in items if item["task"] == task["task"]]
-        found = sum(results) / len(results) if results else -1.0
-        if len(results) != task["n"] or min(abs(found - task["value"]), abs(100 * found - task["value"])) > 6e-4:
-            raise DataError(f"{path}: {task['task']} does not agree with its {len(results)} items")
-        task["correct"] = sum(results)
-
-
-def _item_lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as items of an evaluation: {error}") from error
-
-
-def _problems(value: Any, shape: Mapping[str, Any], prefix: str) -> list[str]:
-    if not isinstance(value, dict):
-        return [f"{prefix.rstrip('.') or 'it'} is not an object"]
-    problems: list[str] = []
-    for key, kind in shape.items():
-        if key not in value:
-            problems.append(f"{prefix}{key} is missing")
-        elif isinstance(kind, dict):
-            problems += _problems(value[key], kind, f"{prefix}{key}.")
-        elif not isinstance(value[key], kind):
-            problems.append(f"{prefix}{key} is {type(value[key]).__name__}, not {kind.__name__}")
-    return problems
+    return evaluations
 
 
 def _drop(value: Any, names: frozenset[str]) -> Any:
@@ -320,7 +295,7 @@ def _drop(value: Any, names: frozenset[str]) -> Any:
     return [_drop(item, names) for item in value] if isinstance(value, list) else value
 
 
-def _places(recipe: Recipe) -> dict[str, str]:
+def _places(recipe: Recipe | EvaluationRecipe) -> dict[str, str]:
     """Directories of this machine, longest first, and what stands for each in a record."""
     named = {str(Path(place).resolve()): f"<{key}>" for key, place in recipe.paths.model_dump().items()}
     named |= {str(Path(place)): f"<{key}>" for key, place in recipe.paths.model_dump().items() if place[:1] == "/"}

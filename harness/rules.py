@@ -22,11 +22,12 @@ Finding = tuple["Path", str]
 """Path of the key that would have to change, and what is wrong."""
 
 
-def broken_rules(document: Document, benchmarks: Mapping[str, str], wrong: Set[Path]) -> list[Problem]:
+def broken_rules(document: Document, benchmarks: Mapping[str, str | None], wrong: Set[Path]) -> list[Problem]:
     """Every rule between keys that the data break.
 
     Args:
-        benchmarks: name to the data source whose questions it asks.
+        benchmarks: name to the data source whose questions it asks; None for a published one, which any model may
+            be asked.
         wrong: paths whose own value is already known to be wrong.
     """
     data = document.data
@@ -66,7 +67,7 @@ def _train(data: Any) -> Iterator[Finding]:
             yield path, f"{dotted(path)} must be less than 2^63, got {seed}"
 
 
-def _evaluate(data: Any, known: Mapping[str, str]) -> Iterator[Finding]:
+def _evaluate(data: Any, known: Mapping[str, str | None]) -> Iterator[Finding]:
     path: Path = ("evaluate", "at")
     at = _get(data, path)
     if isinstance(at, list):
@@ -91,7 +92,7 @@ def _evaluate(data: Any, known: Mapping[str, str]) -> Iterator[Finding]:
             yield (*path, index), f"unknown benchmark {name}{_near(name, list(known))}"
         elif name in names[:index]:
             yield (*path, index), f"benchmark {name} is given twice"
-        elif isinstance(source, str) and source != known[name]:
+        elif isinstance(source, str) and known[name] not in (None, source):
             yield (*path, index), f"benchmark {name} asks about the data of source {known[name]}, not of {source}"
 
 
@@ -130,9 +131,15 @@ def _data(data: Any) -> Iterator[Finding]:
     if annotations == []:
         yield ("data", "annotations"), "data.annotations is empty; name at least one file"
     if isinstance(annotations, list):
-        for index, name in enumerate(annotations):
-            if name in annotations[:index]:
+        files = [name.get("file") if isinstance(name, dict) else name for name in annotations]
+        for index, name in enumerate(files):
+            if name in files[:index]:
                 yield ("data", "annotations", index), f"{name} is given twice; every sample would be there twice"
+    if _get(data, ("data", "shuffle_turns")) is True and _get(data, ("gate", "candidates")) == "text":
+        yield (
+            ("data", "shuffle_turns"),
+            "data.shuffle_turns moves the prompts, and gate.candidates text keeps a loss for each token by its place",
+        )
 
 
 def _gate(data: Any, wrong: Set[Path]) -> Iterator[Finding]:

@@ -22,7 +22,7 @@ _SPARE_BYTES: Final = 1024**3
 
 
 @contextmanager
-def stage(run_dir: Path, name: str, clock: str) -> Iterator[None]:
+def stage(run_dir: Path, name: str, clock: str, *, devices: int = 1) -> Iterator[None]:
     """Write what the block took into the run's ledger, even if it failed. Enter it only where there is work."""
     clocks = Clocks()
     try:
@@ -30,7 +30,7 @@ def stage(run_dir: Path, name: str, clock: str) -> Iterator[None]:
     finally:
         clocks.lap(clock)
         with Ledger(run_dir / "ledger.jsonl") as ledger:
-            ledger.append("stage", stage=name, seconds=clocks.take())
+            ledger.append("stage", stage=name, seconds=clocks.take(), devices=devices)
 
 
 def pin(run_dir: Path, name: str, value: str) -> None:

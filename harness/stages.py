@@ -7,61 +7,36 @@ Every stage is told what the ones before it made, and writes what it cost into t
 from __future__ import annotations
 
 import json
-import shutil
-import time
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from accelerate import PartialState
-from transformers.utils.logging import disable_progress_bar
 
-import regate
-from harness import device, figures, provenance, tables, track
 from harness import evaluate as evaluation
-from harness.checkpoint import latest
-from harness.data.collate import text_batches
+from harness import figures, launch, processes, provenance, tables, track
 from harness.data.sources import make_data, open_data
-from harness.errors import StaleError
+from harness.errors import RecipeError, StaleError
+from harness.gating import open_reference, reference, reference_facts
+from harness.ledger import finished_step
 from harness.models import adapter_for
-from harness.plan import Plan, make_plan, require
-from harness.recipe import digest
+from harness.plan import make_plan, require
+from harness.prepared import Prepared
+from harness.progress import Progress
 from harness.record import build_record, write_record
 from harness.rundir import alone, check_disk, pin, stage, write_json
-from harness.targets import TargetIndex, index_targets
-from harness.train import TrainJob
 from harness.train import train as run_training
+from harness.training import join, run_dir_of, train_here, train_job, use_settings
+from regate import process
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from harness.data.sources import DataSet
-    from harness.models.adapter import Adapter
-    from harness.progress import Progress
-    from harness.recipe import GateConfig, Recipe
+    from harness.recipe import Recipe
+    from harness.suite import Suite
 
 _PROVENANCE: Final = "provenance.json"
-_COST: Final = "cost.json"
-"""Beside a reference store: what the pass took, for the runs that find it there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A run whose data and starting weights are there."""
-
-    recipe: Recipe
-    plan: Plan
-    data: DataSet
-    adapter: Adapter
-    run_dir: Path
-    progress: Progress
-
-    @property
-    def index(self) -> TargetIndex:
-        folder = Path(self.recipe.paths.stores)
-        candidates = self.recipe.gate.candidates if self.recipe.gate else "targets"
-        return index_targets(self.data, self.adapter.processor(), candidates, folder, self.progress)
 
 
 def prepare(recipe: Recipe, progress: Progress) -> Prepared:
@@ -72,14 +47,19 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
         DataError: data are missing or damaged.
         StaleError: the run was started with other data or weights.
     """
-    device.use_threads(recipe.devices.threads)
-    disable_progress_bar()  # transformers' own, for every file it reads or writes; ours tell what matters
+    use_settings(recipe)
+    if finished_step(run_dir_of(recipe) / "ledger.jsonl") is None and not processes.under_torchrun():
+        processes.count(recipe)  # what cannot be split is told before anything is made
     plan = make_plan(recipe)
     require(plan)
-    results = Path(recipe.paths.results)
-    for folder in (results, Path(recipe.paths.data), Path(recipe.paths.weights), Path(recipe.paths.stores)):
+    for folder in (
+        Path(recipe.paths.results),
+        Path(recipe.paths.data),
+        Path(recipe.paths.weights),
+        Path(recipe.paths.stores),
+    ):
         check_disk(folder)
-    run_dir = results / "runs" / recipe.run_id
+    run_dir = run_dir_of(recipe)
     run_dir.mkdir(parents=True, exist_ok=True)
     if plan.to_make:
         with stage(run_dir, "prepare", "prepare"):
@@ -96,130 +76,37 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
     return Prepared(recipe, make_plan(recipe), data, adapter, run_dir, progress)
 
 
-def reference(run: Prepared) -> regate.ReferenceStore | None:
-    """The reference losses of Eq. 1 for every target of the data set; None where the gate reads none.
-
-    The store's place is the hash of all that the losses depend on, so several runs share one.
-    """
-    gate = run.recipe.gate
-    if gate is None or not gate.needs_reference:
-        return None
-    made_from = {
-        "data": run.data.fingerprint,
-        "processor": run.adapter.processor().fingerprint,
-        "teacher": run.adapter.teacher_fingerprint,
-        "candidates": gate.candidates,
-        "placeholders": gate.reference.placeholders,
-        "dtype": _teacher_dtype(gate),
-    }
-    path = Path(run.recipe.paths.stores) / f"reference-{digest(made_from)[:16]}"
-    pin(run.run_dir, "reference", digest(made_from))
-    if not (path / _COST).exists():
-        began = time.perf_counter()
-        with stage(run.run_dir, "reference", "reference"):
-            _score(run, gate, path, made_from)
-        write_json(path / _COST, {"schema": 1, "seconds": time.perf_counter() - began, "devices": 1})
-    return regate.ReferenceStore.open(path, expect_fingerprint=made_from)
-
-
-def _teacher_dtype(gate: GateConfig) -> str:
-    """What the teacher's forward pass will really compute in, which is what the store is named by."""
-    return gate.reference.dtype if device.computes_bfloat16() else "float32"
-
-
-def _score(run: Prepared, gate: GateConfig, path: Path, made_from: dict[str, Any]) -> None:
-    index = run.index
-    writer = regate.ReferenceWriter.create(
-        path,
-        sample_ids=index.sample_ids.tolist(),
-        num_targets=index.num_targets.tolist(),
-        checksums=index.checksums.tolist(),
-        fingerprint=made_from,
-    )
-    if made_from["dtype"] != gate.reference.dtype:
-        run.progress.say(f"the teacher computes in {made_from['dtype']}: this device has no fast bfloat16")
-    processor = run.adapter.processor()
-    teacher = run.adapter.teacher().to("cuda" if torch.cuda.is_available() else "cpu")
-    done = writer.done_ids()
-    # All batches, also those that a killed pass has done: which rows share a batch decides the last bits.
-    batches = text_batches(run.data, processor, tokens_per_batch=gate.reference.tokens_per_batch)
-    scored = len(done)
-    with run.progress.task(f"reference losses {run.recipe.name}", len(index.sample_ids), start=scored) as advance:
-
-        def count(samples: int) -> None:
-            nonlocal scored
-            scored += samples
-            advance(scored)
-
-        regate.score_reference(
-            teacher,
-            batches,
-            writer,
-            placeholder_id=processor.placeholder_id,
-            placeholders=gate.reference.placeholders,
-            dtype=made_from["dtype"],
-            candidates=gate.candidates,
-            progress=count,
-        )
-
-
-def _make_gate(run: Prepared, store: regate.ReferenceStore | None) -> regate.Gate | regate.DenseGate:
-    """The recipe's gate, its running losses in the run's folder; called on every process."""
-    gate = run.recipe.gate
-    if gate is None:
-        return regate.DenseGate()
-    difficulty = None
-    if gate.needs_difficulty:
-        folder = run.run_dir / "difficulty"
-        if latest(run.run_dir / "checkpoints") is not None:
-            difficulty = regate.DifficultyStore.open(folder)
-        else:
-            state = PartialState()
-            if state.is_main_process:
-                # What a run observed before its first checkpoint is observed again.
-                shutil.rmtree(folder, ignore_errors=True)
-            state.wait_for_everyone()
-            index = run.index
-            difficulty = regate.DifficultyStore.for_gate(
-                folder,
-                gate,
-                reference=store,
-                sample_ids=index.sample_ids.tolist(),
-                num_targets=index.num_targets.tolist(),
-            )
-    return regate.Gate(gate, store, difficulty, seed=run.recipe.seed)
-
-
-def train_job(run: Prepared, store: regate.ReferenceStore | None) -> TrainJob:
-    """What the training loop needs."""
-    recipe = run.recipe
-    return TrainJob(
-        recipe=recipe,
-        steps=run.plan.steps,
-        evaluate_at=run.plan.evaluation_steps,
-        adapter=run.adapter,
-        data=run.data,
-        make_gate=lambda: _make_gate(run, store),
-        run_dir=run.run_dir,
-        progress=run.progress,
-    )
-
-
 def train(run: Prepared) -> None:
-    """Fine-tune, with the reference losses before it. What it was trained on and with is noted at its start."""
+    """Fine-tune, with the reference losses before it, in as many processes as the recipe says. What it was trained
+    on and with is noted at its start."""
+    _note_provenance(run)
+    job = train_job(run, reference(run))
+    count = processes.count(run.recipe)
+    if count == 1 or job.finished:
+        run_training(job)
+        return
+    _count_targets(run)
+    launch.run_workers(run.recipe, run.run_dir, "train", count)
+
+
+def _count_targets(run: Prepared) -> None:
+    """Made by one process, so that several find it."""
+    gate = run.recipe.gate
+    if gate is not None and gate.needs_difficulty:
+        _ = run.index
+
+
+def _note_provenance(run: Prepared) -> None:
     where = run.run_dir / _PROVENANCE
     if not where.exists():
         write_json(where, provenance.collect(threads=torch.get_num_threads()))
-    run_training(train_job(run, reference(run)))
 
 
 def evaluate(run: Prepared) -> list[dict[str, Any]]:
     """Score the kept checkpoints; its time is a clock of its own."""
-    jobs = [
-        evaluation.Job(point.step, point.fraction, run.run_dir / "checkpoints" / f"step-{point.step:06d}")
-        for point in run.plan.evaluations
-    ]
-    absent = [str(job.checkpoint) for job in jobs if not job.checkpoint.exists()]
+    places = {point: run.run_dir / "checkpoints" / f"step-{point.step:06d}" for point in run.plan.evaluations}
+    jobs = [evaluation.Job(point.step, point.fraction, place) for point, place in places.items()]
+    absent = [str(place) for place in places.values() if not place.exists()]
     if absent:
         raise StaleError(f"no checkpoint to evaluate: {', '.join(absent)}", hint="run `harness train` first")
     return evaluation.evaluate_checkpoints(
@@ -241,7 +128,7 @@ def finish(run: Prepared) -> Path:
             run.run_dir,
             data_fingerprint=run.data.fingerprint,
             weights_fingerprint=run.adapter.weights_fingerprint,
-            reference=_reference_facts(run),
+            reference=reference_facts(run),
             where=json.loads((run.run_dir / _PROVENANCE).read_text()),
         ),
         run.run_dir,
@@ -253,23 +140,76 @@ def finish(run: Prepared) -> Path:
     return path
 
 
-def run(recipes: Sequence[Recipe], progress: Progress) -> str:
+def do(recipe: Recipe, name: str | None, progress: Progress) -> Path | None:
+    """Prepare a run and do one of its stages, alone in its folder.
+
+    Returns:
+        The run's folder; None on all but the main process of those that torchrun started.
+    """
+    if processes.under_torchrun():
+        return _train_together(recipe, name, progress)
+    with alone(run_dir_of(recipe)):
+        prepared = prepare(recipe, progress)
+        if name is not None:
+            _VERBS[name](prepared)
+    return prepared.run_dir
+
+
+_VERBS: Final[dict[str, Callable[[Prepared], Any]]] = {"reference": reference, "train": train, "evaluate": evaluate}
+
+
+def _train_together(recipe: Recipe, name: str | None, progress: Progress) -> Path | None:
+    """The training stage, on every process that torchrun started; the main one prepares, and holds the lock."""
+    if name != "train":
+        raise _alone_only()
+    processes.meet()
+    main = process.rank() == 0
+    processes.check_split(recipe, process.world())
+    with ExitStack() as stack:
+        if main:
+            stack.enter_context(alone(run_dir_of(recipe)))
+            prepared = prepare(recipe, progress)
+            _note_provenance(prepared)
+            open_reference(prepared)
+            _count_targets(prepared)
+        process.barrier()
+        train_here(prepared if main else join(recipe, Progress(quiet=True)))
+        processes.part()
+    return prepared.run_dir if main else None
+
+
+def _alone_only() -> RecipeError:
+    return RecipeError(
+        "torchrun started this command in several processes, and only `harness train` works so",
+        hint="start the same command without torchrun before it (reference) and after it (run); see docs/devices.md",
+    )
+
+
+def run(recipes: Sequence[Recipe], progress: Progress, suites: Mapping[str, Suite] | None = None) -> str:
     """Every stage of every recipe, then the tables and figures of all results.
+
+    Args:
+        suites: definitions of the suites that the runs belong to, by name, for the tables.
 
     Returns:
         The tables as Markdown.
     """
+    if processes.under_torchrun():
+        raise _alone_only()
     for recipe in recipes:
-        with alone(Path(recipe.paths.results) / "runs" / recipe.run_id):
+        with alone(run_dir_of(recipe)):
             prepared = prepare(recipe, progress)
             train(prepared)
             evaluate(prepared)
             progress.say(f"record: {finish(prepared)}")
     places = list(dict.fromkeys(Path(recipe.paths.results) for recipe in recipes))
+    shown = []
     for results in places:
-        tables.build_tables(results)
+        made = tables.make_tables(results, suites)
+        tables.write_tables(made, results)
         figures.build_figures(results)
-    return "\n".join(tables.tables_markdown(results) for results in places)
+        shown.append(tables.printed(made))
+    return "\n".join(shown)
 
 
 def _tell_excluded(data: DataSet, progress: Progress) -> None:
@@ -278,19 +218,3 @@ def _tell_excluded(data: DataSet, progress: Progress) -> None:
     named = ", ".join(f"{key} ({reason})" for key, reason in data.excluded[:3])
     more = f" and {len(data.excluded) - 3} more" if len(data.excluded) > 3 else ""
     progress.say(f"{len(data.excluded)} damaged samples are left out: {named}{more}")
-
-
-def _reference_facts(run: Prepared) -> dict[str, Any] | None:
-    """What the record says of the reference losses, and what they cost, whichever run paid for them."""
-    store = reference(run)
-    if store is None:
-        return None
-    cost = json.loads((store.path / _COST).read_text())
-    made_from = store.manifest["fingerprint"]
-    return {
-        "fingerprint": digest(made_from),
-        "made_from": made_from,
-        "targets": store.num_targets_total,
-        "seconds": cost["seconds"],
-        "devices": cost["devices"],
-    }

@@ -7,7 +7,10 @@ What the intervals say: they hold for other items of the same kind, with the tra
 contain the spread between training seeds, which is of the same size or larger: a claim about a method needs
 several seeds. Items are taken as independent; several questions on one clip are not quite.
 
-Resampling draws, within each stratum (a task), as many items as it has, with replacement. For a stratum with few
+What is drawn is a *unit* (`harness.scores`): an item, or the items that are scored as one thing, such as the two
+questions on an MME image. Drawing the questions of such an image one by one would make the interval too narrow.
+
+Resampling draws, within each stratum (a task), as many units as it has, with replacement. For a stratum with few
 distinct values this is one multinomial draw of their counts, which is the same distribution and much cheaper.
 """
 
@@ -22,12 +25,17 @@ import numpy as np
 from scipy.special import ndtri
 from scipy.stats import binomtest
 
+from harness.scores import overall, task_weights
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from harness.scores import Scoring, Units
+
 LEVEL: Final = 0.95
+POWER: Final = 0.8
 RESAMPLES: Final = 10_000
 SEED: Final = 0
 _CELLS: Final = 4_000_000
@@ -105,15 +113,80 @@ def macro_interval(
     Raises:
         ValueError: there is no stratum, or one is empty.
     """
-    if not strata or not all(len(values) for values in strata.values()):
-        raise ValueError("a macro mean needs at least one stratum and at least one item in each")
-    arrays = {name: np.asarray(values, dtype=np.float64) for name, values in strata.items()}
-    value = float(np.mean([array.mean() for array in arrays.values()]))
-    draws_R = np.zeros(resamples)
-    for name in sorted(arrays):
-        draws_R += _resampled_means(arrays[name], resamples, _generator(seed, name))
-    low, high = _percentiles(draws_R / len(arrays), level)
-    return Interval(value, low, high, sum(len(array) for array in arrays.values()))
+    return _weighted_interval(strata, None, level=level, resamples=resamples, seed=seed)
+
+
+def score_interval(
+    scoring: Scoring, units: Units, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = SEED
+) -> Interval:
+    """A benchmark's score with its interval: units are drawn, within each task.
+
+    Raises:
+        ValueError: there is no task, or one without a unit.
+    """
+    strata = {task: list(mine.values()) for task, mine in units.items()}
+    weights = task_weights(scoring, {task: len(values) for task, values in strata.items()})
+    found = _weighted_interval(strata, weights, level=level, resamples=resamples, seed=seed)
+    return Interval(overall(scoring, units), found.low, found.high, found.n)
+
+
+def score_difference(
+    scoring: Scoring,
+    first: Units,
+    second: Units,
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> Interval:
+    """Score of `second` minus that of `first` on the units both have, with a paired bootstrap interval.
+
+    Raises:
+        ValueError: the two have no unit in common.
+    """
+    strata = shared_differences(first, second)
+    weights = task_weights(scoring, {task: len(values) for task, values in strata.items()})
+    return _weighted_interval(strata, weights, level=level, resamples=resamples, seed=seed)
+
+
+def standard_error(scoring: Scoring, strata: Mapping[str, Sequence[float]]) -> float:
+    """Standard error of the score (or of a difference, from the paired differences of the units); 0 where a task
+    has one unit.
+
+    Args:
+        strata: task -> a value for each unit.
+    """
+    weights = task_weights(scoring, {task: len(values) for task, values in strata.items()})
+    parts = [
+        weights[task] ** 2 * np.var(values, ddof=1) / len(values)
+        for task, values in strata.items()
+        if len(values) > 1
+    ]
+    return math.sqrt(float(sum(parts)))
+
+
+def minimum_detectable(standard_error: float, *, level: float = LEVEL, power: float = POWER) -> float:
+    """The smallest true difference that a two-sided test of this level finds with this power: 2.80 standard errors
+    of the difference at 95 % and 80 % (normal approximation)."""
+    return (_z(level) + float(ndtri(power))) * standard_error
+
+
+def shared_differences(
+    first: Mapping[str, Mapping[str, float]], second: Mapping[str, Mapping[str, float]]
+) -> dict[str, list[float]]:
+    """task -> second minus first of every unit both have, in order of the unit's name; tasks without one left out.
+
+    Raises:
+        ValueError: the two have no unit in common.
+    """
+    strata: dict[str, list[float]] = {}
+    for task in sorted(first.keys() & second.keys()):
+        keys = sorted(first[task].keys() & second[task].keys())
+        if keys:
+            strata[task] = [second[task][key] - first[task][key] for key in keys]
+    if not strata:
+        raise ValueError("the two runs share no item")
+    return strata
 
 
 def paired_difference(
@@ -135,13 +208,7 @@ def paired_difference(
     Raises:
         ValueError: the two have no item in common.
     """
-    strata: dict[str, list[float]] = {}
-    for task in sorted(first.keys() & second.keys()):
-        keys = sorted(first[task].keys() & second[task].keys())
-        if keys:
-            strata[task] = [second[task][key] - first[task][key] for key in keys]
-    if not strata:
-        raise ValueError("the two runs share no item")
+    strata = shared_differences(first, second)
     return macro_interval(strata, level=level, resamples=resamples, seed=seed)
 
 
@@ -156,11 +223,67 @@ def mcnemar(first: Mapping[str, float], second: Mapping[str, float]) -> McNemar:
         raise ValueError("the two runs share no item")
     if any(side[key] not in (0, 1) for key in keys for side in (first, second)):
         raise ValueError("McNemar's test needs items that are right (1) or wrong (0)")
+    return sign_test(first, second)
+
+
+def sign_test(first: Mapping[str, float], second: Mapping[str, float]) -> McNemar:
+    """Exact two-sided sign test on the shared units of one task: of those that differ, how many are better in each.
+    For right and wrong it is McNemar's test; it holds for graded answers and for units of several items, too.
+
+    Raises:
+        ValueError: no shared unit.
+    """
+    keys = first.keys() & second.keys()
+    if not keys:
+        raise ValueError("the two runs share no item")
     only_first = sum(first[key] > second[key] for key in keys)
     only_second = sum(second[key] > first[key] for key in keys)
     differing = only_first + only_second
     p = float(binomtest(only_first, differing, 0.5).pvalue) if differing else 1.0
     return McNemar(only_first, only_second, len(keys), p)
+
+
+def resampled_rows(
+    rows_NC: NDArray[np.float64], resamples: int, generator: np.random.Generator
+) -> NDArray[np.float64]:
+    """float64 [resamples, C]: means over samples of N rows drawn with replacement, a row always as a whole.
+
+    Equal rows are drawn together by their number, which is the same distribution.
+    """
+    distinct_KC, counts_K = np.unique(rows_NC, axis=0, return_counts=True)
+    n, size = len(rows_NC), max(1, _CELLS // len(counts_K))
+    parts = [
+        generator.multinomial(n, counts_K / n, size=min(size, resamples - start)) @ distinct_KC / n
+        for start in range(0, resamples, size)
+    ]
+    return np.concatenate(parts)
+
+
+def generator_of(seed: int, name: str) -> np.random.Generator:
+    """Draws that depend on the seed and a name alone."""
+    return np.random.default_rng([seed, zlib.crc32(name.encode())])
+
+
+def _weighted_interval(
+    strata: Mapping[str, Sequence[float]],
+    weights: Mapping[str, float] | None,
+    *,
+    level: float,
+    resamples: int,
+    seed: int,
+) -> Interval:
+    """Interval of a weighted sum of the strata's means; without weights, of their mean."""
+    if not strata or not all(len(values) for values in strata.values()):
+        raise ValueError("a macro mean needs at least one stratum and at least one item in each")
+    arrays = {name: np.asarray(values, dtype=np.float64) for name, values in strata.items()}
+    weight = dict.fromkeys(arrays, 1.0) if weights is None else dict(weights)
+    divisor = len(arrays) if weights is None else 1
+    value = sum(weight[name] * array.mean() for name, array in arrays.items()) / divisor
+    draws_R = np.zeros(resamples)
+    for name in sorted(arrays):
+        draws_R += weight[name] * _resampled_means(arrays[name], resamples, generator_of(seed, name))
+    low, high = _percentiles(draws_R / divisor, level)
+    return Interval(float(value), low, high, sum(len(array) for array in arrays.values()))
 
 
 def _resampled_means(
@@ -183,10 +306,6 @@ def _percentiles(draws_R: NDArray[np.float64], level: float) -> tuple[float, flo
     return float(low), float(high)
 
 
-def _generator(seed: int, name: str) -> np.random.Generator:
-    return np.random.default_rng([seed, zlib.crc32(name.encode())])
-
-
 def _z(level: float) -> float:
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, got {level}")
@@ -197,9 +316,17 @@ __all__ = [
     "LEVEL",
     "Interval",
     "McNemar",
+    "generator_of",
     "macro_interval",
     "mcnemar",
     "mean_interval",
+    "minimum_detectable",
     "paired_difference",
+    "resampled_rows",
+    "score_difference",
+    "score_interval",
+    "shared_differences",
+    "sign_test",
+    "standard_error",
     "wilson",
 ]

@@ -93,6 +93,9 @@ def totals(ledger: Split, *, global_batch: int, expected_reduction: float | None
         "steps": len(steps),
         "samples": len(steps) * global_batch,
         "failed_samples": sum(len(step.get("failed", ())) for step in steps),
+        "truncated": {
+            part: sum(step.get("truncated", {}).get(part, 0) for step in steps) for part in ("samples", "targets")
+        },
         "skipped_steps": sum(bool(step.get("skipped")) for step in steps),
         "epochs_begun": 1 + max((step["epoch"] for step in steps), default=-1),
         "counts": counts,

@@ -12,7 +12,7 @@ from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 
 import regate
 from harness import checkpoint, device
@@ -21,7 +21,8 @@ from harness.data.sampler import Sampler
 from harness.errors import HarnessError, Preempted
 from harness.flops import step_flops
 from harness.ledger import Clocks, Ledger, finished_step
-from harness.optim import lr_at, make_optimizer, set_lr
+from harness.optim import lr_at, set_lr
+from harness.placement import place
 from harness.recipe import digest
 from harness.signals import stop_requests
 
@@ -46,6 +47,7 @@ class TrainJob:
         steps: optimizer steps in all.
         evaluate_at: numbers of steps after which a model checkpoint is kept for evaluation.
         make_gate: the gate of the recipe, or `regate.DenseGate` for a baseline; called on every process.
+        began: `time.perf_counter()` when the training's processes were started; None where there is only this one.
     """
 
     recipe: Recipe
@@ -56,6 +58,7 @@ class TrainJob:
     make_gate: Callable[[], regate.Gate | regate.DenseGate]
     run_dir: Path
     progress: Progress
+    began: float | None = None
 
     @property
     def ledger_path(self) -> Path:
@@ -90,15 +93,9 @@ class Loop:
         self.job = job
         self.recipe = job.recipe.train
         self.accelerator = device.accelerator(self.recipe)
-        set_seed(job.recipe.seed)
-        student = job.adapter.student()
-        if self.recipe.gradient_checkpointing:
-            student.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-        student.train()
-        gate = job.recipe.gate
-        self.elide = regate.attach(student, execution=gate.execution if gate else "compact")
-        scored = regate.ScoredLM(student)
-        self.model, self.optimizer = self.accelerator.prepare(scored, make_optimizer(scored, self.recipe.optimizer))
+        set_seed(job.recipe.seed + self.accelerator.process_index)
+        self.placement = place(self.accelerator, job.recipe, job.adapter.student, self._dressed)
+        self.model = self.placement.model
         self.gate = job.make_gate()
         self.sampler = Sampler(
             len(job.data.samples),
@@ -107,14 +104,19 @@ class Loop:
             seed=job.recipe.seed,
             world=self.accelerator.num_processes,
             rank=self.accelerator.process_index,
+            groups=job.data.mediums,
         )
         self.shape = job.adapter.shape()
         self.identity = digest(job.recipe.identity())
 
-    @property
-    def student(self) -> nn.Module:
-        model: nn.Module = self.accelerator.unwrap_model(self.model).model
-        return model
+    def _dressed(self, student: nn.Module) -> nn.Module:
+        """The student as it is trained: elided below its head, recomputed where the recipe says so."""
+        if self.recipe.gradient_checkpointing:
+            student.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        student.train()
+        gate = self.job.recipe.gate
+        self.elide = regate.attach(student, execution=gate.execution if gate else "compact")
+        return regate.ScoredLM(student)
 
     def step(self, window: list[Batch], step: int) -> StepResult:
         """One optimizer step over this process's part of the global batch."""
@@ -122,17 +124,18 @@ class Loop:
         scale = self.loss_scale(decisions)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         for batch, decision in zip(window, decisions, strict=True):
-            with self.accelerator.accumulate(self.model), self.elide(decision):
+            with self.placement.micro_batch(), self.elide(decision):
                 logits_NV, targets_N = self.job.adapter.forward(self.model, batch, decision)
                 token_loss_N = regate.token_loss(logits_NV, targets_N)
                 scored_loss = (token_loss_N * self.gate.weights(decision, token_loss_N)).sum()
                 self.accelerator.backward(scored_loss * scale(decision))
             self.gate.observe(decision, token_loss_N.detach())
             loss_sum += scored_loss.detach()
-        grad_norm = self.clip()
-        set_lr(self.optimizer, lr_at(self.recipe.optimizer, step, self.job.steps))
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        limit = self.recipe.optimizer.max_grad_norm
+        grad_norm = self.placement.clip(math.inf if limit is None else limit)
+        set_lr(self.placement.optimizer, lr_at(self.recipe.optimizer, step, self.job.steps))
+        self.placement.optimizer.step()
+        self.placement.optimizer.zero_grad()
         flops, flops_dense = _flops(self.shape, decisions, self.recipe.gradient_checkpointing)
         return StepResult(
             counts=sum((decision.counts for decision in decisions), regate.TokenCounts()),
@@ -154,15 +157,13 @@ class Loop:
         factor = self.accelerator.num_processes * self.accelerator.gradient_accumulation_steps / max(1, total)
         return lambda decision: factor
 
-    def clip(self) -> float:
-        limit = self.recipe.optimizer.max_grad_norm
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), math.inf if limit is None else limit)
-        return float(norm)
-
-    def report(self, result: StepResult, failed: tuple[int, ...]) -> dict[str, Any]:
-        """The step over all processes: one small collective."""
+    def report(self, result: StepResult, window: list[Batch], *, stop: bool) -> tuple[dict[str, Any], bool]:
+        """The step over all processes, and whether one of them was asked to stop: one small collective."""
         peak = device.peak_bytes(self.accelerator.device)
+        failed = [sample for batch in window for sample in batch.failed]
+        cut = [targets for batch in window for targets in batch.cut]
         local = [*astuple(result.counts), result.flops, result.flops_dense, float(result.loss_sum), peak or 0]
+        local += [len(failed), len(cut), sum(cut), stop]
         rows = self.accelerator.gather(torch.tensor([local], dtype=torch.float64, device=self.accelerator.device))
         total = rows.sum(dim=0).tolist()
         counts = regate.TokenCounts(*(int(value) for value in total[:8]))
@@ -173,7 +174,9 @@ class Loop:
                 f"training diverged: loss {loss}, gradient norm {result.grad_norm}",
                 hint="lower train.optimizer.lr or lengthen the warm-up; the last checkpoint is kept",
             )
-        return {
+        if total[12] > 0:
+            failed = gather_object(failed)
+        report = {
             "counts": {name: getattr(counts, name) for name in counts.__slots__},
             "keep_ratio": result.keep_ratio,
             "loss": loss,
@@ -183,8 +186,10 @@ class Loop:
             "flops": total[8],
             "flops_dense": total[9],
             "peak_bytes": int(rows[:, 11].max()) or None,
-            "failed": list(failed),
+            "failed": failed,
+            "truncated": {"samples": int(total[13]), "targets": int(total[14])},
         }
+        return report, total[15] > 0
 
 
 def train(job: TrainJob) -> None:
@@ -196,8 +201,9 @@ def train(job: TrainJob) -> None:
     """
     if job.finished:
         return
-    clocks = Clocks()
+    clocks = Clocks(job.began)
     loop = Loop(job)
+    devices = loop.accelerator.num_processes
     start = _resume(loop)
     device.reset_peak(loop.accelerator.device)
     batches = windows(
@@ -206,12 +212,12 @@ def train(job: TrainJob) -> None:
     path = job.ledger_path if loop.accelerator.is_main_process else None
     with Ledger(path) as ledger, stop_requests() as stopping:
         clocks.lap("io")
-        ledger.append("start", step=start, steps=job.steps, world=loop.accelerator.num_processes)
-        ledger.append("stage", stage="load", seconds=clocks.take())
+        ledger.append("start", step=start, steps=job.steps, world=devices)
+        ledger.append("stage", stage="load", seconds=clocks.take(), devices=devices)
         with job.progress.task(f"train {job.recipe.name}", job.steps, start=start) as advance:
             for step, window in zip(range(start, job.steps), batches, strict=True):
                 clocks.lap("data")
-                report = loop.report(loop.step(window, step), _failed(window))
+                report, stop = loop.report(loop.step(window, step), window, stop=stopping())
                 clocks.lap("train")
                 epoch = loop.sampler.epoch_of(step)
                 lr = lr_at(loop.recipe.optimizer, step, job.steps)
@@ -219,25 +225,31 @@ def train(job: TrainJob) -> None:
                 advance(step + 1, f"loss {report['loss']:.3f} keep {report['keep_ratio']:.2f}")
                 if loop.sampler.epoch_of(step + 1) != epoch:
                     loop.gate.end_epoch()
-                _keep(loop, ledger, clocks, step + 1, stop=stopping())
+                _keep(loop, ledger, clocks, step + 1, stop=stop)
         ledger.append("end", step=job.steps)
 
 
 def _keep(loop: Loop, ledger: Ledger, clocks: Clocks, done: int, *, stop: bool) -> None:
     """Write the checkpoints that are due after `done` steps."""
-    job, accelerator = loop.job, loop.accelerator
-    if done in job.evaluate_at and accelerator.is_main_process:
-        checkpoint.write_directory(job.model_dir(done), lambda folder: job.adapter.save(loop.student, folder))
+    job = loop.job
+    if done in job.evaluate_at:
+        loop.placement.export(
+            lambda model: checkpoint.write_directory(
+                job.model_dir(done), lambda folder: job.adapter.save(model, folder)
+            )
+        )
     stop = stop and done < job.steps
     due = stop or done % loop.recipe.checkpoint_every == 0
     if due:
         ledger.sync()
         state = loop.gate.state_dict()
         folder = job.run_dir / "checkpoints"
-        checkpoint.save(accelerator, folder, step=done, gate_state=state, identity=loop.identity)
+        checkpoint.save(loop.placement, folder, step=done, gate_state=state, identity=loop.identity)
     clocks.lap("io")
     if due or done == job.steps:
-        ledger.append("stage", stage="checkpoint", step=done, seconds=clocks.take())
+        ledger.append(
+            "stage", stage="checkpoint", step=done, seconds=clocks.take(), devices=loop.accelerator.num_processes
+        )
     if stop:
         raise Preempted(f"stopped after step {done} of {job.steps}", hint="the same command resumes it")
 
@@ -246,7 +258,7 @@ def _resume(loop: Loop) -> int:
     newest = checkpoint.latest(loop.job.run_dir / "checkpoints")
     if newest is None:
         return 0
-    step, gate_states = checkpoint.load(loop.accelerator, newest, identity=loop.identity)
+    step, gate_states = checkpoint.load(loop.placement, newest, identity=loop.identity)
     # A process that the checkpoint's run did not have starts from the first one's state.
     rank = loop.accelerator.process_index
     loop.gate.load_state_dict(gate_states[rank if rank < len(gate_states) else 0])
@@ -263,7 +275,3 @@ def _flops(shape: DecoderShape, decisions: list[regate.Decision], checkpointing:
         decided += step_flops(shape, active_B, decision.counts.scored, gradient_checkpointing=checkpointing)
         dense += step_flops(shape, valid_B, decision.counts.target, gradient_checkpointing=checkpointing)
     return decided, dense
-
-
-def _failed(window: list[Batch]) -> tuple[int, ...]:
-    return tuple(sample for batch in window for sample in batch.failed)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,10 +154,24 @@ class DifficultyStore:
         path = Path(path)
         return cls(path, read_json(path / "manifest.json", KIND))
 
-    def values(self, found: Candidates, sample_ids_B: Tensor) -> Tensor:
-        """m at the candidates of a batch: float32 BS, nats, NaN elsewhere; 0 where nothing was observed yet."""
+    @property
+    def epochs(self) -> list[int]:
+        """The epochs whose values are still kept."""
+        return sorted(_epoch_of(file) for file in self.path.glob("m.e*.npy"))
+
+    def values(self, found: Candidates, sample_ids_B: Tensor, *, epoch: int | None = None) -> Tensor:
+        """m at the candidates of a batch: float32 BS, nats, NaN elsewhere; 0 where nothing was observed yet.
+
+        Args:
+            epoch: an earlier epoch of `epochs`, for looking back; None is the present one.
+        """
         slots = self.index.slots(found, sample_ids_B, self.path)
-        return slots.spread(np.nan_to_num(self._values[slots.slot_n].astype(np.float32), nan=0.0))
+        values = self._values if epoch is None else self._map(epoch)
+        return slots.spread(np.nan_to_num(values[slots.slot_n].astype(np.float32), nan=0.0))
+
+    def checksum(self, epoch: int) -> int:
+        """crc32 of the values at the start of an epoch of `epochs`."""
+        return zlib.crc32(np.ascontiguousarray(self._map(epoch)).data)
 
     def append(self, step: int, slots: Slots, seen_n: NDArray[Any], losses: NDArray[Any]) -> None:
         """Note the losses that a micro-batch observed.

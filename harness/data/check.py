@@ -1,7 +1,8 @@
 """What state media files are in: there, unchanged, decodable. Every file is read once, then remembered.
 
 A file that decodes without an error can still be damaged in its middle, so its sha256 is compared with that of a
-manifest, or with that of the first time it was found good.
+manifest, or with that of the first time it was found good. A folder of numbered pictures counts as one file: it is
+known by its own time of change, so a picture that is overwritten in place is found by a fresh check only.
 """
 
 from __future__ import annotations
@@ -111,6 +112,18 @@ def probe(
     return Report(len(files), read, len(todo) - read, total, tuple(sorted(damaged.items())), cache)
 
 
+def merged(reports: Sequence[Report], cache: Path) -> Report:
+    """Several reports as one."""
+    return Report(
+        files=sum(report.files for report in reports),
+        read=sum(report.read for report in reports),
+        unknown=sum(report.unknown for report in reports),
+        bytes=sum(report.bytes for report in reports),
+        damaged=tuple(sorted(line for report in reports for line in report.damaged)),
+        cache=cache,
+    )
+
+
 def refuse(report: Report, what: str, hint: str) -> DataError:
     """The error that names the damaged files, ten at most."""
     return DataError(_listing(f"{len(report.damaged)} of {report.files} {what}", report.damaged), hint=hint)
@@ -156,23 +169,34 @@ def _read_all(
 
 
 def _look(path: Path, kind: MediaKind, stat: os.stat_result, before: _Seen | None) -> _Seen:
-    from harness.data.video import probe_image, probe_video
+    from harness.data.video import probe_folder, probe_image, probe_video
 
     digest, reason = "", None
+    folder = kind == "video" and path.is_dir()
     try:
-        hasher = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                hasher.update(block)
-        digest = hasher.hexdigest()
+        digest = _sha256([path] if not folder else sorted(file for file in path.iterdir() if file.is_file()))
     except OSError as error:
         reason = f"cannot be read: {error.strerror}"
+    if reason is None and stat.st_size == 0 and not folder:
+        reason = "it is empty"
     if reason is None:
-        reason = "it is empty" if stat.st_size == 0 else (probe_video if kind == "video" else probe_image)(path)
+        reason = (probe_folder if folder else probe_video if kind == "video" else probe_image)(path)
     first = before.first if before is not None else None
     if first is None and reason is None:
         first = digest
     return _Seen(stat.st_size, stat.st_mtime_ns, digest, reason, first)
+
+
+def _sha256(files: Sequence[Path]) -> str:
+    """sha256 of the files' bytes, one after the other; the names of several go in too."""
+    hasher = hashlib.sha256()
+    for path in files:
+        if len(files) > 1:
+            hasher.update(f"{path.name}\0".encode())
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                hasher.update(block)
+    return hasher.hexdigest()
 
 
 def _load(cache: Path) -> dict[str, _Seen]:

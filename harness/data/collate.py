@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from harness.data.video import VideoError, read_frames
+from harness.data.video import VideoError
+from harness.data.visit import Visit, clips, encode, order_of
 from harness.errors import DataError, HarnessError
 from regate.types import IGNORE, Kind
 
@@ -30,6 +31,7 @@ MAX_FAILED: Final = 0.005
 """Part of the data set that may turn out unreadable at run time before a run stops."""
 _WAITS: Final = (0.05, 0.5)
 """Seconds before the second and the third attempt to read a file: a busy network disk recovers, a bad file not."""
+_FIRST: Final = Visit(seed=0, epoch=0)
 _SORTED_TOGETHER: Final = 4096
 """Text-only samples that are sorted by length at a time."""
 
@@ -103,16 +105,25 @@ def text_batches(
     yield from _by_length(rows, processor, tokens_per_batch)
 
 
-def load(sample: Sample, dataset: DataSet, processor: Processor) -> Encoded:
+def load(
+    sample: Sample, dataset: DataSet, processor: Processor, visit: Visit = _FIRST, *, with_media: bool = True
+) -> Encoded:
     """Decode a sample's media and encode it; after three failed attempts a row without targets.
+
+    Args:
+        visit: in which pass over the data, where the data set shows its samples differently in each.
+        with_media: False gives the text-only encoding of the same row.
 
     Raises:
         HarnessError: the processor refuses the sample.
     """
+    order = order_of(sample, dataset.showing, visit)
+    if not with_media:
+        return encode(sample, order, processor, None)
     for wait in (*_WAITS, None):
         try:
-            clips = [read_frames(media, frames=dataset.frames) for media in sample.media]
-            return processor.encode(sample, clips)
+            pictures = clips(sample, dataset.showing, visit, frames=dataset.frames, size=dataset.blank)
+            return encode(sample, order, processor, pictures)
         except VideoError:
             if wait is not None:
                 time.sleep(wait)
@@ -133,8 +144,8 @@ def _by_length(rows: list[Encoded], processor: Processor, tokens_per_batch: int)
 
 def _blank(sample: Sample, dataset: DataSet, processor: Processor) -> Encoded:
     """The sample's row with black pictures and nothing supervised: zero weight in the loss."""
-    clips = [_black(1 if media.kind == "image" else dataset.frames, dataset.blank) for media in sample.media]
-    row = processor.encode(sample, clips)
+    black = [_black(1 if media.kind == "image" else dataset.frames, dataset.blank) for media in sample.media]
+    row = processor.encode(sample, black)
     kind_S = torch.where(row.kind_S == Kind.TARGET, torch.tensor(int(Kind.PROMPT), dtype=torch.uint8), row.kind_S)
     return replace(
         row,
@@ -182,14 +193,14 @@ class _MicroBatches(Dataset[Any]):
         return (self.stop - self.start) * self.sampler.micro_batches
 
     def __getitem__(self, index: int) -> Batch | HarnessError:
-        step, place = divmod(index, self.sampler.micro_batches)
-        chosen = self.sampler.window(self.start + step)[place]
+        within, place = divmod(index, self.sampler.micro_batches)
+        step = self.start + within
+        visit = Visit(self.sampler.seed, self.sampler.epoch_of(step))
+        samples = [self.dataset.samples[i] for i in self.sampler.window(step)[place]]
         try:
-            return self.processor.collate([self._row(self.dataset.samples[i]) for i in chosen])
+            rows = [load(one, self.dataset, self.processor, visit, with_media=self.with_media) for one in samples]
+            batch = self.processor.collate(rows)
         except HarnessError as error:
             return error
-
-    def _row(self, sample: Sample) -> Encoded:
-        if self.with_media:
-            return load(sample, self.dataset, self.processor)
-        return self.processor.encode(sample, None)
+        kept = tuple(row.sample_id for row in rows if row.unshuffled)
+        return replace(batch, unshuffled=kept) if kept else batch

@@ -32,6 +32,8 @@ _ROLES: Final[dict[str, Literal["system", "user", "assistant"]]] = {
 }
 _TAG: Final = re.compile(r"<(image|video)>")
 _OURS: Final = re.compile(r"<media:\d+>")
+_PROMPT: Final = re.compile(r"</Video>|</Image>|\[/?INST\]")
+"""What VideoChat2's prompt is cut at: within a text it would be cut there too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +54,17 @@ class Row:
     media: tuple[File, ...]
     turns: tuple[Turn, ...]
     spans: tuple[tuple[int, int, int, str], ...] = ()
+    openings: tuple[str, ...] = ()
+
+    @property
+    def pairs(self) -> int:
+        return sum(turn.role == "assistant" for turn in self.turns)
 
     def content(self) -> str:
         """A short hash of everything but the key."""
         told = [[m.kind, m.name, m.start, m.end] for m in self.media], [[t.role, t.text] for t in self.turns]
-        return hashlib.blake2b(json.dumps(told).encode(), digest_size=6).hexdigest()
+        whole = (*told, self.openings) if self.openings else told
+        return hashlib.blake2b(json.dumps(whole).encode(), digest_size=6).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +89,13 @@ def read_llava(path: Path, find: Callable[[str], str]) -> list[Row | Bad]:
     return _records(path, lambda record, number: _llava(record, number, find))
 
 
-def read_videochat2(path: Path) -> list[Row | Bad]:
-    """Records of a VideoChat2-IT file. The instruction (`i` of the first pair) becomes a system turn."""
-    return _records(path, lambda record, _: _videochat2(record))
+def read_videochat2(path: Path, folder: str = ".") -> list[Row | Bad]:
+    """Records of a VideoChat2-IT file, whose media lie in `folder`. Keys do not depend on the folder.
+
+    The instruction (`i` of the first pair) becomes a system turn; where the pairs have several, `openings` holds that
+    of each.
+    """
+    return _records(path, lambda record, _: _videochat2(record, "" if folder == "." else f"{folder}/"))
 
 
 def read_json(path: Path) -> Any:
@@ -112,9 +124,16 @@ def _records(path: Path, read: Callable[[dict[str, Any], int], Row]) -> list[Row
                 raise _RecordError(f"an object is expected, not {type(record).__name__}")
             rows.append(read(record, number))
         except _RecordError as error:
-            named = record.get("id", record.get("video_id")) if isinstance(record, dict) else None
-            rows.append(Bad(f"record {number}" if named is None else f"record {number} ({named})", str(error)))
+            rows.append(Bad(_called(record, number), str(error)))
+        records[number] = None  # a file's records and rows at once would be twice the memory
     return _unique(rows)
+
+
+def _called(record: Any, number: int) -> str:
+    """How messages call a record: by its place, and by its id or medium where it has one."""
+    names = (record.get(key) for key in ("id", "video_id", "video", "image")) if isinstance(record, dict) else ()
+    named = next((name for name in names if isinstance(name, (str, int))), None)
+    return f"record {number}" if named is None else f"record {number} ({named})"
 
 
 def _unique(rows: Sequence[Row | Bad]) -> list[Row | Bad]:
@@ -169,25 +188,61 @@ def _pair(record: dict[str, Any], number: int, find: Callable[[str], str]) -> Ro
     return Row(video, (File("video", find(video)),), (Turn("user", text), Turn("assistant", answer)))
 
 
-def _videochat2(record: dict[str, Any]) -> Row:
-    kind: MediaKind = "video" if "video" in record else "image"
-    name = _text(record, kind)
-    pairs = record.get("QA")
+def _videochat2(record: dict[str, Any], folder: str) -> Row:
+    kinds: list[MediaKind] = [kind for kind in ("video", "image") if kind in record]
+    if len(kinds) != 1:
+        raise _RecordError('"video" or "image" must name its medium, and not both')
+    name = _text(record, kinds[0])
+    start, end = _part(record)
+    pairs = _pairs(record)
+    turns: list[Turn] = []
+    for place, pair in enumerate(pairs):
+        question, answer = (_plain(pair, part, place, empty=part == "q") for part in ("q", "a"))
+        if place == 0:
+            question = f"<media:0>\n{question}" if question else "<media:0>"
+        turns += [Turn("user", question), Turn("assistant", answer)]
+    openings = tuple(_plain(pair, "i", place, empty=True) if "i" in pair else "" for place, pair in enumerate(pairs))
+    lead = [Turn("system", openings[0])] if openings[0] else []
+    several = openings if len(set(openings)) > 1 else ()
+    key = name if start is None else f"{name}[{start},{end}]"
+    media = File(kinds[0], f"{folder}{name}", start, end)
+    return Row(key, (media,), (*lead, *turns), openings=several)
+
+
+def _pairs(record: dict[str, Any]) -> list[dict[str, Any]]:
+    if "QA" not in record:
+        raise _RecordError('it has no "QA"')
+    pairs = record["QA"]
+    if isinstance(pairs, dict):
+        raise _RecordError('"QA" is one pair and must be a list of pairs: put it in brackets')
     if not isinstance(pairs, list) or not pairs:
         raise _RecordError('"QA" must be a list with at least one pair')
-    start, end = (_seconds(record, bound) for bound in ("start", "end"))
-    turns: list[Turn] = []
     for place, pair in enumerate(pairs):
         if not isinstance(pair, dict):
             raise _RecordError(f"pair {place} of QA must be an object")
-        question, answer = (_text(pair, part, empty=part == "q") for part in ("q", "a"))
-        if place == 0:
-            instruction = _text(pair, "i", empty=True) if "i" in pair else ""
-            turns += [Turn("system", instruction)] if instruction else []
-            question = f"<media:0>\n{question}" if question else "<media:0>"
-        turns += [Turn("user", question), Turn("assistant", answer)]
-    key = name if start is None and end is None else f"{name}[{start},{end}]"
-    return Row(key, (File(kind, name, start, end),), tuple(turns))
+    return pairs
+
+
+def _part(record: dict[str, Any]) -> tuple[float | None, float | None]:
+    """Bounds in seconds: both or neither. The official reader takes the whole video where one is missing."""
+    start, end = (_seconds(record, bound) for bound in ("start", "end"))
+    if (start is None) != (end is None):
+        raise _RecordError('it has only one of "start" and "end"')
+    if start is not None and end is not None and not 0 <= start < end:
+        raise _RecordError(f'"start" {start} and "end" {end} bound no part of a video')
+    return start, end
+
+
+def _plain(pair: dict[str, Any], name: str, place: int, *, empty: bool) -> str:
+    """A text of a pair, without anything that the model's prompt is cut at."""
+    try:
+        text = _text(pair, name, empty=empty)
+    except _RecordError as error:
+        raise _RecordError(f"pair {place}: {error}") from None
+    found = _PROMPT.search(text)
+    if found is not None:
+        raise _RecordError(f'pair {place}: "{name}" holds {found[0]}, at which the prompt would be cut')
+    return text
 
 
 def _turns(value: Any) -> list[Turn]:

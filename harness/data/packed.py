@@ -8,35 +8,136 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
+from array import array
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Final, overload
 
 import numpy as np
 
-from harness.data.sample import Media, Sample, Turn
+from harness.data.sample import Media, Sample, Turn, sample_id
 from harness.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from harness.data.formats import Row
+    from numpy.typing import NDArray
+
+    from harness.data.formats import MediaKind, Row
+
+MEDIUMS: Final = ("text", "image", "video")
+"""What a sample is about, by number."""
+
+
+class Rows:
+    """Rows on their way to a data set, each packed as it is read: what a file was read into can be dropped."""
+
+    def __init__(self, source: str, sha256: Mapping[str, str] | None = None) -> None:
+        self._source = source
+        self._sha256 = sha256 or {}
+        self._kinds: dict[str, MediaKind] = {}
+        self._files: list[tuple[str, ...]] = []
+        self._ids = array("q")
+        self._pairs = array("I")
+        self._origins = array("H")
+        self._mediums = bytearray()
+        self._bytes = bytearray()
+        self._ends = array("Q", [0])
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def add(self, row: Row, origin: int = 0) -> None:
+        """`origin` says which annotation file the row is from."""
+        files = tuple(sys.intern(file.name) for file in row.media)
+        for file in row.media:
+            self._kinds.setdefault(file.name, file.kind)
+        medium = MEDIUMS.index(row.media[0].kind) if row.media else 0
+        self._append(_pack(row, self._sha256), sample_id(self._source, row.key), row.pairs, origin, medium, files)
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        return np.array(self._ids, np.int64)
+
+    @property
+    def pairs(self) -> NDArray[np.int64]:
+        """Number of answers of each row."""
+        return np.array(self._pairs, np.int64)
+
+    @property
+    def mediums(self) -> NDArray[np.uint8]:
+        """What each row is about, an index into `MEDIUMS`."""
+        return np.array(self._mediums, np.uint8)
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Packed bytes of each row."""
+        ends = np.array(self._ends, np.int64)
+        return ends[1:] - ends[:-1]
+
+    def packed(self, place: int) -> bytearray:
+        """A row's bytes."""
+        return self._bytes[self._ends[place] : self._ends[place + 1]]
+
+    def key(self, place: int) -> str:
+        key: str = json.loads(self.packed(place))[0]
+        return key
+
+    def files(self, place: int) -> tuple[str, ...]:
+        """Names of a row's media."""
+        return self._files[place]
+
+    def media(self) -> dict[int, dict[str, MediaKind]]:
+        """By origin, the names and kinds of its rows' media."""
+        found: dict[int, dict[str, MediaKind]] = {}
+        for origin, names in zip(self._origins, self._files, strict=True):
+            found.setdefault(origin, {}).update((name, self._kinds[name]) for name in names)
+        return found
+
+    def taken(self, places: Iterable[int]) -> Rows:
+        """The rows at some places."""
+        part = Rows(self._source, self._sha256)
+        part._kinds = self._kinds
+        for i in places:
+            origin, medium = self._origins[i], self._mediums[i]
+            part._append(self.packed(i), self._ids[i], self._pairs[i], origin, medium, self._files[i])
+        return part
+
+    def _append(
+        self, block: bytes | bytearray, number: int, pairs: int, origin: int, medium: int, files: tuple[str, ...]
+    ) -> None:
+        self._bytes += block
+        self._ends.append(len(self._bytes))
+        self._ids.append(number)
+        self._pairs.append(pairs)
+        self._origins.append(origin)
+        self._mediums.append(medium)
+        self._files.append(files)
 
 
 class PackedSamples(Sequence[Sample]):
-    """Samples in the order of their ids; media paths start at `root`."""
+    """Samples in the order of their ids; media paths start at `root`.
 
-    def __init__(self, root: Path, rows: Iterable[tuple[int, Row]], sha256: Mapping[str, str]) -> None:
-        ordered = sorted(rows, key=lambda row: row[0])
-        for (one, first), (other, second) in pairwise(ordered):
-            if one == other:
-                raise DataError(f"records {first.key} and {second.key} have one id", hint="rename one of them")
-        blocks = [_pack(row, sha256) for _, row in ordered]
+    Raises:
+        DataError: two rows have one id.
+    """
+
+    def __init__(self, root: Path, rows: Rows) -> None:
+        order = np.argsort(rows.ids, kind="stable")
         self.root = root
-        self._ids = np.array([number for number, _ in ordered], np.int64)
-        self._ends = np.cumsum([0, *map(len, blocks)], dtype=np.int64)
-        self._bytes = b"".join(blocks)
+        self._ids = rows.ids[order]
+        twice = np.flatnonzero(self._ids[1:] == self._ids[:-1])
+        if len(twice):
+            one, other = (rows.key(int(order[twice[0] + i])) for i in (0, 1))
+            raise DataError(f"records {one} and {other} have one id", hint="rename one of them")
+        self.mediums = rows.mediums[order]
+        self._ends = np.zeros(len(order) + 1, np.int64)
+        np.cumsum(rows.sizes[order], out=self._ends[1:])
+        self._bytes = bytearray(int(self._ends[-1]))
+        for place, (start, end) in zip(order.tolist(), pairwise(self._ends.tolist()), strict=True):
+            self._bytes[start:end] = rows.packed(place)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -51,21 +152,31 @@ class PackedSamples(Sequence[Sample]):
         place = index + len(self) if index < 0 else index
         if not 0 <= place < len(self):
             raise IndexError(index)
-        key, media, turns, spans = json.loads(self._bytes[self._ends[place] : self._ends[place + 1]])
+        key, media, turns, spans, *more = json.loads(self._bytes[self._ends[place] : self._ends[place + 1]])
         return Sample(
             id=int(self._ids[place]),
             key=key,
             media=tuple(Media(kind, self.root / name, a, b, digest) for kind, name, a, b, digest in media),
             turns=tuple(Turn(role, text) for role, text in turns),
             spans=tuple((turn, first, end, name) for turn, first, end, name in spans),
+            openings=tuple(more[0]) if more else (),
         )
 
     def digest(self) -> str:
         """sha256 over ids, keys, text, and the media's names and known hashes."""
-        return hashlib.sha256(self._ids.astype("<i8").tobytes() + self._bytes).hexdigest()
+        hasher = hashlib.sha256(self._ids.astype("<i8").tobytes())
+        hasher.update(self._bytes)
+        return hasher.hexdigest()
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the packed samples."""
+        return len(self._bytes) + self._ids.nbytes + self._ends.nbytes + self.mediums.nbytes
 
 
 def _pack(row: Row, sha256: Mapping[str, str]) -> bytes:
     media = [[m.kind, m.name, m.start, m.end, sha256.get(m.name)] for m in row.media]
     value = [row.key, media, [[turn.role, turn.text] for turn in row.turns], row.spans]
+    if row.openings:
+        value.append(row.openings)
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

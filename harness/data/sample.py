@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from harness.data.frames import FrameRule
     from regate.types import Layout
 
 
@@ -46,6 +47,9 @@ class Sample:
     Attributes:
         id: stable 63-bit id, from the source's name and the record's own key.
         key: the record's own key, for messages.
+        openings: for each question, the instruction to begin with where that question is asked first; empty where
+            the system turn, if there is one, holds whatever the order. A question may be empty text behind its
+            media tag: a caption, which no question asks for.
         spans: (turn index, first character, end character, class) of words that only the picture tells, where
             the source knows them; empty elsewhere. Used for analysis only, never for training.
     """
@@ -55,6 +59,22 @@ class Sample:
     media: tuple[Media, ...]
     turns: tuple[Turn, ...]
     spans: tuple[tuple[int, int, int, str], ...] = ()
+    openings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Showing:
+    """How a data source's samples are shown in training; none of it changes a sample's targets or their ordinals.
+
+    Attributes:
+        rule: which frames of a video (`harness.data.frames`).
+        shuffle_turns: another order of the pairs in each epoch.
+        augment: a random crop and flip of the pictures.
+    """
+
+    rule: FrameRule = "spread"
+    shuffle_turns: bool = False
+    augment: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +100,13 @@ class Encoded:
         input_ids_S: int64; visual positions hold the processor's placeholder id.
         labels_S: int64, -100 where not supervised, not shifted.
         kind_S: uint8, `regate.types.Kind`, never PAD.
-        ordinal_S: int64, canonical target ordinal, -1 elsewhere.
+        ordinal_S: int64, canonical target ordinal, -1 elsewhere. A processor counts the targets as they stand;
+            where the turns are shown in another order than the file's, `harness.data.visit` puts the file's back.
         pixels: what the vision tower reads (the adapter's own shape, normally T3HW), or None for a text-only
             encoding (the teacher's view).
         failed: the media could not be read at run time; every label is -100 then.
+        unshuffled: the turns were to be shown in another order and are in that of the file.
+        cut: how many targets stood beyond the processor's limit and are not in the row; None if nothing was cut.
         extra: further tensors of the adapter.
     """
 
@@ -94,6 +117,8 @@ class Encoded:
     ordinal_S: Tensor
     pixels: Tensor | None = None
     failed: bool = False
+    unshuffled: bool = False
+    cut: int | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -106,12 +131,17 @@ class Batch:
         inputs: keyword arguments of the model: input_ids (BS), attention_mask (BS), pixel_values, ...
         layout: stays on the CPU.
         failed: ids of the samples whose media could not be read.
+        unshuffled: ids of the samples that were to be shown in another order and are in that of the file, since
+            another order would have changed their targets (a conversation that is cut off).
+        cut: the targets that were cut off, one number for each row of which the processor cut something.
     """
 
     sample_ids_B: Tensor
     inputs: dict[str, Any]
     layout: Layout
     failed: tuple[int, ...] = ()
+    unshuffled: tuple[int, ...] = ()
+    cut: tuple[int, ...] = ()
 
     @property
     def input_ids_BS(self) -> Tensor:

@@ -9,6 +9,8 @@ import numpy as np
 from harness.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 
@@ -18,19 +20,32 @@ class Sampler:
     No sample comes twice in an epoch. The few that do not fill a last global batch are left out, others in each
     epoch. The order depends on seed and epoch alone: not on ranks, loading processes or resuming.
 
+    With groups (one for each medium), the samples of a global batch are all of one group: each group is shuffled and
+    cut into global batches, and the batches of all groups are shuffled. So every rank is at the same group in every
+    micro-batch, and a group has steps in proportion to its size, as with VideoChat2's loaders.
+
     Args:
         num_samples: size of the data set; samples are named by their index.
         global_batch: samples of an optimizer step, over all ranks and their accumulation.
         micro_batch: samples of one forward pass of one rank.
         world, rank: number of processes, and which one this is.
+        groups: the group of each sample; None mixes them all.
 
     Raises:
         RecipeError: the global batch is not a multiple of world x micro_batch.
-        DataError: there are fewer samples than a global batch.
+        DataError: there are fewer samples than a global batch, in all or in a group.
     """
 
     def __init__(
-        self, num_samples: int, *, global_batch: int, micro_batch: int, seed: int, world: int = 1, rank: int = 0
+        self,
+        num_samples: int,
+        *,
+        global_batch: int,
+        micro_batch: int,
+        seed: int,
+        world: int = 1,
+        rank: int = 0,
+        groups: NDArray[np.uint8] | None = None,
     ) -> None:
         share = world * micro_batch
         if global_batch % share:
@@ -39,21 +54,15 @@ class Sampler:
                 f"train.micro_batch {micro_batch}",
                 hint=f"take a multiple of {share}",
             )
-        if num_samples < global_batch:
-            raise DataError(
-                f"{num_samples} samples do not fill one global batch of {global_batch}",
-                hint="lower train.global_batch or bring more data",
-            )
         assert 0 <= rank < world, (rank, world)
+        self._groups = None if groups is None else [np.flatnonzero(groups == value) for value in np.unique(groups)]
+        sizes = [num_samples] if self._groups is None else [len(group) for group in self._groups]
+        self.steps_per_epoch = steps_per_epoch(sizes, global_batch)
         self.num_samples, self.seed = num_samples, seed
         self.global_batch, self.micro_batch = global_batch, micro_batch
         self.world, self.rank = world, rank
         self._epoch = -1
         self._order: NDArray[np.int64] = np.empty(0, np.int64)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.num_samples // self.global_batch
 
     @property
     def micro_batches(self) -> int:
@@ -72,6 +81,33 @@ class Sampler:
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
         if epoch != self._epoch:
-            self._order = np.random.default_rng([self.seed, epoch]).permutation(self.num_samples)
+            draw = np.random.default_rng([self.seed, epoch])
+            self._order = draw.permutation(self.num_samples) if self._groups is None else self._by_group(draw)
             self._epoch = epoch
         return self._order
+
+    def _by_group(self, draw: np.random.Generator) -> NDArray[np.int64]:
+        assert self._groups is not None
+        batches = []
+        for group in self._groups:
+            whole = len(group) // self.global_batch * self.global_batch
+            batches.append(draw.permutation(group)[:whole].reshape(-1, self.global_batch))
+        order_NG = np.concatenate(batches)
+        return order_NG[draw.permutation(len(order_NG))].reshape(-1)
+
+
+def steps_per_epoch(sizes: Sequence[int], global_batch: int) -> int:
+    """Global batches in an epoch over groups of these sizes.
+
+    Raises:
+        DataError: a group does not fill one, so none of its samples would ever be seen.
+    """
+    small = min(sizes, default=0)
+    if small < global_batch:
+        several = f", the smallest of {len(sizes)} media," if len(sizes) > 1 else ""
+        raise DataError(
+            f"{small} samples{several} do not fill one global batch of {global_batch}",
+            hint="lower train.global_batch or bring more data"
+            + (", or mix the media with data.batches=mixed" if several else ""),
+        )
+    return sum(size // global_batch for size in sizes)

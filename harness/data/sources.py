@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
 
 from harness.data import shapes
-from harness.data.check import Expected, Report, probe, refuse
+from harness.data.check import Expected, Report, merged, probe, refuse
 from harness.data.formats import Bad, Row, read_json, read_llava, read_videochat2
-from harness.data.packed import PackedSamples
-from harness.data.sample import Media, Question, sample_id
+from harness.data.packed import MEDIUMS, PackedSamples, Rows
+from harness.data.sample import Media, Question, Showing
+from harness.data.subset import take
 from harness.errors import DataError
-from harness.recipe import ShapesData, digest
+from harness.recipe import LlavaData, ShapesData, VideoChat2Data, digest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
+    from numpy.typing import NDArray
+
+    from harness.data.formats import MediaKind
+    from harness.data.frames import FrameRule
     from harness.data.sample import Sample
     from harness.progress import Progress
-    from harness.recipe import Data, LlavaData, Paths, VideoChat2Data
+    from harness.recipe import Data, Paths
 
 _JOBS: Final = 2
 """Threads that look at media files; more only where there are more cores."""
 _VIDEO_SUFFIXES: Final = (".mp4", ".mkv", ".webm", ".avi", ".mov")
+_EXPECTED: Final[dict[MediaKind, Expected]] = {"video": Expected("video"), "image": Expected("image")}
 
 ORIGINS: Final = {
     "llava": (
@@ -51,6 +61,10 @@ class DataSet:
         fingerprint: hash of the samples' ids, text and media, of the questions, and of what is excluded.
         frames: how many frames of a video the recipe reads.
         blank: width and height of the picture that stands for media unreadable at run time.
+        showing: how samples are shown in training; not part of the fingerprint, since no target depends on it.
+        mediums: for each sample, an index into `packed.MEDIUMS`, where every optimizer step is to see one medium;
+            None where the samples are mixed.
+        subset: which part of the annotations these are, in words; None for all of them.
     """
 
     source: str
@@ -61,6 +75,17 @@ class DataSet:
     fingerprint: str
     frames: int
     blank: int = 224
+    showing: Showing = field(default_factory=Showing)
+    mediums: NDArray[np.uint8] | None = None
+    subset: str | None = None
+
+    @property
+    def media_sizes(self) -> dict[str, int]:
+        """Number of samples of each medium, where every optimizer step is to see one; else of all together."""
+        if self.mediums is None:
+            return {"all": len(self.samples)}
+        numbers, sizes = np.unique(self.mediums, return_counts=True)
+        return {MEDIUMS[number]: int(size) for number, size in zip(numbers, sizes, strict=True)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +93,16 @@ class _Found:
     """Annotations as read, before anybody looked at the media."""
 
     root: Path
-    cache: Path
-    rows: tuple[Row, ...]
+    rows: Rows
     bad: tuple[Bad, ...]
-    files: dict[str, Expected]
-    """Every media file, by its name below root."""
+    caches: dict[Path, dict[str, Expected]]
+    """Every media file by its name below root, and where is kept what is known of it."""
     questions: tuple[Question, ...] = ()
+    subset: str | None = None
 
-    def hashes(self) -> dict[str, str]:
-        return {name: e.sha256 for name, e in self.files.items() if e.sha256 is not None}
+    @property
+    def files(self) -> int:
+        return sum(len(files) for files in self.caches.values())
 
 
 def make_data(data: Data, paths: Paths, seed: int, progress: Progress | None = None) -> Path:
@@ -104,14 +130,19 @@ def missing_data(data: Data, paths: Paths, seed: int) -> list[str]:
         root = shapes.folder(data, Path(paths.data), seed)
         return [] if root.is_dir() else [f"{root}: made by `harness data make` (a few seconds, no download)"]
     base = Path(paths.data)
-    lines = [
-        f"{base / name}: named by data.annotations; from {ORIGINS[data.source]}"
-        for name in data.annotations
-        if not (base / name).is_file()
-    ]
-    if not (base / data.media).is_dir():
-        lines.append(f"{base / data.media}: named by data.media; from {ORIGINS[data.source]}")
-    return lines
+    origin = f"from {ORIGINS[data.source]}"
+    files = [base / name for name, _ in _annotations(data)]
+    folders = dict.fromkeys(base / data.media / folder for _, folder in _annotations(data))
+    key = "data.media" if isinstance(data, LlavaData) else "data.annotations"
+    lines = [f"{file}: named by data.annotations; {origin}" for file in files if not file.is_file()]
+    return lines + [f"{folder}: named by {key}; {origin}" for folder in folders if not folder.is_dir()]
+
+
+def _annotations(data: LlavaData | VideoChat2Data) -> list[tuple[str, str]]:
+    """Each annotation file, relative to paths.data, and the folder of its media, relative to data.media."""
+    if isinstance(data, LlavaData):
+        return [(name, ".") for name in data.annotations]
+    return [(annotation.file, annotation.media) for annotation in data.annotations]
 
 
 def open_data(
@@ -158,7 +189,6 @@ def _find(data: Data, paths: Paths, seed: int) -> _Found:
 def _find_shapes(data: ShapesData, paths: Paths, seed: int) -> _Found:
     root = shapes.folder(data, Path(paths.data), seed)
     shapes.verify_texts(root)
-    rows = read_llava(root / "train.json", lambda name: name)
     clips = {n: f for n, f in shapes.manifest(root)["files"].items() if n.endswith(".mp4")}
     files = {name: Expected("video", entry["sha256"]) for name, entry in clips.items()}
     questions = tuple(
@@ -172,21 +202,41 @@ def _find_shapes(data: ShapesData, paths: Paths, seed: int) -> _Found:
         )
         for q in read_json(root / "questions.json")["questions"]
     )
-    good, bad = _split(rows)
-    return _Found(root, _cache(paths, root.name), good, bad, files, questions)
+    rows = Rows(data.source, {name: str(entry["sha256"]) for name, entry in clips.items()})
+    bad = _pack(rows, read_llava(root / "train.json", lambda name: name))
+    return _Found(root, rows, tuple(bad), {_cache(paths, root.name): files}, questions)
 
 
 def _find_brought(data: LlavaData | VideoChat2Data, paths: Paths) -> _Found:
+    """One annotation file after the other, each packed before the next is read."""
     base = Path(paths.data)
     root = base / data.media
     find = _VideoNames(root)
-    rows: list[Row | Bad] = []
-    for name in data.annotations:
-        read = read_llava(base / name, find) if data.source == "llava" else read_videochat2(base / name)
-        rows += [_prefix(name, row) for row in read]
-    good, bad = _split(rows)
-    files = {m.name: Expected(m.kind) for row in good for m in row.media}
-    return _Found(root, _cache(paths, f"{data.source}-{digest(data.media)[:8]}"), good, bad, files)
+    rows, bad = Rows(data.source), list[Bad]()
+    for origin, (name, folder) in enumerate(_annotations(data)):
+        read = read_llava(base / name, find) if data.source == "llava" else read_videochat2(base / name, folder)
+        bad += _pack(rows, read, name, origin)
+    subset = None
+    if isinstance(data, VideoChat2Data) and data.subset is not None:
+        rows, subset = take(rows, data.subset)
+    caches: dict[Path, dict[str, Expected]] = {}
+    for origin, files in rows.media().items():
+        folder = _annotations(data)[origin][1]
+        place = data.media if folder == "." else f"{data.media}/{folder}"
+        known = caches.setdefault(_cache(paths, f"{data.source}-{digest(place)[:8]}"), {})
+        known.update((file, _EXPECTED[kind]) for file, kind in files.items())
+    return _Found(root, rows, tuple(bad), caches, subset=subset)
+
+
+def _pack(rows: Rows, read: Iterable[Row | Bad], annotation: str = "", origin: int = 0) -> list[Bad]:
+    """Add what can be used and give back the rest; the file's name keeps keys of different files apart."""
+    bad: list[Bad] = []
+    for row in read:
+        if isinstance(row, Bad):
+            bad.append(Bad(f"{annotation}: {row.key}" if annotation else row.key, row.reason))
+        else:
+            rows.add(replace(row, key=f"{annotation}#{row.key}") if annotation else row, origin)
+    return bad
 
 
 class _VideoNames:
@@ -203,49 +253,47 @@ class _VideoNames:
         return self._names.get(video, f"{video}.mp4")
 
 
-def _prefix(annotation: str, row: Row | Bad) -> Row | Bad:
-    """Keys of different files never meet."""
-    if isinstance(row, Bad):
-        return Bad(f"{annotation}: {row.key}", row.reason)
-    return Row(f"{annotation}#{row.key}", row.media, row.turns, row.spans)
-
-
-def _split(rows: Sequence[Row | Bad]) -> tuple[tuple[Row, ...], tuple[Bad, ...]]:
-    good = tuple(row for row in rows if isinstance(row, Row))
-    return good, tuple(row for row in rows if isinstance(row, Bad))
-
-
 def _cache(paths: Paths, name: str) -> Path:
     return Path(paths.data) / ".checked" / f"{name}.json"
 
 
 def _probe(found: _Found, *, decode: bool, fresh: bool, progress: Progress | None) -> Report:
+    """One folder of media after the other, so that what is known of millions of files is never read at once."""
     jobs = max(_JOBS, (os.cpu_count() or 1) // 2)
-    if progress is None:
-        return probe(found.root, found.files, found.cache, decode=decode, fresh=fresh, jobs=jobs)
-    with progress.task("check media", len(found.files)) as advance:
-        report = probe(found.root, found.files, found.cache, decode=decode, fresh=fresh, jobs=jobs, advance=advance)
-        advance(len(found.files))
-    return report
+    reports: list[Report] = []
+    bar = progress.task("check media", found.files) if progress is not None else nullcontext(lambda _: None)
+    with bar as advance:
+        done = 0
+        for cache, files in found.caches.items():
+            tell = partial(_advance, advance, done)
+            reports.append(probe(found.root, files, cache, decode=decode, fresh=fresh, jobs=jobs, advance=tell))
+            done += len(files)
+            advance(done)
+    return merged(reports, next(iter(found.caches), found.root))
+
+
+def _advance(advance: Callable[[int], None], before: int, done: int) -> None:
+    advance(before + done)
 
 
 def _assemble(data: Data, found: _Found, report: Report) -> DataSet:
     damaged = dict(report.damaged)
     dropped = [(row.key, row.reason) for row in found.bad]
-    kept: list[tuple[int, Row]] = []
-    for row in found.rows:
-        reason = next((f"{m.name}: {damaged[m.name]}" for m in row.media if m.name in damaged), None)
-        if reason is None:
-            kept.append((sample_id(data.source, row.key), row))
-        else:
-            dropped.append((row.key, reason))
+    rows = found.rows
+    if damaged:
+        reasons = {i: next((n for n in rows.files(i) if n in damaged), None) for i in range(len(rows))}
+        dropped += [(rows.key(i), f"{name}: {damaged[name]}") for i, name in reasons.items() if name is not None]
+        rows = rows.taken(i for i, name in reasons.items() if name is None)
     _judge(data, found, report, dropped)
-    if not kept:
+    if not len(rows):
         raise DataError(f"{found.root}: no usable sample in the annotations of data.source {data.source}")
-    samples = PackedSamples(found.root, kept, found.hashes())
+    samples = PackedSamples(found.root, rows)
     excluded = tuple(sorted(dropped))
     told = [[q.key, q.text, *q.options, q.answer] for q in found.questions]
-    identity = [data.source, samples.digest(), told, [key for key, _ in excluded]]
+    identity: list[Any] = [data.source, samples.digest(), told, [key for key, _ in excluded]]
+    if isinstance(data, VideoChat2Data) and data.subset is not None:
+        identity.append(data.subset.model_dump(mode="json"))
+    one_medium = isinstance(data, VideoChat2Data) and data.batches == "one_medium"
     return DataSet(
         source=data.source,
         root=found.root,
@@ -255,16 +303,27 @@ def _assemble(data: Data, found: _Found, report: Report) -> DataSet:
         fingerprint=digest(identity),
         frames=data.frames,
         blank=data.size if isinstance(data, ShapesData) else 224,
+        showing=_showing(data),
+        mediums=samples.mediums if one_medium else None,
+        subset=found.subset,
     )
+
+
+def _showing(data: Data) -> Showing:
+    if not isinstance(data, VideoChat2Data):
+        return Showing()
+    rule: FrameRule = "random" if data.frame_sampling == "random" else "middle"
+    return Showing(rule, data.shuffle_turns, augment=data.augment == "official")
 
 
 def _judge(data: Data, found: _Found, report: Report, dropped: Sequence[tuple[str, str]]) -> None:
     """Refuse damaged data, unless the recipe says that damaged samples are left out."""
     made = isinstance(data, ShapesData)
     again = f"delete {found.root} and run `harness data make`"
-    trained = {m.name for row in found.rows for m in row.media}
-    if made and any(name not in trained for name, _ in report.damaged):
-        raise refuse(report, "clips are damaged, some of them held out", again)
+    if made and report.damaged:
+        trained = {name for files in found.rows.media().values() for name in files}
+        if any(name not in trained for name, _ in report.damaged):
+            raise refuse(report, "clips are damaged, some of them held out", again)
     if dropped and data.damaged == "refuse":
         hint = again if made else "fetch them again, or leave their samples out with data.damaged=exclude"
         if report.damaged:

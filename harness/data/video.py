@@ -1,16 +1,18 @@
-"""Frames out of video and image files.
+"""Frames out of video and image files, and out of folders of numbered pictures.
 
 Legend: T frames, H and W pixels.
 """
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import av
 import numpy as np
 
+from harness.data.frames import FOLDER_FPS, choose
 from harness.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,8 +22,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from harness.data.frames import FrameRule
     from harness.data.sample import Media
 
+_PICTURES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_NUMBER: Final = re.compile(r"(\d+)$")
 _LONG: Final = 1500
 """Frames beyond which it is worth knowing where the key frames are: one minute at 25 a second."""
 _SEEK_COST: Final = 15
@@ -34,11 +39,21 @@ class VideoError(DataError):
     """A media file is missing, damaged, or shorter than its bounds."""
 
 
-def read_frames(media: Media, *, frames: int, images: Literal["single", "repeat"] = "single") -> Tensor:
-    """Decode `frames` frames, evenly spread over the clip: uint8 [T, 3, H, W], RGB, in the file's own size.
+def read_frames(
+    media: Media,
+    *,
+    frames: int,
+    images: Literal["single", "repeat"] = "single",
+    rule: FrameRule = "spread",
+    draw: np.random.Generator | None = None,
+) -> Tensor:
+    """Decode `frames` frames of the clip: uint8 [T, 3, H, W], RGB, in the file's own size.
 
-    Frames are chosen as the official VideoLLaMA2 loader does; a clip with fewer frames repeats some. An image
-    is one frame, or the same frame `frames` times.
+    A clip with fewer frames repeats some. An image is one frame, or the same frame `frames` times.
+
+    Args:
+        rule: which frames (`harness.data.frames`).
+        draw: what the rule `random` draws from.
 
     Raises:
         VideoError: naming the file.
@@ -50,44 +65,81 @@ def read_frames(media: Media, *, frames: int, images: Literal["single", "repeat"
         count = frames if images == "repeat" else 1
         frames_THW3 = np.repeat(frame_1HW3, count, axis=0)
     else:
-        frames_THW3 = decode(media.path, frames, media.start, media.end)
+        read = decode_folder if media.path.is_dir() else decode
+        frames_THW3 = read(media.path, frames, media.start, media.end, rule, draw)
     return torch.from_numpy(frames_THW3).permute(0, 3, 1, 2).contiguous()
 
 
-def spread(total: int, frames: int) -> list[int]:
-    """Indices of `frames` frames out of `total`: the middle of each of `frames` equal parts (VideoLLaMA2)."""
-    step = float(total - 1) / frames
-    middle = np.array([(step * i + step * (i + 1)) / 2 for i in range(frames)])
-    return [int(index) for index in np.round(middle + 1e-6)]
-
-
-def bounds(total: int, fps: float, start: float | None, end: float | None) -> tuple[int, int]:
-    """First and last frame of a part given in seconds, as the official VideoLLaMA2 loader counts them."""
-    if start is not None and end is not None:
-        start, end = sorted((max(start, 0.0), max(end, 0.0)))
-        end = start + 1 if start == end else end
-    first = 0 if start is None else max(int(start * fps) - 1, 0)
-    last = total - 1 if end is None else min(int(end * fps) - 1, total - 1)
-    return first, last
-
-
-def decode(path: Path, frames: int, start: float | None = None, end: float | None = None) -> NDArray[np.uint8]:
-    """`read_frames` of a video without torch: uint8 [T, H, W, 3]."""
+def decode(
+    path: Path,
+    frames: int,
+    start: float | None = None,
+    end: float | None = None,
+    rule: FrameRule = "spread",
+    draw: np.random.Generator | None = None,
+) -> NDArray[np.uint8]:
+    """`read_frames` of a video file without torch: uint8 [T, H, W, 3]."""
     try:
         with av.open(str(path)) as container:
             stream = _video_stream(container, path)
             total = stream.frames or _count(container, stream)
             fps = float(stream.average_rate or 0)
-            first, last = bounds(total, fps, start, end)
-            if total < 1 or last < first:
+            wanted = choose(rule, frames, total=total, fps=fps, start=start, end=end, draw=draw)
+            if not wanted:
                 raise VideoError(f"{path}: no frame between {start} s and {end} s; it has {total} frames")
-            wanted = [first + index for index in spread(last - first + 1, frames)]
             found = _pick(container, stream, wanted, total, path)
             return np.stack([found[index] for index in wanted])
     except FileNotFoundError:
         raise VideoError(f"{path}: not there") from None
     except (av.FFmpegError, OSError, ValueError) as error:
         raise VideoError(f"{path}: cannot be decoded: {error}") from None
+
+
+def decode_folder(
+    path: Path,
+    frames: int,
+    start: float | None = None,
+    end: float | None = None,
+    rule: FrameRule = "spread",
+    draw: np.random.Generator | None = None,
+) -> NDArray[np.uint8]:
+    """`read_frames` of a folder of numbered pictures, three a second, without torch: uint8 [T, H, W, 3]."""
+    pictures = folder_pictures(path)
+    total = len(pictures)
+    wanted = choose(rule, frames, total=total, fps=FOLDER_FPS, start=start, end=end, folder=True, draw=draw)
+    if not wanted:
+        raise VideoError(f"{path}: no frame between {start} s and {end} s; it has {total} pictures")
+    found = {index: _image(pictures[index])[0] for index in set(wanted)}
+    if len({picture.shape for picture in found.values()}) > 1:
+        raise VideoError(f"{path}: its pictures are not of one size")
+    return np.stack([found[index] for index in wanted])
+
+
+def folder_pictures(path: Path) -> list[Path]:
+    """The pictures of a folder in the order of the numbers that their names end with, from whichever they start.
+
+    Raises:
+        VideoError: there is none, a name has no number, or a number is missing or there twice.
+    """
+    try:
+        named = [file for file in path.iterdir() if file.suffix.lower() in _PICTURES]
+    except OSError as error:
+        raise VideoError(f"{path}: cannot be read: {error.strerror}") from None
+    if not named:
+        raise VideoError(f"{path}: a folder without pictures")
+    numbered: dict[int, Path] = {}
+    for file in named:
+        number = _NUMBER.search(file.stem)
+        if number is None:
+            raise VideoError(f"{path}: the name of {file.name} does not end with a number")
+        if int(number[1]) in numbered:
+            raise VideoError(f"{path}: picture {int(number[1])} is there twice")
+        numbered[int(number[1])] = file
+    order = sorted(numbered)
+    if order[-1] - order[0] + 1 != len(order):
+        lost = next(number for number in range(order[0], order[-1]) if number not in numbered)
+        raise VideoError(f"{path}: picture {lost} is missing between {order[0]} and {order[-1]}")
+    return [numbered[number] for number in order]
 
 
 def probe_video(path: Path) -> str | None:
@@ -106,6 +158,15 @@ def probe_video(path: Path) -> str | None:
     if promised - decoded > _MISCOUNT:
         return f"{decoded} frames can be decoded, {promised} are promised: it is cut off"
     return None
+
+
+def probe_folder(path: Path) -> str | None:
+    """Decode every picture of a folder; what is wrong with it, or None."""
+    try:
+        sizes = {_image(picture).shape for picture in folder_pictures(path)}
+    except VideoError as error:
+        return str(error).removeprefix(f"{path}: ")
+    return None if len(sizes) == 1 else "its pictures are not of one size"
 
 
 def probe_image(path: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""One checkpoint through lmms-eval, and its samples as our items, counted."""
+"""One exam through lmms-eval, and its samples as our items, counted."""
 
 from __future__ import annotations
 
@@ -10,51 +10,88 @@ from typing import TYPE_CHECKING, Any
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
 
-from harness.benchmarks import Benchmark, parse_answer, prompt_hash, summarise
+from harness.benchmark_items import check_aggregate, items_of
 from harness.errors import HarnessError
-from harness.lmms_plugin.model import model_class
+from harness.exams import Questions
+from harness.lmms_plugin.official import write_official_tasks
+from harness.lmms_plugin.tasks import write_tasks
+from harness.questions import parse_answer, prompt_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
-    import torch
+    from lmms_eval.api.model import lmms
 
+    from harness.benchmarks import Benchmark
     from harness.data.sample import Question
-    from harness.lmms_plugin.score import Scorer
-    from harness.lmms_plugin.tasks import Asked
+    from harness.exams import Exam, Official
+    from harness.lmms_plugin.model import Desk
+
+Asked = tuple["Exam", list[str], "Path"]
+"""An exam, and the names and folder of its tasks in lmms-eval."""
 
 
-def ask(
-    asked: Asked, scorer: Scorer, advance: Callable[[int], None], device: torch.device
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """One checkpoint through lmms-eval: the result without its identity, and the items."""
-    model = model_class()(scorer, advance, device)
+def make_tasks(exam: Exam, folder: Path) -> Asked:
+    """The exam's task files below `folder`."""
+    folder = folder / exam.name
+    if isinstance(exam, Questions):
+        return exam, write_tasks(folder, exam.benchmark, exam.tasks), folder
+    official: Any = exam
+    data = official.data
+    return exam, write_official_tasks(data.benchmark, data.root, folder, official.prompts, data.limit), folder
+
+
+def ask(asked: Asked, desk: Desk, model: lmms) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """One checkpoint through lmms-eval: the result without its identity, and the items.
+
+    Raises:
+        ShareAnswered: the rest of the answers is other processes' work.
+        HarnessError: the items are not those that were asked, or lmms-eval's own score is another.
+    """
+    exam, names, folder = asked
     found = simple_evaluate(
         model=model,
-        tasks=asked.names,
-        task_manager=TaskManager(include_path=str(asked.folder), include_defaults=False),
-        batch_size=scorer.rows,
+        tasks=names,
+        task_manager=TaskManager(include_path=str(folder), include_defaults=False),
+        batch_size=1,  # told to nobody: the model is made
         bootstrap_iters=0,
         log_samples=True,
         process_docs_parallel=1,
-        cli_args=Namespace(output_path=str(asked.folder / "output"), process_with_media=False, reasoning_tags=None),
+        cli_args=Namespace(output_path=str(folder / "output"), process_with_media=False, reasoning_tags=None),
         datetime_str=time.strftime("%Y%m%d_%H%M%S", time.gmtime()),
     )
+    version = importlib.metadata.version("lmms_eval")
+    judged = _own(exam, found) if isinstance(exam, Questions) else _official(exam, found)  # type: ignore[arg-type]
+    items, more = judged
+    benchmark: Any = exam.benchmark if isinstance(exam, Questions) else exam.data.benchmark  # type: ignore[attr-defined]
+    return {
+        "prompt_hash": prompt_hash(desk.sent),
+        "lmms_eval": version,
+        "versions": {"lmms_eval": version, "task": benchmark.version},
+        **exam.summary(items),
+        **more,
+    }, items
+
+
+def _own(exam: Questions, found: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     items = [
         item
-        for ability, questions in asked.tasks.items()
-        for item in task_items(asked.benchmark, ability, questions, found["samples"])
+        for ability, questions in exam.tasks.items()
+        for item in task_items(exam.benchmark, ability, questions, found["samples"])
     ]
-    summary = summarise(asked.benchmark, items)
-    compare_scores(asked.benchmark, summary, found["results"])
-    expected = sum(len(questions) for questions in asked.tasks.values())
-    return {
-        "prompt_hash": prompt_hash(model.sent),
-        "versions": {"lmms_eval": importlib.metadata.version("lmms_eval"), "task": asked.benchmark.version},
-        "tasks": summary["tasks"],
-        "mean": summary["mean"],
-        "counts": {"expected": expected, **summary["counts"], "errors": 0},
-    }, items
+    compare_scores(exam.benchmark, exam.summary(items), found["results"])
+    return items, {}
+
+
+def _official(exam: Official, found: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The items, and the further numbers that lmms-eval makes of the same answers."""
+    benchmark = exam.data.benchmark
+    items = items_of(benchmark, found["samples"])
+    check_aggregate(benchmark, items, found["results"])
+    (first, *_) = benchmark.lmms_tasks
+    beside = {name: found["results"][first][f"{name},none"] for name in benchmark.beside}
+    return items, {"beside": beside}
 
 
 def task_items(

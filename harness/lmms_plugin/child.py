@@ -1,6 +1,7 @@
 """The evaluation's child process: `python -m harness.lmms_plugin.child JOB.json EVENTS_FD`.
 
 It scores every checkpoint of the job file, one after the other, and writes the result of each as soon as it has it.
+As one of several it answers its share of the items and writes no result.
 Events go to the parent as JSON lines on the given file descriptor; what lmms-eval prints goes to stdout and stderr.
 The parent, not the exit code, decides whether a result counts.
 """
@@ -19,7 +20,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from harness.errors import EnvironmentProblem, HarnessError
+from harness.exams import Questions, exam_of
 from harness.recipe import Recipe
+from harness.recipe_eval import EvaluationRecipe, LmmsEvalModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -54,35 +57,57 @@ class Events:
 
 
 def run(job: Mapping[str, Any], events: Events, make_adapter: Callable[[Recipe], Adapter]) -> None:
-    """Write every result of the job. The model is loaded once for the results of one checkpoint."""
-    import torch
-
-    from harness.data.video import read_frames
+    """Write every result of the job, or keep this process's share of the answers to all of them."""
     from harness.device import use_threads
-    from harness.lmms_plugin.ask import ask
-    from harness.lmms_plugin.score import FrameCache, Scorer, compute_dtype
-    from harness.lmms_plugin.tasks import read_tasks
+    from harness.lmms_plugin.answers import Answers
+    from harness.lmms_plugin.ask import ask, make_tasks
+    from harness.lmms_plugin.model import Desk, ShareAnswered
 
-    recipe = Recipe.model_validate_json(json.dumps(job["recipe"]))
-    use_threads(recipe.devices.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = compute_dtype(recipe.train.precision, device)
+    recipe = read_recipe(job["recipe"])
+    use_threads(job["threads"])
     work = Path(job["work"])
-    asked = {entry["benchmark"]["name"]: read_tasks(entry, work / "tasks") for entry in job["benchmarks"]}
-    adapter = make_adapter(recipe)
-    frames = FrameCache(lambda media: read_frames(media, frames=recipe.data.frames))
-    loaded, scorer = None, None
+    subject = make_subject(recipe, make_adapter)
+    asked = {entry["name"]: make_tasks(exam_of(entry["exam"]), work / "tasks") for entry in job["exams"]}
+    process, processes = job["share"]
     for index, wanted in enumerate(job["results"]):
         began = time.monotonic()
-        if scorer is None or loaded != wanted["checkpoint"]:
-            loaded, scorer = wanted["checkpoint"], None  # the last model goes before the next one comes
-            scorer = Scorer(
-                adapter, adapter.load(Path(loaded)).to(device), frames, rows=recipe.evaluate.batch, dtype=dtype
-            )
-        result, items = ask(asked[wanted["benchmark"]], scorer, events.progress(index), device)
+        path, exam = Path(wanted["path"]), asked[wanted["exam"]]
+        made_by = {**subject.made_by(), "checkpoint": wanted["identity"]["checkpoint"], "data": wanted["data"]}
+        with Answers(path, process) as answers:
+            desk = Desk(answers, made_by, events.progress(index), (process, processes))
+            model = subject.model(Path(wanted["checkpoint"]), desk, own=isinstance(exam[0], Questions))
+            try:
+                result, items = ask(exam, desk, model)
+            except ShareAnswered:
+                continue
         result["seconds"] = time.monotonic() - began
-        write_result(Path(wanted["path"]), wanted["identity"], result, items)
+        write_result(path, wanted["identity"], result, items)
         events.send("done", result=index, done=len(items))
+
+
+def read_recipe(plain: Mapping[str, Any]) -> Recipe | EvaluationRecipe:
+    """The document of the job file."""
+    kind = EvaluationRecipe if plain.get("kind") == "evaluation" else Recipe
+    return kind.model_validate_json(json.dumps(plain))
+
+
+def make_subject(recipe: Recipe | EvaluationRecipe, make_adapter: Callable[[Recipe], Adapter]) -> Any:
+    """What is evaluated: `Checkpoints`, or a `Builtin` model of lmms-eval's."""
+    import torch
+
+    from harness.lmms_plugin.checkpoint import Builtin, Checkpoints
+    from harness.lmms_plugin.score import compute_dtype
+    from harness.models.evaluated import evaluated_for
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows = recipe.evaluate.batch
+    if isinstance(recipe, Recipe):
+        dtype = compute_dtype(recipe.train.precision, device)
+        return Checkpoints(make_adapter(recipe), recipe.data.frames, rows, device, dtype)
+    if isinstance(recipe.model, LmmsEvalModel):
+        return Builtin(recipe.model, rows)
+    dtype = compute_dtype(recipe.precision, device)
+    return Checkpoints(evaluated_for(recipe), recipe.frames, rows, device, dtype)
 
 
 def write_result(

@@ -1,4 +1,4 @@
-"""The parent's side of the child process: starts it, hears it, and ends it. Imports neither torch nor lmms-eval."""
+"""The parent's side of the child process: starts it, hears it, and ends it. Does not import lmms-eval."""
 
 from __future__ import annotations
 
@@ -24,29 +24,67 @@ _TAIL: Final = 20
 """Lines of the child's log that an error shows."""
 _PATIENCE: Final = 30.0
 """Seconds that a child may take to exit after its last word."""
+_EVENTS: Final[Mapping[Any, Mapping[str, type]]] = {
+    "progress": {"result": int, "done": int},
+    "done": {"result": int, "done": int},
+    "error": {"message": str, "exit_code": int},
+    "end": {},
+}
+"""What a child tells, and with which fields."""
 _FOREIGN: Final = ("LMMS_", "HF_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_")
 """Environment variables that would change what the child does: it is one process, offline, with its own caches."""
 
 
+def places(processes: int | None) -> list[str | None]:
+    """Of each answering process its GPU as CUDA_VISIBLE_DEVICES names it, None where there is none to choose.
+
+    Args:
+        processes: `devices.processes` of a recipe.
+
+    Raises:
+        EnvironmentProblem: more processes are asked for than there are GPUs.
+    """
+    import torch
+
+    count = torch.cuda.device_count()
+    wanted = processes or max(1, count)
+    if count and wanted > count:
+        raise EnvironmentProblem(
+            f"devices.processes is {wanted}, and {count} GPUs are visible: each process needs its own",
+            hint="leave devices.processes out to use every visible GPU",
+        )
+    if not count:
+        return [None] * wanted
+    told = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = [name.strip() for name in told.split(",") if name.strip()] or [str(i) for i in range(count)]
+    return list(names[:wanted])
+
+
 @contextmanager
-def run_child(command: Sequence[str], folder: Path, job: Mapping[str, Any]) -> Iterator[Iterator[dict[str, Any]]]:
-    """The events of a child that works on `job`; what it prints is appended to LOG in `folder`.
+def run_child(
+    command: Sequence[str], folder: Path, job: Mapping[str, Any], *, log_name: str = LOG, gpu: str | None = None
+) -> Iterator[Iterator[dict[str, Any]]]:
+    """The events of a child that works on `job`; what it prints is appended to a log in `folder`.
 
     The child ends with this block, however it is left, and by itself when this process dies: its stdin closes then.
     Iterating the events raises the child's error:
+
+    Args:
+        gpu: the one that it sees, as CUDA_VISIBLE_DEVICES names it; None for all that this process sees.
 
     Raises:
         HarnessError: of the kind the child says, with the end of its log where it is a failure of unknown kind.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
-    log = folder / LOG
+    log = folder / log_name
     work = Path(tempfile.mkdtemp(prefix=f"{_WORK}{os.getpid()}-", dir=folder)).absolute()
     try:
         job_file = work / "job.json"
         job_file.write_text(json.dumps({**job, "work": str(work)}))
         before = log.stat().st_size if log.exists() else 0
-        with log.open("ab") as output, _started([*command, str(job_file)], output, work) as (process, stream):
+        environment = _environment(work) | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
+        with log.open("ab") as output, _started([*command, str(job_file)], output, environment) as (process, stream):
             yield _events(process, stream, log, before)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -54,7 +92,7 @@ def run_child(command: Sequence[str], folder: Path, job: Mapping[str, Any]) -> I
 
 @contextmanager
 def _started(
-    command: Sequence[str], output: IO[bytes], work: Path
+    command: Sequence[str], output: IO[bytes], environment: Mapping[str, str]
 ) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb") as stream:
@@ -65,7 +103,7 @@ def _started(
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 pass_fds=(writing,),
-                env=_environment(work),
+                env=environment,
                 start_new_session=True,
             )
         finally:
@@ -102,7 +140,11 @@ def _events(
     for line in stream:
         event = _parse(line)
         if event is None:
-            break
+            break  # the half line of a killed child
+        if not _understood(event):
+            told = line.decode(errors="replace").strip()[:200]
+            message = f"its process told something that is no event: {told}"
+            raise _error({"message": message, "hint": None, "exit_code": 1}, log, before)
         if event["event"] == "end":
             return
         if event["event"] == "error":
@@ -116,13 +158,22 @@ def _events(
     raise _error({"message": message, "hint": None, "exit_code": 1}, log, before)
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    """None for the half line of a killed child."""
-    try:
-        event: dict[str, Any] = json.loads(line)
-    except ValueError:
+def _parse(line: bytes) -> Any | None:
+    """The value of a whole line; None for a line without its end."""
+    if not line.endswith(b"\n"):
         return None
-    return event
+    try:
+        return json.loads(line)
+    except ValueError:
+        return line.decode(errors="replace")
+
+
+def _understood(event: Any) -> bool:
+    """Whether it is an event with the fields of its kind."""
+    if not isinstance(event, dict):
+        return False
+    fields = _EVENTS.get(event.get("event"))
+    return fields is not None and all(isinstance(event.get(name), kind) for name, kind in fields.items())
 
 
 def _error(failure: Mapping[str, Any], log: Path, before: int) -> HarnessError:

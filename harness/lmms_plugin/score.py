@@ -10,36 +10,70 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 import regate
 from harness.data.sample import Encoded, Media, Sample, Turn, sample_id
 from harness.errors import HarnessError, RecipeError
+from harness.lmms_plugin.generate import Limits, Speaks, generate, generate_plainly, generates, grow
 from harness.lmms_plugin.share import one_tower_pass
-from regate.types import IGNORE, Kind
+from regate.types import IGNORE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
     from torch import Tensor, nn
 
     from harness.data.sample import Batch
-    from harness.models.adapter import Adapter
+    from harness.models.adapter import Processor
     from regate.types import Decision
+
+
+class Evaluated(Protocol):
+    """What of an adapter an evaluation needs."""
+
+    @property
+    def name(self) -> str: ...
+
+    def processor(self) -> Processor: ...
+
+    def load(self, directory: Path) -> nn.Module: ...
+
+    def forward(self, model: nn.Module, batch: Batch, decision: Decision) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The media of an item, and of each its frames: uint8 T3HW."""
+
+    media: tuple[Media, ...]
+    frames: list[Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One item: media, the user's turn, and the answers to score (none where the answer is generated)."""
+    """One item: media, the user's turn, and the answers to score, or where the generated answer ends.
+
+    Attributes:
+        show: reads media that are no files of their own, such as the pictures in a benchmark's table; it runs when
+            the item's turn comes. `media` is empty then, and the media's tags go in front of the prompt.
+    """
 
     key: str
     media: tuple[Media, ...]
     prompt: str
     options: tuple[str, ...] = ()
+    limits: Limits | None = None
+    show: Callable[[], Shown] | None = field(default=None, compare=False)
+
+
+Chunk = dict[int, Ask]
+"""Items of one forward pass by their index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +84,6 @@ class OptionLoss:
     loss: float
     tokens: int
     greedy: bool
-
-
-@runtime_checkable
-class Speaks(Protocol):
-    """What generation needs of a processor beside the `Processor` protocol."""
-
-    @property
-    def end_id(self) -> int:
-        """Closes the assistant's turn."""
-        ...
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of generated tokens, without markers."""
-        ...
 
 
 @dataclass
@@ -101,7 +121,7 @@ class Scorer:
         dtype: autocast type, None for none.
     """
 
-    adapter: Adapter
+    adapter: Evaluated
     model: nn.Module
     frames: Callable[[Media], Tensor]
     rows: int = 64
@@ -114,35 +134,29 @@ class Scorer:
         self.gate = regate.DenseGate()
 
     @torch.inference_mode()
-    def option_losses(self, asks: Sequence[Ask], advance: Callable[[int], None]) -> list[list[OptionLoss]]:
-        """For every item, one loss an option, in their order.
+    def option_losses(self, chunks: Sequence[Chunk]) -> Iterator[dict[int, list[OptionLoss]]]:
+        """For each chunk, by item, one loss an option, in their order.
 
         Raises:
             DataError: a media file cannot be read; it is named.
             HarnessError: an option has no target, two options are the same tokens, or a loss is not finite.
         """
-        found: list[list[OptionLoss]] = [[] for _ in asks]
-        done = 0
-        for chunk, frames in self._read_ahead(_chunks(asks, self.rows)):
+        for chunk, shown in self._read_ahead(chunks):
             rows: list[Encoded] = []
             clip_B: list[int] = []
             for place, i in enumerate(chunk):
-                rows += self._encode_options(asks[i], frames[i])
-                clip_B += [place] * len(asks[i].options)
+                rows += self._encode_options(chunk[i], shown[i])
+                clip_B += [place] * len(chunk[i].options)
             with one_tower_pass(self.model, clip_B):
                 losses = iter(self._losses(rows))
-            for i in chunk:
-                found[i] = [next(losses) for _ in asks[i].options]
-                _check(asks[i], found[i])
-            done += len(chunk)
-            advance(done)
-        return found
+            found = {i: [next(losses) for _ in ask.options] for i, ask in chunk.items()}
+            for i, ask in chunk.items():
+                _check(ask, found[i])
+            yield found
 
     @torch.inference_mode()
-    def answers(
-        self, asks: Sequence[Ask], *, max_new_tokens: int, until: Sequence[str], advance: Callable[[int], None]
-    ) -> list[tuple[str, int]]:
-        """For every item the greedily generated answer and its number of tokens.
+    def answers(self, chunks: Sequence[Chunk]) -> Iterator[dict[int, tuple[str, int]]]:
+        """For each chunk, by item, the greedily generated answer and its number of tokens.
 
         Raises:
             DataError: a media file cannot be read; it is named.
@@ -153,18 +167,24 @@ class Scorer:
                 f"adapter {self.adapter.name}: its processor has no end_id and decode, which generated answers need",
                 hint="choose a benchmark that scores options",
             )
-        found: list[tuple[str, int]] = [("", 0)] * len(asks)
-        done = 0
-        for chunk, frames in self._read_ahead(_chunks(asks, self.rows)):
-            rows = [self.processor.encode_prompt(_sample(asks[i], ()), frames[i]) for i in chunk]
-            for i, ids in zip(chunk, self._greedy(self.processor, rows, max_new_tokens, until), strict=True):
-                found[i] = (_cut(self.processor.decode(ids), until), len(ids))
-            done += len(chunk)
-            advance(done)
-        return found
+        for chunk, shown in self._read_ahead(chunks):
+            (limits,) = {ask.limits for ask in chunk.values()}
+            assert limits is not None
+            rows = [
+                self.processor.encode_prompt(_sample(ask, shown[i], ()), shown[i].frames) for i, ask in chunk.items()
+            ]
+            with self._autocast():
+                if generates(self.model):
+                    written = generate(self.model, self.processor, self.processor.collate(rows), limits)
+                else:
+                    written = generate_plainly(self._next_logits, self.processor, rows, limits)
+            yield {
+                i: (_cut(self.processor.decode(ids), limits.until), len(ids))
+                for i, ids in zip(chunk, written, strict=True)
+            }
 
-    def _encode_options(self, ask: Ask, frames: Sequence[Tensor]) -> list[Encoded]:
-        rows = [self.processor.encode(_sample(ask, (option,)), frames) for option in ask.options]
+    def _encode_options(self, ask: Ask, shown: Shown) -> list[Encoded]:
+        rows = [self.processor.encode(_sample(ask, shown, (option,)), shown.frames) for option in ask.options]
         targets = [tuple(row.labels_S[row.labels_S != IGNORE].tolist()) for row in rows]
         for option, ids in zip(ask.options, targets, strict=True):
             if not ids:
@@ -186,33 +206,11 @@ class Scorer:
         values = zip(loss_B.tolist(), tokens_B.tolist(), missed_B.tolist(), strict=True)
         return [OptionLoss(loss, tokens, missed == 0) for loss, tokens, missed in values]
 
-    def _greedy(
-        self, speaks: Speaks, prompts: Sequence[Encoded], max_new_tokens: int, until: Sequence[str]
-    ) -> list[list[int]]:
-        """Token ids of the answers, without the end marker. Each step runs the whole rows again: slower than a
-        cache, but the one path that every adapter has."""
-        rows = list(prompts)
-        ids: list[list[int]] = [[] for _ in rows]
-        live = list(range(len(rows)))
-        for _ in range(max_new_tokens):
-            # What is predicted is found like any target: a stand-in target after the row's last token.
-            batch = self.processor.collate([_grow(rows[i], speaks.end_id, target=True) for i in live])
-            decision = self.gate.decide(batch.layout, batch.sample_ids_B, step=0)
-            logits_BV, _ = self._forward(batch, decision)
-            if 0 <= self.processor.placeholder_id < logits_BV.shape[1]:
-                logits_BV[:, self.processor.placeholder_id] = -math.inf  # stands for media, is no word
-            still = []
-            for i, token in zip(live, logits_BV.argmax(dim=-1).tolist(), strict=True):
-                if token == speaks.end_id:
-                    continue
-                ids[i].append(token)
-                rows[i] = _grow(rows[i], token, target=False)
-                if not any(stop in speaks.decode(ids[i]) for stop in until):
-                    still.append(i)
-            live = still
-            if not live:
-                break
-        return ids
+    def _next_logits(self, rows: Sequence[Encoded]) -> Tensor:
+        """logits_BV behind each row's last token. It is found like any target: a stand-in follows that token."""
+        assert isinstance(self.processor, Speaks)
+        batch = self.processor.collate([grow(row, self.processor.end_id, target=True) for row in rows])
+        return self._forward(batch, self.gate.decide(batch.layout, batch.sample_ids_B, step=0))[0]
 
     def _forward(self, batch: Batch, decision: Decision) -> tuple[Tensor, Tensor]:
         with self._autocast():
@@ -223,32 +221,40 @@ class Scorer:
             return nullcontext()
         return torch.autocast(next(self.model.parameters()).device.type, dtype=self.dtype)
 
-    def _read_ahead(self, chunks: Sequence[_Chunk]) -> Iterator[tuple[_Chunk, dict[int, list[Tensor]]]]:
+    def _read_ahead(self, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, dict[int, Shown]]]:
         """The chunks with their decoded media; the next one is decoded while this one is computed."""
 
-        def read(chunk: _Chunk) -> dict[int, list[Tensor]]:
-            return {i: [self.frames(media) for media in ask.media] for i, ask in chunk.items()}
+        def show(ask: Ask) -> Shown:
+            return ask.show() if ask.show else Shown(ask.media, [self.frames(media) for media in ask.media])
+
+        def read(chunk: Chunk) -> dict[int, Shown]:
+            return {i: show(ask) for i, ask in chunk.items()}
 
         with ThreadPoolExecutor(max_workers=1) as pool:
             ahead = [pool.submit(read, chunk) for chunk in chunks[:1]]
             for k, chunk in enumerate(chunks):
-                frames = ahead.pop().result()
+                shown = ahead.pop().result()
                 ahead += [pool.submit(read, later) for later in chunks[k + 1 : k + 2]]
-                yield chunk, frames
+                yield chunk, shown
 
 
-_Chunk = dict[int, Ask]
-"""Items of one forward pass by their index."""
+def chunked(asks: Sequence[Ask], rows: int) -> list[Chunk]:
+    """Items of about the same length together, longest first: memory runs out at once or not at all.
 
+    It depends on the items alone, so that an evaluation that is resumed, or spread over processes, computes together
+    what a whole one does. Answers that end by different limits are not written together.
 
-def _chunks(asks: Sequence[Ask], rows: int) -> list[_Chunk]:
-    """Items of about the same length together, longest first: memory runs out at once or not at all."""
-    order = sorted(range(len(asks)), key=lambda i: (-_length(asks[i]), i))
-    chunks: list[_Chunk] = [{}]
+    Args:
+        rows: most sequences of a chunk.
+    """
+    limits = list(dict.fromkeys(ask.limits for ask in asks))
+    order = sorted(range(len(asks)), key=lambda i: (limits.index(asks[i].limits), -_length(asks[i]), i))
+    chunks: list[Chunk] = [{}]
     used = 0
     for i in order:
         need = max(1, len(asks[i].options))
-        if chunks[-1] and used + need > rows:
+        others = next(iter(chunks[-1].values()), asks[i])
+        if chunks[-1] and (used + need > rows or others.limits != asks[i].limits):
             chunks.append({})
             used = 0
         chunks[-1][i] = asks[i]
@@ -260,30 +266,16 @@ def _length(ask: Ask) -> int:
     return len(ask.prompt) + max((len(option) for option in ask.options), default=0)
 
 
-def _sample(ask: Ask, answer: tuple[str, ...]) -> Sample:
-    turns = (Turn("user", ask.prompt), *(Turn("assistant", text) for text in answer))
-    return Sample(sample_id("question", ask.key), ask.key, ask.media, turns)
+def _sample(ask: Ask, shown: Shown, answer: tuple[str, ...]) -> Sample:
+    tags = "".join(f"<media:{i}>\n" for i in range(len(shown.media))) if ask.show else ""
+    turns = (Turn("user", tags + ask.prompt), *(Turn("assistant", text) for text in answer))
+    return Sample(sample_id("question", ask.key), ask.key, shown.media, turns)
 
 
 def _check(ask: Ask, losses: Sequence[OptionLoss]) -> None:
     for option, found in zip(ask.options, losses, strict=True):
         if not math.isfinite(found.loss):
             raise HarnessError(f"question {ask.key}: the loss of option {option!r} is {found.loss}")
-
-
-def _grow(row: Encoded, token: int, *, target: bool) -> Encoded:
-    """The row with one more token: a word of the answer so far, or the target that stands for the next one."""
-
-    def more(values_S: Tensor, value: int) -> Tensor:
-        return torch.cat([values_S, values_S.new_tensor([value])])
-
-    return replace(
-        row,
-        input_ids_S=more(row.input_ids_S, token),
-        labels_S=more(row.labels_S, token if target else IGNORE),
-        kind_S=more(row.kind_S, int(Kind.TARGET if target else Kind.PROMPT)),
-        ordinal_S=more(row.ordinal_S, 0 if target else -1),
-    )
 
 
 def _cut(text: str, until: Sequence[str]) -> str:

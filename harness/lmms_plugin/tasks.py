@@ -3,43 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter
-
-from harness.benchmarks import Benchmark, parse_answer, prompt, question_of, question_record
+from harness.questions import parse_answer, prompt, question_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from harness.benchmarks import Tasks
+    from harness.benchmarks import Benchmark
     from harness.data.sample import Question
+    from harness.questions import Tasks
 
 STOP = "\n\n"
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A benchmark with its questions, and the folder and names of its tasks in lmms-eval."""
-
-    benchmark: Benchmark
-    tasks: Tasks
-    folder: Path
-    names: list[str]
-
-
-def read_tasks(entry: Mapping[str, Any], folder: Path) -> Asked:
-    """A benchmark of the job file, and its task files below `folder`."""
-    benchmark = TypeAdapter(Benchmark).validate_python(entry["benchmark"])
-    questions = [question_of(record) for record in entry["questions"]]
-    tasks = {
-        ability: tuple(question for question in questions if question.ability == ability)
-        for ability in benchmark.abilities
-    }
-    folder = folder / benchmark.name
-    return Asked(benchmark, tasks, folder, write_tasks(folder, benchmark, tasks))
 
 
 def write_tasks(folder: Path, benchmark: Benchmark, tasks: Tasks) -> list[str]:

@@ -57,6 +57,11 @@ class Processor(Protocol):
         """What stands at visual positions in `input_ids`; the teacher sees it masked."""
         ...
 
+    @property
+    def tokenizer(self) -> Any:
+        """transformers' tokenizer, with which targets are shown as words."""
+        ...
+
     def encode(self, sample: Sample, frames: Sequence[Tensor] | None) -> Encoded:
         """Template, tokens, labels, kinds. `frames` holds one uint8 T3HW tensor a media, as decoded;
         None gives the text-only encoding of the same expanded length (the teacher's view)."""

@@ -121,11 +121,11 @@ def missing_weights(recipe: Recipe) -> list[str]:
         for need, field, value in wanted
         if value is not None
         for name in need.files
-        for file in _absent(Path(recipe.paths.weights) / value, name)
+        for file in absent_files(Path(recipe.paths.weights) / value, name)
     ]
 
 
-def _absent(target: Path, name: str) -> list[Path]:
+def absent_files(target: Path, name: str) -> list[Path]:
     """The files that `name` stands for and that are not at `target`."""
     if name == SHARDED:
         return _absent_shards(target)

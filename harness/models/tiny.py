@@ -184,8 +184,19 @@ class TinyVLMModel(TinyVLMPreTrained):
             ValueError: placeholders and visual tokens differ in number, or there are no frames for them.
         """
         placeholder_BS = input_ids == self.config.placeholder_token_id
-        features = None if pixel_values is None else self.get_video_features(pixel_values)
+        features = None
+        if pixel_values is not None:
+            features = self.get_video_features(pixel_values)
+        elif self.training and not bool(placeholder_BS.any()):
+            return embeds_BSD + self._nothing()
         return fill(embeds_BSD, placeholder_BS, features)
+
+    def _nothing(self) -> Tensor:
+        """Zero, through the projector: a micro-batch of text calls the same modules as all others, so processes that
+        share gradients or weights stay in step."""
+        size = self.config.vision_config.image_size
+        black = torch.zeros(1, self.config.frames, 3, size, size, device=self.device)
+        return self.get_video_features(black).sum() * 0.0
 
     def forward(
         self,

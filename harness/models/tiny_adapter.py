@@ -96,8 +96,21 @@ class TinyAdapter:
         self.processor().save(directory)
 
     def load(self, directory: Path) -> nn.Module:
+        """A checkpoint of the tiny model.
+
+        Raises:
+            EnvironmentProblem: it is another model's: transformers would fill what is missing at random.
+        """
         with quiet_transformers():
-            model: nn.Module = TinyVLMForConditionalGeneration.from_pretrained(directory)
+            loaded, found = TinyVLMForConditionalGeneration.from_pretrained(directory, output_loading_info=True)
+        wrong = sorted(str(name) for kind in ("missing_keys", "unexpected_keys") for name in found[kind])
+        if wrong:
+            raise EnvironmentProblem(
+                f"{directory}: no checkpoint of the tiny model: {len(wrong)} tensors are missing or foreign, first "
+                f"{wrong[0]}",
+                hint="is it another model's?",
+            )
+        model: nn.Module = loaded
         for parameter in tower_parameters(model):
             parameter.requires_grad_(False)
         return model

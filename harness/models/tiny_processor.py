@@ -144,6 +144,10 @@ class TinyProcessor:
             }
         )
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Generated tokens as text, without markers; lower case, as the tokenizer writes."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
     def encode(self, sample: Sample, frames: Sequence[Tensor] | None) -> Encoded:
         """A training conversation; with `frames` None the same row without pixels.
 

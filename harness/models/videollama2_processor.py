@@ -10,7 +10,7 @@ Legend: B rows, S expanded length, T frames, F frames of all clips, H and W pixe
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -116,8 +116,10 @@ class VideoLLaMA2Conversations:
                 the conversation at `max_length` would cut the media off or leave no target.
         """
         self.check(sample)
-        text = self._cut(sample, self._conversation(sample, _messages(sample)))
-        return self._encoded(sample, text, frames)
+        whole = self._conversation(sample, _messages(sample))
+        text = self._cut(sample, whole)
+        cut = None if text is whole else whole.kinds[self.max_length :].count(int(Kind.TARGET))
+        return replace(self._encoded(sample, text, frames), cut=cut)
 
     def check(self, sample: Sample) -> None:
         """What can be said of a training conversation without a tokenizer.
@@ -178,7 +180,8 @@ class VideoLLaMA2Conversations:
             inputs["pixel_values"] = self.pixels.normalise(torch.cat(clips))
             inputs["frame_counts"] = tuple(len(clip) for clip in clips)
         ids_B = torch.tensor([row.sample_id for row in rows], dtype=torch.int64)
-        return Batch(ids_B, inputs, layout, tuple(row.sample_id for row in rows if row.failed))
+        failed = tuple(row.sample_id for row in rows if row.failed)
+        return Batch(ids_B, inputs, layout, failed, tuple(row.cut for row in rows if row.cut is not None))
 
     def save(self, directory: Path) -> None:
         """The tokenizer's files, for whoever reads the checkpoint."""

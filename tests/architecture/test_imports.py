@@ -18,6 +18,7 @@ LIGHT = (
     "harness.cli",
     "harness.cli_read",
     "harness.cli_status",
+    "harness.cli_tables",
     "harness.data.check",
     "harness.data.sources",
     "harness.ledger",
@@ -30,6 +31,7 @@ LIGHT = (
     "harness.render",
     "harness.stats",
     "harness.tables",
+    "harness.tables.compare",
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,6 +138,19 @@ def test_student_trains_what_the_recipe_trains(adapter: Any) -> None:
     assert any("projector" in name for name in trained)
     assert any("language_model" in name for name in trained)
     assert not any("vision_tower" in name for name in trained)
+
+
+def test_text_alone_reaches_everything_that_is_trained(adapter: Any) -> None:
+    """Processes that share gradients or weights call the same modules, whatever stands in their rows."""
+    sample = adapter.data.samples[0]
+    turns = tuple(replace(turn, text=turn.text.replace("<media:0>", "").strip()) for turn in sample.turns)
+    row = adapter.processor().encode(replace(sample, media=(), turns=turns, spans=()), [])
+    assert Kind.VISUAL not in row.kind_S.tolist()
+    student = adapter.student().train()
+    batch = adapter.processor().collate([row])
+    logits_NV, targets_N = adapter.forward(regate.ScoredLM(student), batch, dense(adapter, batch))
+    regate.token_loss(logits_NV, targets_N).mean().backward()
+    assert [name for name, p in student.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
 def test_forward_scores_what_the_plain_model_says(adapter: Any) -> None:

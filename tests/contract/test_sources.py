@@ -7,15 +7,18 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
+from PIL import Image
 
-from harness.data.sample import sample_id
+from harness.data.packed import MEDIUMS
+from harness.data.sample import Showing, sample_id
 from harness.data.sources import ORIGINS, make_data, missing_data, open_data
 from harness.data.video import read_frames
 from harness.errors import DataError
-from harness.recipe import Data, LlavaData, Paths, ShapesData, VideoChat2Data
+from harness.recipe import Annotation, Data, LlavaData, Paths, ShapesData, Subset, VideoChat2Data
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,7 +52,40 @@ def _videochat2(clips: Path, folder: Path) -> Data:
     qa = [{"i": "Look.", "q": "What?", "a": "This."}, {"i": "Look.", "q": "And?", "a": "That."}]
     whole: list[dict[str, Any]] = [{"video": f"{i:06d}.mp4", "QA": qa} for i in range(6)]
     (folder / "qa.json").write_text(json.dumps([*whole, {"video": "000000.mp4", "start": 0.2, "end": 0.8, "QA": qa}]))
-    return VideoChat2Data(source="videochat2_it", annotations=("qa.json",), media="media", frames=4)
+    return VideoChat2Data(source="videochat2_it", annotations=(Annotation(file="qa.json"),), media="media", frames=4)
+
+
+def _videochat2_media(clips: Path, folder: Path) -> Data:
+    """Videos, a gif, a folder of pictures, a part of it and images, in folders of their own, shown as in training."""
+    media = folder / "media"
+    shutil.copytree(clips / "clips" / "train", media / "clips")
+    for name in ("gifs", "shots/one", "pictures"):
+        (media / name).mkdir(parents=True)
+    frames = [Image.new("RGB", (64, 64), (9 * i,) * 3) for i in range(12)]
+    frames[0].save(media / "gifs" / "a.gif", save_all=True, append_images=frames[1:], duration=50)
+    for number, frame in enumerate(frames, start=1):
+        frame.save(media / "shots" / "one" / f"{number:05d}.jpg")
+    for number in range(4):
+        frames[number].save(media / "pictures" / f"{number}.png")
+    qa = [{"i": f"Look {i}.", "q": f"What {i}?", "a": "abcdef"[i] + "."} for i in range(3)]
+    records: dict[str, list[dict[str, Any]]] = {
+        "clips": [{"video": f"{i:06d}.mp4", "QA": qa} for i in range(6)],
+        "gifs": [{"video": "a.gif", "QA": qa[:1]}],
+        "shots": [{"video": "one", "QA": qa}, {"video": "one", "start": 1, "end": 3, "QA": qa}],
+        "pictures": [{"image": f"{i}.png", "QA": [{"i": "Tell.", "q": "", "a": f"Grey {i}."}]} for i in range(4)],
+    }
+    for name, told in records.items():
+        (folder / f"{name}.json").write_text(json.dumps(told))
+    return VideoChat2Data(
+        source="videochat2_it",
+        annotations=tuple(Annotation(file=f"{name}.json", media=name) for name in records),
+        media="media",
+        subset=Subset(size=12),
+        frames=4,
+        frame_sampling="random",
+        shuffle_turns=True,
+        augment="official",
+    )
 
 
 def _shapes(clips: Path, folder: Path) -> Data:
@@ -57,7 +93,13 @@ def _shapes(clips: Path, folder: Path) -> Data:
     return SHAPES
 
 
-SOURCES = {"shapes": _shapes, "llava": _llava, "video_chatgpt": _video_chatgpt, "videochat2_it": _videochat2}
+SOURCES = {
+    "shapes": _shapes,
+    "llava": _llava,
+    "video_chatgpt": _video_chatgpt,
+    "videochat2_it": _videochat2,
+    "videochat2_media": _videochat2_media,
+}
 
 
 @pytest.fixture(params=sorted(SOURCES))
@@ -90,7 +132,8 @@ def test_samples_are_ordered_stable_and_readable(source: tuple[Data, Paths]) -> 
         assert marks == list(range(len(sample.media)))
         assert not any(re.search(r"<(video|image)>", t.text) for t in sample.turns if t.role == "user")
         for media in sample.media:
-            assert read_frames(media, frames=found.frames).shape == (found.frames, 3, 64, 64)
+            count = found.frames if media.kind == "video" else 1
+            assert read_frames(media, frames=found.frames).shape == (count, 3, 64, 64)
         for turn, first, end, _ in sample.spans:
             assert sample.turns[turn].role == "assistant"
             assert sample.turns[turn].text[first:end].isalpha()
@@ -118,7 +161,8 @@ def test_the_fingerprint_is_that_of_the_content(source: tuple[Data, Paths], tmp_
         make_data(data, paths, 1)
         assert open_data(data, paths, 1).fingerprint != before.fingerprint
         return
-    file = elsewhere / data.annotations[0]
+    first = data.annotations[0]
+    file = elsewhere / (first if isinstance(first, str) else first.file)
     last = file.read_text().rindex(".")
     file.write_text(file.read_text()[:last] + "!" + file.read_text()[last + 1 :])  # one letter of one answer
     assert open_data(data, Paths(data=str(elsewhere)), 0).fingerprint != before.fingerprint
@@ -140,7 +184,8 @@ def test_missing_files_are_named_with_their_origin(source: tuple[Data, Paths], t
         assert len(lines) == 1
         assert "harness data make" in lines[0]
     else:
-        assert len(lines) == len(data.annotations) + 1
+        folders = {a.media for a in data.annotations} if isinstance(data, VideoChat2Data) else {data.media}
+        assert len(lines) == len(data.annotations) + len(folders)
         assert all(ORIGINS[data.source] in line and "nowhere" in line for line in lines)
     with pytest.raises(DataError, match="data are missing") as caught:
         open_data(data, paths, 0)
@@ -168,6 +213,47 @@ def test_a_missing_medium_is_named(source: tuple[Data, Paths]) -> None:
     assert len(rest.samples) + len(rest.excluded) == len(found.samples)
     assert rest.excluded
     assert all(gone not in sample.media for sample in rest.samples)
+
+
+def test_the_medium_of_each_sample_is_known_where_steps_see_one(source: tuple[Data, Paths]) -> None:
+    data, paths = source
+    found = open_data(data, paths, 0)
+    if not isinstance(data, VideoChat2Data):
+        assert found.mediums is None
+        assert found.media_sizes == {"all": len(found.samples)}
+        return
+    kinds = [sample.media[0].kind for sample in found.samples]
+    assert found.mediums is not None
+    assert [MEDIUMS[number] for number in found.mediums] == kinds
+    assert found.media_sizes == dict(Counter(kinds))
+    assert open_data(data.model_copy(update={"batches": "mixed"}), paths, 0).mediums is None
+
+
+def test_a_subset_is_part_of_the_fingerprint_and_of_the_words(source: tuple[Data, Paths]) -> None:
+    data, paths = source
+    if not isinstance(data, VideoChat2Data):
+        return
+    whole = open_data(data.model_copy(update={"subset": None}), paths, 0)
+    some, other = (
+        open_data(data.model_copy(update={"subset": Subset(size=5, seed=seed)}), paths, 0) for seed in (0, 1)
+    )
+    assert whole.subset is None
+    assert some.subset == f"5 of {len(whole.samples)} samples, drawn by seed 0"
+    assert len({whole.fingerprint, some.fingerprint, other.fingerprint}) == 3
+    assert {s.key for s in some.samples} < {s.key for s in whole.samples}
+
+
+def test_how_samples_are_shown_is_not_part_of_the_fingerprint(source: tuple[Data, Paths]) -> None:
+    """The stores hold for every order of the turns, every choice of frames and every crop."""
+    data, paths = source
+    if not isinstance(data, VideoChat2Data):
+        return
+    plain = {"frame_sampling": "uniform", "shuffle_turns": False, "augment": "none"}
+    other = {"frame_sampling": "random", "shuffle_turns": True, "augment": "official", "frames": 7}
+    one, two = (open_data(data.model_copy(update=keys), paths, 0) for keys in (plain, other))
+    assert one.fingerprint == two.fingerprint
+    assert one.showing == Showing(rule="middle")
+    assert two.showing == Showing(rule="random", shuffle_turns=True, augment=True)
 
 
 def test_opening_needs_no_torch(clips: Path) -> None:

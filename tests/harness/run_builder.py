@@ -104,6 +104,7 @@ def step_event(made: Recipe, step: int, noise: np.random.Generator) -> dict[str,
         "skipped": False,
         "keep_ratio": p,
         "failed": [],
+        "truncated": {"samples": 1, "targets": 3},
     }
 
 
@@ -155,8 +156,9 @@ def write_evaluation(
     meant = [task for task in tasks if task["in_mean"]]
     mean = sum(task["value"] for task in meant) / len(meant)
     result = {
-        "schema": 1,
+        "schema": 2,
         "benchmark": benchmark,
+        "scoring": {"unit": "item", "combine": "mean", "scale": "fraction"},
         "step": step,
         "fraction": step / made.train.steps,
         "checkpoint": f"{step:064x}",
@@ -164,7 +166,14 @@ def write_evaluation(
         "versions": {"lmms_eval": "0.7.3", "task": 1},
         "tasks": tasks,
         "mean": {"value": mean, "stderr": 0.02, "n": n * len(meant)},
-        "counts": {"expected": len(items), "scored": len(items), "empty": 0, "errors": 0},
+        "counts": {
+            "expected": len(items),
+            "scored": len(items),
+            "empty": 0,
+            "unparsable": 0,
+            "guessed": 0,
+            "errors": 0,
+        },
         "items": f"{benchmark}.items.jsonl",
         "seconds": 12.3,
     }

@@ -99,6 +99,16 @@ def test_list(harness: Command, folder: Path) -> None:
     assert [entry["words"] for entry in answer["runs"]] == ["complete", "complete"]
     assert harness("list", "benchmarks") == 0
     assert harness.out.startswith("benchmarks\n  shapes ")
+    mlvu = next(line for line in harness.out.splitlines() if line.strip().startswith("mlvu "))
+    for words in ("mlvu_dev", "2,174", "mlvu_percetion_score", "sy1998/MLVU_dev", "143 GB", "CC BY-NC-SA 4.0"):
+        assert words in mlvu
+    listed = {entry["name"]: entry for entry in harness.json("list", "benchmarks")["benchmarks"]}
+    assert len(listed) == 15
+    assert (listed["mvbench"]["task"], listed["mvbench"]["items"], listed["mvbench"]["gigabytes"]) == (
+        "mvbench",
+        4000,
+        17.0,
+    )
     assert harness.json("list", "paths.results=elsewhere")["runs"] == []
     assert harness("list", "benchmark") == 2
     assert "did you mean benchmarks?" in harness.err
@@ -161,6 +171,27 @@ def test_tables(harness: Command, folder: Path) -> None:
     assert list((folder / "results" / "tables").glob("*.csv"))
     assert list((folder / "results" / "figures").glob("*.svg"))
     assert harness("tables", "tiny_regate", "paths.results=nowhere") == 4
+    assert harness("tables", "--check") == 0
+    assert "are what the records give" in harness.out
+    assert str(Path("results/tables/pairs.md")) in harness.json("tables", "--check")["current"]
+    (folder / "results" / "tables" / "pairs.csv").write_text("edited\n")
+    assert harness("tables", "--check") == 5
+    assert "pairs.csv differs" in harness.err
+    names = {table["name"] for table in harness.json("tables", "--all")["tables"]}
+    assert {"pairs", "paper/claims"} <= names
+    assert harness("tables", "--all") == 0
+    assert "### Claims of the paper" in harness.out
+
+
+def test_compare(harness: Command, folder: Path) -> None:
+    run_builder.build_pair(folder / "results")
+    assert harness("compare", "demo_baseline", "demo_regate") == 0
+    assert "recipe.gate" in harness.out
+    assert "McNemar" in harness.out
+    names = [table["name"] for table in harness.json("compare", "demo_baseline", "demo_regate")["tables"]]
+    assert names == ["runs", "settings", "benchmarks"]
+    assert harness("compare", "demo_baseline") == 2
+    assert harness("compare", "demo_baseline", "tiny_regate") == 4
 
 
 def test_version_and_usage(harness: Command) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
-from harness.data import collate
+from harness.data import collate, visit
 from harness.data.collate import load, text_batches, windows
 from harness.data.sampler import Sampler
 from harness.data.sources import DataSet, make_data, open_data
@@ -146,13 +146,13 @@ def test_a_file_is_tried_three_times(
     monkeypatch.setattr(collate, "_WAITS", (0.0, 0.0))
     calls: list[Media] = []
 
-    def flaky(media: Media, *, frames: int) -> torch.Tensor:
+    def flaky(media: Media, *, frames: int, **settings: Any) -> torch.Tensor:
         calls.append(media)
         if len(calls) < 3:
             raise VideoError("busy")
-        return read_frames(media, frames=frames)
+        return read_frames(media, frames=frames, **settings)
 
-    monkeypatch.setattr(collate, "read_frames", flaky)
+    monkeypatch.setattr(visit, "read_frames", flaky)
     assert not load(dataset.samples[0], dataset, processor).failed
     assert len(calls) == 3
 

@@ -162,3 +162,55 @@ def test_broken_json_is_told_with_its_place(tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(DataError, match="a list of records"):
         read_videochat2(path)
+
+
+def _chat2(tmp_path: Path, record: Any, folder: str = ".") -> Row | Bad:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([record]))
+    (row,) = read_videochat2(path, folder)
+    return row
+
+
+PAIR = {"i": "Watch.", "q": "What?", "a": "A cat."}
+
+
+def test_videochat2_pairs_with_several_instructions_keep_each(tmp_path: Path) -> None:
+    pairs = [PAIR, {"q": "Where?", "a": "Here."}, {"i": "Look.", "q": "", "a": "It is there."}]
+    row = _chat2(tmp_path, {"video": "a.mp4", "QA": pairs}, "some/folder")
+    assert isinstance(row, Row)
+    assert row.openings == ("Watch.", "", "Look.")
+    assert row.pairs == 3
+    assert row.turns[5] == Turn("user", "")
+    assert (row.key, row.media[0].name) == ("a.mp4", "some/folder/a.mp4"), "a key does not depend on the folder"
+    alike = _chat2(tmp_path, {"video": "a.mp4", "QA": [PAIR, PAIR]})
+    assert isinstance(alike, Row)
+    assert alike.openings == ()
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"video": "a.mp4"}, 'it has no "QA"'),
+        ({"video": "a.mp4", "QA": PAIR}, "put it in brackets"),
+        ({"video": "a.mp4", "QA": []}, "at least one pair"),
+        ({"video": "a.mp4", "QA": ["x"]}, "pair 0 of QA must be an object"),
+        ({"video": "a.mp4", "QA": [PAIR, {"q": "Q"}]}, 'pair 1: "a" must be a text'),
+        ({"video": "a.mp4", "QA": [{"a": "A"}]}, 'pair 0: "q" must be a text'),
+        ({"video": "a.mp4", "QA": [{**PAIR, "i": None}]}, 'pair 0: "i" must be a text'),
+        ({"video": "a.mp4", "QA": [{**PAIR, "q": "an </Video> tag"}]}, '"q" holds </Video>, at which the prompt'),
+        ({"image": "a.jpg", "QA": [PAIR, {**PAIR, "a": "</Image>"}]}, 'pair 1: "a" holds </Image>'),
+        ({"image": "a.jpg", "QA": [{**PAIR, "i": "x [/INST] y"}]}, '"i" holds [/INST]'),
+        ({"QA": [PAIR]}, '"video" or "image" must name its medium'),
+        ({"video": "a.mp4", "image": "a.jpg", "QA": [PAIR]}, "and not both"),
+        ({"video": "a.mp4", "start": 1.0, "QA": [PAIR]}, 'only one of "start" and "end"'),
+        ({"video": "a.mp4", "start": 3, "end": 3, "QA": [PAIR]}, "bound no part of a video"),
+        ({"video": "a.mp4", "start": -1, "end": 3, "QA": [PAIR]}, "bound no part of a video"),
+        ({"video": "a.mp4", "start": "0:01", "end": 3, "QA": [PAIR]}, "must be a number of seconds"),
+    ],
+)
+def test_what_is_wrong_with_a_videochat2_record_is_told(tmp_path: Path, record: Any, reason: str) -> None:
+    row = _chat2(tmp_path, record)
+    assert isinstance(row, Bad)
+    assert reason in row.reason
+    name = record.get("video", record.get("image"))
+    assert row.key == (f"record 0 ({name})" if name else "record 0")

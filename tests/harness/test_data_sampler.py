@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.data.sampler import Sampler
+from harness.data.sampler import Sampler, steps_per_epoch
 from harness.errors import DataError, RecipeError
 
 
@@ -80,3 +84,79 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         Sampler(100, global_batch=32, micro_batch=4, seed=0, world=3)
     with pytest.raises(DataError, match="31 samples do not fill one global batch of 32"):
         Sampler(31, global_batch=32, micro_batch=4, seed=0)
+
+
+# --- one medium a step -----------------------------------------------------------------------------------
+
+
+@st.composite
+def _grouped(draw: st.DrawFn) -> tuple[tuple[int, int, int, int, int], np.ndarray]:
+    """As `_sizes`, with a medium for each sample; every medium fills a global batch."""
+    world, micro, accumulate = draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    batch = world * micro * accumulate
+    sizes = draw(st.lists(st.integers(batch, batch * 5), min_size=1, max_size=3))
+    groups = np.repeat(np.array([0, 1, 2][: len(sizes)], np.uint8), sizes)
+    np.random.default_rng(draw(st.integers(0, 99))).shuffle(groups)
+    return (sum(sizes), world, micro, accumulate, draw(st.integers(0, 2**31))), groups
+
+
+@settings(deadline=None)
+@given(_grouped())
+def test_a_step_sees_one_medium_on_every_rank_and_every_sample_comes_once(
+    case: tuple[tuple[int, int, int, int, int], np.ndarray],
+) -> None:
+    (samples, world, micro, accumulate, seed), groups = case
+    batch = world * micro * accumulate
+    ranks = [
+        Sampler(samples, global_batch=batch, micro_batch=micro, seed=seed, world=world, rank=rank, groups=groups)
+        for rank in range(world)
+    ]
+    per_epoch = sum(int((groups == group).sum()) // batch for group in np.unique(groups))
+    assert ranks[0].steps_per_epoch == per_epoch == steps_per_epoch(np.unique_counts(groups).counts.tolist(), batch)
+    for epoch in range(2):
+        seen: list[int] = []
+        steps = Counter[int]()
+        for step in range(epoch * per_epoch, (epoch + 1) * per_epoch):
+            chosen = [index for rank in ranks for index in _flat(rank.window(step))]
+            (group,) = set(groups[chosen].tolist())
+            steps[group] += 1
+            seen += chosen
+        assert len(seen) == len(set(seen))
+        assert steps == {int(group): int((groups == group).sum()) // batch for group in np.unique(groups)}
+
+
+@settings(deadline=None)
+@given(_grouped(), st.integers(0, 12))
+def test_ranks_and_resuming_change_no_step_of_one_medium(
+    case: tuple[tuple[int, int, int, int, int], np.ndarray], start: int
+) -> None:
+    (samples, world, micro, accumulate, seed), groups = case
+    batch = world * micro * accumulate
+    alone = Sampler(samples, global_batch=batch, micro_batch=1, seed=seed, groups=groups)
+    run = [alone.window(step) for step in range(start + 3)]
+    for step in range(start, start + 3):
+        windows = [
+            Sampler(
+                samples, global_batch=batch, micro_batch=micro, seed=seed, world=world, rank=rank, groups=groups
+            ).window(step)
+            for rank in range(world)
+        ]
+        assert sorted(i for window in windows for i in _flat(window)) == sorted(_flat(run[step]))
+
+
+def test_media_are_mixed_over_the_epoch_and_not_one_after_the_other() -> None:
+    groups = np.repeat(np.array([1, 2], np.uint8), 400)
+    sampler = Sampler(800, global_batch=8, micro_batch=8, seed=0, groups=groups)
+    for epoch in range(2):
+        order = [int(groups[sampler.window(epoch * 100 + step)[0][0]]) for step in range(100)]
+        assert 30 < sum(a != b for a, b in pairwise(order)) < 70
+
+
+def test_a_medium_that_fills_no_step_is_refused() -> None:
+    """It would never be seen, and nobody would know."""
+    groups = np.array([1] * 7 + [2] * 100, np.uint8)
+    with pytest.raises(
+        DataError, match="7 samples, the smallest of 2 media, do not fill one global batch of 8"
+    ) as caught:
+        Sampler(107, global_batch=8, micro_batch=8, seed=0, groups=groups)
+    assert "data.batches=mixed" in (caught.value.hint or "")

@@ -14,11 +14,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from harness.data import video
+from harness.data.frames import bounds, choose, middle, spread
 from harness.data.sample import Media
-from harness.data.video import VideoError, bounds, probe_video, read_frames, spread
+from harness.data.video import VideoError, probe_folder, probe_video, read_frames
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from harness.data.frames import FrameRule
 
 
 def _write(path: Path, frames: int, **options: str) -> Path:
@@ -131,6 +135,84 @@ def test_images_are_one_frame_or_repeated(tmp_path: Path) -> None:
     assert single.shape == (1, 3, 5, 7)
     assert single[0, :, 0, 0].tolist() == [200, 0, 0]
     assert read_frames(Media("image", path), frames=8, images="repeat").shape == (8, 3, 5, 7)
+
+
+def _gif(path: Path, frames: int) -> Path:
+    """Frame i is grey 4 * i + 10; lengths differ, as in files that people made."""
+    pictures = [Image.new("RGB", (32, 48), (4 * i + 10,) * 3) for i in range(frames)]
+    lengths = [40 + 10 * (i % 3) for i in range(frames)]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=lengths)
+    return path
+
+
+def _folder(path: Path, numbers: Sequence[int], name: str = "{:05d}.jpg") -> Path:
+    """Picture i of the folder is grey 4 * i + 10, whatever its number."""
+    path.mkdir()
+    for i, number in enumerate(numbers):
+        Image.new("RGB", (32, 48), (4 * i + 10,) * 3).save(path / name.format(number), quality=95)
+    return path
+
+
+@pytest.mark.parametrize("rule", ["spread", "middle", "mvbench"])
+def test_a_gif_is_a_video(tmp_path: Path, rule: FrameRule) -> None:
+    path = _gif(tmp_path / "a.gif", 20)
+    frames_T3HW = read_frames(Media("video", path), frames=6, rule=rule)
+    assert frames_T3HW.shape == (6, 3, 48, 32)
+    assert _shown(frames_T3HW) == choose(rule, 6, total=20, fps=20.0)
+    assert probe_video(path) is None
+    short = read_frames(Media("video", _gif(tmp_path / "b.gif", 3)), frames=5, rule="middle")
+    assert _shown(short) == [0, 1, 2, 2, 2]  # the official reader of gifs gives three frames then, and fails
+
+
+def test_a_folder_of_pictures_is_a_video_of_three_frames_a_second(tmp_path: Path) -> None:
+    path = _folder(tmp_path / "clip", range(1, 31))
+    assert _shown(read_frames(Media("video", path), frames=5, rule="middle")) == middle(30, 5)
+    assert _shown(read_frames(Media("video", path, 2.0, 8.0), frames=6, rule="middle")) == [7, 10, 13, 16, 19, 22]
+    # MVBench numbers pictures from 1, so its part begins one picture earlier than the index says.
+    assert _shown(read_frames(Media("video", path, 2.0, 8.0), frames=6, rule="mvbench")) == [6, 9, 12, 15, 18, 21]
+    assert probe_folder(path) is None
+
+
+def test_folders_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    path = _folder(tmp_path / "clip", range(8, 13), "shot2_{}.png")
+    (path / "notes.txt").write_text("no picture")
+    assert _shown(read_frames(Media("video", path), frames=5)) == [0, 1, 2, 3, 4]
+
+
+def test_what_is_wrong_with_a_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    _folder(tmp_path / "gap", [1, 2, 4])
+    _folder(tmp_path / "names", [1, 2], "{:05d}a.jpg")
+    _folder(tmp_path / "twice", [1, 2])
+    (tmp_path / "twice" / "1.jpg").write_bytes((tmp_path / "twice" / "00001.jpg").read_bytes())
+    _folder(tmp_path / "broken", [1, 2])
+    (tmp_path / "broken" / "00002.jpg").write_bytes(b"x")
+    _folder(tmp_path / "sizes", [1, 2])
+    Image.new("RGB", (16, 16)).save(tmp_path / "sizes" / "00002.jpg")
+    wrong = {
+        "empty": "without pictures",
+        "gap": "picture 3 is missing between 1 and 4",
+        "names": "does not end with a number",
+        "twice": "picture 1 is there twice",
+        "broken": "cannot be decoded",
+        "sizes": "not of one size",
+    }
+    for name, words in wrong.items():
+        assert words in (probe_folder(tmp_path / name) or "")
+        with pytest.raises(VideoError, match=name) as caught:
+            read_frames(Media("video", tmp_path / name), frames=2)
+        assert words in str(caught.value)
+    with pytest.raises(VideoError, match=r"no frame between 5.0 s and 6.0 s; it has 2 pictures"):
+        read_frames(Media("video", tmp_path / "sizes", 5.0, 6.0), frames=2, rule="middle")
+
+
+def test_a_part_of_a_video_is_counted_as_the_official_loader_does(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.mp4", 50)
+    shown = _shown(read_frames(Media("video", path, 1.3, 3.7), frames=4, rule="middle"))
+    assert shown == [13 + i for i in middle(24, 4)]
+    draws = [np.random.default_rng(seed) for seed in (0, 0, 1)]
+    drawn = [_shown(read_frames(Media("video", path), frames=4, rule="random", draw=draw)) for draw in draws]
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from harness.benchmarks import prompt
 from harness.data.sample import Sample, Turn
 from harness.data.video import read_frames
 from harness.errors import DataError, HarnessError
 from harness.evaluate import Job, checkpoint_digest, evaluate_checkpoints
 from harness.progress import Progress
+from harness.questions import prompt
+from harness.recipe import Devices
 
 from . import eval_known as known
 from .eval_world import COLOUR_OPTIONS, KNOWN, make_data, make_recipe
@@ -65,12 +67,19 @@ class World:
         return self.folder / f"step-{step}"
 
     def run(
-        self, *benchmarks: str, steps: tuple[int, ...] = (0, 5), lines: Lines | None = None
+        self,
+        *benchmarks: str,
+        steps: tuple[int, ...] = (0, 5),
+        lines: Lines | None = None,
+        processes: int = 1,
+        place: str = "run",
     ) -> list[dict[str, Any]]:
         jobs = [Job(step, step / 10, self.checkpoint(step)) for step in steps]
+        recipe = make_recipe(*benchmarks)
+        devices = Devices(processes=processes, threads=1)
         return evaluate_checkpoints(
-            make_recipe(*benchmarks),
-            self.folder / "run",
+            recipe.model_copy(update={"devices": devices}),
+            self.folder / place,
             jobs,
             data=self.data,
             progress=lines or Lines(),
@@ -82,8 +91,15 @@ class World:
         return self.folder / "run" / "eval" / f"step-{step:06d}" / f"{name}.json"
 
     def items(self, step: int, name: str) -> list[dict[str, Any]]:
-        text = self.result(step, name).with_name(f"{name}.items.jsonl").read_text()
+        return self.lines(step, f"{name}.items.jsonl")
+
+    def lines(self, step: int, file: str, place: str = "run") -> list[dict[str, Any]]:
+        text = (self.folder / place / "eval" / f"step-{step:06d}" / file).read_text()
         return [json.loads(line) for line in text.splitlines()]
+
+    def forwards(self, step: int) -> Counter[str]:
+        """Forward passes of a checkpoint, by process."""
+        return Counter((self.checkpoint(step) / "forwards").read_text().splitlines())
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +152,14 @@ def test_scores_are_those_worked_out_by_hand(world: World) -> None:
             assert item["option_tokens"] == [len(known.words(option)) - 1 for option in question.options]
             assert (item["task"], item["ability"]) == (f"known_{question.ability}", question.ability)
         assert result["checkpoint"] == checkpoint_digest(world.checkpoint(result["step"]))
-        assert result["counts"] == {"expected": 11, "scored": 11, "empty": 0, "unparsable": 0, "errors": 0}
+        assert result["counts"] == {
+            "expected": 11,
+            "scored": 11,
+            "empty": 0,
+            "unparsable": 0,
+            "guessed": 0,
+            "errors": 0,
+        }
         assert result["versions"] == {"lmms_eval": "0.7.3", "task": 1}
         assert 0 < result["seconds"] < 60
     blue = COLOUR_OPTIONS.index("It is blue.")
@@ -149,13 +172,14 @@ def test_scores_are_those_worked_out_by_hand(world: World) -> None:
     assert not list((world.folder / "run" / "eval").glob(".work-*"))
 
 
-def test_only_what_is_missing_or_stale_is_scored_after_a_kill(world: World) -> None:
-    """The child is killed between two checkpoints; what the first one gave stands, and the next child goes on."""
+def test_a_killed_evaluation_goes_on_at_the_next_item(world: World) -> None:
+    """SIGKILL in the middle of a checkpoint: what is current stands, what was answered is not asked again."""
     world.run("known")
     before = {step: world.result(step, "known").stat().st_mtime_ns for step in (0, 5)}
     known.KnownAdapter().save(known.random_model(2), world.checkpoint(0))
     shutil.copytree(world.checkpoint(5), world.checkpoint(10))
-    (world.checkpoint(10) / "killed").touch()
+    (world.checkpoint(10) / "forwards").unlink()
+    (world.checkpoint(10) / "killed").write_text("2")
     lines = Lines()
     with pytest.raises(HarnessError, match="ended early"):
         world.run("known", steps=(0, 5, 10), lines=lines)
@@ -165,8 +189,11 @@ def test_only_what_is_missing_or_stale_is_scored_after_a_kill(world: World) -> N
     assert kept == before[5]
     assert json.loads(world.result(0, "known").read_text())["checkpoint"] == checkpoint_digest(world.checkpoint(0))
     assert not world.result(10, "known").exists()
+    answered = world.lines(10, "known.answers-0.jsonl")
+    assert 0 < len(answered) < 11
+    store = world.result(10, "known").with_name("known.answers-0.jsonl")
+    store.write_text(store.read_text() + '{"id": "half a li')  # a kill may tear the last line
 
-    (world.checkpoint(10) / "killed").unlink()
     silent = known.bigram_model({"<|assistant|>": {known.END: 0.9}})
     known.KnownAdapter().save(silent, world.checkpoint(20))
     with pytest.raises(HarnessError, match="letters_colour c0: the answer is empty"):
@@ -176,6 +203,11 @@ def test_only_what_is_missing_or_stale_is_scored_after_a_kill(world: World) -> N
     finished = json.loads(world.result(5, "known").read_text())
     assert resumed["tasks"] == finished["tasks"]
     assert world.items(10, "known") == world.items(5, "known")
+    asked = world.lines(10, "known.answers-0.jsonl")
+    assert asked[: len(answered)] == answered
+    assert len({line["id"] for line in asked}) == len({line["key"] for line in asked}) == len(asked) == 11
+    assert len(world.forwards(10)) == 2
+    assert sum(world.forwards(10).values()) == sum(world.forwards(5).values())
     letters = json.loads(world.result(5, "letters").read_text())
     assert [item["text"] for item in world.items(5, "letters")] == ["b."] * 11
     assert letters["tasks"][0]["value"] == pytest.approx(2 / 6)  # B is right for two of six colours
@@ -183,11 +215,28 @@ def test_only_what_is_missing_or_stale_is_scored_after_a_kill(world: World) -> N
     assert letters["mean"]["value"] == pytest.approx((2 / 6 + 2 / 5) / 2)
 
 
+def test_two_processes_score_as_one(world: World) -> None:
+    (world.checkpoint(5) / "forwards").unlink()
+    world.run("known", "letters", steps=(5,), processes=2, place="spread")
+    spread, alone = (world.folder / place / "eval" / "step-000005" for place in ("spread", "run"))
+    assert len(world.forwards(5)) == 2
+    assert world.forwards(5).total() == world.forwards(10).total(), "as many as one process takes"
+    for name in ("known", "letters"):
+        lines = [world.lines(5, f"{name}.answers-{process}.jsonl", "spread") for process in (0, 1)]
+        assert all(lines)
+        keys = [line["key"] for line in (*lines[0], *lines[1])]
+        assert len(keys) == len(set(keys)) == 11
+        assert (spread / f"{name}.items.jsonl").read_bytes() == (alone / f"{name}.items.jsonl").read_bytes()
+        one, two = (json.loads((place / f"{name}.json").read_text()) for place in (alone, spread))
+        assert {**one, "seconds": 0} == {**two, "seconds": 0}
+
+
 def test_what_goes_wrong_in_the_child_is_named(world: World, tmp_path: Path) -> None:
     """An error of the model's, and a clip that is there but cannot be decoded."""
     (world.checkpoint(5) / "broken").touch()
-    world.result(5, "known").unlink()
-    with pytest.raises(HarnessError, match=r"RuntimeError: the weights do not fit(.|\n)*Traceback"):
+    for path in world.result(5, "known").parent.glob("known.*"):
+        path.unlink()
+    with pytest.raises(HarnessError, match=r"RuntimeError: the weights do not fit(.|\n)*, in load"):
         world.run("known", steps=(5,))
     (world.checkpoint(5) / "broken").unlink()
     (tmp_path / "damaged.mp4").write_bytes(b"not a video")

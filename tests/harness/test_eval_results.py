@@ -18,12 +18,14 @@ import pytest
 import tenacity
 import torch
 
-from harness.benchmarks import select, summarise
 from harness.errors import DataError, HarnessError, RecipeError, StaleError
 from harness.evaluate import Job, checkpoint_digest, evaluate_checkpoints, make_wanted, read_result
+from harness.exams import Questions
 from harness.lmms_plugin.child import report, write_result
 from harness.lmms_plugin.process import run_child
 from harness.progress import Progress
+from harness.questions import select, summarise
+from harness.recipe import Devices
 
 from .eval_world import KNOWN, make_data, make_recipe
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from harness.evaluate import Wanted
 
 Items = list[dict[str, Any]]
+COUNTS = {"expected": 11, "scored": 11, "empty": 0, "unparsable": 0, "guessed": 0, "errors": 0}
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -50,17 +53,22 @@ def checkpoint(folder: Path, weights: bytes = b"weights") -> Path:
 
 def wanted_of(data: DataSet, folder: Path, name: str = "known") -> Wanted:
     tasks = select(KNOWN[name], data.source, data.questions, None)
-    return make_wanted(folder / "run", Job(3, 0.5, checkpoint(folder / "step-3")), KNOWN[name], tasks)
+    return make_wanted(folder / "run", Job(3, 0.5, checkpoint(folder / "step-3")), Questions(KNOWN[name], tasks))
+
+
+def exam(wanted: Wanted) -> Questions:
+    assert isinstance(wanted.exam, Questions)
+    return wanted.exam
 
 
 def option_items(wanted: Wanted) -> Items:
     """Every first option is the likeliest."""
     items = []
-    for ability, questions in wanted.tasks.items():
+    for ability, questions in exam(wanted).tasks.items():
         for q in questions:
             losses = [1.0 + i for i in range(len(q.options))]
             scored = {"option_loss": losses, "option_tokens": [4] * len(losses)}
-            head = {"task": wanted.benchmark.task(ability), "key": q.key, "ability": ability}
+            head = {"task": exam(wanted).benchmark.task(ability), "key": q.key, "ability": ability}
             items.append({**head, "prediction": 0, "answer": q.answer, "correct": int(q.answer == 0), **scored})
     return items
 
@@ -71,9 +79,8 @@ def text_items(wanted: Wanted) -> Items:
 
 
 def write(wanted: Wanted, items: Items, numbers: dict[str, Any] | None = None, **changed: Any) -> None:
-    summary = numbers or summarise(wanted.benchmark, items)
-    asked = sum(map(len, wanted.tasks.values()))
-    counts = {"expected": asked, **summary["counts"], "errors": 0}
+    summary = numbers or summarise(exam(wanted).benchmark, items)
+    counts = {"expected": wanted.exam.expected, **summary["counts"], "guessed": 0, "errors": 0}
     result = {"tasks": summary["tasks"], "mean": summary["mean"], "counts": counts, "seconds": 1.0}
     write_result(wanted.path, wanted.identity, {**result, **changed}, items)
 
@@ -83,11 +90,12 @@ def test_a_whole_result_is_read_in_the_form_that_records_expect(data: DataSet, t
     write(wanted, option_items(wanted))
     result = read_result(wanted)
     assert wanted.path == tmp_path / "run" / "eval" / "step-000003" / "known.json"
-    assert result["schema"] == 1
+    assert result["schema"] == 2
+    assert result["scoring"] == {"unit": "item", "combine": "mean", "scale": "fraction"}
     assert result["checkpoint"] == hashlib.sha256(b"weights").hexdigest()
     assert (result["benchmark"], result["step"], result["fraction"]) == ("known", 3, 0.5)
     assert result["mean"]["value"] == pytest.approx(2 / 6)
-    assert result["counts"] == {"expected": 11, "scored": 11, "empty": 0, "unparsable": 0, "errors": 0}
+    assert result["counts"] == COUNTS
     lines = (wanted.path.parent / result["items"]).read_text().splitlines()
     assert json.loads(lines[1])["key"] == "c1"
     assert {path.name for path in wanted.path.parent.iterdir()} == {"known.json", "known.items.jsonl"}
@@ -101,7 +109,7 @@ def test_another_checkpoint_question_prompt_or_scoring_is_stale(data: DataSet, t
         with pytest.raises(StaleError, match=f"made from another {name}"):
             read_result(other)
     newer = replace(KNOWN["known"], version=2)
-    again = make_wanted(tmp_path / "run", wanted.job, newer, wanted.tasks)
+    again = make_wanted(tmp_path / "run", wanted.job, Questions(newer, exam(wanted).tasks))
     with pytest.raises(StaleError, match="another definition"):
         read_result(again)
 
@@ -132,7 +140,7 @@ def short_loss(items: Items) -> None:
 def test_wrong_items_are_named(data: DataSet, tmp_path: Path, spoil: Callable[[Items], Any], message: str) -> None:
     wanted = wanted_of(data, tmp_path)
     items = option_items(wanted)
-    numbers = summarise(wanted.benchmark, items)
+    numbers = summarise(exam(wanted).benchmark, items)
     spoil(items)
     write(wanted, items, numbers)
     with pytest.raises(HarnessError, match=message):
@@ -142,12 +150,12 @@ def test_wrong_items_are_named(data: DataSet, tmp_path: Path, spoil: Callable[[I
 def test_numbers_that_the_items_do_not_give_are_refused(data: DataSet, tmp_path: Path) -> None:
     wanted = wanted_of(data, tmp_path)
     items = option_items(wanted)
-    right = summarise(wanted.benchmark, items)
+    right = summarise(exam(wanted).benchmark, items)
     better = {**right["mean"], "value": 0.9}
     write(wanted, items, mean=better)
     with pytest.raises(HarnessError, match=r"mean are .*0\.9"):
         read_result(wanted)
-    write(wanted, items, counts={"expected": 11, "scored": 11, "empty": 0, "unparsable": 0, "errors": 1})
+    write(wanted, items, counts={**COUNTS, "errors": 1})
     with pytest.raises(HarnessError, match=r"counts are .*'errors': 1"):
         read_result(wanted)
 
@@ -160,7 +168,7 @@ def test_an_empty_answer_is_named_unless_the_benchmark_counts_it(data: DataSet, 
     with pytest.raises(HarnessError, match="letters_motion m1: the answer is empty"):
         read_result(wanted)
     lenient = replace(KNOWN["letters"], empty="count")
-    counting = make_wanted(tmp_path / "run", wanted.job, lenient, wanted.tasks)
+    counting = make_wanted(tmp_path / "run", wanted.job, Questions(lenient, exam(wanted).tasks))
     write(counting, items)
     assert read_result(counting)["counts"]["empty"] == 1
 
@@ -211,9 +219,12 @@ def python(code: str) -> tuple[str, ...]:
     return (sys.executable, "-c", lead + code)
 
 
-def evaluate(data: DataSet, folder: Path, child: tuple[str, ...], *names: str) -> list[dict[str, Any]]:
+def evaluate(
+    data: DataSet, folder: Path, child: tuple[str, ...], *names: str, processes: int = 1
+) -> list[dict[str, Any]]:
     jobs = [Job(3, 0.5, checkpoint(folder / "step-3"))]
     recipe = make_recipe(*(names or ("known",)))
+    recipe = recipe.model_copy(update={"devices": Devices(processes=processes)})
     quiet = Progress(quiet=True)
     return evaluate_checkpoints(
         recipe, folder / "run", jobs, data=data, progress=quiet, benchmarks=KNOWN, child=child
@@ -251,6 +262,32 @@ def test_a_childs_last_words_are_shown(data: DataSet, tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match=r"ended early \(exit -9\)"):
         evaluate(data, tmp_path, python("events.write('{\"ev'); events.flush(); os.kill(os.getpid(), 9)"))
     assert not list((tmp_path / "run" / "eval").glob(".work-*"))
+
+
+def test_what_is_no_event_is_shown(data: DataSet, tmp_path: Path) -> None:
+    """A broken plugin may print into the events, or tell of nothing that there is."""
+    for told in (
+        "garbage",
+        "[1]",
+        '{"event": "done"}',
+        '{"event": "done", "result": "0", "done": 1}',
+        '{"event": 7}',
+    ):
+        with pytest.raises(HarnessError, match=r"told something that is no event: ") as caught:
+            evaluate(data, tmp_path, python(f"events.write({told!r} + '\\n')"))
+        assert told in str(caught.value)
+    with pytest.raises(HarnessError, match="a result that was not asked: 7"):
+        evaluate(data, tmp_path, python('events.write(\'{"event": "done", "result": 7, "done": 1}\\n\')'))
+
+
+def test_a_share_that_dies_is_named_and_the_others_answers_stay(data: DataSet, tmp_path: Path) -> None:
+    code = "from pathlib import Path\nmine = Path(job['results'][0]['path']).parent\n"
+    code += "mine.mkdir(parents=True, exist_ok=True)\nplace = mine / 'known.answers-1.jsonl'\n"
+    code += "if job['share'] == [1, 2]:\n    (mine / 'x').write_text('kept')\n    (mine / 'x').rename(place)\n"
+    code += "    time.sleep(60)\nwhile not place.exists():\n    time.sleep(0.02)\nos.kill(os.getpid(), 9)"
+    with pytest.raises(HarnessError, match=r"process 1 of 2: evaluation failed: .*ended early \(exit -9\)"):
+        evaluate(data, tmp_path, python(code), processes=2)
+    assert (tmp_path / "run" / "eval" / "step-000003" / "known.answers-1.jsonl").read_text() == "kept"
 
 
 def test_the_childs_errors_keep_their_kind_and_hint(data: DataSet, tmp_path: Path) -> None:
@@ -351,9 +388,11 @@ def alive(process: int) -> bool:
 
 
 def test_leaving_the_block_ends_the_child(tmp_path: Path) -> None:
-    code = "events.write(json.dumps({'event': 'progress', 'pid': os.getpid()}) + '\\n'); events.flush()\n"
+    code = (
+        "events.write(json.dumps({'event': 'progress', 'result': os.getpid(), 'done': 0}) + '\\n'); events.flush()\n"
+    )
     code += "time.sleep(60)"
     with run_child(python(code), tmp_path, {}) as events:
-        child = next(events)["pid"]
+        child = next(events)["result"]
         assert alive(child)
     assert not alive(child)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.benchmarks import PUBLISHED
 from harness.errors import RecipeError
 from harness.load import check_recipe, is_override, load_paths, load_recipe, load_recipes
 from harness.recipe import Recipe
@@ -31,6 +32,14 @@ evaluate: {benchmarks: [shapes]}
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.mark.parametrize("recipe", ["tiny_regate", "videollama2_regate", "videochat2_regate"])
+def test_the_papers_benchmarks_may_be_asked_of_every_model(recipe: str) -> None:
+    names = ", ".join(PUBLISHED)
+    assert load_recipe(recipe, [f"evaluate.benchmarks=[{names}]"]).evaluate.benchmarks == tuple(PUBLISHED)
+    with pytest.raises(RecipeError, match="unknown benchmark video-mme; did you mean videomme"):
+        load_recipe(recipe, ["evaluate.benchmarks=[video-mme]"])
 
 
 def problems(folder: Path, text: str, *overrides: str) -> list[str]:
@@ -80,7 +89,7 @@ def test_a_good_recipe_loads_with_overrides(folder: Path) -> None:
         (("keep_ratio: 0.5", "align: predicter"), "9:15", "did you mean predictor?"),
         (("keep_ratio: 0.5", "reference: {tokens_per_batch: 0}"), "9:38", "at least 1"),
         (("gate: {keep_ratio: 0.5}\n", ""), "1:1", "gate: null"),
-        (("[shapes]", "[shape]"), "10:25", "did you mean shapes?"),
+        (("[shapes]", "[shape]"), "10:25", "did you mean shapes"),
         (("[shapes]", "[shapes, shapes]"), "10:33", "given twice"),
         (("[shapes]", "[shapes], at: [1.0, 0.5]"), "10:44", "must go up"),
         (("[shapes]", "[shapes], at: [1.5]"), "10:39", "at most 1"),

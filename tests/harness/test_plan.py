@@ -6,13 +6,13 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.data.sources import make_data, open_data
-from harness.errors import RecipeError
+from harness.errors import DataError, RecipeError
 from harness.load import load_recipe
-from harness.plan import by_origin, make_plan, render
+from harness.plan import by_origin, make_plan, render, require
 from regate.config import GateConfig
 from regate.schedule import DualCycle
 
@@ -64,6 +64,7 @@ def test_the_tiny_pair() -> None:
     assert baseline.warnings == ()
 
 
+@settings(deadline=None)  # a machine under load pauses anybody
 @given(
     steps=st.integers(1, 300),
     cycle=st.integers(2, 40),
@@ -100,6 +101,7 @@ def test_epochs_give_steps() -> None:
         (["gate.execution=loss_only"], "no time"),
         (["evaluate.at=[0.0001, 0.0002, 1.0]"], "fall on the same step"),
         (["evaluate.benchmarks=[]"], "nothing is scored"),
+        (["evaluate.benchmarks=[pope]", "evaluate.limit=8"], "on a part of a benchmark are not the paper's"),
         (["train.global_batch=3500", "train.micro_batch=3500"], "left out of every epoch"),
         (["train.checkpoint_every=600"], "starts again from step 0"),
     ],
@@ -112,6 +114,21 @@ def test_what_a_run_should_be_warned_of(overrides: list[str], words: str) -> Non
 @pytest.mark.parametrize("selection", ["reference", "random", "first"])
 def test_one_epoch_is_no_warning_where_no_difficulty_is_read(selection: str) -> None:
     assert not any("difficulty" in line for line in plan("train.steps=187", f"gate.selection={selection}").warnings)
+
+
+def test_what_is_missing_of_the_papers_benchmarks_is_told_before_anything_is_computed(tmp_path: Path) -> None:
+    made = plan("evaluate.benchmarks=[shapes, mvbench, pope]", f"paths.data={tmp_path}")
+    assert [line.split(": ")[0] for line in made.missing_data] == [
+        f"{tmp_path}/benchmarks/mvbench",
+        f"{tmp_path}/benchmarks/pope",
+    ]
+    with pytest.raises(
+        DataError, match=r"data are missing(.|\n)*OpenGVLab/MVBench.*about 17 GB; access: open, except"
+    ):
+        require(made)
+    lines = "\n".join(render(made))
+    assert "shapes, mvbench (4,000 items), pope (9,000 items) after steps" in lines
+    assert plan("evaluate.benchmarks=[shapes]").missing_data == ()
 
 
 def test_points_on_the_same_step_are_evaluated_once() -> None:

@@ -56,6 +56,7 @@ def test_totals_are_the_sums_of_the_effective_steps(tmp_path: Path) -> None:
     for name in COUNTS:
         assert totals["counts"][name] == sum(step["counts"][name] for step in steps)
     assert totals["samples"] == 40 * 16
+    assert totals["truncated"] == {"samples": 40, "targets": 120}
     assert (totals["step_seconds"]["n_dense"], totals["step_seconds"]["n_sparse"]) == (8, 32)  # 0..3, 8, 16, 24, 32
     assert totals["step_seconds"]["sparse_median"] < totals["step_seconds"]["dense_median"]
     sparse = [step for step in steps if step["keep_ratio"] < 1]
@@ -128,7 +129,18 @@ def test_a_missing_evaluation_and_items_that_disagree_are_named(tmp_path: Path) 
     result.write_text(json.dumps(content))
     with pytest.raises(DataError, match="shapes_colour does not agree"):
         finish(made, run_dir)
+    content["tasks"][0]["value"] -= 0.01
+    write_atomic(result, json.dumps({**content, "mean": {**content["mean"], "value": 0.5}}))
+    with pytest.raises(DataError, match="its mean does not agree"):
+        finish(made, run_dir)
+    write_atomic(result, json.dumps({**content, "scoring": {**content["scoring"], "unit": "mme"}}))
+    with pytest.raises(DataError, match="names no unit"):
+        finish(made, run_dir)
+    write_atomic(result, json.dumps({**content, "schema": 1}))
+    with pytest.raises(StaleError, match="evaluation schema 1"):
+        finish(made, run_dir)
     (result.parent / "shapes.items.jsonl").unlink()
+    write_atomic(result, json.dumps(content))
     with pytest.raises(DataError, match="cannot be read as items"):
         finish(made, run_dir)
     result.unlink()
@@ -146,8 +158,8 @@ def test_damaged_records_are_refused_with_the_file_and_the_key(tmp_path: Path) -
     write_atomic(path, json.dumps({**record, "totals": {"steps": "40"}}))
     with pytest.raises(DataError, match=r"totals.steps is str, not int; totals.counts is missing"):
         read_record(path)
-    write_atomic(path, json.dumps({**record, "schema": 2}))
-    with pytest.raises(StaleError, match="schema 2"):
+    write_atomic(path, json.dumps({**record, "schema": 1}))
+    with pytest.raises(StaleError, match=r"schema 1.*do not say how items become a score"):
         read_record(path)
     write_atomic(path, json.dumps({**record, "recipe": {**record["recipe"], "seed": 5}}))
     with pytest.raises(StaleError, match="it was edited"):

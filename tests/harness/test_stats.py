@@ -13,6 +13,7 @@ from scipy.stats import binom, binomtest
 from harness.stats import macro_interval, mcnemar, mean_interval, paired_difference, wilson
 
 
+@settings(deadline=None)
 @given(n=st.integers(1, 500), data=st.data())
 def test_wilson_equals_scipy_and_stays_in_range(n: int, data: st.DataObject) -> None:
     correct = data.draw(st.integers(0, n))
@@ -112,7 +113,7 @@ def test_paired_difference_uses_shared_items_only() -> None:
         paired_difference(first, {"t": {"z": 1.0}})
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
 def test_mcnemar_equals_its_definition(pairs: list[tuple[bool, bool]]) -> None:
     first = {str(i): float(a) for i, (a, _) in enumerate(pairs)}

@@ -14,8 +14,9 @@ from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessorPil
 
 from harness.data.formats import Row, read_llava
+from harness.data.frames import bounds, spread
 from harness.data.sample import Media, Sample, Turn, sample_id
-from harness.data.video import bounds, read_frames, spread
+from harness.data.video import read_frames
 from harness.errors import DataError, EnvironmentProblem
 from harness.models.videollama2_config import VideoLLaMA2Config
 from harness.models.videollama2_pixels import Pixels, read_pixels
@@ -179,6 +180,9 @@ def test_cutting_keeps_the_media_and_says_what_it_cannot_do(processor: VideoLLaM
     cut = replace(processor, max_length=length - 20).encode(sample, None)
     assert torch.equal(cut.input_ids_S, whole.input_ids_S[:-20])
     assert torch.equal(cut.labels_S, whole.labels_S[:-20])
+    assert whole.cut is None
+    assert cut.cut == int((whole.labels_S[-20:] != -100).sum()) > 0
+    assert processor.collate([whole, cut, cut]).cut == (cut.cut, cut.cut)
     asked = len(processor.encode_prompt(sample, None).input_ids_S) - processor.visual_tokens + 1
     with pytest.raises(DataError, match=rf"sample long one: \d+ tokens, more than max_length {asked}, and no target"):
         replace(processor, max_length=asked).encode(sample, None)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 PAIR = (RECIPES / "tiny_videollama2_baseline.yaml", RECIPES / "tiny_videollama2_regate.yaml")
+GOLDEN = json.loads((RECIPES.parent / "tests" / "golden" / "tiny_videollama2.json").read_text())
+"""Losses of an earlier version: weights, data, order, gate, loss and optimizer in one comparison."""
 SHIPPED = ["train.global_batch=2", "train.micro_batch=1", "train.precision=float32", "train.workers=0"]
 
 
@@ -41,6 +43,9 @@ def test_the_toy_pair_from_nothing_to_the_table(tmp_path: Path) -> None:
     assert 0.3 < gated["totals"]["targets_reduction"] < 0.45
     for found in (dense, gated):
         assert all(entry["counts"]["scored"] == entry["counts"]["expected"] for entry in found["evaluations"])
+    for name, losses in GOLDEN["losses"].items():
+        found_losses = [step["loss"] for step in read_steps(ran.run_dir(name) / "ledger.jsonl")]
+        assert found_losses == pytest.approx(losses, rel=1e-5), f"{name}: not the losses of the golden run"
 
 
 def test_the_shipped_recipe_runs_where_weights_and_data_are_at_their_paths(tmp_path: Path) -> None:

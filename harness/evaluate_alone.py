@@ -1,0 +1,61 @@
+"""A model evaluated as it is: no training before it, and a record that tables can show beside those of runs."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness import provenance
+from harness.benchmarks import BENCHMARKS, AnyBenchmark
+from harness.errors import EnvironmentProblem
+from harness.evaluate import Job, checkpoint_digest, evaluate_checkpoints
+from harness.lmms_plugin.process import CHILD
+from harness.models.evaluated import missing_checkpoint
+from harness.record import evaluation_record, write_record
+from harness.rundir import alone, check_disk, pin, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from harness.progress import Progress
+    from harness.recipe_eval import EvaluationRecipe
+
+
+def evaluate_alone(
+    recipe: EvaluationRecipe,
+    progress: Progress,
+    *,
+    benchmarks: Mapping[str, AnyBenchmark] = BENCHMARKS,
+    child: Sequence[str] = CHILD,
+) -> Path:
+    """Score the model on every benchmark and write its record; what is there and current is not repeated.
+
+    Args:
+        benchmarks, child: as for `evaluate_checkpoints`.
+
+    Returns:
+        The record's file.
+
+    Raises:
+        EnvironmentProblem: weights are missing, or the disk is nearly full.
+        StaleError: the evaluation was started with other weights.
+    """
+    missing = missing_checkpoint(recipe)
+    if missing:
+        told = "\n".join(f"  {line}" for line in missing)
+        raise EnvironmentProblem(f"{recipe.name}: weights are missing\n{told}")
+    results = Path(recipe.paths.results)
+    check_disk(results)
+    run_dir = results / "runs" / recipe.run_id
+    checkpoint = recipe.model.checkpoint
+    job = Job(0, 0.0, None if checkpoint is None else Path(recipe.paths.weights) / checkpoint)
+    with alone(run_dir):
+        write_json(run_dir / "recipe.json", recipe.identity())
+        weights = checkpoint_digest(job.checkpoint)
+        pin(run_dir, "weights", weights)
+        evaluate_checkpoints(recipe, run_dir, [job], data=None, progress=progress, benchmarks=benchmarks, child=child)
+        where = provenance.collect(threads=recipe.devices.threads)
+        finished = datetime.now(UTC).isoformat(timespec="milliseconds")
+        record = evaluation_record(recipe, run_dir, weights_fingerprint=weights, where=where, finished=finished)
+        return write_record(record, run_dir)

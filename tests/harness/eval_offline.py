@@ -1,0 +1,15 @@
+"""The evaluation's own child process, without a network."""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+from harness.lmms_plugin.child import main
+
+from .eval_known import without_network
+
+if __name__ == "__main__":
+    socket.getaddrinfo = without_network  # type: ignore[assignment]
+    socket.socket.connect = without_network  # type: ignore[assignment,method-assign]
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,67 @@
+"""Which of several processes' endings is the run's error."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness.errors import DataError, EnvironmentProblem, HarnessError, Preempted
+from harness.launch import _failure
+from harness.load import load_recipe
+from harness.processes import count
+from harness.rundir import write_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KILLED = -int(signal.SIGKILL)
+ABORTED = -int(signal.SIGABRT)
+DATA = (4, 1.0, "the media of 9 of 99 samples cannot be read")
+FELT = (1, 2.0, "Traceback: connection closed by peer")
+STOPPED = (75, 1.0, "stopped after step 7 of 60")
+
+
+@pytest.mark.parametrize(
+    ("codes", "first", "told", "words", "kind", "message"),
+    [
+        ([1, 4], [0, 1], False, {0: FELT, 1: DATA}, DataError, "the media of 9"),
+        ([1, 4], [1], False, {0: FELT, 1: DATA}, DataError, "the media of 9"),
+        ([1, KILLED], [0, 1], False, {0: FELT}, HarnessError, "process 1 ended early .killed by SIGKILL"),
+        ([ABORTED, 4], [0, 1], False, {1: DATA}, DataError, "the media of 9"),
+        ([ABORTED, None], [0], False, {}, HarnessError, "process 0 ended early .killed by SIGABRT"),
+        ([75, 75], [0], True, {0: STOPPED, 1: STOPPED}, Preempted, "stopped after step 7"),
+        ([-int(signal.SIGTERM), None], [0], True, {}, Preempted, "before the first step"),
+        ([75, 4], [1], True, {0: STOPPED, 1: DATA}, DataError, "the media of 9"),
+    ],
+)
+def test_the_first_that_failed_is_the_error(
+    tmp_path: Path,
+    codes: list[int | None],
+    first: list[int],
+    told: bool,
+    words: dict[int, tuple[int, float, str]],
+    kind: type[HarnessError],
+    message: str,
+) -> None:
+    for rank, (code, time, said) in words.items():
+        write_json(tmp_path / f"outcome-{rank}.json", {"schema": 1, "message": said, "code": code, "time": time})
+    error = _failure(tmp_path, codes, first, told=told)
+    assert type(error) is kind
+    with pytest.raises(kind, match=message):
+        raise error
+
+
+def test_what_a_silent_process_printed_last_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "log-1.txt").write_text("first line\n\nterminate called after throwing\n")
+    error = _failure(tmp_path, [None, ABORTED], [1], told=False)
+    assert f"The end of {tmp_path / 'log-1.txt'}:\n  first line\n  terminate called" in str(error)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    assert count(load_recipe("tiny_smoke_regate", ["train.micro_batch=4"])) == 4
+    assert count(load_recipe("tiny_smoke_regate", ["devices.processes=1"])) == 1
+    with pytest.raises(EnvironmentProblem, match=r"devices\.processes is 8, and 4 GPUs"):
+        count(load_recipe("tiny_smoke_regate", ["devices.processes=8", "train.micro_batch=2"]))
