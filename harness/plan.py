@@ -323,7 +323,7 @@ def render(plan: Plan) -> list[str]:
 def by_origin(lines: Sequence[str]) -> list[str]:
     """Lines `file: where it comes from`, the files of one origin together, each origin told once."""
     files: dict[str, list[str]] = {}
-    for line in lines:
+    for line in dict.fromkeys(lines):  # two benchmarks may need the same files
         file, _, origin = line.partition(": ")
         files.setdefault(origin, []).append(file)
     told: list[str] = []
