@@ -183,7 +183,8 @@ class VideoChat2Conversations:
         if any(row.pixels is not None for row in rows):
             inputs |= self._media(rows)
         ids_B = torch.tensor([row.sample_id for row in rows], dtype=torch.int64)
-        return Batch(ids_B, inputs, layout, tuple(row.sample_id for row in rows if row.failed))
+        failed = tuple(row.sample_id for row in rows if row.failed)
+        return Batch(ids_B, inputs, layout, failed, cut=tuple(row.cut for row in rows if row.cut is not None))
 
     def save(self, directory: Path) -> None:
         """Both tokenizers' files, for whoever reads the checkpoint."""
@@ -278,6 +279,7 @@ class VideoChat2Conversations:
             kind_S=kind_S,
             ordinal_S=torch.where(target_S, target_S.long().cumsum(0) - 1, -1),
             pixels=pixels,
+            cut=kinds[limit:].count(int(Kind.TARGET)) if len(kinds) > limit else None,
             extra={
                 "instruction_L": torch.tensor(words, dtype=torch.int64),
                 "bos_as_ones": torch.tensor(self.bos_as_ones and not asks),

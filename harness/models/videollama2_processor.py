@@ -181,7 +181,8 @@ class VideoLLaMA2Conversations:
             inputs["frame_counts"] = tuple(len(clip) for clip in clips)
         ids_B = torch.tensor([row.sample_id for row in rows], dtype=torch.int64)
         failed = tuple(row.sample_id for row in rows if row.failed)
-        return Batch(ids_B, inputs, layout, failed, tuple(row.cut for row in rows if row.cut is not None))
+        cut = tuple(row.cut for row in rows if row.cut is not None)
+        return Batch(ids_B, inputs, layout, failed, cut=cut)
 
     def save(self, directory: Path) -> None:
         """The tokenizer's files, for whoever reads the checkpoint."""

@@ -275,6 +275,7 @@ def test_the_shipped_recipes_are_the_papers_rows(paper: Paper) -> None:
         ("VideoLLaMA2", TEACHERS["Qwen2-57B"]): [f"{llama}_regate_teacher_57b"],
         ("VideoChat2", "baseline"): ["videochat2-videochat2_baseline"],
         ("VideoChat2", "extended"): ["videochat2-videochat2_regate"],
+        ("VideoChat2", "fast"): ["videochat2-videochat2_regate_fast"],
     }
     assert set(LAMBDAS.values()) <= {arm for _, arm in found}
 

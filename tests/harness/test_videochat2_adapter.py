@@ -14,7 +14,8 @@ from harness.data.collate import load
 from harness.data.sample import Sample, Turn
 from harness.data.sources import DataSet, open_data
 from harness.errors import EnvironmentProblem, RecipeError
-from harness.lmms_plugin.score import Ask, Scorer, Speaks
+from harness.lmms_plugin.generate import Limits, Speaks
+from harness.lmms_plugin.score import Ask, Scorer
 from harness.load import load_recipe
 from harness.models import adapter_for
 from harness.models.videochat2_adapter import VideoChat2Adapter
@@ -134,10 +135,13 @@ def test_answers_of_the_evaluation_are_those_of_generate(
 
     model, processor = student.eval(), adapter.processor()
     media = [sample.media[0] for sample in data.samples if sample.media[0].kind == "video"]
-    asks = [Ask(str(i), (one,), "<media:0>\nWhat happens?", ("red", "a tree")) for i, one in enumerate(media)]
+    limits, options = Limits(4, ("\n\n",)), ("red", "a tree")
+    asks = [Ask(str(i), (one,), "<media:0>\nWhat happens?", options, limits) for i, one in enumerate(media)]
+    chunk = dict(enumerate(asks))
     scorer = Scorer(adapter, model, lambda one: read_frames(one, frames=2), rows=4)
-    answers = scorer.answers(asks, max_new_tokens=4, until=("\n\n",), advance=lambda done: None)
-    for ask, (text, _) in zip(asks, answers, strict=True):
+    (answers,) = scorer.answers([chunk])
+    for i, ask in chunk.items():
+        text, _ = answers[i]
         question = Sample(1, ask.key, ask.media, (Turn("user", ask.prompt),))
         prompt = processor.collate([processor.encode_prompt(question, [read_frames(ask.media[0], frames=2)])])
         made = model.generate(**prompt.inputs, max_new_tokens=4, do_sample=False)  # type: ignore[operator]
@@ -145,12 +149,13 @@ def test_answers_of_the_evaluation_are_those_of_generate(
     calls: list[int] = []
     vision: Any = model.get_base_model().model.vision  # type: ignore[operator]
     handle = vision.patch_embed.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
-    together = scorer.option_losses(asks, lambda done: None)
+    (together,) = scorer.option_losses([chunk])
     handle.remove()
     assert calls == [2], "a clip is read once for all its options"
     alone = Scorer(adapter, model, lambda one: read_frames(one, frames=2), rows=1)
-    for one, other in zip(together, alone.option_losses(asks, lambda done: None), strict=True):
-        assert [o.loss for o in one] == pytest.approx([o.loss for o in other], abs=1e-4)
+    for i, ask in chunk.items():
+        (other,) = alone.option_losses([{i: ask}])
+        assert [o.loss for o in together[i]] == pytest.approx([o.loss for o in other[i]], abs=1e-4)
 
 
 def test_what_it_saves_it_loads(adapter: VideoChat2Adapter, student: nn.Module, tmp_path: Path) -> None:

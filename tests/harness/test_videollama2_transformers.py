@@ -12,7 +12,9 @@ from transformers import Trainer, TrainingArguments
 
 import regate
 from harness.data.collate import load
+from harness.data.sample import Sample, Turn
 from harness.data.sources import open_data
+from harness.lmms_plugin.generate import Limits
 from harness.lmms_plugin.score import Ask, Scorer
 from harness.models import adapter_for
 from harness.models.videollama2 import VideoLLaMA2ForConditionalGeneration
@@ -95,11 +97,12 @@ def test_answers_of_the_evaluation_are_those_of_generate(adapter: Any) -> None:
     model, processor = adapter.student().eval(), adapter.processor()
     model.generation_config.eos_token_id = processor.end_id
     chosen = [sample for sample in adapter.data.samples if sample.media and sample.media[0].kind == "video"]
-    asks = [Ask(sample.key, sample.media, "<media:0>\nWhat happens?") for sample in chosen]
+    limits = Limits(5, ("\n\n",))
+    asks = [Ask(sample.key, sample.media, "<media:0>\nWhat happens?", limits=limits) for sample in chosen]
     frames = {ask.media[0]: load_frames(ask) for ask in asks}
     scorer = Scorer(adapter, model, lambda media: frames[media], rows=2)
-    answers = scorer.answers(asks, max_new_tokens=5, until=("\n\n",), advance=lambda done: None)
-    for ask, (text, _) in zip(asks, answers, strict=True):
+    (found,) = scorer.answers([dict(enumerate(asks))])
+    for ask, (text, _) in zip(asks, [found[i] for i in range(len(asks))], strict=True):
         prompt = prompt_of(adapter, ask, frames)
         made = model.generate(**prompt.inputs, max_new_tokens=5, do_sample=False)
         ids = made[0, prompt.input_ids_BS.shape[1] :].tolist()
@@ -113,10 +116,9 @@ def load_frames(ask: Ask) -> torch.Tensor:
 
 
 def prompt_of(adapter: Any, ask: Ask, frames: dict[Any, torch.Tensor]) -> Any:
-    from harness.lmms_plugin.score import _sample
-
     processor = adapter.processor()
-    return processor.collate([processor.encode_prompt(_sample(ask, ()), [frames[ask.media[0]]])])
+    question = Sample(1, ask.key, ask.media, (Turn("user", ask.prompt),))
+    return processor.collate([processor.encode_prompt(question, [frames[ask.media[0]]])])
 
 
 def test_beams_and_sampling_keep_the_frames_with_their_rows(adapter: Any, rows: list[Encoded]) -> None:

@@ -67,8 +67,11 @@ def brought(folder: Path, *overrides: str, run: bool = True) -> Recipe:
     places = [f"paths.{name}={folder / 'workspace' / name}" for name in ("data", "weights", "stores")]
     small = [
         f"paths.results={folder / 'results'}",
-        f"data.annotations=[{ANNOTATIONS}]",
+        f"data.annotations=[{{file: {ANNOTATIONS}, media: .}}]",
         "data.media=media",
+        "data.subset=null",
+        "data.batches=mixed",
+        "evaluate.benchmarks=[]",
         "train.global_batch=2",
         "train.micro_batch=2",
         "train.precision=float32",

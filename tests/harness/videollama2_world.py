@@ -68,7 +68,14 @@ def brought(folder: Path, *overrides: str, run: bool = True) -> Recipe:
     places = [f"paths.{name}={folder / 'workspace' / name}" for name in ("data", "weights", "stores")]
     recipe = load_recipe(
         NAME,
-        [*places, f"paths.results={folder / 'results'}", "evaluate.benchmarks=[]", "train.global_batch=4", "train.micro_batch=2", *overrides],
+        [
+            *places,
+            f"paths.results={folder / 'results'}",
+            "evaluate.benchmarks=[]",
+            "train.global_batch=4",
+            "train.micro_batch=2",
+            *overrides,
+        ],
     )
     if not run:
         require(make_plan(recipe))

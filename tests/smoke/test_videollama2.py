@@ -20,7 +20,13 @@ pytestmark = pytest.mark.slow
 PAIR = (RECIPES / "tiny_videollama2_baseline.yaml", RECIPES / "tiny_videollama2_regate.yaml")
 GOLDEN = json.loads((RECIPES.parent / "tests" / "golden" / "tiny_videollama2.json").read_text())
 """Losses of an earlier version: weights, data, order, gate, loss and optimizer in one comparison."""
-SHIPPED = ["evaluate.benchmarks=[]", "train.global_batch=2", "train.micro_batch=1", "train.precision=float32", "train.workers=0"]
+SHIPPED = [
+    "evaluate.benchmarks=[]",
+    "train.global_batch=2",
+    "train.micro_batch=1",
+    "train.precision=float32",
+    "train.workers=0",
+]
 
 
 def record(ran: Ran, name: str) -> dict[str, Any]:
