@@ -13,6 +13,7 @@ from harness.recipe_eval import VideoLLaMA2Checkpoint
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from harness.data.frames import FrameRule
     from harness.data.sample import Batch
     from harness.models.videollama2_processor import VideoLLaMA2Conversations
     from harness.recipe_eval import EvaluationRecipe
@@ -49,6 +50,8 @@ class OfficialVideoLLaMA2:
 
     The number of frames is the evaluation's, everything else the checkpoint's own.
     """
+
+    frame_rule: FrameRule = "spread"
 
     def __init__(self, recipe: EvaluationRecipe, model: VideoLLaMA2Checkpoint) -> None:
         self._frames = recipe.frames
