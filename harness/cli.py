@@ -200,14 +200,14 @@ def report(arguments: Named = None) -> None:
 @guarded
 def validate(recipes: Recipes, json: Json = False) -> None:
     """Check recipes and tell every mistake at once. Each has its place, and what was probably meant."""
-    from harness.cli_args import load, split
+    from harness.cli_args import load_documents, split
     from harness.cli_read import validation
 
     if json:
         answer = validation(*split(recipes))
         _print_json(answer)
         raise typer.Exit(0 if answer["ok"] else 2)
-    for recipe in load(recipes):
+    for recipe in load_documents(recipes):
         typer.echo(f"{recipe.name}: in order, run {recipe.run_id}")
 
 
@@ -231,7 +231,7 @@ def list_all(
     what: Annotated[
         str | None,
         typer.Argument(
-            metavar="recipes|suites|runs|models|sources|benchmarks",
+            metavar="recipes|suites|evaluations|runs|models|sources|benchmarks",
             help="One kind of thing.",
             show_default=False,
         ),
@@ -241,7 +241,7 @@ def list_all(
     ] = None,
     json: Json = False,
 ) -> None:
-    """List recipes, suites, runs, models, data sources and benchmarks."""
+    """List recipes, suites, evaluations, runs, models, data sources and benchmarks."""
     from harness.cli_read import listing, listing_lines
 
     answer = listing(what, arguments or [])

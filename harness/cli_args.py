@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 from harness.errors import RecipeError
 from harness.load import is_override, load_paths, load_recipes
+from harness.load_eval import find_evaluation, load_evaluation
 from harness.suite import find_suite, load_suite
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from harness.recipe import Recipe
+    from harness.recipe_eval import EvaluationRecipe
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -32,6 +34,31 @@ def load(arguments: Sequence[str]) -> list[Recipe]:
     recipes = [recipe for name in suites for recipe in load_suite(name).recipes(overrides)]
     alone = [name for name in names if name not in suites]
     return recipes + load_recipes(alone, overrides) if alone or not suites else recipes
+
+
+def load_documents(arguments: Sequence[str]) -> list[Recipe | EvaluationRecipe]:
+    """The recipes, suites and evaluations of a command that only reads them; evaluations come last.
+
+    Raises:
+        RecipeError: every mistake in all of them, or none was given.
+    """
+    names, overrides = split(arguments)
+    alone = [name for name in names if find_suite(name) is None and find_evaluation(name) is not None]
+    others = [name for name in names if name not in alone]
+    told: list[str] = []
+    found: list[Recipe | EvaluationRecipe] = []
+    try:
+        found += load([*others, *overrides]) if others or not alone else []
+    except RecipeError as error:
+        told.append(str(error))
+    for name in alone:
+        try:
+            found.append(load_evaluation(name, overrides))
+        except RecipeError as error:
+            told.append(str(error))
+    if told:
+        raise RecipeError("\n".join(told))
+    return found
 
 
 def load_to_run(arguments: Sequence[str]) -> list[Recipe]:

@@ -12,6 +12,7 @@ from harness.cli_status import run_folders, run_status, status_lines
 from harness.errors import RecipeError
 from harness.explain import nearest
 from harness.load import check_recipe, find_recipe, load_recipe, shipped_recipes
+from harness.load_eval import check_evaluation, find_evaluation, load_evaluation, shipped_evaluations
 from harness.recipe import Data, Model
 from harness.suite import find_suite, load_suite, shipped_suites
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from harness.benchmarks import Published
 
 Answer = dict[str, Any]
-KINDS = ("recipes", "suites", "runs", "models", "sources", "benchmarks")
+KINDS = ("recipes", "suites", "evaluations", "runs", "models", "sources", "benchmarks")
 
 
 def validation(names: Sequence[str], overrides: Sequence[str]) -> Answer:
@@ -33,6 +34,9 @@ def validation(names: Sequence[str], overrides: Sequence[str]) -> Answer:
     for name in names:
         if find_suite(name) is not None:
             recipes += _suite_validation(name, overrides)
+            continue
+        if find_evaluation(name) is not None:
+            recipes.append(_evaluation_validation(name, overrides))
             continue
         try:
             checked = check_recipe(name, overrides)
@@ -51,6 +55,12 @@ def _suite_validation(name: str, overrides: Sequence[str]) -> list[Answer]:
     except RecipeError as error:
         return [_refused(name, error)]
     return [{"source": name, "run_id": recipe.run_id, "problems": []} for recipe in found]
+
+
+def _evaluation_validation(name: str, overrides: Sequence[str]) -> Answer:
+    recipe, problems = check_evaluation(name, overrides)
+    run_id = recipe.run_id if recipe and not problems else None
+    return {"source": name, "run_id": run_id, "problems": [problem.as_dict() for problem in problems]}
 
 
 def _refused(name: str, error: RecipeError) -> Answer:
@@ -88,6 +98,10 @@ def _recipes() -> list[Answer]:
 
 def _suites() -> list[Answer]:
     return [{"name": name, "words": load_suite(name).description} for name in shipped_suites()]
+
+
+def _evaluations() -> list[Answer]:
+    return [{"name": name, "words": load_evaluation(name).description} for name in shipped_evaluations()]
 
 
 def _runs(arguments: Sequence[str]) -> list[Answer]:
@@ -133,6 +147,7 @@ def _published(one: Published) -> Answer:
 _FIXED = {
     "recipes": _recipes,
     "suites": _suites,
+    "evaluations": _evaluations,
     "models": lambda: _variants(Model, "adapter"),
     "sources": lambda: _variants(Data, "source"),
     "benchmarks": _benchmarks,

@@ -43,7 +43,8 @@ class Job:
     Attributes:
         step: optimizer steps behind it; 0 is the untrained start.
         fraction: the same as a part of the training, 0 to 1.
-        checkpoint: directory that `Adapter.save` wrote; None for a model of lmms-eval's without weights.
+        checkpoint: directory that `Adapter.save` wrote, or a file or directory as published; None for a model of
+            lmms-eval's without weights.
     """
 
     step: int
@@ -108,15 +109,19 @@ def evaluate_checkpoints(
 
 
 def checkpoint_digest(directory: Path | None) -> str:
-    """sha256 of model.safetensors; of the names and sha256 of all weights where there are several files, or where
-    another file changes what they mean (a LoRA adapter's settings).
+    """sha256 of model.safetensors, or of the checkpoint where it is one file; of the names and sha256 of all weights
+    where there are several files, or where another file changes what they mean (a LoRA adapter's settings).
 
     Raises:
         HarnessError: the directory holds no weights.
     """
     if directory is None:
         return digest(None)
-    files = sorted(directory.glob("*.safetensors")) or sorted(directory.glob("*.bin"))
+    if directory.is_file():
+        with directory.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    kinds = ("*.safetensors", "*.bin", "*.pth")
+    files = next((found for kind in kinds if (found := sorted(directory.glob(kind)))), [])
     if not files:
         raise HarnessError(f"{directory} holds no *.safetensors to evaluate", hint="train again or restore it")
     files += sorted(directory.glob("adapter_config.json"))

@@ -12,6 +12,8 @@ from harness.errors import EnvironmentProblem
 from harness.evaluate import Job, checkpoint_digest, evaluate_checkpoints
 from harness.lmms_plugin.process import CHILD
 from harness.models.evaluated import missing_checkpoint
+from harness.recipe import digest
+from harness.recipe_eval import VideoChat2Checkpoint
 from harness.record import evaluation_record, write_record
 from harness.rundir import alone, check_disk, pin, write_json
 
@@ -48,14 +50,30 @@ def evaluate_alone(
     results = Path(recipe.paths.results)
     check_disk(results)
     run_dir = results / "runs" / recipe.run_id
-    checkpoint = recipe.model.checkpoint
-    job = Job(0, 0.0, None if checkpoint is None else Path(recipe.paths.weights) / checkpoint)
+    job = Job(0, 0.0, _checkpoint(recipe))
     with alone(run_dir):
         write_json(run_dir / "recipe.json", recipe.identity())
-        weights = checkpoint_digest(job.checkpoint)
+        weights = weights_of(recipe)
         pin(run_dir, "weights", weights)
         evaluate_checkpoints(recipe, run_dir, [job], data=None, progress=progress, benchmarks=benchmarks, child=child)
         where = provenance.collect(threads=recipe.devices.threads)
         finished = datetime.now(UTC).isoformat(timespec="milliseconds")
         record = evaluation_record(recipe, run_dir, weights_fingerprint=weights, where=where, finished=finished)
         return write_record(record, run_dir)
+
+
+def weights_of(recipe: EvaluationRecipe) -> str:
+    """What tells the model's weights from others: the digest of its checkpoint, and of the language model that the
+    checkpoint does not hold."""
+    own = checkpoint_digest(_checkpoint(recipe))
+    if not isinstance(recipe.model, VideoChat2Checkpoint):
+        return own
+    from harness.models.videollama2_weights import fingerprint, weight_files
+
+    base = weight_files(Path(recipe.paths.weights) / recipe.model.language_model)
+    return digest([own, fingerprint(base)])
+
+
+def _checkpoint(recipe: EvaluationRecipe) -> Path | None:
+    named = recipe.model.checkpoint
+    return None if named is None else Path(recipe.paths.weights) / named

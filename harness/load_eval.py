@@ -57,13 +57,27 @@ def load_evaluation(path_or_name: str, overrides: Sequence[str] = ()) -> Evaluat
     Raises:
         RecipeError: there is none of that name, or every mistake in it and the overrides with its place.
     """
+    recipe, problems = check_evaluation(path_or_name, overrides)
+    raise_problems(problems)
+    assert recipe is not None
+    return recipe
+
+
+def check_evaluation(
+    path_or_name: str, overrides: Sequence[str] = ()
+) -> tuple[EvaluationRecipe | None, list[Problem]]:
+    """What `load_evaluation` does, with the problems as values.
+
+    Raises:
+        RecipeError: there is none of that name.
+    """
     path = find_evaluation(path_or_name)
     if path is None:
         raise RecipeError(f"{path_or_name}: no evaluation of that name{nearest(path_or_name, shipped_evaluations())}")
     try:
         document = read_yaml(path.read_bytes(), path.name)
     except YamlProblem as problem:
-        raise RecipeError(f"{problem.mark}: {problem.message}") from problem
+        return None, [Problem(problem.mark, (), problem.message)]
     problems = [Problem(mark, (), message) for mark, message in document.problems]
     problems += apply_overrides(document, overrides)
     try:
@@ -72,9 +86,7 @@ def load_evaluation(path_or_name: str, overrides: Sequence[str] = ()) -> Evaluat
         problems += explain(error.errors(include_url=False), document, EvaluationRecipe)
         recipe = None
     problems += _benchmarks(document)
-    raise_problems(problems)
-    assert recipe is not None
-    return recipe
+    return recipe, problems
 
 
 def _benchmarks(document: Document) -> Iterator[Problem]:

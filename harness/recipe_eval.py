@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from harness.recipe import Devices, EvaluateRecipe, Paths, Strict, digest
+from harness.recipe import Devices, EvaluateRecipe, LoraRecipe, Paths, Strict, digest
 
 
 class VideoLLaMA2Checkpoint(Strict):
@@ -26,6 +26,28 @@ class VideoLLaMA2Checkpoint(Strict):
     max_length: PositiveInt = 2048
 
 
+class VideoChat2Checkpoint(Strict):
+    """VideoChat2 (Mistral) after stage 3 or its HD variant, in the official form, through this project's model."""
+
+    adapter: Literal["videochat2"]
+    checkpoint: str
+    """The .pth file of stage 3 or of the HD variant, or the folder with stage 3's; relative to paths.weights."""
+    language_model: str
+    """Folder of the frozen language model, relative to paths.weights."""
+    qformer_tokenizer: str = "bert-base-uncased"
+    """Words and sizes of the QFormer; likewise."""
+    hd: bool = False
+    """The checkpoint is the HD variant: a clip as up to six tiles and the whole picture."""
+    bos_as_ones: bool = True
+    """As in the recipe's model; it matters where options are scored, and not where answers are written."""
+    colours: Literal["imagenet", "clip"] = "clip"
+    """clip is the official evaluation, imagenet the official training."""
+    merged: bool = False
+    """Fold the adapters into the language model's weights."""
+    lora: LoraRecipe = LoraRecipe()
+    max_length: PositiveInt = 512
+
+
 class LmmsEvalModel(Strict):
     """A model that comes with lmms-eval, by the name it has there."""
 
@@ -39,7 +61,9 @@ class LmmsEvalModel(Strict):
     """Its other arguments."""
 
 
-EvaluatedModel = Annotated[VideoLLaMA2Checkpoint | LmmsEvalModel, Field(discriminator="adapter")]
+EvaluatedModel = Annotated[
+    VideoLLaMA2Checkpoint | VideoChat2Checkpoint | LmmsEvalModel, Field(discriminator="adapter")
+]
 
 
 class EvaluationRecipe(Strict):

@@ -163,7 +163,7 @@ class Loop:
         failed = [sample for batch in window for sample in batch.failed]
         cut = [targets for batch in window for targets in batch.cut]
         local = [*astuple(result.counts), result.flops, result.flops_dense, float(result.loss_sum), peak or 0]
-        local += [len(failed), len(cut), sum(cut), stop]
+        local += [len(failed), len(cut), sum(cut), stop, sum(len(batch.unshuffled) for batch in window)]
         rows = self.accelerator.gather(torch.tensor([local], dtype=torch.float64, device=self.accelerator.device))
         total = rows.sum(dim=0).tolist()
         counts = regate.TokenCounts(*(int(value) for value in total[:8]))
@@ -188,6 +188,7 @@ class Loop:
             "peak_bytes": int(rows[:, 11].max()) or None,
             "failed": failed,
             "truncated": {"samples": int(total[13]), "targets": int(total[14])},
+            "unshuffled": int(total[16]),
         }
         return report, total[15] > 0
 

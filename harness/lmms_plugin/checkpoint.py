@@ -32,7 +32,7 @@ class Checkpoint:
     Attributes:
         directory: that `Adapter.load` reads.
         frames: decodes media.
-        count: frames of a clip.
+        count: frames of a clip, chosen by the adapter's `frame_rule`.
         rows: most sequences of a forward pass.
         dtype: autocast type, None for none.
     """
@@ -66,7 +66,8 @@ class Checkpoints:
     ) -> None:
         self._adapter = adapter
         self._settings = {"count": count, "rows": rows, "device": device, "dtype": dtype}
-        self._frames = FrameCache(lambda media: read_frames(media, frames=count))
+        rule = adapter.frame_rule
+        self._frames = FrameCache(lambda media: read_frames(media, frames=count, rule=rule))
         self._open: Checkpoint | None = None
 
     def made_by(self) -> dict[str, Any]:
@@ -75,6 +76,7 @@ class Checkpoints:
             "adapter": self._adapter.name,
             "processor": self._adapter.processor().fingerprint,
             "frames": self._settings["count"],
+            "frame_rule": self._adapter.frame_rule,
             "dtype": str(self._settings["dtype"]),
         }
 

@@ -184,9 +184,10 @@ class HarnessModel(lmms):  # type: ignore[misc]
             ask = Ask(doc["key"], tuple(media_of(fields) for fields in doc_to_visual(doc)), prompt, **more)
         else:
             frames, count = self.checkpoint.frames, self.checkpoint.count
+            rule = self.checkpoint.adapter.frame_rule
 
             def see() -> Shown:
-                return shown(doc_to_visual(docs[doc_id]), frames, count, f"{task} {doc_id}")
+                return shown(doc_to_visual(docs[doc_id]), frames, count, f"{task} {doc_id}", rule)
 
             ask = Ask(str(doc_id), (), prompt, **more, show=see)
         self.desk.sent.append((task, ask.key, prompt, ask.options))

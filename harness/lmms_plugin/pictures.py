@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from harness.data.frames import spread
+from harness.data.frames import FOLDER_FPS, choose
 from harness.data.sample import Media
 from harness.errors import DataError
 from harness.lmms_plugin.score import Shown
@@ -25,8 +25,16 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from harness.data.frames import FrameRule
 
-def shown(visuals: Sequence[Any] | None, frames: Callable[[Media], Tensor], count: int, name: str) -> Shown:
+
+def shown(
+    visuals: Sequence[Any] | None,
+    frames: Callable[[Media], Tensor],
+    count: int,
+    name: str,
+    rule: FrameRule = "spread",
+) -> Shown:
     """The media of a document.
 
     Args:
@@ -34,6 +42,7 @@ def shown(visuals: Sequence[Any] | None, frames: Callable[[Media], Tensor], coun
         frames: decodes a video to `count` frames, uint8 T3HW.
         count: frames of a clip.
         name: of the document, for messages.
+        rule: which of many pictures are the clip's frames.
 
     Raises:
         DataError: something that is neither a picture nor the path of a video, or a video that cannot be read.
@@ -41,7 +50,7 @@ def shown(visuals: Sequence[Any] | None, frames: Callable[[Media], Tensor], coun
     visuals = list(visuals or ())
     pictures = [visual for visual in visuals if isinstance(visual, Image.Image)]
     if pictures and len(pictures) == len(visuals):
-        return _pictures(pictures, count, name)
+        return _pictures(pictures, count, name, rule)
     unknown = [visual for visual in visuals if not isinstance(visual, str | Path)]
     if unknown:
         raise DataError(
@@ -51,10 +60,11 @@ def shown(visuals: Sequence[Any] | None, frames: Callable[[Media], Tensor], coun
     return Shown(media, [frames(one) for one in media])
 
 
-def _pictures(pictures: Sequence[Image.Image], count: int, name: str) -> Shown:
+def _pictures(pictures: Sequence[Image.Image], count: int, name: str, rule: FrameRule) -> Shown:
     if len(pictures) == 1:
         return Shown((Media("image", Path(name)),), [_pixels(pictures[0])[None]])
-    chosen = [_pixels(pictures[index]) for index in spread(len(pictures), count)]
+    wanted = choose(rule, count, total=len(pictures), fps=FOLDER_FPS, folder=True)
+    chosen = [_pixels(pictures[index]) for index in wanted]
     sizes = sorted({tuple(picture.shape[1:]) for picture in chosen})
     if len(sizes) > 1:
         raise DataError(f"{name}: {len(pictures)} pictures of one clip differ in size: {sizes[0]} and {sizes[1]}")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from harness.data.frames import FrameRule
     from harness.data.sample import Batch
     from harness.models.adapter import Processor
     from regate.types import Decision
@@ -39,6 +40,9 @@ class Evaluated(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def frame_rule(self) -> FrameRule: ...
 
     def processor(self) -> Processor: ...
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from harness.data.frames import FrameRule
     from harness.data.sample import Batch, Encoded, Sample
     from harness.progress import Progress
     from regate.types import Decision
@@ -81,6 +82,11 @@ class Adapter(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def frame_rule(self) -> FrameRule:
+        """Which frames of a clip an evaluation reads; `spread` where the model's own code says nothing else."""
+        ...
 
     def missing(self) -> list[str]:
         """One line a file that is not there, with where it comes from; empty when `student` can run."""

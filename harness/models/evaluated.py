@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import EnvironmentProblem
 from harness.models.adapter import scored_forward
-from harness.models.requirements import absent_files
-from harness.recipe_eval import VideoLLaMA2Checkpoint
+from harness.models.requirements import REQUIREMENTS, absent_files
+from harness.recipe_eval import VideoChat2Checkpoint, VideoLLaMA2Checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from harness.data.frames import FrameRule
     from harness.data.sample import Batch
+    from harness.models.evaluated_videochat2 import OfficialVideoChat2
     from harness.models.videollama2_processor import VideoLLaMA2Conversations
     from harness.recipe_eval import EvaluationRecipe
     from regate.types import Decision
@@ -24,6 +26,8 @@ def missing_checkpoint(recipe: EvaluationRecipe) -> list[str]:
     root, model = Path(recipe.paths.weights), recipe.model
     if model.checkpoint is None:
         return []
+    if isinstance(model, VideoChat2Checkpoint):
+        return _missing_videochat2(root, model)
     if not isinstance(model, VideoLLaMA2Checkpoint):
         return [] if (root / model.checkpoint).is_dir() else [f"{root / model.checkpoint}: named by model.checkpoint"]
     needed = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
@@ -38,8 +42,28 @@ def missing_checkpoint(recipe: EvaluationRecipe) -> list[str]:
     return lines if settings.is_file() else [*lines, f"{settings}: {tower}; named by model.vision_tower"]
 
 
-def evaluated_for(recipe: EvaluationRecipe) -> OfficialVideoLLaMA2:
+def _missing_videochat2(root: Path, model: VideoChat2Checkpoint) -> list[str]:
+    """The files are those that a training from stage 3 needs."""
+    fields = {"stage3": "checkpoint", "language_model": "language_model", "qformer_tokenizer": "qformer_tokenizer"}
+    return [
+        f"{file}: {need.origin}; named by model.{fields[need.field]}"
+        for need in REQUIREMENTS[model.adapter]
+        if need.field in fields
+        for name in need.files
+        for file in _absent(root / getattr(model, fields[need.field]), name)
+    ]
+
+
+def _absent(target: Path, name: str) -> list[Path]:
+    return [] if target.is_file() else absent_files(target, name)
+
+
+def evaluated_for(recipe: EvaluationRecipe) -> OfficialVideoLLaMA2 | OfficialVideoChat2:
     """The model of an evaluation through this project's own code."""
+    if isinstance(recipe.model, VideoChat2Checkpoint):
+        from harness.models.evaluated_videochat2 import OfficialVideoChat2
+
+        return OfficialVideoChat2(recipe, recipe.model)
     assert isinstance(recipe.model, VideoLLaMA2Checkpoint)
     return OfficialVideoLLaMA2(recipe, recipe.model)
 
@@ -49,6 +73,8 @@ class OfficialVideoLLaMA2:
 
     The number of frames is the evaluation's, everything else the checkpoint's own.
     """
+
+    frame_rule: FrameRule = "spread"
 
     def __init__(self, recipe: EvaluationRecipe, model: VideoLLaMA2Checkpoint) -> None:
         self._frames = recipe.frames

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from harness.data.frames import FrameRule
     from harness.data.sample import Batch
     from harness.data.sources import DataSet
     from harness.progress import Progress
@@ -33,6 +34,7 @@ class TinyAdapter:
     """
 
     name = "tiny"
+    frame_rule: FrameRule = "spread"
 
     def __init__(self, recipe: Recipe, data: DataSet | None) -> None:
         if recipe.gate is not None and recipe.gate.reference.model is not None:

@@ -43,6 +43,7 @@ from harness.recipe import TinyVideoChat2Model, VideoChat2Model
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from harness.data.frames import FrameRule
     from harness.data.sample import Batch
     from harness.data.sources import DataSet
     from harness.models.videochat2_config import VideoChat2Config
@@ -60,6 +61,8 @@ class VideoChat2Adapter:
     Args:
         data: the opened data set; without it the model can be loaded but a toy one not made.
     """
+
+    frame_rule: FrameRule = "mvbench"
 
     def __init__(self, recipe: Recipe, data: DataSet | None) -> None:
         self.recipe = recipe

@@ -23,6 +23,7 @@ from harness.recipe import TinyVideoLLaMA2Model, VideoLLaMA2Model
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from harness.data.frames import FrameRule
     from harness.data.sample import Batch
     from harness.data.sources import DataSet
     from harness.progress import Progress
@@ -36,6 +37,8 @@ class VideoLLaMA2Adapter:
     Args:
         data: the opened data set; without it the parts can be loaded but a toy model not made.
     """
+
+    frame_rule: FrameRule = "spread"
 
     def __init__(self, recipe: Recipe, data: DataSet | None) -> None:
         self.recipe = recipe

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from harness.data.frames import FrameRule
     from harness.data.sample import Batch
     from harness.recipe import Recipe
     from regate.types import Decision
@@ -121,6 +122,7 @@ class KnownAdapter:
     """The `Adapter` protocol for the models above; only what evaluation uses."""
 
     name = "known"
+    frame_rule: FrameRule = "spread"
 
     def __init__(self, recipe: Recipe | None = None) -> None:
         self.recipe = recipe

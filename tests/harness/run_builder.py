@@ -105,6 +105,7 @@ def step_event(made: Recipe, step: int, noise: np.random.Generator) -> dict[str,
         "keep_ratio": p,
         "failed": [],
         "truncated": {"samples": 1, "targets": 3},
+        "unshuffled": 2,
     }
 
 

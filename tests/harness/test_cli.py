@@ -297,3 +297,18 @@ def test_a_closed_pipe_is_no_error_worth_a_traceback(folder: Path) -> None:
     assert process.stderr is not None
     assert process.stderr.read() == ""
     assert process.wait(timeout=60) == 1
+
+
+def test_evaluations_are_listed_and_checked(harness: Command, folder: Path) -> None:
+    listed = {entry["name"]: entry["words"] for entry in harness.json("list", "evaluations")["evaluations"]}
+    assert "VideoChat2" in listed["evaluate/videochat2_official"]
+    assert harness("validate", "evaluate/videochat2_official", "tiny_regate") == 0
+    Path("odd.yaml").write_text(
+        "kind: evaluation\nname: odd\nmodel: {adapter: lmms_eval, nme: x}\nbenchmarks: [pop]\n"
+    )
+    assert harness("validate", "odd.yaml", "tiny_regate") == 2
+    answer = harness.json("validate", "odd.yaml", "evaluate/videochat2_official", code=2)
+    odd, good = answer["recipes"]
+    assert [problem["line"] for problem in odd["problems"]] == [3, 3, 4]
+    assert (odd["run_id"], good["problems"]) == (None, [])
+    assert good["run_id"].startswith("videochat2_official-")

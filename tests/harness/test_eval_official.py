@@ -24,6 +24,7 @@ from harness.progress import Progress
 from harness.recipe_eval import EvaluationRecipe
 from harness.record import read_record
 
+from .eval_known import KnownAdapter
 from .paper_data import make_cases, picture
 from .videollama2_world import FIXTURE
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
+
+    from harness.data.frames import FrameRule
 
     from .paper_data import Case
 
@@ -249,3 +252,24 @@ def test_several_pictures_are_one_clip_and_strangers_are_named() -> None:
     with pytest.raises(DataError, match="a sound: shows dict among 1 media"):
         shown([{"array": []}], no_video, 3, "a sound")
     assert shown(None, no_video, 3, "text alone").media == ()
+    assert shown(pictures, no_video, 3, "a film", "mvbench").frames[0][:, 0, 0, 0].tolist() == [1, 4, 6]
+
+
+@pytest.mark.parametrize("rule", ["spread", "mvbench"])
+def test_a_model_sees_the_frames_of_its_own_rule(folder: Path, cases: dict[str, Case], rule: FrameRule) -> None:
+    """Two rules never share an answer: the rule is among what the answers are kept by."""
+    from harness.lmms_plugin.answers import Answers
+    from harness.lmms_plugin.checkpoint import Checkpoints
+    from harness.lmms_plugin.model import Desk
+
+    adapter = KnownAdapter()
+    adapter.frame_rule = rule
+    checkpoints = Checkpoints(adapter, 3, 1, torch.device("cpu"), None)
+    assert checkpoints.made_by()["frame_rule"] == rule
+    desk = Desk(Answers(folder / "none.json"), {}, lambda done: None)
+    model: Any = checkpoints.model(folder, desk, own=False)
+    clip = Media("video", next((folder / "data/benchmarks/mvbench").rglob("*.mp4")))
+    assert torch.equal(model.checkpoint.frames(clip), read_frames(clip, frames=3, rule=rule))
+    model.task_dict = {"film": {"test": [[Image.new("RGB", (6, 4), (i, 0, 0)) for i in range(9)]]}}
+    ask = model._ask("What?", lambda pictures: pictures, 0, "film", "test")
+    assert ask.show().frames[0][:, 0, 0, 0].tolist() == {"spread": [1, 4, 7], "mvbench": [1, 4, 6]}[rule]

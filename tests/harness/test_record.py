@@ -57,6 +57,7 @@ def test_totals_are_the_sums_of_the_effective_steps(tmp_path: Path) -> None:
         assert totals["counts"][name] == sum(step["counts"][name] for step in steps)
     assert totals["samples"] == 40 * 16
     assert totals["truncated"] == {"samples": 40, "targets": 120}
+    assert totals["unshuffled_samples"] == 80
     assert (totals["step_seconds"]["n_dense"], totals["step_seconds"]["n_sparse"]) == (8, 32)  # 0..3, 8, 16, 24, 32
     assert totals["step_seconds"]["sparse_median"] < totals["step_seconds"]["dense_median"]
     sparse = [step for step in steps if step["keep_ratio"] < 1]
