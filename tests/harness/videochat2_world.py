@@ -67,7 +67,9 @@ def brought(folder: Path, *overrides: str, run: bool = True) -> Recipe:
     places = [f"paths.{name}={folder / 'workspace' / name}" for name in ("data", "weights", "stores")]
     small = [
         f"paths.results={folder / 'results'}",
-        f"data.annotations=[{ANNOTATIONS}]",
+        f"data.annotations=[{{file: {ANNOTATIONS}}}]",
+        "data.subset=null",
+        "data.batches=mixed",
         "data.media=media",
         "train.global_batch=2",
         "train.micro_batch=2",
