@@ -92,8 +92,14 @@ class Adapter(Protocol):
         """One line a file that is not there, with where it comes from; empty when `student` can run."""
         ...
 
+    def unseen(self) -> bool:
+        """Whether brought weights were not yet looked at together with these data; False where parts are made
+        here, and while files are missing."""
+        ...
+
     def prepare(self, progress: Progress) -> None:
-        """Make the parts that can be made here (the tiny model's stages); a no-op for brought weights."""
+        """Make the parts that can be made here (the tiny model's stages); look at brought weights and the
+        conversations, and note that it was done."""
         ...
 
     @property

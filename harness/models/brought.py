@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from harness.device import computes_bfloat16
 from harness.errors import EnvironmentProblem
 from harness.models.adapter import DecoderShape
+from harness.recipe import digest
 from regate.types import Kind
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ class Conversations(Protocol):
 
     @property
     def max_length(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def check(self, sample: Sample) -> None: ...
 
@@ -105,6 +109,18 @@ def look_at_conversations(name: str, data: DataSet, processor: Conversations, pr
             f"{len(lost)} of {total} samples have no answer within model.max_length {limit} tokens and train "
             f"nothing: {some(lost)}"
         )
+
+
+def looked_at(recipe: Recipe, data: DataSet, processor: Conversations, weights: str) -> Path:
+    """What says that these data were looked at with this processor and these weights; runs share it."""
+    seen = digest({"data": data.fingerprint, "processor": processor.fingerprint, "weights": weights})
+    return Path(recipe.paths.stores) / f"looked-at-{seen[:16]}.json"
+
+
+def note(marker: Path) -> None:
+    """The look was taken to its end, so it is not repeated."""
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    marker.write_text('{"schema": 1}\n')
 
 
 def some(keys: Sequence[str]) -> str:

@@ -49,6 +49,9 @@ class TinyAdapter:
     def missing(self) -> list[str]:
         return [f"{self.parts.folder(stage)}: made by `harness prepare`" for stage in self.parts.missing()]
 
+    def unseen(self) -> bool:
+        return False
+
     def prepare(self, progress: Progress) -> None:
         if self.data is None:
             raise EnvironmentProblem("the tiny model's parts are made from its data", hint="run `harness prepare`")

@@ -17,6 +17,8 @@ from harness.models.brought import (
     decoder_shape,
     load_teacher,
     look_at_conversations,
+    looked_at,
+    note,
     require,
     some,
     teacher_folder,
@@ -79,6 +81,11 @@ class VideoChat2Adapter:
             return tiny.missing(self.recipe)
         return missing_weights(self.recipe)
 
+    def unseen(self) -> bool:
+        if isinstance(self.recipe.model, TinyVideoChat2Model) or self.data is None or self.missing():
+            return False
+        return not self._marker().exists()
+
     def prepare(self, progress: Progress) -> None:
         """Make a toy model's files; tell what becomes of every tensor of the files, and look at every conversation,
         before anything is computed.
@@ -100,6 +107,8 @@ class VideoChat2Adapter:
         if self.data is not None:
             look_at_conversations(self.recipe.name, self.data, self.processor(), progress)
             self._look_at_instructions(self.data, progress)
+            if not isinstance(self.recipe.model, TinyVideoChat2Model):
+                note(self._marker())
 
     @property
     def weights_fingerprint(self) -> str:
@@ -205,6 +214,10 @@ class VideoChat2Adapter:
 
     def _require(self) -> None:
         require(self.recipe, self.missing())
+
+    def _marker(self) -> Path:
+        assert self.data is not None
+        return looked_at(self.recipe, self.data, self.processor(), self.weights_fingerprint)
 
     def _look_at_instructions(self, data: DataSet, progress: Progress) -> None:
         """Tell which instructions the QFormer reads the end of only."""

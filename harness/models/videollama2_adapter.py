@@ -11,7 +11,15 @@ from transformers import AutoTokenizer
 from harness.errors import EnvironmentProblem
 from harness.models import videollama2_tiny as tiny
 from harness.models.adapter import DecoderShape, scored_forward
-from harness.models.brought import decoder_shape, load_teacher, look_at_conversations, require, teacher_folder
+from harness.models.brought import (
+    decoder_shape,
+    load_teacher,
+    look_at_conversations,
+    looked_at,
+    note,
+    require,
+    teacher_folder,
+)
 from harness.models.requirements import missing_weights
 from harness.models.videollama2 import VideoLLaMA2ForConditionalGeneration
 from harness.models.videollama2_flops import vision_flops
@@ -54,6 +62,11 @@ class VideoLLaMA2Adapter:
             return tiny.missing(self.recipe)
         return missing_weights(self.recipe)
 
+    def unseen(self) -> bool:
+        if isinstance(self.recipe.model, TinyVideoLLaMA2Model) or self.data is None or self.missing():
+            return False
+        return not self._marker().exists()
+
     def prepare(self, progress: Progress) -> None:
         """Make a toy model's parts, and look at every conversation before anything is computed.
 
@@ -70,6 +83,8 @@ class VideoLLaMA2Adapter:
         self._require()
         if self.data is not None:
             look_at_conversations(self.recipe.name, self.data, self.processor(), progress)
+            if not isinstance(self.recipe.model, TinyVideoLLaMA2Model):
+                note(self._marker())
 
     @property
     def weights_fingerprint(self) -> str:
@@ -138,6 +153,10 @@ class VideoLLaMA2Adapter:
 
     def _require(self) -> None:
         require(self.recipe, self.missing())
+
+    def _marker(self) -> Path:
+        assert self.data is not None
+        return looked_at(self.recipe, self.data, self.processor(), self.weights_fingerprint)
 
 
 def _parts(recipe: Recipe) -> Parts:

@@ -73,12 +73,18 @@ def student(adapter: VideoChat2Adapter) -> nn.Module:
 
 
 def test_every_tensor_of_the_files_is_accounted_for(adapter: VideoChat2Adapter) -> None:
+    """Once for the data, the processor and the weights: `prepare` is then done."""
     ears = Ears()
+    assert adapter.unseen()
     adapter.prepare(ears)
     assert [line.split(":")[0] for line in ears.heard] == [
         "umt_l16_qformer.pth",
         "videochat2_mistral_7b_stage2.pth",
     ]
+    assert not adapter.unseen()
+    assert adapter.data is not None
+    assert VideoChat2Adapter(adapter.recipe, replace(adapter.data, fingerprint="other")).unseen()
+    assert not VideoChat2Adapter(adapter.recipe, None).unseen()
     assert all("tensors used" in line for line in ears.heard)
     assert "itm_head.weight" in ears.heard[0]
 
