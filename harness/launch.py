@@ -167,7 +167,8 @@ def _silent(folder: Path, rank: int, code: int | None) -> HarnessError:
         how = f"killed by {signal.Signals(-code).name}"
     message = f"training process {rank} ended early ({how}); the others were ended too"
     log = folder / f"log-{rank}.txt"
-    if log.exists():
+    # What is killed has no last words; what stands there then is of its own children, who found it gone.
+    if log.exists() and code != -signal.SIGKILL:
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-_TAIL:]
         message += "".join([f"\nThe end of {log}:", *(f"\n  {line}" for line in lines)]) if lines else ""
     hint = "the same command resumes from the newest checkpoint"
