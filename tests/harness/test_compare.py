@@ -21,7 +21,6 @@ from harness.tables.compare import as_json, compare_tables
 from tests.harness.run_builder import build_pair, build_run, finish, recipe
 
 EVIDENCE = sorted(path.parent for path in (Path(__file__).parents[2] / "results" / "evidence").glob("*/tables"))
-STALE: dict[str, str] = {}
 
 
 @pytest.fixture(scope="module")
@@ -172,9 +171,7 @@ def test_tables_that_the_records_do_not_give_are_named(results: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("folder", EVIDENCE, ids=lambda folder: folder.name)
-def test_the_committed_tables_are_those_of_their_records(folder: Path, request: pytest.FixtureRequest) -> None:
-    if folder.name in STALE:
-        request.applymarker(pytest.mark.xfail(reason=STALE[folder.name], raises=StaleError, strict=True))
+def test_the_committed_tables_are_those_of_their_records(folder: Path) -> None:
     assert check_tables(folder, known_suites())
 
 
