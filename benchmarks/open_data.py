@@ -20,9 +20,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from harness.config.recipe import Annotation, Paths, VideoChat2Data
 from harness.data.sampler import Sampler
 from harness.data.sources import DataSet, open_data
-from harness.recipe import Annotation, Paths, VideoChat2Data
 
 WORDS = ["the", "man", "walks", "over", "a", "red", "bridge", "and", "looks", "back", "at", "dogs", "twice", "before"]
 READ = 20_000

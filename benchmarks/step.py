@@ -4,8 +4,8 @@
 
 Prepares the recipe as a run does, then alternates on each window of the loader: a dense step, a sparse step, the
 other way round in every second round, so that drift and order fall on both alike. The figure is the median of the
-per-round ratios. The bound is the ratio of the FLOPs of the same two steps (`harness.flops`): what a step would
-take if it were arithmetic alone. "gain retained" is (1 - measured) / (1 - ideal).
+per-round ratios. The bound is the ratio of the FLOPs of the same two steps (`harness.training.flops`): what a step
+would take if it were arithmetic alone. "gain retained" is (1 - measured) / (1 - ideal).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import Any
 import torch
 
 import regate
-from harness import stages
-from harness.data.collate import windows
-from harness.load import load_recipe
-from harness.progress import Progress
-from harness.train import Loop
+from harness import pipeline as stages
+from harness.common.progress import Progress
+from harness.config.load import load_recipe
+from harness.data.loading.batches import windows
+from harness.training.loop import Loop
 
 
 def timed(loop: Loop, gate: regate.Gate | regate.DenseGate, window: list[Any], step: int) -> tuple[float, float]:

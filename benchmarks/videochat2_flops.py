@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.flops import forward_flops
-from harness.models.brought import decoder_shape
-from harness.models.videochat2 import VideoChat2ForConditionalGeneration
-from harness.models.videochat2_config import VideoChat2Config
-from harness.models.videochat2_flops import INSTRUCTION, adapter_parameters, vision_flops
-from harness.models.videochat2_weights import Lora, add_adapters
-from harness.models.videollama2_flops import convolution_backward
+from harness.models.pretrained import decoder_shape
+from harness.models.videochat2.config import VideoChat2Config
+from harness.models.videochat2.flops import INSTRUCTION, adapter_parameters, vision_flops
+from harness.models.videochat2.model import VideoChat2ForConditionalGeneration
+from harness.models.videochat2.weights import Lora, add_adapters
+from harness.models.videollama2.flops import convolution_backward
+from harness.training.flops import forward_flops
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.flops import forward_flops
 from harness.models.adapter import DecoderShape
-from harness.models.videollama2 import VideoLLaMA2ForConditionalGeneration
-from harness.models.videollama2_config import TOWERS, VideoLLaMA2Config
-from harness.models.videollama2_flops import convolution_backward, vision_flops
+from harness.models.videollama2.config import TOWERS, VideoLLaMA2Config
+from harness.models.videollama2.flops import convolution_backward, vision_flops
+from harness.models.videollama2.model import VideoLLaMA2ForConditionalGeneration
+from harness.training.flops import forward_flops
 
 if TYPE_CHECKING:
     from collections.abc import Callable

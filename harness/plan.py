@@ -10,21 +10,21 @@ import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from harness.benchmark_data import benchmarks_root, missing_published
 from harness.benchmarks import PUBLISHED
+from harness.common.errors import DataError, EnvironmentProblem, RecipeError
+from harness.config.recipe import ShapesData, VideoChat2Data
+from harness.config.weight_files import missing_weights
 from harness.data.sampler import steps_per_epoch
 from harness.data.shapes import CONVERSATIONS
 from harness.data.sources import missing_data, open_data
-from harness.errors import DataError, EnvironmentProblem, RecipeError
-from harness.models.requirements import missing_weights
-from harness.recipe import ShapesData, VideoChat2Data
+from harness.evaluation.files import benchmarks_root, missing_published
 from regate.schedule import DualCycle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from harness.config.recipe import GateConfig, Recipe
     from harness.data.sources import DataSet
-    from harness.recipe import GateConfig, Recipe
 
 SCHEMA: Final = 1
 Basis = Literal["counted", "estimated", "stated"]

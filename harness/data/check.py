@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from harness.errors import DataError
+from harness.common.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -169,7 +169,7 @@ def _read_all(
 
 
 def _look(path: Path, kind: MediaKind, stat: os.stat_result, before: _Seen | None) -> _Seen:
-    from harness.data.video import probe_folder, probe_image, probe_video
+    from harness.data.loading.video import probe_folder, probe_image, probe_video
 
     digest, reason = "", None
     folder = kind == "video" and path.is_dir()

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Final, overload
 
 import numpy as np
 
+from harness.common.errors import DataError
 from harness.data.sample import Media, Sample, Turn, sample_id
-from harness.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from harness.data.frames import FrameRule
+    from harness.data.loading.frames import FrameRule
     from regate.types import Layout
 
 
@@ -67,7 +67,7 @@ class Showing:
     """How a data source's samples are shown in training; none of it changes a sample's targets or their ordinals.
 
     Attributes:
-        rule: which frames of a video (`harness.data.frames`).
+        rule: which frames of a video (`harness.data.loading.frames`).
         shuffle_turns: another order of the pairs in each epoch.
         augment: a random crop and flip of the pictures.
     """
@@ -101,7 +101,9 @@ class Encoded:
         labels_S: int64, -100 where not supervised, not shifted.
         kind_S: uint8, `regate.types.Kind`, never PAD.
         ordinal_S: int64, canonical target ordinal, -1 elsewhere. A processor counts the targets as they stand;
-            where the turns are shown in another order than the file's, `harness.data.visit` puts the file's back.
+            where the turns are shown in another order than the file's, `harness.data.loading.epoch_view` puts the
+            file's
+            back.
         pixels: what the vision tower reads (the adapter's own shape, normally T3HW), or None for a text-only
             encoding (the teacher's view).
         failed: the media could not be read at run time; every label is -100 then.

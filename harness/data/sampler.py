@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.errors import DataError, RecipeError
+from harness.common.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

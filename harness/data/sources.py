@@ -11,25 +11,25 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from harness.common.errors import DataError
+from harness.config.recipe import LlavaData, ShapesData, VideoChat2Data, digest
 from harness.data import shapes
 from harness.data.check import Expected, Report, merged, probe, refuse
 from harness.data.formats import Bad, Row, read_json, read_llava, read_videochat2
 from harness.data.packed import MEDIUMS, PackedSamples, Rows
 from harness.data.sample import Media, Question, Showing
 from harness.data.subset import take
-from harness.errors import DataError
-from harness.recipe import LlavaData, ShapesData, VideoChat2Data, digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
+    from harness.common.progress import Progress
+    from harness.config.recipe import Data, Paths
     from harness.data.formats import MediaKind
-    from harness.data.frames import FrameRule
+    from harness.data.loading.frames import FrameRule
     from harness.data.sample import Sample
-    from harness.progress import Progress
-    from harness.recipe import Data, Paths
 
 _JOBS: Final = 2
 """Threads that look at media files; more only where there are more cores."""

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.errors import DataError
+from harness.common.errors import DataError
 
 if TYPE_CHECKING:
+    from harness.config.recipe import Subset
     from harness.data.packed import Rows
-    from harness.recipe import Subset
 
 
 def take(rows: Rows, subset: Subset) -> tuple[Rows, str]:

@@ -7,25 +7,25 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from harness.config.recipe import Recipe
     from harness.data.sources import DataSet
     from harness.models.adapter import Adapter
-    from harness.recipe import Recipe
 
 
 def _tiny(recipe: Recipe, data: DataSet | None) -> Adapter:
-    from harness.models.tiny_adapter import TinyAdapter
+    from harness.models.tiny.adapter import TinyAdapter
 
     return TinyAdapter(recipe, data)
 
 
 def _videollama2(recipe: Recipe, data: DataSet | None) -> Adapter:
-    from harness.models.videollama2_adapter import VideoLLaMA2Adapter
+    from harness.models.videollama2.adapter import VideoLLaMA2Adapter
 
     return VideoLLaMA2Adapter(recipe, data)
 
 
 def _videochat2(recipe: Recipe, data: DataSet | None) -> Adapter:
-    from harness.models.videochat2_adapter import VideoChat2Adapter
+    from harness.models.videochat2.adapter import VideoChat2Adapter
 
     return VideoChat2Adapter(recipe, data)
 

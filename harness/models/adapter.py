@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from harness.data.frames import FrameRule
+    from harness.common.progress import Progress
+    from harness.data.loading.frames import FrameRule
     from harness.data.sample import Batch, Encoded, Sample
-    from harness.progress import Progress
     from regate.types import Decision
 
 

@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-BUDGETS = {"harness/train.py": 300}
+BUDGETS = {"harness/training/loop.py": 300}
 FILE_LINES = 400
 FUNCTION_LINES = 60
 # Where a child process is given its environment, and where it finds the folder that it was given.
 READS_ENVIRONMENT = {
-    "harness/launch.py",
-    "harness/lmms_plugin/process.py",
-    "harness/lmms_plugin/official.py",
-    "harness/provenance.py",
-    "harness/track.py",
+    "harness/training/launch.py",
+    "harness/evaluation/lmms/process.py",
+    "harness/evaluation/lmms/official_tasks.py",
+    "harness/records/provenance.py",
+    "harness/records/tracking.py",
 }
 FILES = sources("regate", "harness", "tests", "benchmarks", "examples")
 

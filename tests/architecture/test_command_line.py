@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer.main
 
-from harness.cli import app
-from harness.recipe import Recipe
+from harness.cli.main import app
+from harness.config.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

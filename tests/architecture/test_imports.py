@@ -15,23 +15,23 @@ LIGHT = (
     "regate.errors",
     "regate.schedule",
     "harness.benchmarks",
-    "harness.cli",
-    "harness.cli_read",
-    "harness.cli_status",
-    "harness.cli_tables",
+    "harness.cli.main",
+    "harness.cli.inspect",
+    "harness.cli.status",
+    "harness.cli.run_names",
     "harness.data.check",
     "harness.data.sources",
-    "harness.ledger",
-    "harness.load",
-    "harness.models.requirements",
-    "harness.pairs",
+    "harness.records.ledger",
+    "harness.config.load",
+    "harness.config.weight_files",
+    "harness.analysis.runs",
     "harness.plan",
-    "harness.recipe",
-    "harness.record",
-    "harness.render",
-    "harness.stats",
-    "harness.tables",
-    "harness.tables.compare",
+    "harness.config.recipe",
+    "harness.records.record",
+    "harness.report.table",
+    "harness.analysis.statistics",
+    "harness.report.tables",
+    "harness.report.tables.compare",
 )
 
 
@@ -56,8 +56,8 @@ def test_what_is_read_without_torch() -> None:
 def test_help_answers_at_once_and_without_torch() -> None:
     script = (
         "import sys; sys.argv = ['harness', '--help']\n"
-        "import harness.cli\n"
-        "try: harness.cli.main()\n"
+        "import harness.cli.main\n"
+        "try: harness.cli.main.main()\n"
         "except SystemExit: print([name for name in sys.modules if name in "
         f"{(*HEAVY, 'pydantic', 'yaml', 'numpy')!r}], file=sys.stderr)"
     )

@@ -10,13 +10,9 @@ import pytest
 import torch
 
 import regate
-from harness.data.sources import make_data, open_data
-from harness.data.video import read_frames
-from harness.errors import EnvironmentProblem
-from harness.models import MODELS, adapter_for
-from harness.models.requirements import REQUIREMENTS, missing_weights
-from harness.progress import Progress
-from harness.recipe import (
+from harness.common.errors import EnvironmentProblem
+from harness.common.progress import Progress
+from harness.config.recipe import (
     Recipe,
     TinyModel,
     TinyVideoChat2Model,
@@ -24,6 +20,10 @@ from harness.recipe import (
     VideoChat2Model,
     VideoLLaMA2Model,
 )
+from harness.config.weight_files import REQUIREMENTS, missing_weights
+from harness.data.loading.video import read_frames
+from harness.data.sources import make_data, open_data
+from harness.models import MODELS, adapter_for
 from regate.types import IGNORE, Kind, TokenCounts
 from tests.harness.tiny_world import tiny_recipe
 

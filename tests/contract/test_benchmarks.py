@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 from harness.benchmarks import BENCHMARKS, Benchmark, find
+from harness.common.errors import DataError, RecipeError
 from harness.data.sample import Media, Question
-from harness.data.shapes_text import ABILITIES
-from harness.errors import DataError, RecipeError
-from harness.lmms_plugin.tasks import score, write_tasks
-from harness.questions import (
+from harness.data.shapes.text import ABILITIES
+from harness.evaluation.lmms.own_tasks import score, write_tasks
+from harness.evaluation.multiple_choice import (
     LETTERS,
     expected_prompt_hash,
     parse_answer,

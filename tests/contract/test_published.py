@@ -14,9 +14,9 @@ import yaml
 from pydantic import TypeAdapter
 
 from harness.benchmarks import BENCHMARKS, PUBLISHED, Published, find
-from harness.errors import EnvironmentProblem, RecipeError
-from harness.lmms_plugin.official import Function, Offline, installed_task, own_function
-from harness.scores import Scoring
+from harness.benchmarks.scoring import Scoring
+from harness.common.errors import EnvironmentProblem, RecipeError
+from harness.evaluation.lmms.official_tasks import Function, Offline, installed_task, own_function
 
 PAPER = yaml.safe_load((Path(__file__).parents[2] / "results/paper/tables.yaml").read_text())
 TASKS = Path(lmms_eval.__file__).parent / "tasks"

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, get_args
 import pytest
 from PIL import Image
 
+from harness.common.errors import DataError
+from harness.config.recipe import Annotation, Data, LlavaData, Paths, ShapesData, Subset, VideoChat2Data
+from harness.data.loading.video import read_frames
 from harness.data.packed import MEDIUMS
 from harness.data.sample import Showing, sample_id
 from harness.data.sources import ORIGINS, make_data, missing_data, open_data
-from harness.data.video import read_frames
-from harness.errors import DataError
-from harness.recipe import Annotation, Data, LlavaData, Paths, ShapesData, Subset, VideoChat2Data
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -258,7 +258,7 @@ def test_how_samples_are_shown_is_not_part_of_the_fingerprint(source: tuple[Data
 
 def test_opening_needs_no_torch(clips: Path) -> None:
     code = (
-        "import sys; from harness.data.sources import open_data; from harness.recipe import Paths, ShapesData;"
+        "import sys; from harness.data.sources import open_data; from harness.config.recipe import Paths, ShapesData;"
         "d = ShapesData(source='shapes', train_clips=6, test_clips=7, stage_clips=1);"
         "assert len(open_data(d, Paths(data=sys.argv[1]), 0).samples) == 18; assert 'torch' not in sys.modules"
     )

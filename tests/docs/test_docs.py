@@ -10,8 +10,8 @@ import pytest
 import typer.main
 
 import regate
-from harness.cli import app
-from harness.load import is_override, shipped_recipes
+from harness.cli.main import app
+from harness.config.load import is_override, shipped_recipes
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

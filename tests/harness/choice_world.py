@@ -14,14 +14,14 @@ import numpy as np
 import torch
 
 import regate
+from harness.analysis.runs import Run, load_runs
+from harness.common.progress import Progress
+from harness.config.recipe import Recipe, digest
 from harness.data.sampler import Sampler
 from harness.data.sources import DataSet, make_data, open_data
 from harness.models import adapter_for
-from harness.pairs import Run, load_runs
-from harness.progress import Progress
-from harness.recipe import Recipe, digest
-from harness.record import write_record
-from harness.targets import index_targets
+from harness.records.record import write_record
+from harness.training.target_index import index_targets
 from regate.candidates import candidates_of, in_order
 
 from .run_builder import build_run, finish

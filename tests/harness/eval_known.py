@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness.lmms_plugin.child import main
+from harness.evaluation.lmms.child import main
 from harness.models.adapter import scored_forward
-from harness.models.tiny import TinyVLMConfig, TinyVLMForConditionalGeneration, visual_tokens
-from harness.models.tiny_processor import END, TinyProcessor, train_tokenizer
+from harness.models.tiny.model import TinyVLMConfig, TinyVLMForConditionalGeneration, visual_tokens
+from harness.models.tiny.processor import END, TinyProcessor, train_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from harness.data.frames import FrameRule
+    from harness.config.recipe import Recipe
+    from harness.data.loading.frames import FrameRule
     from harness.data.sample import Batch
-    from harness.recipe import Recipe
     from regate.types import Decision
 
 FRAMES, SIZE, GRID = 2, 32, 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 
-from harness.lmms_plugin.child import main
+from harness.evaluation.lmms.child import main
 
 from .eval_known import without_network
 

@@ -8,9 +8,9 @@ import av
 import numpy as np
 
 from harness.benchmarks import Benchmark
+from harness.config.recipe import Recipe
 from harness.data.sample import Media, Question
 from harness.data.sources import DataSet
-from harness.recipe import Recipe
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -22,10 +22,10 @@ from lmms_eval.tasks import TaskManager
 from PIL import Image
 from pydantic import TypeAdapter
 
-from harness.benchmark_items import check_aggregate, items_of, summarise_published
 from harness.benchmarks import Published
-from harness.lmms_plugin.child import Events, report, watch_parent
-from harness.lmms_plugin.official import write_official_tasks
+from harness.evaluation.items import check_aggregate, items_of, summarise_published
+from harness.evaluation.lmms.child import Events, report, watch_parent
+from harness.evaluation.lmms.official_tasks import write_official_tasks
 
 from .eval_known import without_network
 

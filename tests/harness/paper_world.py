@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness.pairs import Run
-from harness.paper_numbers import GATED, MODELS, TABLES, Paper
+from harness.analysis.paper import GATED, MODELS, TABLES, Paper
+from harness.analysis.runs import Run
 from regate.config import GateConfig
 
 ADAPTERS = {model: adapter for adapter, model in MODELS.items()}

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from harness.recipe import Recipe
-from harness.record import build_record, write_record
+from harness.config.recipe import Recipe
+from harness.records.record import build_record, write_record
 from regate.schedule import DualCycle
 
 ABILITIES = {"colour": 4, "shape": 4, "direction": 4, "count": 4, "order": 2, "collision": 2}

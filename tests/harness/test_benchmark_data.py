@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import pyarrow.parquet as pq
 import pytest
 
-from harness.benchmark_data import benchmarks_root, missing_published, open_published, origin_words
-from harness.benchmark_rows import choose
 from harness.benchmarks import PUBLISHED
-from harness.errors import DataError, RecipeError
+from harness.common.errors import DataError, RecipeError
+from harness.evaluation.files import benchmarks_root, missing_published, open_published, origin_words
+from harness.evaluation.rows import choose
 
 from .paper_data import Case, clips, make_cases, write_json
 

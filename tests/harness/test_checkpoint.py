@@ -10,9 +10,9 @@ import torch
 from accelerate import Accelerator
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from harness import checkpoint
-from harness.errors import StaleError
-from harness.placement import Replicated
+from harness.common.errors import StaleError
+from harness.training import checkpoint
+from harness.training.parallel import Replicated
 
 if TYPE_CHECKING:
     from pathlib import Path

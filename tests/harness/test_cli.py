@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from harness import cli
+from harness.cli import main as cli
+from harness.config.load import load_recipe
 from harness.data.sources import make_data
-from harness.load import load_recipe
 
 from . import run_builder
 

@@ -7,8 +7,8 @@ import signal
 
 import pytest
 
-from harness.cli_errors import explained, guarded
-from harness.errors import DataError, EnvironmentProblem, HarnessError, Preempted, RecipeError, StaleError
+from harness.common.errors import DataError, EnvironmentProblem, HarnessError, Preempted, RecipeError, StaleError
+from harness.common.exits import explained, guarded
 from regate.errors import ConfigError, LayoutError, MismatchError, NonFiniteLossError, RegateError, StoreError
 
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from harness import render
-from harness.cli_tables import known_suites, runs_named
-from harness.errors import DataError, RecipeError, StaleError
-from harness.pairs import Run, load_runs
-from harness.record import read_record, write_record
-from harness.scores import Scoring
-from harness.stats import mcnemar, score_difference
-from harness.tables import build_tables, check_tables, make_tables, tables_markdown
-from harness.tables.compare import as_json, compare_tables
+from harness.analysis.runs import Run, load_runs
+from harness.analysis.statistics import mcnemar, score_difference
+from harness.benchmarks.scoring import Scoring
+from harness.cli.run_names import known_suites, runs_named
+from harness.common.errors import DataError, RecipeError, StaleError
+from harness.records.record import read_record, write_record
+from harness.report import table as render
+from harness.report.tables import build_tables, check_tables, make_tables, tables_markdown
+from harness.report.tables.compare import as_json, compare_tables
 from tests.harness.run_builder import build_pair, build_run, finish, recipe
 
 EVIDENCE = sorted(path.parent for path in (Path(__file__).parents[2] / "results" / "evidence").glob("*/tables"))

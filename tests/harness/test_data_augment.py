@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resized_crop as torchvision_crop  # 0.14's arithmetic; v2 has another
 
-from harness.data.augment import RATIO, SCALE, Crop, augmented, random_crop, resized_crop
+from harness.data.loading.augment import RATIO, SCALE, Crop, augmented, random_crop, resized_crop
 
 
 def _clip(frames: int, height: int, width: int) -> torch.Tensor:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.common.errors import DataError
+from harness.config.recipe import LlavaData, Paths, ShapesData
 from harness.data import shapes
 from harness.data.check import Expected, probe
+from harness.data.loading.video import probe_video
 from harness.data.sources import check_data, make_data, open_data
-from harness.data.video import probe_video
-from harness.errors import DataError
-from harness.recipe import LlavaData, Paths, ShapesData
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from harness.data import collate, visit
-from harness.data.collate import load, text_batches, windows
+from harness.common.errors import DataError
+from harness.config.recipe import Paths, ShapesData
+from harness.data.loading import batches as collate
+from harness.data.loading import epoch_view as visit
+from harness.data.loading.batches import load, text_batches, windows
+from harness.data.loading.video import VideoError, read_frames
 from harness.data.sampler import Sampler
 from harness.data.sources import DataSet, make_data, open_data
-from harness.data.video import VideoError, read_frames
-from harness.errors import DataError
-from harness.models.tiny_processor import TinyProcessor, train_tokenizer
-from harness.recipe import Paths, ShapesData
+from harness.models.tiny.processor import TinyProcessor, train_tokenizer
 from regate.types import IGNORE, Kind
 
 if TYPE_CHECKING:

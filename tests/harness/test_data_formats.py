@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from harness.common.errors import DataError
 from harness.data.formats import Bad, File, Row, read_llava, read_videochat2
 from harness.data.sample import Turn
-from harness.errors import DataError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.data.frames import FrameRule, choose, middle, mvbench, part, random
+from harness.data.loading.frames import FrameRule, choose, middle, mvbench, part, random
 
 # What the official VideoChat2 code gives (video_chat2/dataset/video_utils.py, demo/mvbench.ipynb).
 OFFICIAL: dict[str, Any] = json.loads(

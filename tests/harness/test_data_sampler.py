@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.common.errors import DataError, RecipeError
 from harness.data.sampler import Sampler, steps_per_epoch
-from harness.errors import DataError, RecipeError
 
 
 @st.composite

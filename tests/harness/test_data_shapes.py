@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from harness.common.errors import DataError, RecipeError
+from harness.config.recipe import ShapesData
 from harness.data import shapes
-from harness.data.shapes_questions import make_test
-from harness.data.shapes_render import RGB
-from harness.data.shapes_scene import BACKGROUNDS, COLOURS, KINDS, MOTIONS, SHAPES, Scene, make_scene
-from harness.data.shapes_text import ABILITIES, NUMBERS, converse
-from harness.data.video import decode
-from harness.errors import DataError, RecipeError
-from harness.recipe import ShapesData
+from harness.data.loading.video import decode
+from harness.data.shapes.questions import make_test
+from harness.data.shapes.render import RGB
+from harness.data.shapes.scene import BACKGROUNDS, COLOURS, KINDS, MOTIONS, SHAPES, Scene, make_scene
+from harness.data.shapes.text import ABILITIES, NUMBERS, converse
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from harness.data.shapes_scene import Thing
+    from harness.data.shapes.scene import Thing
 
 SMALL = ShapesData(source="shapes", train_clips=24, test_clips=14, stage_clips=10)
 CHANCE = {"colour": 4, "shape": 4, "direction": 4, "count": 3, "order": 2, "change": 4, "collision": 2}
@@ -85,7 +85,7 @@ def test_stage_clips_are_the_first_ones_and_tell_when_there_are_too_few(made: Pa
 
 def test_a_killed_maker_leaves_no_set_behind(tmp_path: Path, made: Path) -> None:
     code = (
-        "import sys, pathlib; from harness.data import shapes; from harness.recipe import ShapesData;"
+        "import sys, pathlib; from harness.data import shapes; from harness.config.recipe import ShapesData;"
         "shapes.make(ShapesData(source='shapes', train_clips=4000), pathlib.Path(sys.argv[1]), 0)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from harness.common.errors import DataError
+from harness.config.recipe import Subset
 from harness.data.formats import File, Row
 from harness.data.packed import PackedSamples, Rows
 from harness.data.sample import Turn
 from harness.data.subset import take
-from harness.errors import DataError
-from harness.recipe import Subset
 
 
 def _rows(count: int, order: int | None = None) -> Rows:

@@ -13,16 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from harness.data import video
-from harness.data.frames import bounds, choose, middle, spread
+from harness.data.loading import video
+from harness.data.loading.frames import bounds, choose, middle, spread
+from harness.data.loading.video import VideoError, probe_folder, probe_video, read_frames
 from harness.data.sample import Media
-from harness.data.video import VideoError, probe_folder, probe_video, read_frames
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from harness.data.frames import FrameRule
+    from harness.data.loading.frames import FrameRule
 
 
 def _write(path: Path, frames: int, **options: str) -> Path:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
+from harness.common.errors import DataError, RecipeError
+from harness.config.load import load_recipe
+from harness.config.recipe import Annotation, Paths, Subset, VideoChat2Data
 from harness.data.sources import check_data, open_data
-from harness.errors import DataError, RecipeError
-from harness.load import load_recipe
 from harness.plan import make_plan, render
-from harness.recipe import Annotation, Paths, Subset, VideoChat2Data
 
 if TYPE_CHECKING:
     from pathlib import Path

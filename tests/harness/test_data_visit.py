@@ -15,17 +15,17 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 import regate
-from harness.data.collate import load, text_batches, windows
 from harness.data.formats import File, Row
+from harness.data.loading.batches import load, text_batches, windows
+from harness.data.loading.epoch_view import Visit, arranged, encode, order_of
 from harness.data.packed import PackedSamples, Rows
 from harness.data.sample import Sample, Showing, Turn
 from harness.data.sampler import Sampler
 from harness.data.sources import DataSet
-from harness.data.visit import Visit, arranged, encode, order_of
-from harness.models.tiny_processor import TinyProcessor, train_tokenizer
-from harness.models.videollama2_config import VideoLLaMA2Config
-from harness.models.videollama2_pixels import read_pixels
-from harness.models.videollama2_processor import VideoLLaMA2Conversations
+from harness.models.tiny.processor import TinyProcessor, train_tokenizer
+from harness.models.videollama2.config import VideoLLaMA2Config
+from harness.models.videollama2.image_processing import read_pixels
+from harness.models.videollama2.processor import VideoLLaMA2Conversations
 from regate.types import Kind
 
 if TYPE_CHECKING:

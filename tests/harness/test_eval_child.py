@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from harness.common.errors import DataError, HarnessError
+from harness.common.progress import Progress
+from harness.config.recipe import Devices
+from harness.data.loading.video import read_frames
 from harness.data.sample import Sample, Turn
-from harness.data.video import read_frames
-from harness.errors import DataError, HarnessError
-from harness.evaluate import Job, checkpoint_digest, evaluate_checkpoints
-from harness.progress import Progress
-from harness.questions import prompt
-from harness.recipe import Devices
+from harness.evaluation.evaluate import Job, checkpoint_digest, evaluate_checkpoints
+from harness.evaluation.multiple_choice import prompt
 
 from . import eval_known as known
 from .eval_world import COLOUR_OPTIONS, KNOWN, make_data, make_recipe

@@ -11,18 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
-from harness.cli_status import run_status
+from harness.cli.status import run_status
+from harness.common.errors import DataError, EnvironmentProblem, HarnessError, RecipeError
+from harness.common.progress import Progress
+from harness.config.evaluation import EvaluationRecipe
+from harness.config.load_evaluation import find_evaluation, load_evaluation, shipped_evaluations
+from harness.data.loading.video import read_frames
 from harness.data.sample import Media, Sample, Turn
-from harness.data.video import read_frames
-from harness.errors import DataError, EnvironmentProblem, HarnessError, RecipeError
-from harness.evaluate import checkpoint_digest
-from harness.evaluate_alone import evaluate_alone
-from harness.lmms_plugin.pictures import shown
-from harness.load_eval import find_evaluation, load_evaluation, shipped_evaluations
-from harness.models.evaluated import evaluated_for, missing_checkpoint
-from harness.progress import Progress
-from harness.recipe_eval import EvaluationRecipe
-from harness.record import read_record
+from harness.evaluation.evaluate import checkpoint_digest
+from harness.evaluation.lmms.visuals import shown
+from harness.evaluation.standalone import evaluate_alone
+from harness.models.official import evaluated_for, missing_checkpoint
+from harness.records.record import read_record
 
 from .eval_known import KnownAdapter
 from .paper_data import make_cases, picture
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from harness.data.frames import FrameRule
+    from harness.data.loading.frames import FrameRule
 
     from .paper_data import Case
 
@@ -208,8 +208,8 @@ class Inner:
 def ask_inner(tmp_path: Path, say: Any) -> list[Any]:
     from lmms_eval.api.instance import Instance
 
-    from harness.lmms_plugin.answers import Answers
-    from harness.lmms_plugin.model import BuiltinModel, Desk
+    from harness.evaluation.lmms.answer_cache import Answers
+    from harness.evaluation.lmms.model import BuiltinModel, Desk
 
     def request(i: int) -> Any:
         arguments = (f"What {i}?", {"max_new_tokens": 4}, None, i, "pope", "test")
@@ -258,9 +258,9 @@ def test_several_pictures_are_one_clip_and_strangers_are_named() -> None:
 @pytest.mark.parametrize("rule", ["spread", "mvbench"])
 def test_a_model_sees_the_frames_of_its_own_rule(folder: Path, cases: dict[str, Case], rule: FrameRule) -> None:
     """Two rules never share an answer: the rule is among what the answers are kept by."""
-    from harness.lmms_plugin.answers import Answers
-    from harness.lmms_plugin.checkpoint import Checkpoints
-    from harness.lmms_plugin.model import Desk
+    from harness.evaluation.lmms.answer_cache import Answers
+    from harness.evaluation.lmms.model import Desk
+    from harness.evaluation.lmms.subjects import Checkpoints
 
     adapter = KnownAdapter()
     adapter.frame_rule = rule

@@ -18,14 +18,14 @@ import pytest
 import tenacity
 import torch
 
-from harness.errors import DataError, HarnessError, RecipeError, StaleError
-from harness.evaluate import Job, checkpoint_digest, evaluate_checkpoints, make_wanted, read_result
-from harness.exams import Questions
-from harness.lmms_plugin.child import report, write_result
-from harness.lmms_plugin.process import run_child
-from harness.progress import Progress
-from harness.questions import select, summarise
-from harness.recipe import Devices
+from harness.common.errors import DataError, HarnessError, RecipeError, StaleError
+from harness.common.progress import Progress
+from harness.config.recipe import Devices
+from harness.evaluation.evaluate import Job, checkpoint_digest, evaluate_checkpoints, make_wanted, read_result
+from harness.evaluation.lmms.child import report, write_result
+from harness.evaluation.lmms.process import run_child
+from harness.evaluation.multiple_choice import select, summarise
+from harness.evaluation.task import Questions
 
 from .eval_world import KNOWN, make_data, make_recipe
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from harness.data.sources import DataSet
-    from harness.evaluate import Wanted
+    from harness.evaluation.evaluate import Wanted
 
 Items = list[dict[str, Any]]
 COUNTS = {"expected": 11, "scored": 11, "empty": 0, "unparsable": 0, "guessed": 0, "errors": 0}
@@ -356,11 +356,11 @@ def test_what_a_killed_evaluation_left_is_removed(data: DataSet, tmp_path: Path)
 
 def test_the_child_ends_with_a_killed_parent(tmp_path: Path) -> None:
     """SIGKILL tells the child nothing; its stdin closing does."""
-    waits = "from harness.lmms_plugin.child import watch_parent\nwatch_parent()\n"
+    waits = "from harness.evaluation.lmms.child import watch_parent\nwatch_parent()\n"
     waits += f"open({str(tmp_path / 'pid')!r} + '.tmp', 'w').write(str(os.getpid()))\n"
     waits += f"os.rename({str(tmp_path / 'pid')!r} + '.tmp', {str(tmp_path / 'pid')!r})\ntime.sleep(60)"
     parent_code = (
-        "import pathlib, sys; from harness.lmms_plugin.process import run_child\n"
+        "import pathlib, sys; from harness.evaluation.lmms.process import run_child\n"
         f"with run_child({python(waits)!r}, pathlib.Path({str(tmp_path)!r}), {{}}) as events:\n"
         "    list(events)"
     )

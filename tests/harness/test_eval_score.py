@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from harness.common.errors import DataError, HarnessError, RecipeError
+from harness.data.loading.video import read_frames
 from harness.data.sample import Sample, Turn
-from harness.data.video import read_frames
-from harness.errors import DataError, HarnessError, RecipeError
-from harness.lmms_plugin.generate import Limits
-from harness.lmms_plugin.score import Ask, FrameCache, OptionLoss, Scorer, chunked, compute_dtype
-from harness.models.tiny_processor import TinyProcessor
-from harness.questions import prompt
+from harness.evaluation.lmms.generation import Limits
+from harness.evaluation.lmms.scorer import Ask, FrameCache, OptionLoss, Scorer, chunked, compute_dtype
+from harness.evaluation.multiple_choice import prompt
+from harness.models.tiny.processor import TinyProcessor
 
 from . import eval_known as known
 from .eval_world import make_data
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from harness.data.sample import Media
     from harness.data.sources import DataSet
-    from harness.models.tiny import TinyVLMForConditionalGeneration
+    from harness.models.tiny.model import TinyVLMForConditionalGeneration
 
 COLOURS = {"<|assistant|>": {"it": 0.9}, "it": {"is": 0.8}, "is": {"red": 0.5, "blue": 0.2, "very": 0.25}}
 
@@ -134,7 +134,7 @@ def test_the_clip_is_seen(data: DataSet) -> None:
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Generation with the model's cache, and as for a model without `generate`."""
     if request.param == "whole rows":
-        monkeypatch.setattr("harness.lmms_plugin.score.generates", lambda model: False)
+        monkeypatch.setattr("harness.evaluation.lmms.scorer.generates", lambda model: False)
     return str(request.param)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from harness.lmms_plugin.share import one_tower_pass
+from harness.evaluation.lmms.shared_tower import one_tower_pass
 
 
 class Tower(nn.Module):

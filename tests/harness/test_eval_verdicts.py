@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from harness.benchmark_items import VERDICT
 from harness.benchmarks import PUBLISHED
-from harness.errors import DataError
-from harness.lmms_plugin.verdicts import judged, seen
+from harness.common.errors import DataError
+from harness.evaluation.items import VERDICT
+from harness.evaluation.lmms.judging import judged, seen
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import torch
 
+from harness.common.errors import EnvironmentProblem
+from harness.common.progress import Progress
+from harness.config.evaluation import EvaluationRecipe
 from harness.data.sample import Media
-from harness.errors import EnvironmentProblem
-from harness.evaluate import checkpoint_digest
-from harness.evaluate_alone import evaluate_alone, weights_of
-from harness.lmms_plugin.generate import Limits
-from harness.lmms_plugin.score import Ask, Scorer, Shown
-from harness.models.evaluated import evaluated_for, missing_checkpoint
-from harness.models.evaluated_videochat2 import OfficialVideoChat2
-from harness.progress import Progress
-from harness.recipe_eval import EvaluationRecipe
+from harness.evaluation.evaluate import checkpoint_digest
+from harness.evaluation.lmms.generation import Limits
+from harness.evaluation.lmms.scorer import Ask, Scorer, Shown
+from harness.evaluation.standalone import evaluate_alone, weights_of
+from harness.models.official import evaluated_for, missing_checkpoint
+from harness.models.videochat2.official import OfficialVideoChat2
 from tests.harness.videochat2_fixture import Parity
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "videochat2"

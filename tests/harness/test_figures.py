@@ -11,15 +11,15 @@ from xml.etree import ElementTree
 import pytest
 from scipy.stats import t
 
-from harness.curves import ARMS, Point, arm_of, curve, over_seeds, paper_points, seed_interval, suites
-from harness.errors import RecipeError, StaleError
-from harness.figure_accuracy import accuracy_figure, panels_of, suite_figure
-from harness.figures import build_figures
-from harness.pairs import load_runs, pair_runs
-from harness.progress import Progress
-from harness.replay import study
-from harness.selection import read_selection
-from harness.stats import Interval
+from harness.analysis.curves import ARMS, Point, arm_of, curve, over_seeds, paper_points, seed_interval, suites
+from harness.analysis.replay import study
+from harness.analysis.runs import load_runs, pair_runs
+from harness.analysis.selection import read_selection
+from harness.analysis.statistics import Interval
+from harness.common.errors import RecipeError, StaleError
+from harness.common.progress import Progress
+from harness.report.figures.accuracy import accuracy_figure, panels_of, suite_figure
+from harness.report.figures.build import build_figures
 from tests.harness.run_builder import build_pair, build_run, finish, recipe
 
 if TYPE_CHECKING:

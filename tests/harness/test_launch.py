@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.errors import DataError, EnvironmentProblem, HarnessError, Preempted
-from harness.launch import _failure
-from harness.load import load_recipe
-from harness.processes import count
-from harness.rundir import write_json
+from harness.common.errors import DataError, EnvironmentProblem, HarnessError, Preempted
+from harness.config.load import load_recipe
+from harness.records.run_folder import write_json
+from harness.training.launch import _failure
+from harness.training.processes import count
 
 if TYPE_CHECKING:
     from pathlib import Path

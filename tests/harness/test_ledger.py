@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.errors import DataError
-from harness.ledger import Clocks, Ledger, finished_step, read_events, read_steps
+from harness.common.errors import DataError
+from harness.records.ledger import Clocks, Ledger, finished_step, read_events, read_steps
 
 if TYPE_CHECKING:
     from pathlib import Path

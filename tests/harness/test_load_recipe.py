@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.benchmarks import PUBLISHED
-from harness.errors import RecipeError
-from harness.load import check_recipe, is_override, load_paths, load_recipe, load_recipes
-from harness.recipe import Recipe
+from harness.common.errors import RecipeError
+from harness.config.load import check_recipe, is_override, load_paths, load_recipe, load_recipes
+from harness.config.recipe import Recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -222,7 +222,7 @@ def test_paths_of_a_command_without_a_recipe() -> None:
 
 def test_a_recipe_written_out_is_the_same_run(folder: Path) -> None:
     """`harness show` prints JSON-like YAML with every default; given back, it is the same run."""
-    from harness.cli_read import shown, shown_lines
+    from harness.cli.inspect import shown, shown_lines
 
     (folder / "r.yaml").write_text("\n".join(shown_lines(shown("tiny_regate", ["gate.keep_ratio=0.25"]))))
     again = load_recipe("r.yaml")

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.yamlmarks import Mark, YamlProblem, read_yaml
+from harness.config.yaml_positions import Mark, YamlProblem, read_yaml
 
 
 def test_every_key_and_value_has_its_place() -> None:

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
-from harness.optim import lr_at, make_optimizer
-from harness.recipe import OptimizerRecipe
+from harness.config.recipe import OptimizerRecipe
+from harness.training.optimizer import lr_at, make_optimizer
 
 
 @pytest.mark.parametrize(("steps", "fraction"), [(100, 0.03), (57, 0.2), (10, 0.0)])

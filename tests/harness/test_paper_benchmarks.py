@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.benchmark_data import benchmarks_root, open_published
-from harness.benchmark_items import VERDICT, check_aggregate, items_of, summarise_published
 from harness.benchmarks import PUBLISHED
-from harness.errors import HarnessError
-from harness.lmms_plugin.process import LOG, run_child
-from harness.scores import overall, unit_values
+from harness.benchmarks.scoring import overall, unit_values
+from harness.common.errors import HarnessError
+from harness.evaluation.files import benchmarks_root, open_published
+from harness.evaluation.items import VERDICT, check_aggregate, items_of, summarise_published
+from harness.evaluation.lmms.process import LOG, run_child
 
 from .paper_data import Case, make_cases
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from harness import render
-from harness.load import load_recipe, shipped_recipes
-from harness.pairs import Run, load_runs
-from harness.paper_numbers import GATED, MODELS, TABLES, Paper, load_paper
-from harness.paper_runs import paper_runs
-from harness.tables.paper import paper_tables_of
-from harness.tables.paper_claims import CLAIMS
-from harness.tables.paper_costs import LAMBDAS, TEACHERS
-from harness.tables.target import reaches
+from harness.analysis.paper import GATED, MODELS, TABLES, Paper, load_paper
+from harness.analysis.paper_runs import paper_runs
+from harness.analysis.runs import Run, load_runs
+from harness.config.load import load_recipe, shipped_recipes
+from harness.report import table as render
+from harness.report.tables.paper import paper_tables_of
+from harness.report.tables.paper_claims import CLAIMS
+from harness.report.tables.paper_costs import LAMBDAS, TEACHERS
+from harness.report.tables.time_to_target import reaches
 from tests.harness.paper_world import paper_gate, papers_own_runs, run_of
 from tests.harness.run_builder import build_pair
 from tests.harness.test_tables import check_latex
@@ -25,7 +25,7 @@ from tests.harness.test_tables import check_latex
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from harness.render import Cell, Table
+    from harness.report.table import Cell, Table
 
 
 @pytest.fixture(scope="module")

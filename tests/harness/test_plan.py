@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.common.errors import DataError, RecipeError
+from harness.config.load import load_recipe
 from harness.data.sources import make_data, open_data
-from harness.errors import DataError, RecipeError
-from harness.load import load_recipe
 from harness.plan import by_origin, make_plan, render, require
 from regate.config import GateConfig
 from regate.schedule import DualCycle

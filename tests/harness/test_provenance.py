@@ -10,7 +10,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING
 
 import regate
-from harness import provenance
+from harness.records import provenance
 
 if TYPE_CHECKING:
     from pathlib import Path

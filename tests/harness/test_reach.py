@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from harness.reach import Reach, crossing, over_seeds, time_to_target
-from harness.scores import Scoring
+from harness.analysis.time_to_target import Reach, crossing, over_seeds, time_to_target
+from harness.benchmarks.scoring import Scoring
 
 Units = dict[str, dict[str, float]]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from harness.load import load_recipe, shipped_recipes
+from harness.config.load import load_recipe, shipped_recipes
 from harness.plan import make_plan
 
 ROOT = Path(__file__).parents[2]
@@ -82,7 +82,7 @@ def test_an_installed_package_finds_them_without_the_checkout(tmp_path: Path) ->
     build = ["-c", "import setuptools; setuptools.setup()", "-q", "egg_info", "-e", str(tmp_path)]
     build += ["build_py", "-d", str(tmp_path / "installed")]
     subprocess.run([sys.executable, *build], cwd=ROOT, check=True, capture_output=True)
-    script = "import harness.load as load; print(load.__file__, *sorted(load.shipped_recipes()))"
+    script = "import harness.config.load as load; print(load.__file__, *sorted(load.shipped_recipes()))"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
     found = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True

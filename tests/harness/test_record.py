@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import DataError, StaleError
-from harness.ledger import Ledger, read_events, read_steps
-from harness.record import build_record, read_items, read_record, read_records, strip_times, write_atomic
-from harness.totals import COUNTS, split
+from harness.common.errors import DataError, StaleError
+from harness.records.ledger import Ledger, read_events, read_steps
+from harness.records.record import build_record, read_items, read_record, read_records, strip_times, write_atomic
+from harness.records.totals import COUNTS, split
 from tests.harness.run_builder import build_pair, build_run, finish, plan_of, recipe
 
 
@@ -196,7 +196,8 @@ def test_a_ledger_written_by_the_real_writer_is_read(tmp_path: Path) -> None:
 
 def test_reading_records_needs_no_torch() -> None:
     code = (
-        "import sys, harness.record, harness.provenance, harness.stats, harness.tables, harness.render\n"
+        "import sys, harness.records.record, harness.records.provenance, harness.analysis.statistics\n"
+        "import harness.report.tables, harness.report.table\n"
         "print(sorted({'torch', 'mlflow', 'lmms_eval', 'matplotlib'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from harness.errors import StaleError
-from harness.progress import Progress
-from harness.replay import Overlaps, Stores, choices, expected_jaccard, study
-from harness.replay_words import Chosen, Texts
-from harness.selection import kinds_table, overlap_table, read_selection, words_table, write_tables
+from harness.analysis.elided_words import Chosen, Texts
+from harness.analysis.replay import Overlaps, Stores, choices, expected_jaccard, study
+from harness.analysis.selection import kinds_table, overlap_table, read_selection, words_table, write_tables
+from harness.common.errors import StaleError
+from harness.common.progress import Progress
 from regate import DifficultyStore, ReferenceStore
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness import render
-from harness.cli_report import make_figures, make_reports
-from harness.errors import DataError, RecipeError
-from harness.page import inline_svg
-from harness.pairs import difference_of_means, load_runs, mean_of_tasks, pair_runs
-from harness.progress import Progress
-from harness.report import looked_at, make_page, write_report
+from harness.analysis.runs import difference_of_means, load_runs, mean_of_tasks, pair_runs
+from harness.cli.report import make_figures, make_reports
+from harness.common.errors import DataError, RecipeError
+from harness.common.progress import Progress
+from harness.report import table as render
+from harness.report.pages.build import looked_at, make_page, write_report
+from harness.report.pages.html import inline_svg
 from tests.harness.run_builder import build_pair, build_run, finish, recipe
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ def test_an_inline_figure_keeps_to_itself() -> None:
 def test_every_named_colour_has_a_value_in_both_schemes() -> None:
     from importlib import resources
 
-    from harness import page
+    from harness.report.pages import html as page
 
     css = resources.files("harness").joinpath("templates/page.css").read_text()
     light, dark = css.split("prefers-color-scheme: dark", 1)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import rundir
-from harness.errors import EnvironmentProblem, StaleError
-from harness.ledger import read_events
+from harness.common.errors import EnvironmentProblem, StaleError
+from harness.records import run_folder as rundir
+from harness.records.ledger import read_events
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,7 +56,7 @@ def test_two_processes_never_work_on_one_run(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
 from harness import rundir
-from harness.errors import EnvironmentProblem
+from harness.common.errors import EnvironmentProblem
 try:
     with rundir.alone(Path({str(tmp_path)!r})):
         print("alone")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.scores import Scoring, overall, task_weights, unit_values
+from harness.benchmarks.scoring import Scoring, overall, task_weights, unit_values
 
 
 def item(task: str, key: str, correct: float, unit: str | None = None) -> dict[str, object]:

@@ -11,20 +11,20 @@ import torch
 import torch.multiprocessing as mp
 
 import regate
-from harness.data.collate import load
+from harness.common.errors import RecipeError
+from harness.common.progress import Progress
+from harness.data.loading.batches import load
 from harness.data.sources import open_data
-from harness.errors import RecipeError
 from harness.models import adapter_for
-from harness.processes import check_split
-from harness.progress import Progress
-from harness.train import Loop, TrainJob
+from harness.training.loop import Loop, TrainJob
+from harness.training.processes import check_split
 from tests.harness.videollama2_world import brought, write_world
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from harness.config.recipe import Recipe
     from harness.data.sample import Batch
-    from harness.recipe import Recipe
 
 STEPS = 3
 
@@ -60,7 +60,7 @@ def worker(rank: int, folder: Path) -> None:
     """Three steps, a checkpoint, two more; then the last two again from the checkpoint."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     torch.set_num_threads(1)
-    from harness import checkpoint, processes
+    from harness.training import checkpoint, processes
 
     processes.meet(meeting=folder / "meeting", rank=rank, world=2)
     loop, batches = loop_of(folder)

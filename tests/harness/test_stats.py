@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
-from harness.stats import macro_interval, mcnemar, mean_interval, paired_difference, wilson
+from harness.analysis.statistics import macro_interval, mcnemar, mean_interval, paired_difference, wilson
 
 
 @settings(deadline=None)

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, ttest_rel
 
-from harness.scores import Scoring, overall
-from harness.seeds import paired_spread, seeds_to_detect, spread, two_level_difference
-from harness.stats import (
+from harness.analysis.seeds import paired_spread, seeds_to_detect, spread, two_level_difference
+from harness.analysis.statistics import (
     macro_interval,
     mcnemar,
     minimum_detectable,
@@ -25,6 +24,7 @@ from harness.stats import (
     sign_test,
     standard_error,
 )
+from harness.benchmarks.scoring import Scoring, overall
 
 if TYPE_CHECKING:
     from collections.abc import Callable

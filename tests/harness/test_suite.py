@@ -9,12 +9,12 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from harness.cli import app
-from harness.cli_args import load
-from harness.errors import RecipeError
-from harness.load import load_recipe
+from harness.cli.arguments import load
+from harness.cli.main import app
+from harness.common.errors import RecipeError
+from harness.config.load import load_recipe
+from harness.config.suite import find_suite, load_suite, shipped_suites
 from harness.plan import make_plan
-from harness.suite import find_suite, load_suite, shipped_suites
 
 SMALL = {
     "suite": "small",

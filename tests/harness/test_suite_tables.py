@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from harness import render
-from harness.errors import DataError
-from harness.pairs import load_runs
-from harness.suite import Claim, Suite
-from harness.tables import make_tables, suite_tables
+from harness.analysis.runs import load_runs
+from harness.common.errors import DataError
+from harness.config.suite import Claim, Suite
+from harness.report import table as render
+from harness.report.tables import make_tables, suite_tables
 from tests.harness.run_builder import build_run, finish, recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from harness.pairs import Run
-    from harness.render import Table
+    from harness.analysis.runs import Run
+    from harness.report.table import Table
 
 SEEDS = (0, 1, 2, 3)
 SKILLS = {"baseline": (40, 1.2), "regate": (40, 1.15), "short": (23, 1.0), "random": (40, 0.5)}

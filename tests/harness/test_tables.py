@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness import render
-from harness.errors import DataError
-from harness.pairs import Pair, Run, differences, load_runs, pair_runs
-from harness.record import read_records, write_record
-from harness.render import Column, Table
-from harness.stats import Interval, wilson
-from harness.tables import build_tables, make_tables, tables_markdown
+from harness.analysis.runs import Pair, Run, differences, load_runs, pair_runs
+from harness.analysis.statistics import Interval, wilson
+from harness.common.errors import DataError
+from harness.records.record import read_records, write_record
+from harness.report import table as render
+from harness.report.table import Column, Table
+from harness.report.tables import build_tables, make_tables, tables_markdown
 from tests.harness.run_builder import build_pair, build_run, finish, recipe
 
 if TYPE_CHECKING:

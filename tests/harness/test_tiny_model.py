@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from harness.models.tiny import (
+from harness.models.tiny.model import (
     TinyTower,
     TinyVLMConfig,
     TinyVLMForConditionalGeneration,

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.common.errors import DataError
 from harness.data.sample import Encoded, Media, Sample, Turn
-from harness.errors import DataError
-from harness.models.tiny_processor import MARKERS, TinyProcessor, normalise, train_tokenizer
+from harness.models.tiny.processor import MARKERS, TinyProcessor, normalise, train_tokenizer
 from regate.types import IGNORE, Kind
 
 P = 16

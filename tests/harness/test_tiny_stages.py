@@ -10,16 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from harness.common.errors import EnvironmentProblem, RecipeError, StaleError
+from harness.common.progress import Progress
+from harness.config.recipe import GateConfig, LlavaData, ReferenceConfig
 from harness.data.shapes import stage_clips
-from harness.data.shapes_scene import COLOURS, SHAPES
+from harness.data.shapes.scene import COLOURS, SHAPES
 from harness.data.sources import make_data, open_data
-from harness.errors import EnvironmentProblem, RecipeError, StaleError
-from harness.models import tiny_training
-from harness.models.tiny_adapter import TinyAdapter
-from harness.models.tiny_parts import CARD, STAGES, hash_weights, parts_of
-from harness.models.tiny_stages import tag_samples
-from harness.progress import Progress
-from harness.recipe import GateConfig, LlavaData, ReferenceConfig
+from harness.models.artifacts import CARD, STAGES, hash_weights, parts_of
+from harness.models.tiny import pretraining as tiny_training
+from harness.models.tiny.adapter import TinyAdapter
+from harness.models.tiny.stages import tag_samples
 from regate.types import Kind
 
 from .tiny_world import tiny_recipe
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from harness.config.recipe import Recipe
     from harness.data.sources import DataSet
-    from harness.recipe import Recipe
 
 QUIET = Progress(quiet=True)
 

@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from harness import metrics, track
-from harness.ledger import read_steps
-from harness.network import shown
-from harness.track import make_job, mirror, upload
+from harness.records import metrics
+from harness.records import tracking as track
+from harness.records.ledger import read_steps
+from harness.records.network import shown
+from harness.records.tracking import make_job, mirror, upload
 from tests.harness.run_builder import build_run, finish, recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from harness.recipe import Recipe
+    from harness.config.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -159,8 +160,8 @@ def test_the_child_keeps_mlflow_and_its_variables_to_itself(store: Path, monkeyp
     code = (
         "import sys, json\n"
         "from pathlib import Path\n"
-        "from harness.recipe import Recipe\n"
-        "from harness.track import mirror\n"
+        "from harness.config.recipe import Recipe\n"
+        "from harness.records.tracking import mirror\n"
         "made = Recipe.model_validate_json(Path(sys.argv[1], 'recipe.json').read_text())\n"
         "report = mirror(made, Path(sys.argv[1]), final=True)\n"
         "print(report.state, report.metrics, report.message, [m for m in ('mlflow', 'torch') if m in sys.modules])"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from harness import verdicts
-from harness.stats import Interval
+from harness.analysis import verdicts
+from harness.analysis.statistics import Interval
 
 
 def _around(value: float, half: float) -> Interval:

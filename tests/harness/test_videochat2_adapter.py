@@ -10,18 +10,18 @@ import pytest
 import torch
 
 import regate
-from harness.data.collate import load
+from harness.common.errors import EnvironmentProblem, RecipeError
+from harness.common.progress import Progress
+from harness.config.load import load_recipe
+from harness.data.loading.batches import load
 from harness.data.sample import Sample, Turn
 from harness.data.sources import DataSet, open_data
-from harness.errors import EnvironmentProblem, RecipeError
-from harness.lmms_plugin.generate import Limits, Speaks
-from harness.lmms_plugin.score import Ask, Scorer
-from harness.load import load_recipe
+from harness.evaluation.lmms.generation import Limits, Speaks
+from harness.evaluation.lmms.scorer import Ask, Scorer
 from harness.models import adapter_for
-from harness.models.videochat2_adapter import VideoChat2Adapter
-from harness.models.videochat2_names import LORA
-from harness.models.videochat2_weights import save_stage3
-from harness.progress import Progress
+from harness.models.videochat2.adapter import VideoChat2Adapter
+from harness.models.videochat2.checkpoint_names import LORA
+from harness.models.videochat2.weights import save_stage3
 from regate.types import Kind
 from tests.harness.videochat2_world import NAME, brought, write_world
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from harness.recipe import Recipe
+    from harness.config.recipe import Recipe
 
 
 class Ears(Progress):
@@ -137,7 +137,7 @@ def test_answers_of_the_evaluation_are_those_of_generate(
     adapter: VideoChat2Adapter, data: DataSet, student: nn.Module
 ) -> None:
     """Two rows with videos, in one batch and through the harness's own greedy decoding; options share a clip."""
-    from harness.data.video import read_frames
+    from harness.data.loading.video import read_frames
 
     model, processor = student.eval(), adapter.processor()
     media = [sample.media[0] for sample in data.samples if sample.media[0].kind == "video"]

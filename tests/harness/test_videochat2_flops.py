@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.models.videochat2 import VideoChat2ForConditionalGeneration, VideoChat2Model
-from harness.models.videochat2_config import UMTConfig, VideoChat2Config
-from harness.models.videochat2_flops import adapter_parameters, vision_flops
-from harness.models.videochat2_vision import UMTModel
-from harness.models.videochat2_weights import Lora, add_adapters
-from harness.models.videollama2_flops import convolution_backward
+from harness.models.videochat2.config import UMTConfig, VideoChat2Config
+from harness.models.videochat2.flops import adapter_parameters, vision_flops
+from harness.models.videochat2.model import VideoChat2ForConditionalGeneration, VideoChat2Model
+from harness.models.videochat2.vision import UMTModel
+from harness.models.videochat2.weights import Lora, add_adapters
+from harness.models.videollama2.flops import convolution_backward
 
 PARTS = ("vision", "qformer", "projector", "decoder", "head", "all")
 

@@ -16,9 +16,9 @@ import torch
 import regate
 from harness.data.sample import Batch, Sample, Turn
 from harness.models.adapter import scored_forward
-from harness.models.brought import load_teacher
-from harness.models.videochat2_names import LORA
-from harness.models.videochat2_weights import merge_adapters
+from harness.models.pretrained import load_teacher
+from harness.models.videochat2.checkpoint_names import LORA
+from harness.models.videochat2.weights import merge_adapters
 from regate.candidates import store_keys
 from regate.types import IGNORE, Kind
 from tests.harness.tiny_world import tiny_recipe

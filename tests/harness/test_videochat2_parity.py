@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from harness.data.sample import Media, Sample, Turn
-from harness.models.videochat2_config import UMTConfig
-from harness.models.videochat2_names import our_name
-from harness.models.videochat2_pixels import tile_grid
-from harness.models.videochat2_vision import position_table
+from harness.models.videochat2.checkpoint_names import our_name
+from harness.models.videochat2.config import UMTConfig
+from harness.models.videochat2.image_processing import tile_grid
+from harness.models.videochat2.vision import position_table
 from tests.harness.videochat2_fixture import Parity, loss_of
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def test_wrong_variants_are_told_apart(parity: Parity, model: PeftModel) -> None
 
 
 def test_conversations_are_built_as_the_official_ones(parity: Parity) -> None:
-    from harness.models import videochat2_talk as talk
+    from harness.models.videochat2 import conversation as talk
 
     seen = 0
     for rule in parity.rules["prompts"]:

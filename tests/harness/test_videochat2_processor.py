@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
+from harness.common.errors import DataError
 from harness.data.sample import Media, Sample, Turn
-from harness.errors import DataError
-from harness.models.videochat2_pixels import Pixels, tile_grid
+from harness.models.videochat2.image_processing import Pixels, tile_grid
 from regate.types import Kind
 from tests.harness.videochat2_fixture import Parity
 
 if TYPE_CHECKING:
-    from harness.models.videochat2_processor import VideoChat2Conversations
+    from harness.models.videochat2.processor import VideoChat2Conversations
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "videochat2"
 VIDEO = (Media("video", Path("clip.mp4")),)

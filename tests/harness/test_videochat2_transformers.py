@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from harness.models.videochat2_transformers import VideoChat2Processor
-from harness.models.videochat2_weights import qformer_tokenizer
+from harness.models.videochat2.hf_processor import VideoChat2Processor
+from harness.models.videochat2.weights import qformer_tokenizer
 from tests.harness.videochat2_fixture import Parity
 
 if TYPE_CHECKING:

@@ -17,12 +17,12 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from transformers import MistralConfig
 
-from harness.errors import EnvironmentProblem, StaleError
-from harness.models import videochat2_names as names
-from harness.models.videochat2 import VideoChat2ForConditionalGeneration
-from harness.models.videochat2_config import LORA_TARGETS, VideoChat2Config
-from harness.models.videochat2_qformer import BRANCHES, DropPath
-from harness.models.videochat2_weights import (
+from harness.common.errors import EnvironmentProblem, StaleError
+from harness.models.videochat2 import checkpoint_names as names
+from harness.models.videochat2.config import LORA_TARGETS, VideoChat2Config
+from harness.models.videochat2.model import VideoChat2ForConditionalGeneration
+from harness.models.videochat2.qformer import BRANCHES, DropPath
+from harness.models.videochat2.weights import (
     Lora,
     Parts,
     add_adapters,

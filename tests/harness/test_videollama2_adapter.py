@@ -11,21 +11,21 @@ import pytest
 import torch
 
 import regate
+from harness.common.errors import DataError, EnvironmentProblem, RecipeError
+from harness.common.progress import Progress
+from harness.config.load import load_recipe
 from harness.data.sample import Sample, Turn
 from harness.data.sources import DataSet, open_data
-from harness.errors import DataError, EnvironmentProblem, RecipeError
-from harness.load import load_recipe
 from harness.models import adapter_for
-from harness.models.videollama2_adapter import VideoLLaMA2Adapter
-from harness.models.videollama2_processor import VideoLLaMA2Conversations
-from harness.progress import Progress
+from harness.models.videollama2.adapter import VideoLLaMA2Adapter
+from harness.models.videollama2.processor import VideoLLaMA2Conversations
 from regate.types import Kind
 from tests.harness.videollama2_world import brought, write_world
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from harness.recipe import Recipe
+    from harness.config.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -169,8 +169,8 @@ def test_conversations_that_cannot_be_used_stop_the_run_before_it_starts(
 
 
 def test_the_protocol_of_a_processor(adapter: VideoLLaMA2Adapter, data: DataSet) -> None:
-    from harness.data.collate import load
-    from harness.lmms_plugin.score import Speaks
+    from harness.data.loading.batches import load
+    from harness.evaluation.lmms.scorer import Speaks
 
     processor = adapter.processor()
     assert isinstance(processor, Speaks)
@@ -214,7 +214,7 @@ def test_a_toy_model_is_made_once_and_the_same(tmp_path: Path) -> None:
 
 
 def test_one_training_step_reaches_connector_and_decoder(adapter: VideoLLaMA2Adapter, data: DataSet) -> None:
-    from harness.data.collate import load
+    from harness.data.loading.batches import load
 
     processor, model = adapter.processor(), adapter.student()
     batch = processor.collate([load(sample, data, processor) for sample in data.samples])

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.models.videollama2 import VideoLLaMA2Model
-from harness.models.videollama2_config import VideoLLaMA2Config
-from harness.models.videollama2_connector import CONNECTORS
-from harness.models.videollama2_flops import convolution_backward, vision_flops
+from harness.models.videollama2.config import VideoLLaMA2Config
+from harness.models.videollama2.connector import CONNECTORS
+from harness.models.videollama2.flops import convolution_backward, vision_flops
+from harness.models.videollama2.model import VideoLLaMA2Model
 
 PARTS = ("vision", "connector", "decoder", "head", "all")
 TEXT = {

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import regate
-from harness.data.collate import load
+from harness.common.progress import Progress
+from harness.data.loading.batches import load
 from harness.data.sources import open_data
 from harness.models import adapter_for
-from harness.progress import Progress
 from regate.types import Kind
 from tests.harness.videollama2_world import brought, write_world
 

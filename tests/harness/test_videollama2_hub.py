@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, SiglipImageProcessorPil
 
+from harness.data.loading.video import read_frames
 from harness.data.sample import Media
-from harness.data.video import read_frames
-from harness.models.videollama2_transformers import VideoLLaMA2Processor
+from harness.models.videollama2.hf_processor import VideoLLaMA2Processor
 from tests.harness.videollama2_fixture import Parity
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "videollama2"

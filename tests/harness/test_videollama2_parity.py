@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.models.videollama2 import VideoLLaMA2ForConditionalGeneration, our_name
-from harness.models.videollama2_connector import make_connector, visual_tokens
+from harness.models.videollama2.connector import make_connector, visual_tokens
+from harness.models.videollama2.model import VideoLLaMA2ForConditionalGeneration, our_name
 from tests.harness.videollama2_fixture import Parity
 
 if TYPE_CHECKING:

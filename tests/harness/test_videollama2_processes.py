@@ -11,9 +11,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 import regate
+from harness.common.progress import Progress
 from harness.data.sources import open_data
 from harness.models import adapter_for
-from harness.progress import Progress
 from tests.harness.videollama2_world import brought, write_world
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def worker(rank: int, folder: Path) -> None:
     """The gradient of the mean over two rows, one a process: saved, for the test to compare."""
-    from harness.data.collate import load
+    from harness.data.loading.batches import load
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
@@ -51,7 +51,7 @@ def chosen(data: object) -> list[object]:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo over a file is for Linux here")
 def test_text_alone_in_one_process(tmp_path: Path) -> None:
-    from harness.data.collate import load
+    from harness.data.loading.batches import load
 
     recipe = brought(write_world(tmp_path))
     data = open_data(recipe.data, recipe.paths, recipe.seed)

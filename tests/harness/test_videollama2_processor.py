@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessorPil
 
+from harness.common.errors import DataError, EnvironmentProblem
 from harness.data.formats import Row, read_llava
-from harness.data.frames import bounds, spread
+from harness.data.loading.frames import bounds, spread
+from harness.data.loading.video import read_frames
 from harness.data.sample import Media, Sample, Turn, sample_id
-from harness.data.video import read_frames
-from harness.errors import DataError, EnvironmentProblem
-from harness.models.videollama2_config import VideoLLaMA2Config
-from harness.models.videollama2_pixels import Pixels, read_pixels
-from harness.models.videollama2_processor import VideoLLaMA2Conversations
+from harness.models.videollama2.config import VideoLLaMA2Config
+from harness.models.videollama2.image_processing import Pixels, read_pixels
+from harness.models.videollama2.processor import VideoLLaMA2Conversations
 from regate.types import Kind
 from tests.harness.videollama2_fixture import Parity
 

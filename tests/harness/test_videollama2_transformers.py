@@ -11,15 +11,15 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
 import regate
-from harness.data.collate import load
+from harness.common.progress import Progress
+from harness.data.loading.batches import load
 from harness.data.sample import Sample, Turn
 from harness.data.sources import open_data
-from harness.lmms_plugin.generate import Limits
-from harness.lmms_plugin.score import Ask, Scorer
+from harness.evaluation.lmms.generation import Limits
+from harness.evaluation.lmms.scorer import Ask, Scorer
 from harness.models import adapter_for
-from harness.models.videollama2 import VideoLLaMA2ForConditionalGeneration
-from harness.models.videollama2_config import VideoLLaMA2Config
-from harness.progress import Progress
+from harness.models.videollama2.config import VideoLLaMA2Config
+from harness.models.videollama2.model import VideoLLaMA2ForConditionalGeneration
 from tests.harness.videollama2_world import FIXTURE, brought, write_world
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def test_answers_of_the_evaluation_are_those_of_generate(adapter: Any) -> None:
 
 
 def load_frames(ask: Ask) -> torch.Tensor:
-    from harness.data.video import read_frames
+    from harness.data.loading.video import read_frames
 
     return read_frames(ask.media[0], frames=16)
 

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipConfig, SiglipModel
 
-from harness.errors import EnvironmentProblem
-from harness.models.videollama2 import RENAMED, VideoLLaMA2ForConditionalGeneration, our_name
-from harness.models.videollama2_config import VideoLLaMA2Config, nested
-from harness.models.videollama2_connector import ChannelNorm, visual_tokens
-from harness.models.videollama2_weights import Parts, assemble, read_projector
+from harness.common.errors import EnvironmentProblem
+from harness.models.videollama2.config import VideoLLaMA2Config, nested
+from harness.models.videollama2.connector import ChannelNorm, visual_tokens
+from harness.models.videollama2.model import RENAMED, VideoLLaMA2ForConditionalGeneration, our_name
+from harness.models.videollama2.weights import Parts, assemble, read_projector
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 SHAPES_7B = json.loads(lzma.decompress((FIXTURES / "videollama2_7b_shapes.json.xz").read_bytes()))

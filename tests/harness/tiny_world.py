@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from harness.recipe import Recipe
+from harness.config.recipe import Recipe
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,9 +17,9 @@ from torch.nn.functional import cross_entropy, interpolate
 from transformers import AutoTokenizer
 
 from harness.data.sample import Media, Sample, Turn
-from harness.models.videochat2_pixels import COLOURS, Pixels
-from harness.models.videochat2_processor import VideoChat2Conversations
-from harness.models.videochat2_weights import Lora, Parts, build, config_of, qformer_tokenizer
+from harness.models.videochat2.image_processing import COLOURS, Pixels
+from harness.models.videochat2.processor import VideoChat2Conversations
+from harness.models.videochat2.weights import Lora, Parts, build, config_of, qformer_tokenizer
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import load_file
 
-from harness.load import load_recipe
-from harness.models import videochat2_names as names
+from harness.config.load import load_recipe
+from harness.models.videochat2 import checkpoint_names as names
 from harness.plan import make_plan, require
 from tests.harness.videochat2_fixture import Parity
 
 if TYPE_CHECKING:
-    from harness.recipe import Recipe
+    from harness.config.recipe import Recipe
 
 NAME = "videochat2_regate"
 FIXTURES = Path(__file__).parents[1] / "fixtures"

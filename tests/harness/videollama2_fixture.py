@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.nn.utils.rnn import pad_sequence
 
-from harness.models.videollama2 import VideoLLaMA2ForConditionalGeneration
+from harness.models.videollama2.model import VideoLLaMA2ForConditionalGeneration
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from harness.load import load_recipe
+from harness.config.load import load_recipe
 from harness.plan import make_plan, require
 
 if TYPE_CHECKING:
-    from harness.recipe import Recipe
+    from harness.config.recipe import Recipe
 
 NAME = "videollama2_regate"
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "videollama2"

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli_report import make_reports
+from harness.analysis.replay import Stores, choices, recipe_of
+from harness.analysis.runs import load_runs
+from harness.analysis.selection import read_selection
+from harness.cli.report import make_reports
+from harness.common.progress import Progress
+from harness.config.recipe import Paths
 from harness.data.sources import open_data
 from harness.models import adapter_for
-from harness.pairs import load_runs
-from harness.progress import Progress
-from harness.recipe import Paths
-from harness.replay import Stores, choices, recipe_of
-from harness.selection import read_selection
 from regate import DifficultyStore, ReferenceStore, journal
 from regate.schedule import DualCycle
 

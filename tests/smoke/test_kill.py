@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.ledger import read_steps
-from harness.record import strip_times
+from harness.records.ledger import read_steps
+from harness.records.record import strip_times
 
 from .conftest import PAIR, Ran, harness
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.ledger import read_events, read_steps
-from harness.record import strip_times
+from harness.records.ledger import read_events, read_steps
+from harness.records.record import strip_times
 from regate.schedule import DualCycle
 
 from .conftest import PAIR, Ran, harness

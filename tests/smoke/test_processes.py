@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.ledger import read_events, read_steps
+from harness.records.ledger import read_events, read_steps
 
 from .conftest import PAIR, Ran, harness
 
@@ -37,7 +37,7 @@ def workers_at(pair: Ran, name: str, parent: subprocess.Popen[str], steps: int) 
         if folders and len(read_steps(folders[0])) >= steps:
             break
         time.sleep(0.01)
-    found = [child for child in psutil.Process(parent.pid).children() if "harness.worker" in child.cmdline()]
+    found = [child for child in psutil.Process(parent.pid).children() if "harness.training.worker" in child.cmdline()]
     return sorted(found, key=lambda child: int(child.cmdline()[-1]))
 
 

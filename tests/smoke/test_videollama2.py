@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.ledger import read_steps
 from harness.models import adapter_for
+from harness.records.ledger import read_steps
 from tests.harness.videollama2_world import NAME, brought, write_world
 
 from .conftest import RECIPES, Ran, harness

@@ -1,0 +1,113 @@
+"""The evaluation of a model as it is, without a training: a document of its own kind beside the recipe.
+
+`official weights in, official numbers out`: a published checkpoint through this project's own code, or one of the
+models that come with lmms-eval, on the paper's benchmarks. Its record says `status: evaluated` and has no totals.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt
+
+from harness.config.recipe import Devices, EvaluateRecipe, LoraRecipe, Paths, Strict, digest
+
+
+class VideoLLaMA2Checkpoint(Strict):
+    """A whole VideoLLaMA2 in the official form, as published or as a run saved it, through this project's model."""
+
+    adapter: Literal["videollama2"]
+    checkpoint: str
+    """Folder with config.json, tokenizer and weights, relative to paths.weights."""
+    vision_tower: str
+    """Folder with the tower's preprocessor_config.json, relative to paths.weights; its weights are not read."""
+    image_aspect_ratio: Literal["pad", "square"] = "square"
+    """square is the official inference, pad the official fine-tuning."""
+    max_length: PositiveInt = 2048
+
+
+class VideoChat2Checkpoint(Strict):
+    """VideoChat2 (Mistral) after stage 3 or its HD variant, in the official form, through this project's model."""
+
+    adapter: Literal["videochat2"]
+    checkpoint: str
+    """The .pth file of stage 3 or of the HD variant, or the folder with stage 3's; relative to paths.weights."""
+    language_model: str
+    """Folder of the frozen language model, relative to paths.weights."""
+    qformer_tokenizer: str = "bert-base-uncased"
+    """Words and sizes of the QFormer; likewise."""
+    hd: bool = False
+    """The checkpoint is the HD variant: a clip as up to six tiles and the whole picture."""
+    bos_as_ones: bool = True
+    """As in the recipe's model; it matters where options are scored, and not where answers are written."""
+    colours: Literal["imagenet", "clip"] = "clip"
+    """clip is the official evaluation, imagenet the official training."""
+    merged: bool = False
+    """Fold the adapters into the language model's weights."""
+    lora: LoraRecipe = LoraRecipe()
+    max_length: PositiveInt = 512
+
+
+class LmmsEvalModel(Strict):
+    """A model that comes with lmms-eval, by the name it has there."""
+
+    adapter: Literal["lmms_eval"]
+    name: str
+    checkpoint: str | None = None
+    """Its weights, relative to paths.weights; None for a model without."""
+    argument: str = "pretrained"
+    """The name of the model's argument that takes them."""
+    args: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
+    """Its other arguments."""
+
+
+EvaluatedModel = Annotated[
+    VideoLLaMA2Checkpoint | VideoChat2Checkpoint | LmmsEvalModel, Field(discriminator="adapter")
+]
+
+
+class EvaluationRecipe(Strict):
+    """A model, and what it is asked."""
+
+    kind: Literal["evaluation"]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=80)]
+    description: str = ""
+    model: EvaluatedModel
+    frames: PositiveInt = 16
+    """Of a video; a model of lmms-eval has an argument of its own for it."""
+    benchmarks: tuple[str, ...] = Field(min_length=1)
+    prompts: Literal["task", "paper"] = "task"
+    """As `evaluate.prompts` of a recipe."""
+    limit: PositiveInt | None = None
+    """Items of each task; None takes all."""
+    batch: PositiveInt = 8
+    """Sequences of a forward pass."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    devices: Devices = Devices()
+    paths: Paths = Paths()
+
+    @property
+    def evaluate(self) -> EvaluateRecipe:
+        """The part that a training's recipe has too."""
+        return EvaluateRecipe(
+            benchmarks=self.benchmarks, batch=self.batch, limit=self.limit, prompts=self.prompts, at=(1.0,)
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two evaluations the same, in the sections that a training's recipe has, so that whoever reads
+        records reads both: nothing is trained, so there is no gate, and no seed but the first."""
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "seed": 0,
+            "model": self.model.model_dump(mode="json"),
+            "data": {"frames": self.frames},
+            "train": {"precision": self.precision},
+            "gate": None,
+            "evaluate": self.evaluate.model_dump(mode="json"),
+        }
+
+    @property
+    def run_id(self) -> str:
+        """`name-` and eight hex digits of the identity."""
+        return f"{self.name}-{digest(self.identity())[:8]}"

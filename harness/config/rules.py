@@ -1,0 +1,196 @@
+"""What must hold between the keys of a recipe. The checks read the plain data, so that a recipe with a wrong type
+in one place still hears about everything else."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from harness.config.explain import Problem
+from harness.config.recipe import TinyModel
+from harness.config.yaml_positions import dotted
+from regate.config import GateConfig, ReferenceConfig
+from regate.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence, Set
+
+    from harness.config.yaml_positions import Document, Mark, Path
+
+Finding = tuple["Path", str]
+"""Path of the key that would have to change, and what is wrong."""
+
+
+def broken_rules(document: Document, benchmarks: Mapping[str, str | None], wrong: Set[Path]) -> list[Problem]:
+    """Every rule between keys that the data break.
+
+    Args:
+        benchmarks: name to the data source whose questions it asks; None for a published one, which any model may
+            be asked.
+        wrong: paths whose own value is already known to be wrong.
+    """
+    data = document.data
+    findings = [*_train(data), *_evaluate(data, benchmarks), *_model(data), *_data(data), *_gate(data, wrong)]
+    return [Problem(_place(document, path), path, words) for path, words in findings]
+
+
+def _place(document: Document, path: Path) -> Mark:
+    """Where the value stands; of a whole section, where its key does."""
+    return document.key_at(path) if isinstance(_get(document.data, path), dict) else document.value_at(path)
+
+
+def _train(data: Any) -> Iterator[Finding]:
+    steps, epochs = ("train", "steps"), ("train", "epochs")
+    if isinstance(_get(data, ("train",)), dict):
+        given = [path for path in (steps, epochs) if _get(data, path) is not None]
+        if len(given) == 2:
+            yield epochs, "train.steps and train.epochs are both given; keep one of them"
+        if not given:
+            yield ("train",), "train has neither steps nor epochs; give one of them"
+    whole, part = _whole(data, ("train", "global_batch")), _whole(data, ("train", "micro_batch"))
+    if whole and part and whole % part:
+        yield (
+            ("train", "micro_batch"),
+            f"train.micro_batch {part} does not divide train.global_batch {whole}; {_divisors(whole, part)}",
+        )
+    betas = _get(data, ("train", "optimizer", "betas"))
+    for index, beta in enumerate(betas if isinstance(betas, list) else ()):
+        if isinstance(beta, (int, float)) and not 0 <= beta < 1:
+            yield (
+                ("train", "optimizer", "betas", index),
+                f"train.optimizer.betas[{index}] must be at least 0 and less than 1, got {beta}",
+            )
+    for path in (("seed",), ("data", "seed")):
+        seed = _whole(data, path)
+        if seed is not None and seed >= 2**63:
+            yield path, f"{dotted(path)} must be less than 2^63, got {seed}"
+
+
+def _evaluate(data: Any, known: Mapping[str, str | None]) -> Iterator[Finding]:
+    path: Path = ("evaluate", "at")
+    at = _get(data, path)
+    if isinstance(at, list):
+        if not at:
+            yield path, "evaluate.at is empty; [1.0] evaluates the end of the training"
+        for index in range(1, len(at)):
+            before, here = at[index - 1], at[index]
+            if isinstance(before, (int, float)) and isinstance(here, (int, float)) and here <= before:
+                yield (
+                    (*path, index),
+                    f"evaluate.at must go up: {here} stands after {before}; write each part of the training once",
+                )
+    path = ("evaluate", "benchmarks")
+    names = _get(data, path)
+    if not isinstance(names, list):
+        return
+    source = _get(data, ("data", "source"))
+    for index, name in enumerate(names):
+        if not isinstance(name, str):
+            continue
+        if name not in known:
+            yield (*path, index), f"unknown benchmark {name}{_near(name, list(known))}"
+        elif name in names[:index]:
+            yield (*path, index), f"benchmark {name} is given twice"
+        elif isinstance(source, str) and known[name] not in (None, source):
+            yield (*path, index), f"benchmark {name} asks about the data of source {known[name]}, not of {source}"
+
+
+def _model(data: Any) -> Iterator[Finding]:
+    if _get(data, ("model", "adapter")) == "videochat2":
+        yield from _videochat2(data)
+    if _get(data, ("model", "adapter")) != "tiny":
+        return
+    source = _get(data, ("data", "source"))
+    if isinstance(source, str) and source != "shapes":
+        yield (
+            ("model", "adapter"),
+            f"model.adapter tiny is made from the clips of data.source shapes, and data.source is {source}",
+        )
+    hidden, heads = (_whole(data, ("model", key), TinyModel.model_fields[key].default) for key in ("hidden", "heads"))
+    if hidden and heads and (hidden % heads or (hidden // heads) % 2):
+        yield (
+            ("model", "heads"),
+            f"model.heads {heads} does not divide model.hidden {hidden} into heads of an even size",
+        )
+
+
+def _videochat2(data: Any) -> Iterator[Finding]:
+    earlier, later = (
+        [name for name in names if _get(data, ("model", name)) is not None]
+        for names in (("stage1", "stage2"), ("stage3",))
+    )
+    if later and earlier:
+        yield ("model", earlier[0]), f"model.stage3 holds all of model.{earlier[0]}; keep one of them"
+    if not later and len(earlier) < 2:
+        yield ("model",), "model needs stage1 and stage2, where the official stage 3 starts, or stage3, where it ends"
+
+
+def _data(data: Any) -> Iterator[Finding]:
+    annotations = _get(data, ("data", "annotations"))
+    if annotations == []:
+        yield ("data", "annotations"), "data.annotations is empty; name at least one file"
+    if isinstance(annotations, list):
+        files = [name.get("file") if isinstance(name, dict) else name for name in annotations]
+        for index, name in enumerate(files):
+            if name in files[:index]:
+                yield ("data", "annotations", index), f"{name} is given twice; every sample would be there twice"
+    if _get(data, ("data", "shuffle_turns")) is True and _get(data, ("gate", "candidates")) == "text":
+        yield (
+            ("data", "shuffle_turns"),
+            "data.shuffle_turns moves the prompts, and gate.candidates text keeps a loss for each token by its place",
+        )
+
+
+def _gate(data: Any, wrong: Set[Path]) -> Iterator[Finding]:
+    """The ranges that the settings classes check themselves, one after the other: a class stops at its first
+    mistake, and is not asked at all while another key of its section has the wrong type."""
+    yield from _ranges(data, ("gate", "reference"), ReferenceConfig, wrong)
+    yield from _ranges(data, ("gate",), GateConfig, wrong)
+
+
+def _ranges(data: Any, path: Path, settings: type[Any], wrong: Set[Path]) -> Iterator[Finding]:
+    section = _get(data, path)
+    if not isinstance(section, dict):
+        return
+    known = {field.name for field in fields(settings)} - {"reference"}
+    given = {key: value for key, value in section.items() if key in known and (*path, key) not in wrong}
+    while True:
+        try:
+            settings(**given)
+        except ConfigError as error:
+            first, _, rest = str(error).partition(" ")
+            name = first.rstrip(":").rpartition(".")[2]
+            if name in given or name not in section:
+                yield (*path, name), f"{dotted((*path, name))} {rest}"
+            if given.pop(name, None) is None:
+                return
+        else:
+            return
+
+
+def _get(data: Any, path: Path) -> Any:
+    for part in path:
+        if not isinstance(data, dict) or part not in data:
+            return None
+        data = data[part]
+    return data
+
+
+def _whole(data: Any, path: Path, default: int | None = None) -> int | None:
+    """The whole number at `path`, `default` where nothing is given, None where it is something else."""
+    value = _get(data, path)
+    if value is None:
+        return default
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _divisors(whole: int, near: int) -> str:
+    below = max(part for part in range(1, min(near, whole) + 1) if whole % part == 0)
+    return f"the next smaller size that does is {below}"
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    words = "did you mean " + " or ".join(close) + "?" if close else "known: " + ", ".join(sorted(known))
+    return f"; {words}"

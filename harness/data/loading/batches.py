@@ -1,0 +1,206 @@
+"""Batches for training and for the teacher.
+
+Legend: B rows, S expanded length, T frames, H and W pixels.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from harness.common.errors import DataError, HarnessError
+from harness.data.loading.epoch_view import Visit, clips, encode, order_of
+from harness.data.loading.video import VideoError
+from regate.types import IGNORE, Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from torch import Tensor
+
+    from harness.data.sample import Batch, Encoded, Sample
+    from harness.data.sampler import Sampler
+    from harness.data.sources import DataSet
+    from harness.models.adapter import Processor
+
+MAX_FAILED: Final = 0.005
+"""Part of the data set that may turn out unreadable at run time before a run stops."""
+_WAITS: Final = (0.05, 0.5)
+"""Seconds before the second and the third attempt to read a file: a busy network disk recovers, a bad file not."""
+_FIRST: Final = Visit(seed=0, epoch=0)
+_SORTED_TOGETHER: Final = 4096
+"""Text-only samples that are sorted by length at a time."""
+
+
+def windows(
+    dataset: DataSet,
+    processor: Processor,
+    sampler: Sampler,
+    *,
+    start: int,
+    stop: int,
+    workers: int,
+    with_media: bool = True,
+) -> Iterator[list[Batch]]:
+    """This rank's micro-batches of each optimizer step in start..stop-1, one list a step, in order.
+
+    The batches do not depend on `workers` nor on `start`, and no global random state is touched. A sample whose
+    media cannot be read, after two more attempts, keeps its place with every label -100 and is named in
+    `Batch.failed`.
+
+    Args:
+        workers: loading processes, which work ahead; 0 loads in this process.
+        with_media: False gives the text-only encodings of the same rows.
+
+    Raises:
+        DataError: more than 0.5 % of the data set's samples could not be read, or the processor refuses one.
+    """
+    if stop <= start:
+        return
+    failed: set[int] = set()
+    window: list[Batch] = []
+    # The loader draws a number for its workers' seeds: from a generator of its own, so that the training's random
+    # stream is the same whether or not the run was stopped and resumed.
+    loader: DataLoader[Any] = DataLoader(
+        _MicroBatches(dataset, processor, sampler, start, stop, with_media),
+        batch_size=None,
+        shuffle=False,
+        num_workers=workers,
+        prefetch_factor=max(2, sampler.micro_batches) if workers else None,
+        collate_fn=_same,
+        generator=torch.Generator().manual_seed(0),
+    )
+    for item in loader:
+        if isinstance(item, HarnessError):
+            raise item
+        batch: Batch = item
+        failed.update(batch.failed)
+        _stop_if_many(failed, dataset)
+        window.append(batch)
+        if len(window) == sampler.micro_batches:
+            yield window
+            window = []
+    assert not window
+
+
+def text_batches(
+    dataset: DataSet, processor: Processor, *, tokens_per_batch: int, skip: Collection[int] = frozenset()
+) -> Iterator[Batch]:
+    """Text-only encodings of every sample whose id is not in `skip`, rows of like length together.
+
+    Rows times length stays within `tokens_per_batch` positions, except for a single longer row. The batches
+    depend on the data set, the processor and `skip` alone.
+    """
+    rows: list[Encoded] = []
+    for sample in dataset.samples:
+        if sample.id not in skip:
+            rows.append(processor.encode(sample, None))
+        if len(rows) == _SORTED_TOGETHER:
+            yield from _by_length(rows, processor, tokens_per_batch)
+            rows = []
+    yield from _by_length(rows, processor, tokens_per_batch)
+
+
+def load(
+    sample: Sample, dataset: DataSet, processor: Processor, visit: Visit = _FIRST, *, with_media: bool = True
+) -> Encoded:
+    """Decode a sample's media and encode it; after three failed attempts a row without targets.
+
+    Args:
+        visit: in which pass over the data, where the data set shows its samples differently in each.
+        with_media: False gives the text-only encoding of the same row.
+
+    Raises:
+        HarnessError: the processor refuses the sample.
+    """
+    order = order_of(sample, dataset.showing, visit)
+    if not with_media:
+        return encode(sample, order, processor, None)
+    for wait in (*_WAITS, None):
+        try:
+            pictures = clips(sample, dataset.showing, visit, frames=dataset.frames, size=dataset.blank)
+            return encode(sample, order, processor, pictures)
+        except VideoError:
+            if wait is not None:
+                time.sleep(wait)
+    return _blank(sample, dataset, processor)
+
+
+def _by_length(rows: list[Encoded], processor: Processor, tokens_per_batch: int) -> Iterator[Batch]:
+    rows.sort(key=lambda row: (len(row.input_ids_S), row.sample_id))
+    batch: list[Encoded] = []
+    for row in rows:
+        if batch and (len(batch) + 1) * len(row.input_ids_S) > tokens_per_batch:
+            yield processor.collate(batch)
+            batch = []
+        batch.append(row)
+    if batch:
+        yield processor.collate(batch)
+
+
+def _blank(sample: Sample, dataset: DataSet, processor: Processor) -> Encoded:
+    """The sample's row with black pictures and nothing supervised: zero weight in the loss."""
+    black = [_black(1 if media.kind == "image" else dataset.frames, dataset.blank) for media in sample.media]
+    row = processor.encode(sample, black)
+    kind_S = torch.where(row.kind_S == Kind.TARGET, torch.tensor(int(Kind.PROMPT), dtype=torch.uint8), row.kind_S)
+    return replace(
+        row,
+        labels_S=torch.full_like(row.labels_S, IGNORE),
+        kind_S=kind_S,
+        ordinal_S=torch.full_like(row.ordinal_S, -1),
+        failed=True,
+    )
+
+
+def _black(frames: int, size: int) -> Tensor:
+    return torch.zeros((frames, 3, size, size), dtype=torch.uint8)
+
+
+def _stop_if_many(failed: set[int], dataset: DataSet) -> None:
+    total = len(dataset.samples)
+    if len(failed) > MAX_FAILED * total:
+        keys = [sample.key for sample in dataset.samples if sample.id in failed][:10]
+        raise DataError(
+            f"the media of {len(failed)} of {total} samples cannot be read, more than "
+            f"{MAX_FAILED:.1%}: {', '.join(keys)}",
+            hint="`harness data check` names the files",
+        )
+
+
+def _same(item: Any) -> Any:
+    return item
+
+
+@dataclass(frozen=True)
+class _MicroBatches(Dataset[Any]):
+    """Item i is the i-th micro-batch of the steps start..stop-1, or the error that making it raised.
+
+    An error travels as a value: torch would wrap one that is raised in a worker into a page of traceback.
+    """
+
+    dataset: DataSet
+    processor: Processor
+    sampler: Sampler
+    start: int
+    stop: int
+    with_media: bool
+
+    def __len__(self) -> int:
+        return (self.stop - self.start) * self.sampler.micro_batches
+
+    def __getitem__(self, index: int) -> Batch | HarnessError:
+        within, place = divmod(index, self.sampler.micro_batches)
+        step = self.start + within
+        visit = Visit(self.sampler.seed, self.sampler.epoch_of(step))
+        samples = [self.dataset.samples[i] for i in self.sampler.window(step)[place]]
+        try:
+            rows = [load(one, self.dataset, self.processor, visit, with_media=self.with_media) for one in samples]
+            batch = self.processor.collate(rows)
+        except HarnessError as error:
+            return error
+        kept = tuple(row.sample_id for row in rows if row.unshuffled)
+        return replace(batch, unshuffled=kept) if kept else batch

@@ -1,0 +1,315 @@
+"""Evaluation of checkpoints: lmms-eval in child processes, judged here by counting.
+
+lmms-eval takes five to ten seconds to import and a gigabyte of memory, exits with 0 after a failure and swallows
+errors. So one child scores every checkpoint that has no current result, each result is on disk as soon as it is
+there, and no result counts before `read_result` has counted its items. Where there are several GPUs, a child on each
+answers its share of the items first; the answers lie on disk one by one, and whoever scores finds them there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import queue
+import threading
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from harness.benchmarks import BENCHMARKS, AnyBenchmark
+from harness.common.errors import HarnessError, StaleError
+from harness.config.recipe import digest
+from harness.evaluation.lmms.process import CHILD, places, run_child
+from harness.evaluation.task import Official, set_exams
+from harness.records.evaluations import SCHEMA
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from harness.common.progress import Progress
+    from harness.config.evaluation import EvaluationRecipe
+    from harness.config.recipe import Recipe
+    from harness.data.sources import DataSet
+    from harness.evaluation.task import Exam
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A checkpoint to score.
+
+    Attributes:
+        step: optimizer steps behind it; 0 is the untrained start.
+        fraction: the same as a part of the training, 0 to 1.
+        checkpoint: directory that `Adapter.save` wrote, or a file or directory as published; None for a model of
+            lmms-eval's without weights.
+    """
+
+    step: int
+    fraction: float
+    checkpoint: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One result file and what it must be made of to count."""
+
+    exam: Exam
+    job: Job
+    identity: dict[str, Any]
+    path: Path
+
+
+def evaluate_checkpoints(
+    recipe: Recipe | EvaluationRecipe,
+    run_dir: Path,
+    jobs: Sequence[Job],
+    *,
+    data: DataSet | None,
+    progress: Progress,
+    timed: AbstractContextManager[Any] | None = None,
+    benchmarks: Mapping[str, AnyBenchmark] = BENCHMARKS,
+    child: Sequence[str] = CHILD,
+) -> list[dict[str, Any]]:
+    """Score the checkpoints on the recipe's benchmarks, in the order of `jobs` and benchmarks.
+
+    Results lie in run_dir/eval/step-<step>/<benchmark>.json, the items and the answers beside them. A result that was
+    made from the same checkpoint, questions, prompts and scoring is read, any other is made again; an answer that was
+    given by the same checkpoint to the same question is not asked again. One process at a time may evaluate a run.
+
+    Args:
+        data: what a training's own benchmarks ask about; None where nothing is trained.
+        timed: held open while the child works, and not entered when every result is there.
+        benchmarks: what the names in the recipe mean.
+        child: the command that gets the job file and the number of the events' file descriptor.
+
+    Raises:
+        RecipeError: an unknown benchmark, or one for other data.
+        DataError: media files or questions are missing, or media cannot be read; they are named.
+        HarnessError: a child failed, or its result does not hold what was asked; a part of its log is shown.
+    """
+    asked = recipe.evaluate
+    exams = set_exams(
+        asked.benchmarks,
+        benchmarks,
+        data=data,
+        data_folder=recipe.paths.data,
+        prompts=asked.prompts,
+        limit=asked.limit,
+    )
+    wanted = [make_wanted(run_dir, job, exam) for exam in exams for job in jobs]
+    pending = [one for one in wanted if not _current(one, progress)]
+    if pending:
+        with timed or nullcontext():
+            _evaluate(recipe, run_dir / "eval", pending, progress, child)
+    results = {(one.job.step, one.exam.name): read_result(one) for one in wanted}
+    return [results[job.step, name] for job in jobs for name in asked.benchmarks]
+
+
+def checkpoint_digest(directory: Path | None) -> str:
+    """sha256 of model.safetensors, or of the checkpoint where it is one file; of the names and sha256 of all weights
+    where there are several files, or where another file changes what they mean (a LoRA adapter's settings).
+
+    Raises:
+        HarnessError: the directory holds no weights.
+    """
+    if directory is None:
+        return digest(None)
+    if directory.is_file():
+        with directory.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    kinds = ("*.safetensors", "*.bin", "*.pth")
+    files = next((found for kind in kinds if (found := sorted(directory.glob(kind)))), [])
+    if not files:
+        raise HarnessError(f"{directory} holds no *.safetensors to evaluate", hint="train again or restore it")
+    files += sorted(directory.glob("adapter_config.json"))
+    hashes = {}
+    for path in files:
+        with path.open("rb") as file:
+            hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes["model.safetensors"] if list(hashes) == ["model.safetensors"] else digest(hashes)
+
+
+def make_wanted(run_dir: Path, job: Job, exam: Exam) -> Wanted:
+    """Where a result belongs and what it must be made of."""
+    identity = {
+        "schema": SCHEMA,
+        "benchmark": exam.name,
+        "step": job.step,
+        "fraction": job.fraction,
+        "checkpoint": checkpoint_digest(job.checkpoint),
+        **exam.identity(),
+    }
+    path = run_dir / "eval" / f"step-{job.step:06d}" / f"{exam.name}.json"
+    return Wanted(exam, job, identity, path)
+
+
+# --- judging a result ------------------------------------------------------------------------------------
+
+
+def _current(wanted: Wanted, progress: Progress) -> bool:
+    if not wanted.path.exists():
+        return False
+    try:
+        read_result(wanted)
+    except HarnessError as error:
+        progress.say(f"evaluating step {wanted.job.step} again: {error}")
+        return False
+    return True
+
+
+def read_result(wanted: Wanted) -> dict[str, Any]:
+    """The result, its items counted.
+
+    Raises:
+        StaleError: it was made from another checkpoint, other questions, prompts or scoring.
+        HarnessError: it is absent, damaged or incomplete, or an answer is empty; the item is named.
+    """
+    path = wanted.path
+    try:
+        result: dict[str, Any] = json.loads(path.read_text())
+        lines = (path.parent / result["items"]).read_bytes()
+        items = [json.loads(line) for line in lines.splitlines()]
+    except FileNotFoundError as error:
+        raise HarnessError(f"{error.filename}: not written by the evaluation") from None
+    except (ValueError, KeyError) as error:
+        raise HarnessError(f"{path}: damaged ({error})") from None
+    if result.get("schema") != SCHEMA:
+        raise StaleError(f"{path}: made from another schema ({result.get('schema')}, now {SCHEMA})")
+    for name, value in wanted.identity.items():
+        if result.get(name) != value:
+            raise StaleError(f"{path}: made from another {name} ({result.get(name)}, now {value})")
+    if hashlib.sha256(lines).hexdigest() != result.get("items_sha256"):
+        raise HarnessError(f"{path}: its items file is not the one it was made from")
+    try:
+        summary = wanted.exam.summary(items)
+    except HarnessError as error:
+        raise HarnessError(f"{path}: {error}") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise HarnessError(f"{path}: its items are damaged ({type(error).__name__}: {error})") from None
+    for name, value in summary.items():
+        if result.get(name) != value:
+            raise HarnessError(f"{path}: {name} are {result.get(name)}, its items give {value}")
+    return result
+
+
+# --- asking the children ---------------------------------------------------------------------------------
+
+
+def _evaluate(
+    recipe: Recipe | EvaluationRecipe,
+    folder: Path,
+    pending: Sequence[Wanted],
+    progress: Progress,
+    child: Sequence[str],
+) -> None:
+    """Children for everything that is pending; each result is judged as soon as it is there."""
+    ordered = sorted(pending, key=lambda one: one.job.step)
+    gpus = places(recipe.devices.processes)
+    threads = recipe.devices.threads
+    if len(gpus) > 1:
+        each = threads or max(1, (os.cpu_count() or 1) // len(gpus))
+        shares = [(_job(recipe, ordered, (i, len(gpus)), each), gpu) for i, gpu in enumerate(gpus)]
+        _answer(recipe, folder, ordered, shares, progress, child)
+    job = _job(recipe, ordered, (0, 1), threads)
+    with run_child(child, folder, job, gpu=gpus[0]) as events:
+        _follow(recipe, ordered, ((0, event) for event in events), progress)
+
+
+def _answer(
+    recipe: Recipe | EvaluationRecipe,
+    folder: Path,
+    ordered: Sequence[Wanted],
+    shares: Sequence[tuple[Mapping[str, Any], str | None]],
+    progress: Progress,
+    child: Sequence[str],
+) -> None:
+    """A child for each share, side by side. The first one that fails ends all; what was answered stays on disk."""
+    heard: queue.SimpleQueue[tuple[int, dict[str, Any] | Exception | None]] = queue.SimpleQueue()
+
+    def hear(number: int, events: Iterator[dict[str, Any]]) -> None:
+        try:
+            for event in events:
+                heard.put((number, event))
+            heard.put((number, None))
+        except Exception as error:  # noqa: BLE001 - the thread that listens raises it
+            heard.put((number, error))
+
+    def told() -> Iterator[tuple[int, dict[str, Any]]]:
+        working = set(range(len(shares)))
+        while working:
+            number, event = heard.get()
+            if isinstance(event, HarnessError):
+                gpu = shares[number][1]
+                where = f"process {number + 1} of {len(shares)}" + ("" if gpu is None else f" (GPU {gpu})")
+                raise type(event)(f"{where}: {event}", hint=event.hint) from event
+            if isinstance(event, Exception):
+                raise event
+            if event is None:
+                working.discard(number)
+            else:
+                yield number, event
+
+    with ExitStack() as stack:
+        for number, (job, gpu) in enumerate(shares):
+            log = f"lmms_eval-{number}.log"
+            events = stack.enter_context(run_child(child, folder, job, log_name=log, gpu=gpu))
+            threading.Thread(target=hear, args=(number, events), daemon=True, name=f"hear-{number}").start()
+        _follow(recipe, ordered, told(), progress)
+
+
+def _follow(
+    recipe: Recipe | EvaluationRecipe,
+    ordered: Sequence[Wanted],
+    events: Iterator[tuple[int, dict[str, Any]]],
+    progress: Progress,
+) -> None:
+    """Show what the children tell; judge each result that is done."""
+    total = sum(one.exam.expected for one in ordered)
+    done: dict[tuple[int, int], int] = {}
+    with progress.task(f"evaluate {recipe.name}", total) as advance:
+        for process, event in events:
+            if not 0 <= event["result"] < len(ordered):
+                raise HarnessError(f"the evaluation tells of a result that was not asked: {event['result']}")
+            one = ordered[event["result"]]
+            done[process, event["result"]] = event["done"]
+            if event["event"] == "done":
+                progress.say(_line(recipe, one, read_result(one)))
+            if event["event"] == "done" or sum(done.values()) < total:
+                advance(sum(done.values()), f"step {one.job.step} {one.exam.name}")
+
+
+def _job(
+    recipe: Recipe | EvaluationRecipe, ordered: Sequence[Wanted], share: tuple[int, int], threads: int | None
+) -> dict[str, Any]:
+    """The job file: what is asked, and the results to write, those of a checkpoint together."""
+    exams = {one.exam.name: one.exam for one in ordered}
+    return {
+        "schema": SCHEMA,
+        "recipe": recipe.model_dump(mode="json"),
+        "threads": threads,
+        "share": list(share),
+        "exams": [{"name": name, "exam": exam.job()} for name, exam in exams.items()],
+        "results": [
+            {
+                "exam": one.exam.name,
+                "checkpoint": str((one.job.checkpoint or one.path.parent).absolute()),
+                "data": one.exam.data.digest if isinstance(one.exam, Official) else None,
+                "path": str(one.path.absolute()),
+                "identity": one.identity,
+            }
+            for one in ordered
+        ],
+    }
+
+
+def _line(recipe: Recipe | EvaluationRecipe, one: Wanted, result: Mapping[str, Any]) -> str:
+    mean, counts = result["mean"], result["counts"]
+    error = "" if mean["stderr"] is None else f" +- {mean['stderr']:.3f}"
+    odd = "".join(f", {counts[name]} {name}" for name in ("empty", "unparsable", "guessed") if counts[name])
+    return (
+        f"{recipe.name} step {one.job.step}: {one.exam.name} {mean['value']:.3f}{error} "
+        f"({counts['scored']} questions{odd}, {result['seconds']:.1f} s)"
+    )

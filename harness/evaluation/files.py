@@ -1,0 +1,219 @@
+"""The data of the published benchmarks below `paths.data`: where they lie, and what is missing. No torch.
+
+Nothing is computed before all of it is there: `open_published` counts the rows, looks for every video and names what
+it does not find. `docs/benchmarks.md` describes the layout.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from harness.common.errors import DataError
+from harness.config.recipe import digest
+from harness.evaluation.rows import ROWS, VIDEOS, Row, choose, chosen, pictures, read_rows, row_files
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from harness.benchmarks import Published
+
+FOLDER: Final = "benchmarks"
+_SHOWN: Final = 5
+_ENDINGS: Final = (".mp4", ".MP4", ".mkv")
+"""Endings that lmms-eval's tasks look for in the place of `.mp4`; not each of them takes `.mkv`."""
+_PAIRS: Final = "vinoground_videos_concated/vinoground_videoscore.json"
+"""Vinoground's questions about pairs of videos, below its videos."""
+_SINGLES: Final = "vinoground_videos/vinoground_textscore.json"
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedData:
+    """The data of a benchmark, all there.
+
+    Attributes:
+        root: the folder that holds the data of all published benchmarks.
+        limit: most items of each part, None for all.
+        expected: number of items that are asked, by the name of their part's task.
+        digest: of the rows without their pictures, of the sizes of the row files, and of the videos' names and sizes.
+    """
+
+    benchmark: Published
+    root: Path
+    limit: int | None
+    expected: dict[str, int]
+    digest: str
+
+
+def benchmarks_root(data: str) -> Path:
+    """The folder of all published benchmarks' data, of a recipe's `paths.data`."""
+    return Path(data) / FOLDER
+
+
+def open_published(benchmark: Published, root: Path, limit: int | None = None) -> PublishedData:
+    """The data of a benchmark.
+
+    Args:
+        limit: items of each part; rounded down to whole units where several items are scored as one.
+
+    Raises:
+        RecipeError: the limit is less than one unit.
+        DataError: files, rows, columns or videos are missing; each is named, with its size, origin and terms.
+    """
+    expected: dict[str, int] = {}
+    asked: list[tuple[str, Row]] = []
+    files: list[Path] = []
+    everything: list[Any] = []
+    rows_there = 0
+    for source in benchmark.parts if benchmark.group else ("",):
+        here = row_files(benchmark, root, source)
+        if not here:
+            raise _absent(benchmark, root, f"no rows of {source}" if source else "no rows")
+        rows = [row for path in here for row in _checked(benchmark, path)]
+        rows_there += len(rows)
+        found = choose(benchmark, rows, None)
+        _count(benchmark, root, source, found)
+        by_part = choose(benchmark, rows, limit)
+        for part, numbers in by_part.items():
+            expected[benchmark.part_task(source or part)] = len(numbers)
+        asked += [(source, rows[number]) for number in chosen(by_part)]
+        files += here
+        everything += [source, rows]
+    if rows_there != benchmark.rows:
+        raise _other(benchmark, root, f"{rows_there:,} rows", f"{benchmark.rows:,}")
+    sizes = [[path.name, path.stat().st_size] for path in files]
+    videos = _videos(benchmark, root, asked)
+    ordered = {task: expected[task] for task in map(benchmark.part_task, benchmark.parts)}
+    print_of = digest([json.loads(json.dumps(everything, default=str)), sizes, videos])
+    return PublishedData(benchmark, root, limit, ordered, print_of)
+
+
+def missing_published(benchmark: Published, root: Path, limit: int | None = None) -> list[str]:
+    """What `plan` prints while data are not there: `file: where it comes from`; empty where all of it is there."""
+    try:
+        open_published(benchmark, root, limit)
+    except DataError as error:
+        if any(row_files(benchmark, root, part) for part in benchmark.parts):
+            return [f"{root / benchmark.folder}: {error}"]
+        return [f"{root / benchmark.folder}: {origin_words(benchmark)}"]
+    return []
+
+
+def origin_words(benchmark: Published) -> str:
+    """Where the data of a benchmark come from, how large they are, and on which terms."""
+    origin = benchmark.origin
+    size = "size not known" if origin.gigabytes is None else f"about {origin.gigabytes:g} GB"
+    return f"{origin.repository} ({origin.rows}), {size}; access: {origin.access}; licence: {origin.licence}"
+
+
+def _absent(benchmark: Published, root: Path, what: str) -> DataError:
+    folder = root / benchmark.folder
+    return DataError(
+        f"{benchmark.name}: {what} in {folder / ROWS}; fetch {origin_words(benchmark)}",
+        hint="docs/benchmarks.md tells how the files are laid out",
+    )
+
+
+def _other(benchmark: Published, root: Path, found: str, wanted: str) -> DataError:
+    return DataError(
+        f"{benchmark.name}: {root / benchmark.folder / ROWS} holds {found}, the published split has {wanted}",
+        hint=f"keep the files of the split {benchmark.split} and no others: {origin_words(benchmark)}",
+    )
+
+
+def _count(benchmark: Published, root: Path, source: str, found: dict[str, list[int]]) -> None:
+    parts = {source: benchmark.parts[source]} if source else benchmark.parts
+    for part, wanted in parts.items():
+        numbers = next(iter(found.values()), []) if source else found.get(part, [])
+        if len(numbers) != wanted:
+            words = f" of {part}" if part else ""
+            raise _other(benchmark, root, f"{len(numbers):,} items{words}", f"{wanted:,}")
+
+
+def _checked(benchmark: Published, path: Path) -> list[Row]:
+    """The rows of a file that has every column."""
+    rows, columns = read_rows(path)
+    lacking = [name for name in benchmark.columns.split() if name not in columns]
+    if lacking:
+        raise DataError(
+            f"{path}: has no column {', '.join(lacking)}; it has {', '.join(sorted(columns))}",
+            hint=f"these are not the rows that lmms-eval's {benchmark.task} reads: {origin_words(benchmark)}",
+        )
+    if benchmark.media == "image" and not pictures(path):
+        raise DataError(
+            f"{path}: its column image is not marked as pictures",
+            hint="take the parquet files as they are on the Hub; a copy written by other tools loses the mark",
+        )
+    return rows
+
+
+def _videos(benchmark: Published, root: Path, asked: Sequence[tuple[str, Row]]) -> list[tuple[str, int]]:
+    """Name and size of every video that is asked about, once each.
+
+    Raises:
+        DataError: some are not there; the first five are named.
+    """
+    if benchmark.media == "image":
+        return []
+    folder = root / benchmark.folder / VIDEOS
+    sizes: dict[str, int] = {}
+    missing: dict[str, None] = {}
+    for name in _names(benchmark, folder, asked):
+        path = _there(folder / name)
+        if path is None:
+            missing[name] = None
+        elif name not in sizes:
+            sizes[name] = _size(path)
+    if missing:
+        first = ", ".join(list(missing)[:_SHOWN])
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        raise DataError(
+            f"{benchmark.name}: {len(missing):,} of {len(missing) + len(sizes):,} videos are missing in {folder}: "
+            f"{first}{more}; fetch {origin_words(benchmark)}",
+            hint="docs/benchmarks.md tells how the files are laid out",
+        )
+    return sorted(sizes.items())
+
+
+def _names(benchmark: Published, folder: Path, asked: Sequence[tuple[str, Row]]) -> Iterator[str]:
+    """The video of every row, below the folder of the videos."""
+    if benchmark.video is None:
+        yield from _vinoground(benchmark, folder, [row for _, row in asked])
+        return
+    for part, row in asked:
+        name = benchmark.video.format(**row)
+        yield f"{benchmark.video_folders[part]}/{name}" if benchmark.video_folders else name
+
+
+def _vinoground(benchmark: Published, folder: Path, rows: Sequence[Row]) -> Iterator[str]:
+    """Vinoground's rows name a question; the files beside its videos name the video and the right answer."""
+    found: dict[str, Any] = {}
+    for name in (_SINGLES, _PAIRS):  # the task reads both, whichever it asks
+        try:
+            found = {str(entry["idx"]): entry for entry in json.loads((folder / name).read_text())}
+        except FileNotFoundError:
+            raise DataError(
+                f"{benchmark.name}: {folder / name} is missing; fetch {origin_words(benchmark)}"
+            ) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{folder / name}: damaged ({type(error).__name__}: {error})") from None
+    for row in rows:
+        index = "_".join(str(row["index"]).split("_")[:2])
+        if index not in found:
+            raise DataError(f"{benchmark.name}: {folder / _PAIRS} has no entry {index}")
+        yield str(found[index]["video_name"])
+
+
+def _there(path: Path) -> Path | None:
+    """The video, under one of the endings that lmms-eval's tasks try."""
+    tried = [path.with_suffix(ending) for ending in _ENDINGS] if path.suffix == ".mp4" else [path]
+    return next((one for one in tried if one.exists()), None)
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of the pictures in a folder: some clips are folders of frames."""
+    if path.is_dir():
+        return sum(one.stat().st_size for one in path.iterdir())
+    return path.stat().st_size

@@ -1,0 +1,182 @@
+"""The evaluation's child process: `python -m harness.evaluation.lmms.child JOB.json EVENTS_FD`.
+
+It scores every checkpoint of the job file, one after the other, and writes the result of each as soon as it has it.
+As one of several it answers its share of the items and writes no result.
+Events go to the parent as JSON lines on the given file descriptor; what lmms-eval prints goes to stdout and stderr.
+The parent, not the exit code, decides whether a result counts.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from harness.common.errors import EnvironmentProblem, HarnessError
+from harness.config.evaluation import EvaluationRecipe, LmmsEvalModel
+from harness.config.recipe import Recipe
+from harness.evaluation.task import Questions, exam_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from harness.models.adapter import Adapter
+
+PREEMPTED = 75
+
+
+class Events:
+    """JSON lines to the parent. A parent that is gone is no error here: `watch_parent` ends the process."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._last = 0.0
+
+    def send(self, event: str, **fields: Any) -> None:
+        with suppress(BrokenPipeError):
+            self._stream.write(json.dumps({"event": event, **fields}) + "\n")
+            self._stream.flush()
+
+    def progress(self, result: int) -> Callable[[int], None]:
+        """Tells how many items of a result are done, a few times a second."""
+
+        def advance(done: int) -> None:
+            now = time.monotonic()
+            if now - self._last > 0.2:
+                self._last = now
+                self.send("progress", result=result, done=done)
+
+        return advance
+
+
+def run(job: Mapping[str, Any], events: Events, make_adapter: Callable[[Recipe], Adapter]) -> None:
+    """Write every result of the job, or keep this process's share of the answers to all of them."""
+    from harness.evaluation.lmms.answer_cache import Answers
+    from harness.evaluation.lmms.model import Desk, ShareAnswered
+    from harness.evaluation.lmms.run_task import ask, make_tasks
+    from harness.models.device import use_threads
+
+    recipe = read_recipe(job["recipe"])
+    use_threads(job["threads"])
+    work = Path(job["work"])
+    subject = make_subject(recipe, make_adapter)
+    asked = {entry["name"]: make_tasks(exam_of(entry["exam"]), work / "tasks") for entry in job["exams"]}
+    process, processes = job["share"]
+    for index, wanted in enumerate(job["results"]):
+        began = time.monotonic()
+        path, exam = Path(wanted["path"]), asked[wanted["exam"]]
+        made_by = {**subject.made_by(), "checkpoint": wanted["identity"]["checkpoint"], "data": wanted["data"]}
+        with Answers(path, process) as answers:
+            desk = Desk(answers, made_by, events.progress(index), (process, processes))
+            model = subject.model(Path(wanted["checkpoint"]), desk, own=isinstance(exam[0], Questions))
+            try:
+                result, items = ask(exam, desk, model)
+            except ShareAnswered:
+                continue
+        result["seconds"] = time.monotonic() - began
+        write_result(path, wanted["identity"], result, items)
+        events.send("done", result=index, done=len(items))
+
+
+def read_recipe(plain: Mapping[str, Any]) -> Recipe | EvaluationRecipe:
+    """The document of the job file."""
+    kind = EvaluationRecipe if plain.get("kind") == "evaluation" else Recipe
+    return kind.model_validate_json(json.dumps(plain))
+
+
+def make_subject(recipe: Recipe | EvaluationRecipe, make_adapter: Callable[[Recipe], Adapter]) -> Any:
+    """What is evaluated: `Checkpoints`, or a `Builtin` model of lmms-eval's."""
+    import torch
+
+    from harness.evaluation.lmms.scorer import compute_dtype
+    from harness.evaluation.lmms.subjects import Builtin, Checkpoints
+    from harness.models.official import evaluated_for
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows = recipe.evaluate.batch
+    if isinstance(recipe, Recipe):
+        dtype = compute_dtype(recipe.train.precision, device)
+        return Checkpoints(make_adapter(recipe), recipe.data.frames, rows, device, dtype)
+    if isinstance(recipe.model, LmmsEvalModel):
+        return Builtin(recipe.model, rows)
+    dtype = compute_dtype(recipe.precision, device)
+    return Checkpoints(evaluated_for(recipe), recipe.frames, rows, device, dtype)
+
+
+def write_result(
+    path: Path, identity: Mapping[str, Any], result: Mapping[str, Any], items: Sequence[Mapping[str, Any]]
+) -> None:
+    """The items first, then the result that names them: a result on disk is complete."""
+    text = "".join(json.dumps(item) + "\n" for item in items)
+    place = path.with_name(f"{path.stem}.items.jsonl")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(place, text)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    whole = {**identity, **result, "items": place.name, "items_sha256": digest}
+    _replace(path, json.dumps(whole, indent=1) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def watch_parent() -> None:
+    """End this process when the parent is gone: its end of stdin closes, however it died."""
+
+    def watch() -> None:
+        while os.read(0, 4096):
+            pass
+        os._exit(PREEMPTED)
+
+    threading.Thread(target=watch, daemon=True, name="watch-parent").start()
+
+
+def report(error: BaseException) -> dict[str, Any]:
+    """What the parent needs to raise the error again. tenacity, which lmms-eval wraps its calls in, hides it."""
+    last = getattr(error, "last_attempt", None)
+    error = (last.exception() if last is not None else None) or error
+    if isinstance(error, HarnessError):
+        return {"message": str(error), "hint": error.hint, "exit_code": error.exit_code}
+    hint, code = None, HarnessError.exit_code
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint, code = "free some disk space; the same command goes on where it was", EnvironmentProblem.exit_code
+    elif type(error).__name__ == "OutOfMemoryError":
+        hint = "lower evaluate.batch"
+    return {"message": f"{type(error).__name__}: {error}", "hint": hint, "exit_code": code}
+
+
+def project_adapter(recipe: Recipe) -> Adapter:
+    """The recipe's own adapter."""
+    from harness.models import adapter_for
+
+    return adapter_for(recipe, None)
+
+
+def main(argv: Sequence[str], make_adapter: Callable[[Recipe], Adapter] = project_adapter) -> int:
+    watch_parent()
+    job = json.loads(Path(argv[0]).read_text())
+    with os.fdopen(int(argv[1]), "w") as stream:
+        events = Events(stream)
+        try:
+            run(job, events, make_adapter)
+        except BaseException as error:
+            events.send("error", **report(error))
+            raise
+        events.send("end")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,295 @@
+"""Scores whole answers, or generates them, with a checkpoint of this project. Knows nothing of lmms-eval.
+
+Both go the training's own way: `Processor.encode`, `Adapter.forward` on a `regate.ScoredLM`, `regate.token_loss`.
+
+Legend: B rows, S expanded length, N scored targets, V vocabulary, T frames, H and W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+import regate
+from harness.common.errors import HarnessError, RecipeError
+from harness.data.sample import Encoded, Media, Sample, Turn, sample_id
+from harness.evaluation.lmms.generation import Limits, Speaks, generate, generate_plainly, generates, grow
+from harness.evaluation.lmms.shared_tower import one_tower_pass
+from regate.types import IGNORE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from harness.data.loading.frames import FrameRule
+    from harness.data.sample import Batch
+    from harness.models.adapter import Processor
+    from regate.types import Decision
+
+
+class Evaluated(Protocol):
+    """What of an adapter an evaluation needs."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def frame_rule(self) -> FrameRule: ...
+
+    def processor(self) -> Processor: ...
+
+    def load(self, directory: Path) -> nn.Module: ...
+
+    def forward(self, model: nn.Module, batch: Batch, decision: Decision) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The media of an item, and of each its frames: uint8 T3HW."""
+
+    media: tuple[Media, ...]
+    frames: list[Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One item: media, the user's turn, and the answers to score, or where the generated answer ends.
+
+    Attributes:
+        show: reads media that are no files of their own, such as the pictures in a benchmark's table; it runs when
+            the item's turn comes. `media` is empty then, and the media's tags go in front of the prompt.
+    """
+
+    key: str
+    media: tuple[Media, ...]
+    prompt: str
+    options: tuple[str, ...] = ()
+    limits: Limits | None = None
+    show: Callable[[], Shown] | None = field(default=None, compare=False)
+
+
+Chunk = dict[int, Ask]
+"""Items of one forward pass by their index."""
+
+
+@dataclass(frozen=True, slots=True)
+class OptionLoss:
+    """Summed negative log-likelihood (nats) of an option's targets, how many they are, and whether greedy decoding
+    would have written them."""
+
+    loss: float
+    tokens: int
+    greedy: bool
+
+
+@dataclass
+class FrameCache:
+    """Decoded media, kept up to a number of bytes: several questions, tasks and checkpoints ask for the same clip.
+
+    Attributes:
+        read: decodes one media to uint8 T3HW; raises an error that names the file.
+    """
+
+    read: Callable[[Media], Tensor]
+    max_bytes: int = 512 * 2**20
+    _kept: dict[Media, Tensor] = field(default_factory=dict)
+    _bytes: int = 0
+
+    def __call__(self, media: Media) -> Tensor:
+        found = self._kept.get(media)
+        if found is not None:
+            return found
+        frames_T3HW = self.read(media)
+        if self._bytes + frames_T3HW.nbytes <= self.max_bytes:
+            self._kept[media] = frames_T3HW
+            self._bytes += frames_T3HW.nbytes
+        return frames_T3HW
+
+
+@dataclass
+class Scorer:
+    """A checkpoint's model with what it needs to read questions.
+
+    Attributes:
+        model: as `Adapter.load` gives it, on its device.
+        rows: most sequences of one forward pass; the options of one item are never split, so an item with more
+            options than that makes a larger one.
+        dtype: autocast type, None for none.
+    """
+
+    adapter: Evaluated
+    model: nn.Module
+    frames: Callable[[Media], Tensor]
+    rows: int = 64
+    dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        self.model.eval()
+        self.processor = self.adapter.processor()
+        self.scored = regate.ScoredLM(self.model)
+        self.gate = regate.DenseGate()
+
+    @torch.inference_mode()
+    def option_losses(self, chunks: Sequence[Chunk]) -> Iterator[dict[int, list[OptionLoss]]]:
+        """For each chunk, by item, one loss an option, in their order.
+
+        Raises:
+            DataError: a media file cannot be read; it is named.
+            HarnessError: an option has no target, two options are the same tokens, or a loss is not finite.
+        """
+        for chunk, shown in self._read_ahead(chunks):
+            rows: list[Encoded] = []
+            clip_B: list[int] = []
+            for place, i in enumerate(chunk):
+                rows += self._encode_options(chunk[i], shown[i])
+                clip_B += [place] * len(chunk[i].options)
+            with one_tower_pass(self.model, clip_B):
+                losses = iter(self._losses(rows))
+            found = {i: [next(losses) for _ in ask.options] for i, ask in chunk.items()}
+            for i, ask in chunk.items():
+                _check(ask, found[i])
+            yield found
+
+    @torch.inference_mode()
+    def answers(self, chunks: Sequence[Chunk]) -> Iterator[dict[int, tuple[str, int]]]:
+        """For each chunk, by item, the greedily generated answer and its number of tokens.
+
+        Raises:
+            DataError: a media file cannot be read; it is named.
+            RecipeError: the adapter's processor cannot turn tokens into text.
+        """
+        if not isinstance(self.processor, Speaks):
+            raise RecipeError(
+                f"adapter {self.adapter.name}: its processor has no end_id and decode, which generated answers need",
+                hint="choose a benchmark that scores options",
+            )
+        for chunk, shown in self._read_ahead(chunks):
+            (limits,) = {ask.limits for ask in chunk.values()}
+            assert limits is not None
+            rows = [
+                self.processor.encode_prompt(_sample(ask, shown[i], ()), shown[i].frames) for i, ask in chunk.items()
+            ]
+            with self._autocast():
+                if generates(self.model):
+                    written = generate(self.model, self.processor, self.processor.collate(rows), limits)
+                else:
+                    written = generate_plainly(self._next_logits, self.processor, rows, limits)
+            yield {
+                i: (_cut(self.processor.decode(ids), limits.until), len(ids))
+                for i, ids in zip(chunk, written, strict=True)
+            }
+
+    def _encode_options(self, ask: Ask, shown: Shown) -> list[Encoded]:
+        rows = [self.processor.encode(_sample(ask, shown, (option,)), shown.frames) for option in ask.options]
+        targets = [tuple(row.labels_S[row.labels_S != IGNORE].tolist()) for row in rows]
+        for option, ids in zip(ask.options, targets, strict=True):
+            if not ids:
+                raise HarnessError(f"question {ask.key}: option {option!r} has no target tokens to score")
+        if len(set(targets)) < len(targets):
+            raise HarnessError(f"question {ask.key}: two options are the same tokens: {', '.join(ask.options)}")
+        return rows
+
+    def _losses(self, rows: Sequence[Encoded]) -> list[OptionLoss]:
+        batch = self.processor.collate(rows)
+        decision = self.gate.decide(batch.layout, batch.sample_ids_B, step=0)
+        logits_NV, targets_N = self._forward(batch, decision)
+        loss_N = regate.token_loss(logits_NV, targets_N).double().cpu()
+        greedy_N = (logits_NV.argmax(dim=-1) == targets_N).cpu()
+        row_N = decision.targets_BS.nonzero()[:, 0]
+        tokens_B = torch.bincount(row_N, minlength=len(rows))
+        loss_B = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, row_N, loss_N)
+        missed_B = torch.zeros(len(rows), dtype=torch.int64).index_add_(0, row_N, (~greedy_N).long())
+        values = zip(loss_B.tolist(), tokens_B.tolist(), missed_B.tolist(), strict=True)
+        return [OptionLoss(loss, tokens, missed == 0) for loss, tokens, missed in values]
+
+    def _next_logits(self, rows: Sequence[Encoded]) -> Tensor:
+        """logits_BV behind each row's last token. It is found like any target: a stand-in follows that token."""
+        assert isinstance(self.processor, Speaks)
+        batch = self.processor.collate([grow(row, self.processor.end_id, target=True) for row in rows])
+        return self._forward(batch, self.gate.decide(batch.layout, batch.sample_ids_B, step=0))[0]
+
+    def _forward(self, batch: Batch, decision: Decision) -> tuple[Tensor, Tensor]:
+        with self._autocast():
+            return self.adapter.forward(self.scored, batch, decision)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.dtype is None:
+            return nullcontext()
+        return torch.autocast(next(self.model.parameters()).device.type, dtype=self.dtype)
+
+    def _read_ahead(self, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, dict[int, Shown]]]:
+        """The chunks with their decoded media; the next one is decoded while this one is computed."""
+
+        def show(ask: Ask) -> Shown:
+            return ask.show() if ask.show else Shown(ask.media, [self.frames(media) for media in ask.media])
+
+        def read(chunk: Chunk) -> dict[int, Shown]:
+            return {i: show(ask) for i, ask in chunk.items()}
+
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            ahead = [pool.submit(read, chunk) for chunk in chunks[:1]]
+            for k, chunk in enumerate(chunks):
+                shown = ahead.pop().result()
+                ahead += [pool.submit(read, later) for later in chunks[k + 1 : k + 2]]
+                yield chunk, shown
+
+
+def chunked(asks: Sequence[Ask], rows: int) -> list[Chunk]:
+    """Items of about the same length together, longest first: memory runs out at once or not at all.
+
+    It depends on the items alone, so that an evaluation that is resumed, or spread over processes, computes together
+    what a whole one does. Answers that end by different limits are not written together.
+
+    Args:
+        rows: most sequences of a chunk.
+    """
+    limits = list(dict.fromkeys(ask.limits for ask in asks))
+    order = sorted(range(len(asks)), key=lambda i: (limits.index(asks[i].limits), -_length(asks[i]), i))
+    chunks: list[Chunk] = [{}]
+    used = 0
+    for i in order:
+        need = max(1, len(asks[i].options))
+        others = next(iter(chunks[-1].values()), asks[i])
+        if chunks[-1] and (used + need > rows or others.limits != asks[i].limits):
+            chunks.append({})
+            used = 0
+        chunks[-1][i] = asks[i]
+        used += need
+    return chunks if chunks[-1] else []
+
+
+def _length(ask: Ask) -> int:
+    return len(ask.prompt) + max((len(option) for option in ask.options), default=0)
+
+
+def _sample(ask: Ask, shown: Shown, answer: tuple[str, ...]) -> Sample:
+    tags = "".join(f"<media:{i}>\n" for i in range(len(shown.media))) if ask.show else ""
+    turns = (Turn("user", tags + ask.prompt), *(Turn("assistant", text) for text in answer))
+    return Sample(sample_id("question", ask.key), ask.key, shown.media, turns)
+
+
+def _check(ask: Ask, losses: Sequence[OptionLoss]) -> None:
+    for option, found in zip(ask.options, losses, strict=True):
+        if not math.isfinite(found.loss):
+            raise HarnessError(f"question {ask.key}: the loss of option {option!r} is {found.loss}")
+
+
+def _cut(text: str, until: Sequence[str]) -> str:
+    ends = [text.find(stop) for stop in until if stop and stop in text]
+    return text[: min(ends)] if ends else text
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """Autocast type of a recipe's `train.precision` on a device: evaluation computes as training does."""
+    if precision == "auto":
+        capable = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if capable else None
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)

@@ -1,0 +1,79 @@
+"""A model evaluated as it is: no training before it, and a record that tables can show beside those of runs."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.benchmarks import BENCHMARKS, AnyBenchmark
+from harness.common.errors import EnvironmentProblem
+from harness.config.evaluation import VideoChat2Checkpoint
+from harness.config.recipe import digest
+from harness.evaluation.evaluate import Job, checkpoint_digest, evaluate_checkpoints
+from harness.evaluation.lmms.process import CHILD
+from harness.models.official import missing_checkpoint
+from harness.records import provenance
+from harness.records.record import evaluation_record, write_record
+from harness.records.run_folder import alone, check_disk, pin, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from harness.common.progress import Progress
+    from harness.config.evaluation import EvaluationRecipe
+
+
+def evaluate_alone(
+    recipe: EvaluationRecipe,
+    progress: Progress,
+    *,
+    benchmarks: Mapping[str, AnyBenchmark] = BENCHMARKS,
+    child: Sequence[str] = CHILD,
+) -> Path:
+    """Score the model on every benchmark and write its record; what is there and current is not repeated.
+
+    Args:
+        benchmarks, child: as for `evaluate_checkpoints`.
+
+    Returns:
+        The record's file.
+
+    Raises:
+        EnvironmentProblem: weights are missing, or the disk is nearly full.
+        StaleError: the evaluation was started with other weights.
+    """
+    missing = missing_checkpoint(recipe)
+    if missing:
+        told = "\n".join(f"  {line}" for line in missing)
+        raise EnvironmentProblem(f"{recipe.name}: weights are missing\n{told}")
+    results = Path(recipe.paths.results)
+    check_disk(results)
+    run_dir = results / "runs" / recipe.run_id
+    job = Job(0, 0.0, _checkpoint(recipe))
+    with alone(run_dir):
+        write_json(run_dir / "recipe.json", recipe.identity())
+        weights = weights_of(recipe)
+        pin(run_dir, "weights", weights)
+        evaluate_checkpoints(recipe, run_dir, [job], data=None, progress=progress, benchmarks=benchmarks, child=child)
+        where = provenance.collect(threads=recipe.devices.threads)
+        finished = datetime.now(UTC).isoformat(timespec="milliseconds")
+        record = evaluation_record(recipe, run_dir, weights_fingerprint=weights, where=where, finished=finished)
+        return write_record(record, run_dir)
+
+
+def weights_of(recipe: EvaluationRecipe) -> str:
+    """What tells the model's weights from others: the digest of its checkpoint, and of the language model that the
+    checkpoint does not hold."""
+    own = checkpoint_digest(_checkpoint(recipe))
+    if not isinstance(recipe.model, VideoChat2Checkpoint):
+        return own
+    from harness.models.videollama2.weights import fingerprint, weight_files
+
+    base = weight_files(Path(recipe.paths.weights) / recipe.model.language_model)
+    return digest([own, fingerprint(base)])
+
+
+def _checkpoint(recipe: EvaluationRecipe) -> Path | None:
+    named = recipe.model.checkpoint
+    return None if named is None else Path(recipe.paths.weights) / named

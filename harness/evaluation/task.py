@@ -1,0 +1,245 @@
+"""What a checkpoint is asked for one result, and whether what came back is that: a benchmark of our own with its
+questions, or a published one with its data. Pure functions of plain values, no torch and no lmms-eval.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from pydantic import TypeAdapter
+
+from harness.benchmarks import AnyBenchmark, Benchmark, Published, find
+from harness.benchmarks.scoring import Scoring
+from harness.common.errors import DataError, HarnessError, RecipeError
+from harness.config.recipe import digest
+from harness.evaluation.files import PublishedData, benchmarks_root, open_published
+from harness.evaluation.items import summarise_published
+from harness.evaluation.multiple_choice import (
+    expected_prompt_hash,
+    question_of,
+    question_record,
+    questions_hash,
+    select,
+    summarise,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from harness.data.sources import DataSet
+    from harness.evaluation.multiple_choice import Tasks
+
+
+Prompts = Literal["task", "paper"]
+"""How a published benchmark asks: as lmms-eval's task does, or with the paper's response formats."""
+
+
+class Exam(Protocol):
+    """What one result is about."""
+
+    @property
+    def name(self) -> str:
+        """The benchmark's, in recipes and file names."""
+        ...
+
+    @property
+    def expected(self) -> int:
+        """How many items are asked."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """What a result must say of itself to be this exam's."""
+        ...
+
+    def job(self) -> dict[str, Any]:
+        """What the child needs to hold it, as plain values."""
+        ...
+
+    def summary(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """`tasks`, `mean` and `counts` that the items give.
+
+        Raises:
+            HarnessError: the items are not those that were asked, or one contradicts itself; it is named.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """A benchmark of our own."""
+
+    benchmark: Benchmark
+    tasks: Tasks
+
+    @property
+    def name(self) -> str:
+        return self.benchmark.name
+
+    @property
+    def expected(self) -> int:
+        return sum(len(questions) for questions in self.tasks.values())
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "questions": questions_hash(self.tasks),
+            "prompt_hash": expected_prompt_hash(self.benchmark, self.tasks),
+            "definition": digest(asdict(self.benchmark)),
+            "scoring": asdict(Scoring()),
+            "prompts": "task",
+        }
+
+    def job(self) -> dict[str, Any]:
+        return {
+            "kind": "questions",
+            "benchmark": asdict(self.benchmark),
+            "questions": [question_record(q) for questions in self.tasks.values() for q in questions],
+        }
+
+    def summary(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        benchmark = self.benchmark
+        asked = [(benchmark.task(ability), q) for ability, questions in self.tasks.items() for q in questions]
+        if len(items) != len(asked):
+            raise HarnessError(f"{len(items)} items scored, {len(asked)} asked")
+        if [(item["task"], item["key"]) for item in items] != [(task, q.key) for task, q in asked]:
+            raise HarnessError("the items are others than those that were asked, or in another order")
+        for item, (_, question) in zip(items, asked, strict=True):
+            problem = _item_problem(benchmark, item, len(question.options), question.answer)
+            if problem:
+                raise HarnessError(f"{item['task']} {item['key']}: {problem}")
+        found = summarise(benchmark, items)
+        return {**found, "counts": {"expected": len(asked), **found["counts"], "guessed": 0, "errors": 0}}
+
+
+def _item_problem(benchmark: Benchmark, item: Mapping[str, Any], options: int, answer: int) -> str | None:
+    if item["answer"] != answer or item["correct"] != int(item["prediction"] == answer):
+        return "its answer or verdict is wrong"
+    if benchmark.form == "options":
+        losses, tokens = item["option_loss"], item["option_tokens"]
+        if len(losses) != options or len(tokens) != options or not all(map(math.isfinite, losses)) or min(tokens) < 1:
+            return f"not every option has a loss: {losses}, tokens {tokens}"
+        if item["prediction"] != losses.index(min(losses)):
+            return "its prediction is not the likeliest option"
+    elif item["empty"] and benchmark.empty == "refuse":
+        return "the answer is empty"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Official:
+    """A published benchmark: lmms-eval's own task asks and judges, on data that are all there."""
+
+    data: PublishedData
+    prompts: Prompts
+
+    @property
+    def name(self) -> str:
+        return self.data.benchmark.name
+
+    @property
+    def expected(self) -> int:
+        return sum(self.data.expected.values())
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "questions": digest([self.data.digest, self.data.limit]),
+            "definition": digest(asdict(self.data.benchmark)),
+            "scoring": asdict(self.data.benchmark.scoring),
+            "prompts": self.prompts,
+            "lmms_eval": importlib.metadata.version("lmms_eval"),
+        }
+
+    def job(self) -> dict[str, Any]:
+        return {
+            "kind": "published",
+            "benchmark": asdict(self.data.benchmark),
+            "root": str(self.data.root.absolute()),
+            "prompts": self.prompts,
+            "limit": self.data.limit,
+            "expected": self.data.expected,
+            "digest": self.data.digest,
+        }
+
+    def summary(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        found: dict[str, int] = dict.fromkeys(self.data.expected, 0)
+        seen: set[tuple[str, str]] = set()
+        for item in items:
+            name = (item["task"], item["key"])
+            if item["task"] not in found or name in seen:
+                raise HarnessError(f"{item['task']} {item['key']}: there twice, or of no part of {self.name}")
+            if not 0 <= item["correct"] <= 1 or item["empty"] != (not item["text"].strip()):
+                raise HarnessError(f"{item['task']} {item['key']}: its verdict is wrong: {item}")
+            seen.add(name)
+            found[item["task"]] += 1
+        if found != self.data.expected:
+            few = {
+                task: f"{found[task]} of {count}"
+                for task, count in self.data.expected.items()
+                if found[task] != count
+            }
+            raise HarnessError(f"items scored: {', '.join(f'{task} {told}' for task, told in few.items())} asked")
+        if items and all(item["empty"] for item in items):
+            raise HarnessError(f"all {len(items)} answers are empty: the model said nothing")
+        summary = summarise_published(self.data.benchmark, items)
+        return {**summary, "counts": {"expected": self.expected, **summary["counts"], "errors": 0}}
+
+
+def exam_of(job: Mapping[str, Any]) -> Exam:
+    """The exam that `Exam.job` wrote down."""
+    if job["kind"] == "questions":
+        benchmark = TypeAdapter(Benchmark).validate_python(job["benchmark"])
+        questions = [question_of(record) for record in job["questions"]]
+        tasks = {a: tuple(q for q in questions if q.ability == a) for a in benchmark.abilities}
+        return Questions(benchmark, tasks)
+    published = TypeAdapter(Published).validate_python(job["benchmark"])
+    data = PublishedData(published, Path(job["root"]), job["limit"], job["expected"], job["digest"])
+    return Official(data, job["prompts"])
+
+
+def set_exams(
+    names: Sequence[str],
+    known: Mapping[str, AnyBenchmark],
+    *,
+    data: DataSet | None,
+    data_folder: str,
+    prompts: Prompts,
+    limit: int | None,
+) -> list[Exam]:
+    """The exams of the benchmarks, all of whose data are there.
+
+    Args:
+        data: the training's data set, whose held-out questions our own benchmarks ask; None where nothing is trained.
+        data_folder: `paths.data`, below which the published benchmarks' data lie.
+        prompts: how the published benchmarks ask, `task` or `paper`.
+        limit: items of each task.
+
+    Raises:
+        RecipeError: an unknown benchmark, or one for other data.
+        DataError: media files, rows or questions are missing; they are named.
+    """
+    exams = [_exam(find(name, known), data, data_folder, prompts, limit) for name in names]
+    own = [exam for exam in exams if isinstance(exam, Questions)]
+    paths = {m.path for exam in own for questions in exam.tasks.values() for q in questions for m in q.media}
+    missing = sorted(str(path) for path in paths if not path.is_file())
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise DataError(
+            f"{len(missing)} media files of the questions are missing: {', '.join(missing[:5])}{more}",
+            hint="make or fetch the data again: `harness data check` names what is damaged",
+        )
+    return exams
+
+
+def _exam(benchmark: AnyBenchmark, data: DataSet | None, folder: str, prompts: Prompts, limit: int | None) -> Exam:
+    if isinstance(benchmark, Published):
+        return Official(open_published(benchmark, benchmarks_root(folder), limit), prompts)
+    if data is None:
+        raise RecipeError(
+            f"benchmarks: {benchmark.name} asks the held-out questions of data.source {benchmark.source}, and this "
+            "evaluation has no data",
+            hint="name it in the training recipe's evaluate.benchmarks",
+        )
+    return Questions(benchmark, select(benchmark, data.source, data.questions, limit))

@@ -1,0 +1,74 @@
+"""The devices of a run: how they compute, and how much memory they held."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+
+from harness.common.errors import RecipeError
+
+if TYPE_CHECKING:
+    from harness.config.recipe import TrainRecipe
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+_THREADS: Final = torch.get_num_threads()
+"""What torch chose for this machine."""
+
+
+def use_threads(threads: int | None) -> None:
+    """Compute with so many threads on the CPU; None takes what torch chose when it was loaded."""
+    torch.set_num_threads(_THREADS if threads is None else threads)
+
+
+def computes_bfloat16() -> bool:
+    """Whether this machine's GPU has bfloat16 arithmetic; on a CPU it is emulated and slow."""
+    return bool(torch.cuda.is_available() and torch.cuda.is_bf16_supported())
+
+
+def reset_peak(device: torch.device) -> None:
+    """Start a new peak at what is held now."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif _CLEAR.exists():
+        # Writing 5 resets the peak resident set size (VmHWM), see proc(5).
+        _CLEAR.write_text("5")
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """Bytes: allocated on the GPU, or resident in this process (code and libraries included). None where the
+    operating system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    if not _STATUS.exists():
+        return None
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def accelerator(recipe: TrainRecipe) -> Accelerator:
+    """accelerate's view of this process, with the recipe's precision and accumulation.
+
+    Raises:
+        RecipeError: the global batch cannot be split evenly over the processes.
+    """
+    chosen = recipe.precision if recipe.precision != "auto" else ("bfloat16" if computes_bfloat16() else "float32")
+    precision = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[chosen]
+    # accelerate takes part in a group of CPU processes only where it is told that it computes on the CPU.
+    made = Accelerator(mixed_precision=precision, cpu=dist.is_initialized() and not torch.cuda.is_available())
+    per_pass = recipe.micro_batch * made.num_processes
+    if recipe.global_batch % per_pass:
+        raise RecipeError(
+            f"train.global_batch {recipe.global_batch} is not a multiple of micro_batch x processes = {per_pass}",
+            hint="choose micro_batch so that it divides global_batch / processes",
+        )
+    made.gradient_accumulation_steps = recipe.global_batch // per_pass
+    return made

@@ -1,0 +1,121 @@
+"""The tiny model behind the door that every model family has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from transformers import AutoModelForCausalLM
+
+from harness.common.errors import EnvironmentProblem, RecipeError
+from harness.models.adapter import DecoderShape, scored_forward
+from harness.models.artifacts import parts_of
+from harness.models.tiny.model import TinyVLMConfig, TinyVLMForConditionalGeneration, tower_parameters, vision_flops
+from harness.models.tiny.processor import TinyProcessor
+from harness.models.tiny.stages import make_parts, quiet_transformers
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from harness.common.progress import Progress
+    from harness.config.recipe import Recipe
+    from harness.data.loading.frames import FrameRule
+    from harness.data.sample import Batch
+    from harness.data.sources import DataSet
+    from regate.types import Decision
+
+
+class TinyAdapter:
+    """Parts made by `prepare`, students and teachers loaded from them.
+
+    Args:
+        data: the opened data set; without it the parts can be loaded but not made.
+    """
+
+    name = "tiny"
+    frame_rule: FrameRule = "spread"
+
+    def __init__(self, recipe: Recipe, data: DataSet | None) -> None:
+        if recipe.gate is not None and recipe.gate.reference.model is not None:
+            raise RecipeError(
+                f"gate.reference.model is {recipe.gate.reference.model}: no other model has the tiny one's tokenizer",
+                hint="leave it out: the teacher is the text-only backbone that the student started from",
+            )
+        self.recipe = recipe
+        self.data = data
+        self.parts = parts_of(recipe, data.fingerprint if data else None)
+
+    def missing(self) -> list[str]:
+        return [f"{self.parts.folder(stage)}: made by `harness prepare`" for stage in self.parts.missing()]
+
+    def unseen(self) -> bool:
+        return False
+
+    def prepare(self, progress: Progress) -> None:
+        if self.data is None:
+            raise EnvironmentProblem("the tiny model's parts are made from its data", hint="run `harness prepare`")
+        make_parts(self.recipe, self.data, self.parts, progress)
+
+    @property
+    def weights_fingerprint(self) -> str:
+        return self.parts.weights("aligned")
+
+    @property
+    def teacher_fingerprint(self) -> str:
+        return self.parts.weights("backbone")
+
+    def processor(self) -> TinyProcessor:
+        return TinyProcessor.load(self.parts.folder("backbone"))
+
+    def student(self) -> nn.Module:
+        """The aligned model; projector and decoder are trained, the tower is not."""
+        return self.load(self.parts.folder("aligned"))
+
+    def teacher(self) -> nn.Module:
+        """The text-only backbone as it was before alignment."""
+        with quiet_transformers():
+            model: nn.Module = AutoModelForCausalLM.from_pretrained(self.parts.folder("backbone"))
+        return model.eval().requires_grad_(False)
+
+    def shape(self) -> DecoderShape:
+        config = TinyVLMConfig.from_pretrained(self.parts.folder("aligned"))
+        text = config.text_config
+        return DecoderShape(
+            hidden=text.hidden_size,
+            layers=text.num_hidden_layers,
+            heads=text.num_attention_heads,
+            kv_heads=text.num_key_value_heads,
+            head_dim=text.hidden_size // text.num_attention_heads,
+            intermediate=text.intermediate_size,
+            vocabulary=text.vocab_size,
+            vision_flops=vision_flops(config),
+        )
+
+    def forward(self, model: nn.Module, batch: Batch, decision: Decision) -> tuple[Tensor, Tensor]:
+        return scored_forward(model, batch, decision)
+
+    def save(self, model: nn.Module, directory: Path) -> None:
+        with quiet_transformers():
+            model.save_pretrained(directory)  # type: ignore[operator]
+        self.processor().save(directory)
+
+    def load(self, directory: Path) -> nn.Module:
+        """A checkpoint of the tiny model.
+
+        Raises:
+            EnvironmentProblem: it is another model's: transformers would fill what is missing at random.
+        """
+        with quiet_transformers():
+            loaded, found = TinyVLMForConditionalGeneration.from_pretrained(directory, output_loading_info=True)
+        wrong = sorted(str(name) for kind in ("missing_keys", "unexpected_keys") for name in found[kind])
+        if wrong:
+            raise EnvironmentProblem(
+                f"{directory}: no checkpoint of the tiny model: {len(wrong)} tensors are missing or foreign, first "
+                f"{wrong[0]}",
+                hint="is it another model's?",
+            )
+        model: nn.Module = loaded
+        for parameter in tower_parameters(model):
+            parameter.requires_grad_(False)
+        return model

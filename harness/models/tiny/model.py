@@ -1,0 +1,310 @@
+"""A small video LLM of plain transformers classes: per-frame CNN, projector, Qwen2 decoder.
+
+It is built as the real ones are (tower, connector, `AutoModel` decoder, placeholders filled by masked_scatter),
+so whatever works on it by `get_decoder()` and `base_model` works on them. transformers' own `from_pretrained`
+reads its checkpoints; there is no remote code.
+
+Legend: B rows, S expanded length, N clips, T frames, C channels, H and W pixels or cells, P visual tokens of
+a clip, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.configuration_utils import SubConfigSpec
+from transformers.modeling_outputs import BaseModelOutput
+
+from harness.models.multimodal import check_inputs, fill, head
+
+if TYPE_CHECKING:
+    from transformers import Cache
+    from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+FRAMES_A_TOKEN = 2
+CELLS_A_TOKEN = 2
+"""A visual token is CELLS_A_TOKEN x CELLS_A_TOKEN cells of FRAMES_A_TOKEN neighbouring frames."""
+PROJECTOR_WIDTH = 2
+"""Inner width of the projector, as a multiple of the decoder's hidden size."""
+NORM_GROUP = 8
+"""Channels of a GroupNorm group."""
+
+
+class TinyTowerConfig(PreTrainedConfig):  # type: ignore[misc]
+    """Sizes of the vision tower. Each entry of `channels` and `kernels` is one convolution of stride 2."""
+
+    model_type = "regate_tiny_tower"
+
+    channels: list[int] | tuple[int, ...] = (16, 32, 64, 64)
+    kernels: list[int] | tuple[int, ...] = (5, 3, 3, 3)
+    image_size: int = 64
+
+    @property
+    def grid(self) -> int:
+        """Cells along one side of the feature map."""
+        return self.image_size // int(2 ** len(self.channels))
+
+
+class TinyVLMConfig(PreTrainedConfig):  # type: ignore[misc]
+    """Tower, number of frames and the decoder's own config."""
+
+    model_type = "regate_tiny_vlm"
+    sub_configs_defaults = {  # noqa: RUF012 - a ClassVar of transformers
+        "vision_config": SubConfigSpec(config_class=TinyTowerConfig),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen2"),
+    }
+
+    vision_config: dict[str, Any] | PreTrainedConfig | None = None
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    frames: int = 8
+    placeholder_token_id: int = 1
+    tie_word_embeddings: bool = True
+
+    @property
+    def visual_tokens(self) -> int:
+        """P, of one clip."""
+        return visual_tokens(self.frames, self.vision_config.grid)  # type: ignore[union-attr]
+
+
+def visual_tokens(frames: int, grid: int) -> int:
+    """P: merged frame pairs times merged 2 x 2 cells."""
+    return (frames // FRAMES_A_TOKEN) * (grid // CELLS_A_TOKEN) ** 2
+
+
+class TinyTower(PreTrainedModel):  # type: ignore[misc]
+    """Frames one by one through a strided CNN with GroupNorm and GELU."""
+
+    config_class = TinyTowerConfig
+    base_model_prefix = "tower"
+    main_input_name = "pixel_values"
+    supports_gradient_checkpointing = False
+
+    def __init__(self, config: TinyTowerConfig) -> None:
+        super().__init__(config)
+        layers: list[nn.Module] = []
+        before = 3
+        for channels, kernel in zip(config.channels, config.kernels, strict=True):
+            layers += [
+                nn.Conv2d(before, channels, kernel, stride=2, padding=kernel // 2),
+                nn.GroupNorm(max(1, channels // NORM_GROUP), channels),
+                nn.GELU(),
+            ]
+            before = channels
+        self.layers = nn.Sequential(*layers)
+        self.post_init()
+
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutput:
+        """Frames [N, 3, H, W], float, normalised; `last_hidden_state` is [N, C, grid, grid]."""
+        return BaseModelOutput(last_hidden_state=self.layers(pixel_values))
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Conv2d):
+            init.kaiming_normal_(module.weight, nonlinearity="relu")
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.GroupNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+
+
+class TinyProjector(nn.Module):
+    """Space and time to depth, then a two-layer perceptron into the decoder's width.
+
+    Each token also gets a learned vector of its place, which a convolution's output does not tell. It starts as
+    large as the features: smaller ones left the decoder unable to see motion.
+    """
+
+    def __init__(self, config: TinyVLMConfig) -> None:
+        super().__init__()
+        vision, text = config.vision_config, config.text_config
+        width = vision.channels[-1] * CELLS_A_TOKEN**2 * FRAMES_A_TOKEN  # type: ignore[union-attr]
+        inner = PROJECTOR_WIDTH * text.hidden_size  # type: ignore[union-attr]
+        self.linear_1 = nn.Linear(width, inner)
+        self.act = nn.GELU()
+        self.linear_2 = nn.Linear(inner, text.hidden_size)  # type: ignore[union-attr]
+        self.place_PD = nn.Parameter(torch.randn(config.visual_tokens, text.hidden_size))  # type: ignore[union-attr]
+
+    def forward(self, features_NTCHW: Tensor) -> Tensor:
+        """Cell features to tokens [N, P, D], in (time, row, column) order."""
+        n, t, c, h, w = features_NTCHW.shape
+        f, s = FRAMES_A_TOKEN, CELLS_A_TOKEN
+        blocks = features_NTCHW.reshape(n, t // f, f, c, h // s, s, w // s, s)
+        merged_NPC = blocks.permute(0, 1, 4, 6, 2, 5, 7, 3).reshape(n, -1, f * s * s * c)
+        tokens_NPD: Tensor = self.linear_2(self.act(self.linear_1(merged_NPC))) + self.place_PD
+        return tokens_NPD
+
+
+class TinyVLMPreTrained(PreTrainedModel):  # type: ignore[misc]
+    """What the two classes below share: the flags that transformers reads from the class."""
+
+    config_class = TinyVLMConfig
+    base_model_prefix = "model"
+    input_modalities = ("video", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement = ("past_key_values",)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """transformers' own; features of the projector as large as the places. (The tower has its own.)"""
+        super()._init_weights(module)
+        if isinstance(module, TinyProjector):
+            init.normal_(module.place_PD)
+            for linear in (module.linear_1, module.linear_2):
+                init.normal_(linear.weight, std=linear.in_features**-0.5)
+
+
+class TinyVLMModel(TinyVLMPreTrained):
+    """Tower, projector and decoder, without the output embedding."""
+
+    def __init__(self, config: TinyVLMConfig) -> None:
+        super().__init__(config)
+        check_sizes(config)
+        self.vision_tower = TinyTower(config.vision_config)  # type: ignore[arg-type]
+        self.projector = TinyProjector(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_video_features(self, pixel_values: Tensor) -> Tensor:
+        """Clips [N, T, 3, H, W] to visual tokens [N, P, D]."""
+        n, t = pixel_values.shape[:2]
+        cells = self.vision_tower(pixel_values.flatten(0, 1)).last_hidden_state
+        features_NPD: Tensor = self.projector(cells.unflatten(0, (n, t)))
+        return features_NPD
+
+    def merge(self, input_ids: Tensor, embeds_BSD: Tensor, pixel_values: Tensor | None) -> Tensor:
+        """Put the visual tokens, in order, where the placeholders stand.
+
+        Raises:
+            ValueError: placeholders and visual tokens differ in number, or there are no frames for them.
+        """
+        placeholder_BS = input_ids == self.config.placeholder_token_id
+        features = None if pixel_values is None else self.get_video_features(pixel_values)
+        filled = fill(embeds_BSD, placeholder_BS, features)
+        return filled + self._nothing() if features is None and self.training else filled
+
+    def _nothing(self) -> Tensor:
+        """Zero, through the projector: a micro-batch of text calls the same modules as all others, so processes that
+        share gradients or weights stay in step."""
+        size = self.config.vision_config.image_size
+        black = torch.zeros(1, self.config.frames, 3, size, size, device=self.device)
+        return self.get_video_features(black).sum() * 0.0
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """`inputs_embeds` stands for `input_ids` after the merge; exactly one of the two is given."""
+        check_inputs(input_ids, inputs_embeds, pixel_values)
+        if input_ids is not None:
+            inputs_embeds = self.merge(input_ids, self.get_input_embeddings()(input_ids), pixel_values)
+        return self.language_model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+
+
+class TinyVLMForConditionalGeneration(TinyVLMPreTrained, GenerationMixin):  # type: ignore[misc]
+    """The whole model."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: TinyVLMConfig) -> None:
+        super().__init__(config)
+        text = config.text_config
+        self.model = TinyVLMModel(config)
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)  # type: ignore[union-attr]
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits, and the loss where labels are given (transformers' own shift and normalisation)."""
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        return head(self, outputs, labels, logits_to_keep, **kwargs)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """The frames go in once, with the prompt; the cache carries them afterwards."""
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
+            input_ids, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if is_first_iteration or not kwargs.get("use_cache", True):
+            inputs["pixel_values"] = pixel_values
+        return inputs
+
+
+def check_sizes(config: TinyVLMConfig) -> None:
+    """Frames and cells must divide into visual tokens.
+
+    Raises:
+        ValueError: with the numbers that do.
+    """
+    grid = config.vision_config.grid  # type: ignore[union-attr]
+    stride = 2 ** len(config.vision_config.channels) * CELLS_A_TOKEN  # type: ignore[union-attr]
+    if grid < CELLS_A_TOKEN or config.vision_config.image_size % stride:  # type: ignore[union-attr]
+        size = config.vision_config.image_size  # type: ignore[union-attr]
+        raise ValueError(f"image size {size} is not a multiple of {stride}")
+    if config.frames < FRAMES_A_TOKEN or config.frames % FRAMES_A_TOKEN:
+        raise ValueError(f"frames must be a multiple of {FRAMES_A_TOKEN}, got {config.frames}")
+
+
+def vision_flops(config: TinyVLMConfig) -> float:
+    """Forward FLOPs of tower and projector for one clip, from the layer shapes (a multiply-add is two).
+
+    Norms and activations are left out, as in the usual counts.
+    """
+    vision, text = config.vision_config, config.text_config
+    side, before, tower = vision.image_size, 3, 0  # type: ignore[union-attr]
+    for channels, kernel in zip(vision.channels, vision.kernels, strict=True):  # type: ignore[union-attr]
+        side //= 2
+        tower += 2 * kernel**2 * before * channels * side**2
+        before = channels
+    width = before * CELLS_A_TOKEN**2 * FRAMES_A_TOKEN
+    hidden = text.hidden_size  # type: ignore[union-attr]
+    projector = 2 * config.visual_tokens * (width + hidden) * PROJECTOR_WIDTH * hidden
+    return float(config.frames * tower + projector)
+
+
+def tower_parameters(model: nn.Module) -> list[torch.nn.Parameter]:
+    """Those that stay frozen after stage (a)."""
+    return [parameter for name, parameter in model.named_parameters() if "vision_tower." in name]

@@ -1,0 +1,308 @@
+"""Conversations and frames for VideoChat2, with the ids and labels of the official code.
+
+Legend: B rows, S expanded length, N clips of all rows, T frames, F frames of all clips, L instruction tokens,
+H and W pixels, Z pixels of the model's side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from harness.common.errors import DataError
+from harness.config.recipe import digest
+from harness.data.sample import Batch, Encoded
+from harness.models.videochat2 import conversation as talk
+from regate.types import IGNORE, Kind, Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from harness.data.sample import Sample
+    from harness.models.videochat2.image_processing import Pixels
+
+SCHEMA: Final = 1
+LABEL_RULE: Final = "every answer and the </s> behind it"
+TRUNCATION: Final = "from the right, beyond max_length positions beside the visual tokens"
+TEMPLATE: Final = "{i} [INST] <Video></Video> [/INST] [INST] {q} [/INST] {a} </s>"
+QFORMER_FOLDER: Final = "qformer_tokenizer"
+"""Of a checkpoint, beside the language model's tokenizer."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """Tokens around the visual ones.
+
+    Attributes:
+        before, after: ids in front of the visual tokens and behind them.
+        kinds_before, kinds_after: `Kind` of each.
+    """
+
+    before: list[int]
+    kinds_before: list[int]
+    after: list[int]
+    kinds_after: list[int]
+
+
+@dataclass(frozen=True)
+class VideoChat2Conversations:
+    """The `Processor` protocol for VideoChat2.
+
+    Attributes:
+        qformer_tokenizer: as `videochat2_weights.qformer_tokenizer` gives it.
+        frames: T, of every video. The text of a row does not depend on it.
+        visual_tokens: placeholders of one clip or image.
+        placeholder_id: outside the vocabulary: no text can hold it.
+        qformer_length: most tokens of an instruction; what is before is cut off, as in the official code.
+        max_length: most positions of a row beside its visual ones, `<s>` included; what is beyond is cut off.
+        bos_as_ones: see `VideoChat2Config`; rows of `encode` ask the model for it, prompts have the real `<s>`, as in
+            the official training and its demonstrations.
+    """
+
+    tokenizer: Any
+    qformer_tokenizer: Any
+    pixels: Pixels
+    frames: int
+    visual_tokens: int
+    placeholder_id: int
+    qformer_length: int = 512
+    max_length: int = 512
+    bos_as_ones: bool = True
+
+    @property
+    def pad_id(self) -> int:
+        """`</s>` where the tokenizer has no padding of its own, as in the official code."""
+        own = self.tokenizer.pad_token_id
+        return self.end_id if own is None else int(own)
+
+    @property
+    def end_id(self) -> int:
+        """Closes an answer; generation stops there."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of tokenizers, template, label rule, truncation and number of visual tokens. The number of frames is
+        not in it: a row's text, and so its reference losses, are the same for any number above one."""
+        return digest(
+            {
+                "schema": SCHEMA,
+                "tokenizer": self.tokenizer.backend_tokenizer.to_str(),
+                "qformer_tokenizer": self.qformer_tokenizer.backend_tokenizer.to_str(),
+                "template": TEMPLATE,
+                "labels": LABEL_RULE,
+                "truncation": [TRUNCATION, self.max_length],
+                "media": [self.visual_tokens, self.placeholder_id, self.frames == 1, self.pixels.hd],
+            }
+        )
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Generated tokens as text, without markers."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text.strip()
+
+    def encode(self, sample: Sample, frames: Sequence[Tensor] | None) -> Encoded:
+        """A training conversation; with `frames` None the same row without pixels.
+
+        What stands beyond `max_length` is cut off, as in the official code; a row that loses all its answers stays
+        and trains nothing.
+
+        Raises:
+            DataError: turns or tags do not match, or the instruction leaves no room for the visual tokens.
+        """
+        told = talk.training(sample, self.frames)
+        text = self._tokens(sample, told)
+        return self._row(sample, told, text, frames)
+
+    def encode_prompt(self, sample: Sample, frames: Sequence[Tensor] | None) -> Encoded:
+        """The turns before the last answer; nothing is a target. Errors as `prompt`."""
+        return self.prompt(sample, frames)
+
+    def prompt(
+        self, sample: Sample, frames: Sequence[Tensor] | None, *, opening: str = "", speak: bool = True
+    ) -> Encoded:
+        """Everything up to the answer, and the words that it starts with; `talk.prompt` explains the choices.
+
+        Raises:
+            DataError: as `encode`, and for a question longer than `max_length`, of which nothing is cut.
+        """
+        told = talk.prompt(sample, self.frames, opening=opening, speak=speak)
+        text = self._tokens(sample, told)
+        if self._length(text) > self.max_length:
+            raise DataError(
+                f"sample {sample.key}: a question of {self._length(text)} tokens, more than {self.max_length}"
+            )
+        kinds = [int(Kind.PROMPT) if kind == Kind.TARGET else kind for kind in text.kinds_after]
+        return self._row(sample, told, _Text(text.before, text.kinds_before, text.after, kinds), frames, asks=True)
+
+    def check(self, sample: Sample) -> None:
+        """What can be said of a conversation without a tokenizer. Errors as `encode`."""
+        talk.training(sample, self.frames)
+
+    def tokens(self, sample: Sample) -> int:
+        """Positions of the whole conversation beside the visual ones, before anything is cut."""
+        return self._length(self._tokens(sample, talk.training(sample, self.frames)))
+
+    def instruction_tokens(self, sample: Sample) -> int:
+        """Tokens of what the QFormer reads, before anything is cut."""
+        told = talk.training(sample, self.frames)
+        return len(self.qformer_tokenizer(told.instruction, verbose=False)["input_ids"])
+
+    def collate(self, rows: Sequence[Encoded]) -> Batch:
+        """Right-padded int64 input_ids and attention_mask [B, S]; bos_as_ones bool [B]; and of all clips pixel_values
+        float32 [F, 3, Z, Z], frame_counts, and left-padded qformer_input_ids and qformer_attention_mask [N, L], the
+        four absent where no row has pixels.
+
+        Raises:
+            ValueError: some rows with media have pixels and others lack them.
+        """
+
+        def padded(rows_S: list[Tensor], value: int) -> Tensor:
+            return pad_sequence(rows_S, batch_first=True, padding_value=value)
+
+        kind_BS = padded([row.kind_S for row in rows], int(Kind.PAD))
+        input_ids_BS = padded([row.input_ids_S for row in rows], self.pad_id)
+        layout = Layout(
+            labels_BS=padded([row.labels_S for row in rows], IGNORE),
+            kind_BS=kind_BS,
+            ordinal_BS=padded([row.ordinal_S for row in rows], -1),
+            tokens_BS=input_ids_BS,
+        )
+        inputs: dict[str, Any] = {
+            "input_ids": input_ids_BS,
+            "attention_mask": (kind_BS != Kind.PAD).long(),
+            "bos_as_ones": torch.stack([row.extra["bos_as_ones"] for row in rows]),
+        }
+        if any(row.pixels is not None for row in rows):
+            inputs |= self._media(rows)
+        ids_B = torch.tensor([row.sample_id for row in rows], dtype=torch.int64)
+        failed = tuple(row.sample_id for row in rows if row.failed)
+        return Batch(ids_B, inputs, layout, failed, cut=tuple(row.cut for row in rows if row.cut is not None))
+
+    def save(self, directory: Path) -> None:
+        """Both tokenizers' files, for whoever reads the checkpoint."""
+        self.tokenizer.save_pretrained(str(directory))
+        self.qformer_tokenizer.save_pretrained(str(directory / QFORMER_FOLDER))
+
+    def _media(self, rows: Sequence[Encoded]) -> dict[str, Any]:
+        lacking = [row.sample_id for row in rows if row.pixels is None and bool((row.kind_S == Kind.VISUAL).any())]
+        if lacking:
+            raise ValueError(f"a batch mixes rows with and without pixels; without: {lacking}")
+        frames: list[Tensor] = []
+        counts: list[int] = []
+        words: list[Tensor] = []
+        for row in rows:
+            if row.pixels is None:
+                continue
+            frames.append(row.pixels.flatten(0, 1))
+            counts += [row.pixels.shape[1]] * row.pixels.shape[0]
+            words += [row.extra["instruction_L"]] * row.pixels.shape[0]
+        pad = int(self.qformer_tokenizer.pad_token_id)
+        ones = [torch.ones_like(row) for row in words]
+        return {
+            "pixel_values": self.pixels.normalise(torch.cat(frames)),
+            "frame_counts": tuple(counts),
+            "qformer_input_ids": pad_sequence(words, batch_first=True, padding_value=pad, padding_side="left"),
+            "qformer_attention_mask": pad_sequence(ones, batch_first=True, padding_side="left"),
+        }
+
+    @staticmethod
+    def _length(text: _Text) -> int:
+        return 1 + len(text.before) + len(text.after)
+
+    def _tokens(self, sample: Sample, told: talk.Talk) -> _Text:
+        """Both texts in tokens. Which are answers is told by the lengths of the pieces, tokenized on their own, as
+        the official code does."""
+        before, kinds_before = self._pieces(told.before, [told.spoken])
+        questions = [block.words for block in told.blocks if block.words]
+        lead = [told.spoken] if not told.before else []
+        after, kinds_after = self._pieces(told.after, [*lead, *questions])
+        lengths = [self._count(block.text) for block in told.blocks]
+        if sum(lengths) != len(after):
+            raise DataError(
+                f"sample {sample.key}: its turns are {sum(lengths)} tokens one by one and {len(after)} together, so "
+                "its answers cannot be told from its questions",
+                hint="leave the sample out of the annotations",
+            )
+        for block, stop, length in zip(told.blocks, accumulate(lengths), lengths, strict=True):
+            learned = self._count(block.learned)
+            kinds_after[stop - length : stop - length + learned] = [int(Kind.TARGET)] * learned
+        return _Text(before, kinds_before, after, kinds_after)
+
+    def _pieces(self, text: str, words: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Ids and kinds of a text in which `words` are prompts, in their order, and the rest are markers."""
+        if not text:
+            return [], []
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        kinds = [int(Kind.SPECIAL)] * len(text)
+        begin = 0
+        for part in filter(None, words):
+            begin = text.index(part, begin)
+            kinds[begin : begin + len(part)] = [int(Kind.PROMPT)] * len(part)
+            begin += len(part)
+        # A token's last character: its first may be the space in front of the word.
+        return found["input_ids"], [kinds[max(start, stop - 1)] for start, stop in found["offset_mapping"]]
+
+    def _count(self, text: str) -> int:
+        return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else 0
+
+    def _row(
+        self, sample: Sample, told: talk.Talk, text: _Text, frames: Sequence[Tensor] | None, *, asks: bool = False
+    ) -> Encoded:
+        pixels = self._clips(sample, frames)
+        visual = self._visual(sample, pixels)
+        if visual and 1 + len(text.before) > self.max_length:
+            raise DataError(
+                f"sample {sample.key}: an instruction of {len(text.before)} tokens, more than max_length "
+                f"{self.max_length} leaves room for",
+                hint="leave the sample out of the annotations",
+            )
+        media = [self.placeholder_id] * visual
+        ids = [int(self.tokenizer.bos_token_id), *text.before, *media, *text.after]
+        kinds = [int(Kind.SPECIAL), *text.kinds_before, *([int(Kind.VISUAL)] * visual), *text.kinds_after]
+        limit = self.max_length + visual
+        ids_S = torch.tensor(ids[:limit], dtype=torch.int64)
+        kind_S = torch.tensor(kinds[:limit], dtype=torch.uint8)
+        target_S = kind_S == Kind.TARGET
+        words = self.qformer_tokenizer(told.instruction, truncation=True, max_length=self.qformer_length)["input_ids"]
+        return Encoded(
+            sample_id=sample.id,
+            input_ids_S=ids_S,
+            labels_S=torch.where(target_S, ids_S, IGNORE),
+            kind_S=kind_S,
+            ordinal_S=torch.where(target_S, target_S.long().cumsum(0) - 1, -1),
+            pixels=pixels,
+            cut=kinds[limit:].count(int(Kind.TARGET)) if len(kinds) > limit else None,
+            extra={
+                "instruction_L": torch.tensor(words, dtype=torch.int64),
+                "bos_as_ones": torch.tensor(self.bos_as_ones and not asks),
+            },
+        )
+
+    def _visual(self, sample: Sample, clips: Tensor | None) -> int:
+        """Visual tokens of the row."""
+        if not sample.media:
+            return 0
+        if clips is not None:
+            return clips.shape[0] * self.visual_tokens
+        if self.pixels.hd:
+            raise DataError(f"sample {sample.key}: how many tiles an HD row has is known with its frames only")
+        return self.visual_tokens
+
+    def _clips(self, sample: Sample, frames: Sequence[Tensor] | None) -> Tensor | None:
+        """[clips, T, 3, Z, Z], T being 1 for an image."""
+        if frames is None or not sample.media:
+            return None
+        wanted = 1 if sample.media[0].kind == "image" else self.frames
+        clip = frames[0] if len(frames) == 1 else torch.zeros(0)
+        if clip.dim() != 4 or clip.shape[:2] != (wanted, 3) or clip.dtype != torch.uint8:
+            shapes = [(tuple(part.shape), str(part.dtype)) for part in frames]
+            raise DataError(f"sample {sample.key}: one uint8 clip of {wanted} frames expected, found {shapes}")
+        return self.pixels.clips(clip)

@@ -1,0 +1,285 @@
+"""VideoLLaMA2 as an ordinary transformers model: frozen tower, connector, Qwen2 or Mistral decoder.
+
+`from_pretrained` reads the official checkpoint folders and `save_pretrained` writes them, tensor names included.
+
+Legend: B rows, S expanded length, N clips, T frames of a clip, F frames of all clips, P patches, C channels of the
+tower, H and W pixels, Q visual tokens of a clip, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+
+from harness.common.errors import EnvironmentProblem
+from harness.models.multimodal import check_inputs, fill, head
+from harness.models.videollama2.config import VideoLLaMA2Config
+from harness.models.videollama2.connector import make_connector
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from transformers import Cache
+    from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+RENAMED = {
+    "model.embed_tokens.": "model.language_model.embed_tokens.",
+    "model.layers.": "model.language_model.layers.",
+    "model.norm.": "model.language_model.norm.",
+    "model.vision_tower.vision_tower.vision_model.": "model.vision_tower.vision_tower.",
+}
+"""Beginnings of the official tensor names, and of this model's. All others are the same."""
+_OTHER_PART = "is a file missing, or the connector or decoder another one than config.json says?"
+
+
+class VisionTower(nn.Module):
+    """SigLIP or CLIP up to the layer that is read. It is never trained and runs without gradients.
+
+    The layers behind it, the last norm and the pooling head are loaded and saved, and not computed.
+    """
+
+    def __init__(self, config: VideoLLaMA2Config) -> None:
+        super().__init__()
+        self.vision_tower = AutoModel.from_config(config.vision_config).requires_grad_(False)
+        self.layers = config.tower_layers
+
+    @torch.no_grad()
+    def forward(self, pixel_values_FCHW: Tensor) -> Tensor:
+        """Normalised frames to patch features [F, P, C]; CLIP's class token is left out."""
+        tower: Any = self.vision_tower
+        hidden_FPC: Tensor = tower.embeddings(pixel_values_FCHW.to(tower.dtype))
+        with_class = hasattr(tower, "pre_layrnorm")
+        if with_class:
+            hidden_FPC = tower.pre_layrnorm(hidden_FPC)
+        for layer in tower.encoder.layers[: self.layers]:
+            hidden_FPC = layer(hidden_FPC, None)
+        return hidden_FPC[:, 1:] if with_class else hidden_FPC
+
+
+class VideoLLaMA2PreTrained(PreTrainedModel):  # type: ignore[misc]
+    """What the two classes below share: the flags that transformers reads from the class."""
+
+    config_class = VideoLLaMA2Config
+    base_model_prefix = "model"
+    input_modalities = ("video", "image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement = ("past_key_values",)
+
+
+class VideoLLaMA2Model(VideoLLaMA2PreTrained):
+    """Tower, connector and decoder, without the output embedding."""
+
+    def __init__(self, config: VideoLLaMA2Config) -> None:
+        super().__init__(config)
+        text: Any = config.text_config
+        channels = config.vision_config.hidden_size  # type: ignore[union-attr]
+        self.vision_tower = VisionTower(config)
+        self.mm_projector = make_connector(config.mm_projector_type, channels, text.hidden_size)
+        self.language_model = AutoModel.from_config(text)
+        self.post_init()
+
+    def get_video_features(self, pixel_values: Tensor, frame_counts: Sequence[int] | None = None) -> Tensor:
+        """Visual tokens [N, Q, D].
+
+        Args:
+            pixel_values: clips [N, T, 3, H, W], or the frames of all clips [F, 3, H, W].
+            frame_counts: frames of each clip: config.num_frames, or 1 for an image, which stands for that many equal
+                ones and costs one. None: every clip has the same number.
+
+        Raises:
+            ValueError: a clip has another number of frames.
+        """
+        frames = self.config.num_frames
+        if pixel_values.dim() == 5:
+            frame_counts = [pixel_values.shape[1]] * pixel_values.shape[0]
+            pixel_values = pixel_values.flatten(0, 1)
+        elif frame_counts is None:
+            frame_counts = [frames] * (pixel_values.shape[0] // frames)
+        if any(count not in (1, frames) for count in frame_counts) or sum(frame_counts) != pixel_values.shape[0]:
+            raise ValueError(
+                f"{pixel_values.shape[0]} frames for clips of {list(frame_counts)}: each has {frames}, or is 1 image"
+            )
+        features_FPC = self.vision_tower(pixel_values)
+        weight = next(self.mm_projector.parameters())
+        tokens_NQD: Tensor = self.mm_projector(features_FPC.to(weight.dtype), frame_counts, frames)
+        return tokens_NQD
+
+    def merge(
+        self, input_ids: Tensor, pixel_values: Tensor | None, frame_counts: Sequence[int] | None = None
+    ) -> Tensor:
+        """Embeddings BSD with the visual tokens, in order, where the placeholders stand.
+
+        Raises:
+            ValueError: placeholders and visual tokens differ in number, or there are no frames for them.
+        """
+        placeholder_BS = input_ids == self.config.placeholder_token_id
+        embeds_BSD: Tensor = self.get_input_embeddings()(input_ids.masked_fill(placeholder_BS, 0))
+        features_NQD = None
+        if pixel_values is not None:
+            features_NQD = self.get_video_features(pixel_values, frame_counts)
+        elif self.training and not bool(placeholder_BS.any()):
+            return embeds_BSD + self._nothing()
+        return fill(embeds_BSD, placeholder_BS, features_NQD)
+
+    def _nothing(self) -> Tensor:
+        """Zero, through the connector: a micro-batch of text calls the same modules as all others (as the official
+        code does with a black picture), so processes that share gradients or weights stay in step."""
+        size = self.config.vision_config.image_size
+        black = torch.zeros(1, 3, size, size, device=self.device, dtype=torch.float32)
+        return self.get_video_features(black, [1]).sum() * 0.0
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        frame_counts: Sequence[int] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """`inputs_embeds` stands for `input_ids` after the merge; exactly one of the two is given."""
+        check_inputs(input_ids, inputs_embeds, pixel_values)
+        if input_ids is not None:
+            inputs_embeds = self.merge(input_ids, pixel_values, frame_counts)
+        return self.language_model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+
+
+class VideoLLaMA2ForConditionalGeneration(VideoLLaMA2PreTrained, GenerationMixin):  # type: ignore[misc]
+    """The whole model. The tower has `requires_grad` off."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: VideoLLaMA2Config) -> None:
+        super().__init__(config)
+        _register_names()
+        text: Any = config.text_config
+        self.model = VideoLLaMA2Model(config)
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.register_load_state_dict_pre_hook(_take_official_names)
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """transformers' own, but a tensor too many, missing or of another shape is an error.
+
+        Raises:
+            EnvironmentProblem: naming the tensors.
+        """
+        _register_names()
+        tell = kwargs.pop("output_loading_info", False)
+        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        try:
+            model, found = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except OSError as error:
+            raise EnvironmentProblem(f"{pretrained_model_name_or_path}: cannot be read: {error}") from None
+        check_loaded(str(pretrained_model_name_or_path), found)
+        model.model.vision_tower.requires_grad_(False)  # loading puts new parameters in place of the frozen ones
+        return (model, found) if tell else model
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        frame_counts: Sequence[int] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits, and the loss where labels are given (transformers' own shift and normalisation)."""
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            frame_counts=frame_counts,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        return head(self, outputs, labels, logits_to_keep, **kwargs)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        frame_counts: Sequence[int] | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """The frames go in once, with the prompt; the cache carries them afterwards."""
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
+            input_ids, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if is_first_iteration or not kwargs.get("use_cache", True):
+            inputs |= {"pixel_values": pixel_values, "frame_counts": frame_counts}
+        return inputs
+
+
+def _register_names() -> None:
+    """Tell transformers the official names: both when loading and when saving, whoever does it."""
+    renamings = [WeightRenaming(rf"^{official}".replace(".", r"\."), ours) for official, ours in RENAMED.items()]
+    register_checkpoint_conversion_mapping(VideoLLaMA2ForConditionalGeneration.__name__, renamings, overwrite=True)
+
+
+def _take_official_names(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    """`load_state_dict` reads both kinds of names: the Trainer resumes by it, from what `save_pretrained` wrote, and
+    passes over names that it does not know with a warning."""
+    for name in list(state_dict):
+        if name.startswith(prefix):
+            known = prefix + our_name(name.removeprefix(prefix))
+            if known != name:
+                state_dict[known] = state_dict.pop(name)
+
+
+def our_name(official: str) -> str:
+    """This model's name of a tensor of an official checkpoint."""
+    for before, after in RENAMED.items():
+        if official.startswith(before):
+            return after + official.removeprefix(before)
+    return official
+
+
+def check_loaded(where: str, found: Mapping[str, Any], hint: str = _OTHER_PART) -> None:
+    """Every tensor of the checkpoint was used, and every tensor of the model was filled.
+
+    Args:
+        found: what transformers' `output_loading_info` tells.
+        hint: what may be the reason.
+
+    Raises:
+        EnvironmentProblem: naming up to four tensors of each kind.
+    """
+    told = []
+    for kind in ("missing", "unexpected", "mismatched"):
+        names = sorted(str(name[0] if isinstance(name, tuple) else name) for name in found.get(f"{kind}_keys", ()))
+        if names:
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            told.append(f"{len(names)} {kind}: {', '.join(names[:4])}{more}")
+    if told:
+        raise EnvironmentProblem(
+            f"{where}: its tensors are not those of this configuration: {'; '.join(told)}",
+            hint=hint,
+        )

@@ -1,0 +1,127 @@
+"""The evaluations of a record: read from a run's folder, and every number held to the items behind it."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any, Final
+
+from harness.benchmarks.scoring import Scoring, overall, unit_values
+from harness.common.errors import DataError, StaleError
+from harness.config.recipe import digest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+SCHEMA: Final = 2
+"""Of an evaluation; 2 says how its items become a score."""
+
+EVALUATION_SHAPE: Final[dict[str, Any]] = {
+    "benchmark": str,
+    "step": int,
+    "tasks": list,
+    "mean": dict,
+    "counts": {"expected": int, "scored": int, "empty": int, "unparsable": int, "guessed": int, "errors": int},
+    "scoring": {"unit": str, "combine": str, "scale": str},
+    "items": str,
+}
+
+
+def read_evaluations(run_dir: Path) -> list[dict[str, Any]]:
+    """Every evaluation below a run, by benchmark and step, checked against its items.
+
+    Raises:
+        DataError: a file is damaged, or a number is not what its items give.
+        StaleError: an evaluation of another schema version.
+    """
+    evaluations = []
+    for path in sorted((run_dir / "eval").glob("step-*/*.json")):
+        evaluation = read_json(path, "an evaluation")
+        if evaluation.get("schema") != SCHEMA:
+            raise StaleError(
+                f"{path}: evaluation schema {evaluation.get('schema')}, this version reads {SCHEMA}",
+                hint="evaluate again: harness eval",
+            )
+        problems = list(problems_of(evaluation, EVALUATION_SHAPE, ""))
+        if problems:
+            raise DataError(f"{path}: damaged evaluation: {'; '.join(problems)}")
+        items_path = path.parent / evaluation["items"]
+        items = read_item_lines(items_path)
+        if len(items) != evaluation["counts"]["scored"]:
+            raise DataError(f"{items_path}: {len(items)} items, the evaluation counts {evaluation['counts']}")
+        _check_scores(evaluation, items, path)
+        evaluation["items_digest"] = items_digest(items)
+        evaluations.append(evaluation)
+    return sorted(evaluations, key=lambda evaluation: (evaluation["benchmark"], evaluation["step"]))
+
+
+def _check_scores(evaluation: dict[str, Any], items: list[dict[str, Any]], path: Path) -> None:
+    """Every number is what the items give by the evaluation's own rule (`harness.benchmarks.scoring`). The number of
+    units that are right is put beside each score that counts them.
+
+    Raises:
+        DataError: naming the task.
+    """
+    scoring = Scoring(**evaluation["scoring"])
+    try:
+        units = unit_values(scoring, items)
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{path}: its items cannot be scored: {error}") from error
+    for task in evaluation["tasks"]:
+        mine = list(units.get(task["task"], {}).values())
+        if len(mine) != task["n"] or not math.isclose(sum(mine) / len(mine), task["value"], abs_tol=1e-9):
+            raise DataError(f"{path}: {task['task']} does not agree with its {len(mine)} items")
+        if set(mine) <= {0.0, 1.0}:
+            task["correct"] = int(sum(mine))
+    meant = {task["task"]: units[task["task"]] for task in evaluation["tasks"] if task["in_mean"]}
+    value = evaluation["mean"]["value"]
+    if meant and (value is None or not math.isclose(overall(scoring, meant), value, abs_tol=1e-9)):
+        raise DataError(f"{path}: its mean does not agree with its tasks")
+
+
+def items_digest(items: list[dict[str, Any]]) -> str:
+    """Fingerprint of an evaluation's outcome: task, key and result of each item, in any order."""
+    return digest(sorted([item["task"], str(item["key"]), item["correct"]] for item in items))
+
+
+def read_item_lines(path: Path) -> list[dict[str, Any]]:
+    """The items of an evaluation.
+
+    Raises:
+        DataError: the file is absent or damaged.
+    """
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as items of an evaluation: {error}") from error
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        DataError: not there, or not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as {what}: {error}") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: cannot be read as {what}: not a JSON object")
+    return value
+
+
+def problems_of(value: Any, shape: Mapping[str, Any], prefix: str) -> list[str]:
+    """What of a shape (key -> type, or a nested shape) a value lacks."""
+    if not isinstance(value, dict):
+        return [f"{prefix.rstrip('.') or 'it'} is not an object"]
+    problems: list[str] = []
+    for key, kind in shape.items():
+        if key not in value:
+            problems.append(f"{prefix}{key} is missing")
+        elif isinstance(kind, dict):
+            problems += problems_of(value[key], kind, f"{prefix}{key}.")
+        elif not isinstance(value[key], kind):
+            problems.append(f"{prefix}{key} is {type(value[key]).__name__}, not {kind.__name__}")
+    return problems

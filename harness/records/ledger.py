@@ -1,0 +1,142 @@
+"""The ledger: what happened, step by step, as append-only JSON lines. Everything reported comes from it.
+
+One object a line, each with `schema`, `event` and `time` (UTC). An attempt begins with a `start` event that names
+the first step it does; when a killed run resumes from a checkpoint, the new `start` supersedes the step events at
+and after its step, and nothing is rewritten. A line that a kill tore in two is dropped when the file is opened.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from harness.common.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SCHEMA: Final = 1
+
+
+class Clocks:
+    """Wall time split into phases. `lap(phase)` gives everything since the last lap to one phase, so the phases
+    add up to the wall time by construction. Seconds, monotonic clock."""
+
+    def __init__(self, began: float | None = None) -> None:
+        """
+        Args:
+            began: `time.perf_counter()` of the first moment that counts, also one of another process; None is now.
+        """
+        self._last = time.perf_counter() if began is None else began
+        self._seconds: dict[str, float] = {}
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + now - self._last
+        self._last = now
+
+    def take(self) -> dict[str, float]:
+        """The seconds by phase since the last `take`."""
+        seconds = {phase: round(value, 6) for phase, value in self._seconds.items()}
+        self._seconds = {}
+        return seconds
+
+
+class Ledger:
+    """Writes one run's ledger. Each line is flushed to the operating system, so that only a machine that goes
+    down, not a process that is killed, can lose one."""
+
+    def __init__(self, path: Path | None) -> None:
+        """None keeps no ledger: only the main process of a run writes one."""
+        self._file = None
+        self.attempt = 1
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_torn_tail(path)
+        self.attempt = 1 + sum(event["event"] == "start" for event in read_events(path))
+        self._file = path.open("a", encoding="utf-8")
+
+    def append(self, event: str, **fields: Any) -> None:
+        if self._file is None:
+            return
+        line = {
+            "schema": SCHEMA,
+            "event": event,
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "attempt": self.attempt,
+            **fields,
+        }
+        self._file.write(json.dumps(line, allow_nan=False, separators=(",", ":")) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Force what was written to disk; called before a checkpoint counts as complete."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """Every event in the order written; empty when there is no ledger yet.
+
+    Raises:
+        DataError: a line other than a torn last one is not what this version writes.
+    """
+    return list(_lines(path)) if path.exists() else []
+
+
+def read_steps(path: Path) -> list[dict[str, Any]]:
+    """The step events that count, in order of step: those that a later attempt did again are left out."""
+    steps: list[dict[str, Any]] = []
+    for event in read_events(path):
+        if event["event"] == "start":
+            steps = [done for done in steps if done["step"] < event["step"]]
+        elif event["event"] == "step":
+            steps.append(event)
+    return steps
+
+
+def finished_step(path: Path) -> int | None:
+    """The number of steps of a training that came to its end, or None."""
+    ends = [event["step"] for event in read_events(path) if event["event"] == "end"]
+    return int(ends[-1]) if ends else None
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        for number, text in enumerate(file, start=1):
+            if not text.endswith("\n"):
+                return
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"{path}:{number}: not a ledger line ({error.msg})",
+                    hint="the file was edited or damaged; move it away to start this run anew",
+                ) from error
+            if line.get("schema") != SCHEMA:
+                raise DataError(f"{path}:{number}: ledger schema {line.get('schema')}, this version reads {SCHEMA}")
+            yield line
+
+
+def _drop_torn_tail(path: Path) -> None:
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with path.open("rb+") as file:
+        content = file.read()
+        if not content.endswith(b"\n"):
+            file.truncate(content.rfind(b"\n") + 1)

@@ -1,0 +1,92 @@
+"""A run's folder: what it was started from, how long its stages took, and that one process works in it at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from harness.common.errors import EnvironmentProblem, StaleError
+from harness.records.ledger import Clocks, Ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SCHEMA: Final = 1
+_SPARE_BYTES: Final = 1024**3
+"""Refuse to start with less free disk than this: a full disk in the middle costs more than a message before."""
+
+
+@contextmanager
+def stage(run_dir: Path, name: str, clock: str, *, devices: int = 1) -> Iterator[None]:
+    """Write what the block took into the run's ledger, even if it failed. Enter it only where there is work."""
+    clocks = Clocks()
+    try:
+        yield
+    finally:
+        clocks.lap(clock)
+        with Ledger(run_dir / "ledger.jsonl") as ledger:
+            ledger.append("stage", stage=name, seconds=clocks.take(), devices=devices)
+
+
+def pin(run_dir: Path, name: str, value: str) -> None:
+    """Hold a run to what it was started from.
+
+    Raises:
+        StaleError: the same run was started with something else.
+    """
+    path = run_dir / "inputs.json"
+    inputs: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"schema": SCHEMA}
+    if inputs.get(name, value) != value:
+        raise StaleError(
+            f"{run_dir} was started with other {name} (fingerprint {inputs[name][:16]}, now {value[:16]})",
+            hint=f"restore the {name}, or move {run_dir} away to start anew",
+        )
+    write_json(path, {**inputs, name: value})
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = path.with_name(path.name + ".tmp")
+    with work.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    work.replace(path)
+
+
+def check_disk(folder: Path, needed: int = _SPARE_BYTES) -> None:
+    """Raises EnvironmentProblem when less than `needed` bytes are free where `folder` is or will be."""
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise EnvironmentProblem(
+            f"{folder}: {free / 1024**3:.2f} GiB of disk are free, at least {needed / 1024**3:.2f} GiB are needed",
+            hint="free some, or put paths.* on another disk",
+        )
+
+
+@contextmanager
+def alone(run_dir: Path) -> Iterator[None]:
+    """Hold the run's lock; it goes with the process, however that ends.
+
+    Raises:
+        EnvironmentProblem: another process works on the same run.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise EnvironmentProblem(
+                f"another process is working on {run_dir}", hint="wait for it, or stop it; it can be resumed"
+            ) from error
+        yield

@@ -1,0 +1,400 @@
+"""Mirror a run's record to MLflow, for looking at; the only module that knows mlflow.
+
+The ledger and the record are what happened; a tracking server holds a copy. `mirror` sends what the store does not
+hold yet and can be called at any time and again: a server that was down gets everything with the next call.
+
+The work is done in a child process (`python -m harness.records.tracking`). MLflow is steered by environment
+variables,
+reads some on import and others at every request: telemetry off, short time limits, and no MLFLOW_RUN_ID or other
+variable
+that would send this run into another one. Those are set in the child alone, so nothing leaks into the training
+process or into the processes that it starts, autologging has nothing to hook into, and a store that hangs can be
+left behind by ending the child.
+
+Runs are nested: recipe > reference, train, eval. What the store holds is asked from the store: the number of steps is
+a metric of the train run, committed in one transaction with the steps themselves.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+from urllib.parse import urlsplit
+
+from harness.records.ledger import read_events
+from harness.records.metrics import (
+    STEPS_DONE,
+    Row,
+    evaluation_rows,
+    milliseconds,
+    parameters,
+    rows,
+    step_rows,
+    total_rows,
+)
+from harness.records.network import reachable, shown, without_password
+from harness.records.record import read_json, write_atomic
+from harness.records.totals import split
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from harness.config.recipe import Recipe
+
+State = Literal["off", "started", "done", "behind", "unreachable", "failed"]
+"""behind: the time was over before everything was sent; the next call goes on."""
+
+STATE_FILE: Final = "mirror.json"
+_LOCK_FILE: Final = "mirror.lock"
+_BATCH: Final = 1000
+"""MLflow's limit of metrics in a request."""
+_REQUEST_SECONDS: Final = 5
+_BUDGET: Final = {True: 30.0, False: 300.0}
+"""Seconds of sending: the caller waits for the final mirror, and for no other."""
+_GRACE: Final = 30.0
+"""Seconds beyond it, for the import and the first making of a SQLite store on a slow disk, before the child is
+ended."""
+_FOREIGN: Final = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_TRACKING_URI")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a child is told. `artifacts` is where a new experiment in our own SQLite store keeps its files."""
+
+    uri: str
+    experiment: str
+    artifacts: str | None
+    run_dir: str
+    final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorReport:
+    """What became of a mirror.
+
+    Attributes:
+        metrics: numbers that were sent by this call.
+        message: for the user, in one line; None when there is nothing new to say. A server that is down is
+            reported once, and not again until it was reached in between.
+    """
+
+    state: State
+    uri: str
+    metrics: int = 0
+    seconds: float = 0.0
+    message: str | None = None
+
+
+def mirror(recipe: Recipe, run_dir: Path, *, final: bool) -> MirrorReport:
+    """Send what MLflow does not hold yet of a run; never raises for anything the server or the store does.
+
+    Args:
+        final: wait for it (until the store has everything, or about half a minute), and mark the runs as finished.
+            Otherwise the child works beside the caller, on one core for some seconds, and nothing is waited for.
+    """
+    if not recipe.track.mlflow:
+        return MirrorReport("off", "")
+    job = make_job(recipe, run_dir, final=final)
+    began = time.monotonic()
+    before = _last_state(run_dir)
+    if not reachable(job.uri):
+        report = MirrorReport("unreachable", shown(job.uri), message=f"MLflow at {shown(job.uri)} does not answer")
+    else:
+        report = _in_child(job)
+    if report.state == "started":
+        return report
+    _write_state(run_dir, report)
+    known = report.state == before and report.state in ("unreachable", "failed")
+    message = f"{report.message}; the record is on disk, a later run sends it again" if report.message else None
+    return MirrorReport(
+        report.state, report.uri, report.metrics, time.monotonic() - began, None if known else message
+    )
+
+
+def make_job(recipe: Recipe, run_dir: Path, *, final: bool) -> Job:
+    """Where this run is mirrored to: recipe.track.uri, or mlflow.db and mlartifacts in the results folder."""
+    results = Path(recipe.paths.results).absolute()
+    if recipe.track.uri is not None:
+        return Job(recipe.track.uri, recipe.track.experiment, None, str(run_dir.absolute()), final)
+    artifacts = (results / "mlartifacts").as_uri()
+    return Job(
+        f"sqlite:///{results / 'mlflow.db'}", recipe.track.experiment, artifacts, str(run_dir.absolute()), final
+    )
+
+
+# --- parent: the child and its end -----------------------------------------------------------------------
+
+
+def _in_child(job: Job) -> MirrorReport:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "harness.records.tracking"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE if job.final else subprocess.DEVNULL,
+        stderr=subprocess.PIPE if job.final else subprocess.DEVNULL,
+        env=_environment(),
+        text=True,
+        start_new_session=not job.final,
+    )
+    if not job.final:
+        assert child.stdin is not None
+        with child.stdin as pipe:
+            pipe.write(json.dumps(asdict(job)))
+        threading.Thread(target=child.wait, daemon=True).start()  # so that no dead child is left over
+        return MirrorReport("started", shown(job.uri))
+    try:
+        out, error = child.communicate(json.dumps(asdict(job)), timeout=_BUDGET[True] + _GRACE)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.communicate()
+        return MirrorReport("behind", shown(job.uri), message=f"MLflow at {shown(job.uri)} is too slow")
+    lines = out.splitlines()
+    if child.returncode != 0 or not lines:
+        last = (error.strip().splitlines() or ["no message"])[-1]
+        last = without_password(last, job.uri)[:300]
+        return MirrorReport("failed", shown(job.uri), message=f"MLflow could not be written: {last}")
+    return MirrorReport(**json.loads(lines[-1]))
+
+
+def _environment() -> dict[str, str]:
+    """The child's environment. Names and passwords for a server are kept, whatever names a run is not."""
+    kept = {name: value for name, value in os.environ.items() if name not in _FOREIGN}
+    return {
+        **kept,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(_REQUEST_SECONDS),
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+        "MLFLOW_LOGGING_LEVEL": "ERROR",
+        "GIT_PYTHON_REFRESH": "quiet",
+    }
+
+
+def _last_state(run_dir: Path) -> str | None:
+    path = run_dir / STATE_FILE
+    return read_json(path, "the state of a mirror").get("state") if path.exists() else None
+
+
+def _write_state(run_dir: Path, report: MirrorReport) -> None:
+    content = {"schema": 1, "state": report.state, "message": report.message}
+    write_atomic(run_dir / STATE_FILE, json.dumps(content) + "\n")
+
+
+# --- child: everything below runs with mlflow ------------------------------------------------------------
+
+
+class Store:
+    """One run's place in an MLflow store. `sent` counts the numbers sent."""
+
+    def __init__(self, job: Job, deadline: float) -> None:
+        from mlflow.tracking import MlflowClient
+
+        self.deadline = deadline
+        self.sent = 0
+        with _locked(_store_lock(job.uri)):  # two first calls at once would both make the tables
+            self.client = MlflowClient(tracking_uri=job.uri)
+            self.experiment = self._experiment(job)
+
+    def _experiment(self, job: Job) -> str:
+        found = self.client.get_experiment_by_name(job.experiment)
+        if found is not None:
+            return str(found.experiment_id)
+        # MLflow's page opens such an experiment on its training runs; without the tag, on (absent) GenAI traces.
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        return str(self.client.create_experiment(job.experiment, artifact_location=job.artifacts, tags=tags))
+
+    def run(self, name: str, *, run_id: str, part: str, began: int, parent: str | None = None) -> Any:
+        """The MLflow run of a part of our run, made when it is not there."""
+        wanted = f"tags.`regate.run_id` = '{run_id}' and tags.`regate.part` = '{part}'"
+        found = self.client.search_runs([self.experiment], filter_string=wanted, max_results=1)
+        if found:
+            return found[0]
+        tags = {"regate.run_id": run_id, "regate.part": part, "mlflow.source.name": "harness"}
+        if parent is not None:
+            tags["mlflow.parentRunId"] = parent
+        return self.client.create_run(self.experiment, start_time=began, tags=tags, run_name=name)
+
+    def log(self, run: Any, found: Iterable[Row], tags: dict[str, str] | None = None) -> None:
+        """Rows in one request, at most `_BATCH`; and tags, unless they are there."""
+        from mlflow.entities import Metric, RunTag
+
+        metrics = [Metric(row.key, row.value, row.milliseconds, row.step) for row in found]
+        new = [RunTag(key, value) for key, value in (tags or {}).items() if run.data.tags.get(key) != value]
+        if metrics or new:
+            self.client.log_batch(run.info.run_id, metrics=metrics, tags=new)
+            self.sent += len(metrics)
+
+    @property
+    def late(self) -> bool:
+        return time.monotonic() > self.deadline
+
+
+def upload(job: Job) -> MirrorReport:
+    """Send everything that the store does not hold yet. Runs in the child; needs mlflow.
+
+    Raises:
+        mlflow.exceptions.MlflowException: the store refuses, or the server does not answer in time.
+    """
+    run_dir = Path(job.run_dir)
+    events = read_events(run_dir / "ledger.jsonl")
+    if not events:
+        return MirrorReport("done", shown(job.uri))
+    ledger = split(events)
+    asked = read_json(run_dir / "recipe.json", "a recipe")
+    record = _record(run_dir)
+    run_id, began = run_dir.name, milliseconds(events[0]["time"])
+    store = Store(job, time.monotonic() + _BUDGET[job.final])
+    parent = store.run(asked["name"], run_id=run_id, part="recipe", began=began)
+    parent_id = parent.info.run_id
+    _describe(store, parent, asked, record, run_dir)
+    parts = []
+    reference = [event for event in ledger.stages if event["stage"] == "reference"]
+    if reference or (record and record["reference"]):
+        parts.append(store.run("reference", run_id=run_id, part="reference", began=began, parent=parent_id))
+        _reference(store, parts[-1], reference, record)
+    complete = True
+    if ledger.steps:
+        parts.append(store.run("train", run_id=run_id, part="train", began=began, parent=parent_id))
+        complete = _steps(store, parts[-1], ledger.steps)
+    evaluations = sorted((run_dir / "eval").glob("step-*/*.json"))
+    if evaluations:
+        parts.append(store.run("eval", run_id=run_id, part="eval", began=began, parent=parent_id))
+        _evaluations(store, parts[-1], evaluations, events)
+    if job.final and complete and record:
+        for run in (*parts, parent):
+            if run.info.status != "FINISHED":
+                store.client.set_terminated(run.info.run_id, end_time=milliseconds(record["finished"]))
+    if not complete:
+        message = f"MLflow at {shown(job.uri)} was too slow to take everything"
+        return MirrorReport("behind", shown(job.uri), store.sent, message=message)
+    return MirrorReport("done", shown(job.uri), store.sent)
+
+
+def _describe(store: Store, parent: Any, asked: dict[str, Any], record: dict[str, Any] | None, run_dir: Path) -> None:
+    """Parameters, tags, totals and files of the recipe's run, as far as they are not there."""
+    from mlflow.entities import Param
+
+    left_out = ("paths", "track", "description", "hardware", "name")
+    known = {key: value for key, value in asked.items() if key not in left_out}
+    new = [Param(key, value) for key, value in parameters(known).items() if key not in parent.data.params]
+    for start in range(0, len(new), 100):
+        store.client.log_batch(parent.info.run_id, params=new[start : start + 100])
+    tags = {"mlflow.note.content": asked["description"]} if asked["description"] else {}
+    totals: list[Row] = []
+    if record is not None:
+        where = record["provenance"]
+        tags |= {f"regate.{key}": str(where[key]) for key in ("data", "weights", "reference") if where.get(key)}
+        if where.get("git"):
+            tags["regate.commit"] = where["git"]["commit"] + ("-dirty" if where["git"]["dirty"] else "")
+        tags["regate.attempts"] = str(record["totals"]["attempts"])
+        held = parent.data.metrics
+        totals = [row for row in total_rows(record) if held.get(row.key) != row.value]
+    for name in ("recipe.json", "record.json"):
+        path = run_dir / name
+        stamp = f"{path.stat().st_mtime_ns}" if path.exists() else None
+        if stamp and parent.data.tags.get(f"regate.sent.{name}") != stamp:
+            store.client.log_artifact(parent.info.run_id, str(path))
+            tags[f"regate.sent.{name}"] = stamp
+    store.log(parent, totals, tags)
+
+
+def _reference(store: Store, run: Any, stages: list[dict[str, Any]], record: dict[str, Any] | None) -> None:
+    if stages:
+        seconds = sum(sum(stage["seconds"].values()) for stage in stages)
+        values: dict[str, Any] = {"seconds": seconds}
+        when = stages[-1]["time"]
+    else:
+        assert record is not None
+        values, when = {}, record["finished"]
+    if record and record["reference"]:
+        cost = record["reference"]
+        values |= {"targets": cost.get("targets")}
+        if isinstance(cost.get("seconds"), int | float):
+            # What the store cost, whichever run paid for it.
+            values |= {"seconds": cost["seconds"], "device_hours": cost["seconds"] * cost.get("devices", 1) / 3600}
+    held = run.data.metrics
+    store.log(run, [row for row in rows(values, milliseconds(when), 0) if held.get(row.key) != row.value])
+
+
+def _steps(store: Store, run: Any, steps: tuple[dict[str, Any], ...]) -> bool:
+    """Send the steps that the store does not hold; whether it has them all now.
+
+    A step that was sent before a kill and done again after it is the same step: it is not sent again.
+    """
+    first = int(run.data.metrics.get(STEPS_DONE, 0))
+    batch: list[Row] = []
+    for step, found in enumerate(step_rows(steps)):
+        if step < first:
+            continue
+        if len(batch) + len(found) > _BATCH:
+            store.log(run, batch)
+            batch = []
+            if store.late:
+                return False
+        batch += found
+    store.log(run, batch)
+    return True
+
+
+def _evaluations(store: Store, run: Any, paths: list[Path], events: list[dict[str, Any]]) -> None:
+    """Send the evaluations that the store does not hold, asking it for the steps that it does."""
+    # The ledger's line is the time of an evaluation: a file's own time would not survive a copy.
+    times = {event["step"]: event["time"] for event in events if event.get("stage") == "eval" and "step" in event}
+    held: dict[str, set[int]] = {}
+    for path in paths:
+        evaluation = read_json(path, "an evaluation")
+        key = f"{evaluation['benchmark']}/mean"
+        if key not in held:
+            history = store.client.get_metric_history(run.info.run_id, key) if key in run.data.metrics else []
+            held[key] = {point.step for point in history}
+        if evaluation["step"] not in held[key]:
+            store.log(run, evaluation_rows(evaluation, times.get(evaluation["step"], events[-1]["time"])))
+
+
+def _record(run_dir: Path) -> dict[str, Any] | None:
+    path = run_dir / "record.json"
+    return read_json(path, "a record") if path.exists() else None
+
+
+def _store_lock(uri: str) -> Path | None:
+    parts = urlsplit(uri)
+    return Path(f"{parts.path[1:]}.lock") if parts.scheme == "sqlite" and len(parts.path) > 1 else None
+
+
+@contextmanager
+def _locked(path: Path | None, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock of a file, and say whether it is held; it goes with the process. No path, no lock."""
+    if path is None:
+        yield True
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def main() -> None:
+    """The child: a job on stdin, a report as the last line of stdout."""
+    job = Job(**json.load(sys.stdin))
+    with _locked(Path(job.run_dir) / _LOCK_FILE, wait=job.final) as held:
+        if not held:
+            return  # another child is at it; the next call sends what it misses
+        report = upload(job)
+    sys.stdout.write(json.dumps(asdict(report)) + "\n")
+
+
+if __name__ == "__main__":
+    main()

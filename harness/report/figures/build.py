@@ -1,0 +1,94 @@
+"""Figures: pure functions of the records, the item files and selection.json, as SVG (text stays text), PNG and HTML.
+
+Drawn with matplotlib's Agg canvas and no global state of it; the same results give the same bytes with the same
+matplotlib.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from harness.analysis.curves import ARMS, Arm, arm_of, suites, trained
+from harness.analysis.runs import benchmarks_of, load_runs, pair_runs
+from harness.analysis.selection import read_selection, write_tables
+from harness.common.errors import RecipeError
+from harness.config.explain import nearest
+from harness.records.record import write_atomic
+from harness.report.figures.accuracy import accuracy_figure, suite_figure
+from harness.report.figures.reference_losses import losses_figure
+from harness.report.figures.style import save
+from harness.report.pages.html import losses_page, to_html
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from harness.analysis.runs import Run
+
+
+def build_figures(results_dir: Path, *, arms: Sequence[str] = ()) -> list[Path]:
+    """Write every figure to results_dir/figures, and the tables of elided words to results_dir/selection.
+
+    Runs of a suite are drawn over their seeds, all others in pairs.
+
+    Args:
+        arms: of each suite, what to draw; empty takes `harness.analysis.curves.ARMS`, or every arm of a suite that
+            has none of them.
+
+    Returns:
+        The files written; none where no run has an evaluation or a selection.json.
+
+    Raises:
+        DataError, StaleError: a record, its items or its selection.json is damaged or not what it says it is, or an
+            arm of a suite has two runs of one seed.
+        RecipeError: no suite has an arm of that name.
+    """
+    runs = [run for run in load_runs(results_dir) if trained(run)]
+    folder = results_dir / "figures"
+    written: list[Path] = []
+    for pair in pair_runs([run for run in runs if not run.record.get("suite")]):
+        for benchmark in benchmarks_of(pair.runs):
+            written += save(accuracy_figure(pair, benchmark), folder / f"accuracy_{pair.name}_{benchmark}")
+    found = suites(runs)
+    _check_arms(arms, found)
+    for suite, members in found.items():
+        for benchmark in benchmarks_of([run for one in members.values() for run in one]):
+            drawn = _drawn(members, arms, benchmark)
+            if drawn:
+                figure = suite_figure(suite, drawn, benchmark)
+                written += save(figure, folder / f"accuracy_suite_{suite}_{benchmark}")
+    for run in runs:
+        written += _choices(results_dir, run)
+    return written
+
+
+def _drawn(members: dict[str, tuple[Run, ...]], asked: Sequence[str], benchmark: str) -> list[Arm]:
+    """The arms of a suite to draw, as far as they were evaluated."""
+    names = [name for name in (asked or ARMS) if name in members] or (list(members) if not asked else [])
+    return [arm for name in names if (arm := arm_of(name, members[name], benchmark)) is not None]
+
+
+def _choices(results_dir: Path, run: Run) -> list[Path]:
+    """Figure 3 and the tables of words of a run whose selection.json is there."""
+    selection = read_selection(run.folder)
+    if selection is None:
+        return []
+    written = write_tables(results_dir, selection)
+    if selection["panels"]:
+        path = results_dir / "figures" / f"reference_loss_{run.id}"
+        written += save(losses_figure(selection), path)
+        page = path.with_name(f"{path.name}.html")
+        write_atomic(page, to_html(losses_page(selection)))
+        written.append(page)
+    return written
+
+
+def _check_arms(asked: Sequence[str], found: dict[str, dict[str, tuple[Run, ...]]]) -> None:
+    known = sorted({arm for members in found.values() for arm in members})
+    for name in asked:
+        if name not in known:
+            there = f"the arms are {', '.join(known)}" if known else "no finished run belongs to a suite"
+            raise RecipeError(f"--draw {name}: there is no such arm{nearest(name, known)}", hint=there)
+
+
+__all__ = ["build_figures"]

@@ -1,0 +1,189 @@
+"""What a report says of a suite: arms over seeds, differences paired within a seed. Pure functions of records."""
+
+from __future__ import annotations
+
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Final
+
+from harness.analysis.curves import ARMS, Arm, arm_of, scale_of, seed_interval, seed_of
+from harness.analysis.runs import Run, benchmarks_of, teacher_cost
+from harness.report import table as render
+from harness.report.figures.accuracy import panels_of, suite_figure
+from harness.report.pages.html import Block, Pictures, Section, Tabular, Text
+from harness.report.pages.runs import chosen, provenance
+from harness.report.table import Cell, Column, Table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from harness.analysis.statistics import Interval
+
+Arms = dict[str, tuple[Run, ...]]
+_AGAINST: Final = ("baseline", "baseline_equal_targets", "random")
+"""Arms that the others are compared with, where the suite has them."""
+
+
+def suite_sections(name: str, arms: Arms, selections: Sequence[dict[str, Any]]) -> list[Section]:
+    """Every section of a suite's report."""
+    runs = [run for members in arms.values() for run in members]
+    sections = [_cost(arms)]
+    for benchmark in benchmarks_of(runs):
+        measured = [arm for key, members in arms.items() if (arm := arm_of(key, members, benchmark)) is not None]
+        sections.append(_accuracy(name, measured, benchmark))
+    sections += [chosen(selection) for selection in selections]
+    return [*sections, _list(arms), *_mixed(runs), provenance(runs[:1])]
+
+
+def _accuracy(name: str, arms: Sequence[Arm], benchmark: str) -> Section:
+    runs = [run for arm in arms for run in arm.runs]
+    scale, _ = scale_of(runs, benchmark)
+    main = [arm for arm in arms if arm.name in ARMS]
+    blocks: list[Block] = []
+    drawn = [(main or list(arms), "The main arms.")]
+    if main and len(main) < len(arms):
+        drawn.append((list(arms), "All arms."))
+    for shown, words in drawn:
+        alt = "; ".join(f"{arm.label}: {_shown(arm.points[-1].accuracy, scale)}" for arm in shown if arm.points)
+        figures = tuple(
+            (f"Accuracy on {benchmark} at the end. {alt}.", suite_figure(name, shown, benchmark, [which]))
+            for which in panels_of(runs)
+        )
+        blocks.append(Pictures(figures, f"{words} Accuracy on {benchmark} against what had been computed."))
+    blocks.append(Tabular(_scores(arms, benchmark, scale)))
+    blocks += [Tabular(_against(other, arms, scale)) for key in _AGAINST for other in arms if other.name == key]
+    return Section(f"accuracy-{benchmark}", f"Accuracy on {benchmark}", tuple(blocks))
+
+
+def _scores(arms: Sequence[Arm], benchmark: str, scale: float) -> Table:
+    seeds = sorted({seed_of(run) for arm in arms for run in arm.runs})
+    columns = (
+        Column("arm", ("arm",), right=False),
+        Column("mean over seeds", ("mean", "low", "high")),
+        *(Column(f"seed {seed}", (f"seed_{seed}",)) for seed in seeds),
+    )
+    rows = []
+    for arm in arms:
+        values = _by_seed(arm)
+        whole = seed_interval(list(values.values())) if len(values) > 1 else None
+        cells = [_number(values.get(seed), scale) for seed in seeds]
+        rows.append((render.label(arm.label), render.accuracy(whole, scale=scale), *cells))
+    notes = (
+        "After the last step. [low, high]: 95 % t interval of the mean over seeds, each of which makes anew all that "
+        "depends on chance. Arms of one seed share data and starting weights: compare them within a seed, below.",
+    )
+    return Table(f"suite_{benchmark}", f"{benchmark}, after the last step", columns, tuple(rows), notes)
+
+
+def _against(other: Arm, arms: Sequence[Arm], scale: float) -> Table:
+    columns = (
+        Column("arm", ("arm",), right=False),
+        Column(f"minus {other.label}", ("difference", "low", "high")),
+        Column("better in", ("better", "seeds")),
+    )
+    base = _by_seed(other)
+    rows = []
+    for arm in arms:
+        mine = _by_seed(arm)
+        shared = [mine[seed] - base[seed] for seed in sorted(mine.keys() & base.keys())]
+        if arm.name == other.name or not shared:
+            continue
+        interval = seed_interval(shared) if len(shared) > 1 else None
+        better = sum(value > 0 for value in shared)
+        count = Cell(f"{better} of {len(shared)} seeds", (better, len(shared)))
+        rows.append((render.label(arm.label), render.accuracy(interval, scale=scale, signed=True), count))
+    notes = ("Paired within a seed, in points; [low, high]: 95 % t interval of the mean difference over seeds.",)
+    title = f"Difference from {other.label}"
+    return Table(f"suite_against_{other.name}", title, columns, tuple(rows), notes)
+
+
+def _cost(arms: Arms) -> Section:
+    columns = (
+        Column("arm", ("arm",), right=False),
+        Column("seeds", ("seeds",)),
+        Column("steps", ("steps",)),
+        Column("targets computed", ("targets_computed",)),
+        Column("reduction", ("targets_reduction",)),
+        Column("positions computed", ("positions_computed",)),
+        Column("train time", ("train_seconds",)),
+        Column("device-hours", ("train_device_hours",)),
+        Column("teacher time", ("teacher_seconds",)),
+        Column("sparse to dense step", ("sparse_over_dense",)),
+    )
+    rows = []
+    for name, runs in arms.items():
+        arm = Arm(name, runs, (), ())
+        gated = runs[0].gate is not None
+        rows.append(
+            (
+                render.label(arm.label),
+                render.count(len(runs)),
+                render.count(round(fmean(run.totals["steps"] for run in runs))),
+                render.count(round(fmean(run.totals["counts"]["scored"] for run in runs))),
+                render.percent(_mean(r.totals["targets_reduction"] for r in runs)) if gated else columns[4].empty(),
+                render.count(round(fmean(run.totals["counts"]["active"] for run in runs))),
+                render.duration(fmean(run.totals["seconds"]["train"] for run in runs)),
+                _hours(fmean(run.totals["device_hours"]["train"] for run in runs)),
+                _teacher(runs, columns[8]),
+                render.ratio(_mean(map(_step_ratio, runs))) if gated else columns[9].empty(),
+            )
+        )
+    notes = ("Means over seeds. The teacher's pass is done once for a seed's data and shared by its arms.",)
+    table = Table("suite_cost", "What each arm computed, and what it took", columns, tuple(rows), notes)
+    return Section("cost", "Cost", (Tabular(table),))
+
+
+def _list(arms: Arms) -> Section:
+    columns = (Column("arm", ("arm",), right=False), Column("seed", ("seed",)), Column("run", ("run",), right=False))
+    rows = tuple(
+        (render.label(Arm(name, runs, (), ()).label), Cell(str(seed_of(run)), (seed_of(run),)), render.label(run.id))
+        for name, runs in arms.items()
+        for run in runs
+    )
+    return Section("runs", "Runs", (Tabular(Table("suite_runs", "Runs", columns, rows), folded=True),))
+
+
+def _mixed(runs: Sequence[Run]) -> list[Section]:
+    """What makes a suite less than a clean comparison: runs of different code, packages or machines."""
+    found = []
+    for label, key in (("code", "git"), ("packages", "packages"), ("machine", "hardware")):
+        distinct = {repr(sorted((run.record["provenance"].get(key) or {}).items(), key=str)) for run in runs}
+        if len(distinct) > 1:
+            found.append(f"The runs are of {len(distinct)} different states of the {label}.")
+    return [Section("mixed", "Not alike in all runs", (Text(tuple(found)),))] if found else []
+
+
+def _by_seed(arm: Arm) -> Mapping[int, float]:
+    """The last value of each seed."""
+    return {seed_of(run): points[-1].accuracy.value for run, points in zip(arm.runs, arm.seeds, strict=True)}
+
+
+def _number(value: float | None, scale: float) -> Cell:
+    return Cell(render.MISSING, (None,)) if value is None else Cell(f"{scale * value:.1f}", (value,))
+
+
+def _shown(interval: Interval, scale: float) -> str:
+    return render.accuracy(interval, scale=scale).text
+
+
+def _mean(values: Any) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def _step_ratio(run: Run) -> float | None:
+    step = run.totals["step_seconds"]
+    both = step["dense_median"] and step["sparse_median"]
+    return step["sparse_median"] / step["dense_median"] if both else None
+
+
+def _teacher(runs: Sequence[Run], column: Column) -> Cell:
+    if all(run.record["reference"] is None for run in runs):
+        return column.empty()
+    return render.duration(_mean(teacher_cost(run)["seconds"] for run in runs))
+
+
+def _hours(value: float) -> Cell:
+    return Cell(f"{value:.3g}", (value,))
+
+
+__all__ = ["suite_sections"]

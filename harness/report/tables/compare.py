@@ -1,0 +1,244 @@
+"""Any runs side by side: what differs in what was asked and where it ran, what came out, and what it took.
+
+Runs of other machines, versions or data may be compared; what differs is said beside the numbers. Every difference
+is taken against the first run.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from harness.analysis.runs import (
+    Results,
+    Run,
+    asked_alike,
+    benchmarks_of,
+    machine,
+    meant,
+    scoring_of,
+    shown_scale,
+    surroundings,
+    teacher_cost,
+)
+from harness.analysis.statistics import (
+    McNemar,
+    minimum_detectable,
+    score_difference,
+    shared_differences,
+    sign_test,
+    standard_error,
+)
+from harness.report import table as render
+from harness.report.table import Cell, Column, Table
+from harness.report.tables.accuracy import mean_cell
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from harness.analysis.runs import Evaluation
+    from harness.report.tables.common import Row
+
+_ABSENT: Final = "(not there)"
+_ASIDE: Final = ("name", "description")
+
+
+def compare_tables(runs: Sequence[Run]) -> list[Table]:
+    """What differs, what was computed and what it took, and every benchmark with its paired difference."""
+    tables = [runs_table(runs), settings_table(runs)]
+    benchmarks = benchmarks_of(runs)
+    return [*tables, benchmarks_table(runs, benchmarks)] if benchmarks else tables
+
+
+def runs_table(runs: Sequence[Run]) -> Table:
+    """One row a run: targets, positions, time, memory."""
+    columns = (
+        Column("run", ("run",), right=False),
+        Column("arm", ("arm",), right=False),
+        Column("seed", ("seed",)),
+        Column("steps", ("steps",)),
+        Column("targets seen", ("targets_seen",)),
+        Column("targets computed", ("targets_computed",)),
+        Column("positions computed", ("positions_computed",)),
+        Column("train time", ("train_seconds",)),
+        Column("part of the first", ("train_ratio",)),
+        Column("teacher time", ("teacher_seconds",)),
+        Column("train device-h", ("train_device_hours",)),
+        Column("peak memory", ("peak_bytes",)),
+        Column("machine", ("machine",), right=False),
+    )
+    first = runs[0].totals["seconds"]["train"] if runs[0].trained else None
+    rows = []
+    for run in runs:
+        head = (render.label(run.id), render.label(run.arm), Cell(str(run.seed), (run.seed,)))
+        if not run.trained:
+            rows.append((*head, *(column.empty() for column in columns[3:-1]), render.label(machine(run))))
+            continue
+        totals, counts = run.totals, run.totals["counts"]
+        seconds, hours = totals["seconds"]["train"], totals["device_hours"]["train"]
+        teacher = teacher_cost(run)["seconds"] if run.record.get("reference") else None
+        rows.append(
+            (
+                *head,
+                render.count(totals["steps"]),
+                render.count(counts["target"]),
+                render.count(counts["scored"]),
+                render.count(counts["active"]),
+                render.duration(seconds),
+                render.ratio(seconds / first if first else None),
+                render.duration(teacher) if run.record.get("reference") else columns[9].empty(),
+                Cell(f"{hours:.3g}", (hours,)),
+                render.memory(totals["peak_bytes"]),
+                render.label(machine(run)),
+            )
+        )
+    return Table("runs", "Runs", columns, tuple(rows), tuple(_labels(runs)))
+
+
+def settings_table(runs: Sequence[Run]) -> Table:
+    """Every key of recipe and surroundings that is not the same in all runs."""
+    columns = (Column("differs", ("key",), right=False), *(Column(run.id, (run.id,), right=False) for run in runs))
+    asked = [flat({k: v for k, v in run.record["recipe"].items() if k not in _ASIDE}) for run in runs]
+    found = [{f"recipe.{key}": value for key, value in each.items()} for each in asked]
+    for each, run in zip(found, runs, strict=True):
+        each |= _where(run)
+    keys = list(dict.fromkeys(key for each in found for key in each))
+    rows: list[Row] = []
+    for key in keys:
+        values = [each.get(key, _ABSENT) for each in found]
+        if any(value != values[0] for value in values):
+            rows.append((render.label(key), *(Cell(_short(value), (_text(value),)) for value in values)))
+    notes = () if rows else ("Nothing differs but the name.",)
+    return Table("settings", "What differs", columns, tuple(rows), notes)
+
+
+def benchmarks_table(runs: Sequence[Run], benchmarks: Sequence[str]) -> Table:
+    """The last score of each run, and its difference to the first run's, on the same items."""
+    columns = (
+        Column("benchmark", ("benchmark",), right=False),
+        Column("run", ("run",), right=False),
+        Column("step", ("step",)),
+        Column("score", ("score", "low", "high")),
+        Column("- first", ("difference", "difference_low", "difference_high")),
+        Column("items", ("shared_units",)),
+        Column("detectable", ("detectable",)),
+        Column("only first : only this", ("only_first", "only_this")),
+        Column("p", ("p",)),
+        Column("test", ("test",), right=False),
+        Column("but", ("but",), right=False),
+    )
+    rows = []
+    for benchmark in benchmarks:
+        first = runs[0].last(benchmark)
+        for place, run in enumerate(runs):
+            mine = run.last(benchmark)
+            head = (render.label(benchmark), render.label(run.id))
+            if mine is None:
+                rows.append((*head, *(column.missing() for column in columns[2:-1]), render.label("not evaluated")))
+                continue
+            score = (Cell(str(mine["step"]), (mine["step"],)), mean_cell(run, mine))
+            if place == 0 or first is None:
+                rows.append((*head, *score, *(column.empty() for column in columns[4:])))
+                continue
+            rows.append((*head, *score, *_against(runs[0], first, run, mine, columns[4:])))
+    notes = (
+        "Score and difference: in per cent and points; [low, high]: 95 % over the items, with the trained models "
+        "fixed; the spread between seeds is not in it. detectable: the smallest true difference that so many shared "
+        "items find with 80 % power.",
+        "only first : only this: shared items on which only that run is right (or better), with an exact two-sided "
+        "test of them over all tasks; McNemar's where every item is right or wrong.",
+    )
+    return Table("benchmarks", "Benchmarks", columns, tuple(rows), notes)
+
+
+def as_json(tables: Sequence[Table]) -> dict[str, Any]:
+    """The tables as one plain value, each as its JSON file has it."""
+    return {"schema": 1, "tables": [json.loads(render.to_json(table)) for table in tables]}
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value of a nested mapping; an empty mapping and a list are values."""
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    found: dict[str, Any] = {}
+    for key, each in value.items():
+        found |= flat(each, f"{prefix}.{key}" if prefix else str(key))
+    return found
+
+
+def _against(one: Run, first: Evaluation, run: Run, mine: Evaluation, columns: Sequence[Column]) -> Row:
+    """Difference, shared units, detectable difference, test, and what stands against the comparison."""
+    but = []
+    if first["step"] != mine["step"]:
+        but.append(f"step {first['step']} against {mine['step']}")
+    if _version(first) != _version(mine):
+        but.append(f"lmms-eval {_version(first)} against {_version(mine)}")
+    if first.get("prompts") != mine.get("prompts"):
+        but.append(f"prompts {first.get('prompts')} against {mine.get('prompts')}")
+    if first.get("questions") != mine.get("questions"):
+        but.append("other media or answers")
+    if not asked_alike(first, mine):
+        return (*(column.missing() for column in columns[:-1]), render.label("; ".join([*but, "other questions"])))
+    ours, theirs = one.items(first), run.items(mine)
+    if ours is None or theirs is None:
+        return (*(column.missing() for column in columns[:-1]), render.label("; ".join([*but, "items not kept"])))
+    scoring, scale = scoring_of(first), shown_scale(first)
+    a, b = meant(first, ours), meant(first, theirs)
+    found = score_difference(scoring, a, b)
+    smallest = minimum_detectable(standard_error(scoring, shared_differences(a, b)))
+    test, name = _test(a, b)
+    return (
+        render.accuracy(found, scale=scale, signed=True),
+        render.count(found.n),
+        Cell(f"{scale * smallest:.1f}", (smallest,)),
+        Cell(f"{test.only_first} : {test.only_second}", (test.only_first, test.only_second)),
+        Cell(f"{test.p:.2g}", (test.p,)),
+        render.label(name),
+        render.label("; ".join(but)),
+    )
+
+
+def _test(first: Results, second: Results) -> tuple[McNemar, str]:
+    """The exact test over the units of all tasks, and its name."""
+    one, other = _pooled(first), _pooled(second)
+    binary = all(value in (0, 1) for value in (*one.values(), *other.values()))
+    return sign_test(one, other), "McNemar" if binary else "sign"
+
+
+def _pooled(results: Results) -> dict[str, float]:
+    return {f"{task}\n{unit}": value for task, units in results.items() for unit, value in units.items()}
+
+
+def _where(run: Run) -> dict[str, Any]:
+    """What a run was made with, besides its recipe."""
+    found = run.record["provenance"]
+    places = {"machine": machine(run), "python": found["python"], "data": found["data"], "weights": found["weights"]}
+    code = (found.get("git") or {}).get("commit")
+    versions = {f"package.{name}": version for name, version in sorted(found["packages"].items())}
+    return {**places, "code": code, **versions}
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """What besides the recipe differs from the first run, in words."""
+    notes = []
+    for run in runs[1:]:
+        other = surroundings(runs[0], run)
+        if other:
+            notes.append(f"{run.id}: not made as {runs[0].id} was: {', '.join(other)} differ.")
+    return notes
+
+
+def _version(evaluation: Mapping[str, Any]) -> str:
+    return str(evaluation.get("lmms_eval") or evaluation.get("versions", {}).get("lmms_eval", "unknown"))
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _short(value: Any) -> str:
+    text = _text(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+__all__ = ["as_json", "compare_tables"]

@@ -1,0 +1,168 @@
+"""The paper's tables of benchmarks with our rows among them, and the list of all of the paper's tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from harness.analysis.paper import GATED, GROUPS, MODELS, TABLES, Paper, PaperRow, shown
+from harness.analysis.paper_runs import BASELINE, EXTENDED, PaperRuns, paper_runs, targets
+from harness.report import table as render
+from harness.report.table import Cell, Column, Table
+from harness.report.tables.accuracy import mean_cell
+from harness.report.tables.paper_claims import claims_table
+from harness.report.tables.paper_comparison import model_comparison
+from harness.report.tables.paper_costs import cost_tables
+from harness.report.tables.paper_prompts import inconsistencies_table, prompts_table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from harness.analysis.runs import Run
+    from harness.benchmarks.spec import Published
+    from harness.report.tables.common import Row
+
+TITLES: Final = {
+    "table1_image": "Table 1 of the paper: image understanding",
+    "table2_long_video": "Table 2 of the paper: long video",
+    "table3_short_video": "Table 3 of the paper: short video and fine-grained understanding",
+}
+_WORDS: Final = {"open_source": "open source", "proprietary": "proprietary", "regate": "the paper's runs"}
+
+
+def paper_tables_of(paper: Paper, runs: Iterable[Run]) -> list[Table]:
+    """Every table of the paper beside our runs; printed where a run has one of its models."""
+    ours = paper_runs(paper, runs)
+    models = list(MODELS.values())
+    aside = not ours.models()
+    tables = [benchmark_rows_table(name, ours) for name in TABLES]
+    tables += [model_comparison(ours, model) for model in models]
+    tables += cost_tables(ours)
+    return [*tables, prompts_table(paper, aside=aside), claims_table(ours), inconsistencies_table(paper, aside=aside)]
+
+
+def benchmark_rows_table(name: str, ours: PaperRuns) -> Table:
+    """One of Tables 1 to 3: the paper's rows as printed, our runs below the row that they reproduce, and the
+    differences ReGATE - baseline. Best and second best number of each column are marked."""
+    benchmarks = TABLES[name]
+    video = name != "table1_image"
+    columns = [
+        Column("model", ("model",), right=False),
+        Column("language model", ("llm",), right=False),
+        Column("numbers of", ("source",), right=False),
+        *([Column("frames", ("frames",))] if video else []),
+        Column("targets computed (paper: tokens)", ("tokens",)),
+        *(Column(one.title, (one.name, f"{one.name}_low", f"{one.name}_high")) for one in benchmarks),
+    ]
+    head = len(columns) - len(benchmarks)
+    rows: list[Row] = []
+    compared: dict[str, list[int]] = {"open": [], "paper": [], "ours": []}
+    printed = ours.paper.benchmark_table(name)
+    for row in printed:
+        kind = {"open_source": "open", "regate": "paper"}.get(row.group)
+        if kind:
+            compared[kind].append(len(rows))
+        rows.append(_paper_row(row, benchmarks, video=video))
+        if row.group == GROUPS[-1]:
+            compared["ours"].append(len(rows))
+            rows.append(_our_row(row, benchmarks, ours, video=video))
+    for source in ("paper", "ours"):
+        _mark(rows, [*compared["open"], *compared[source]], head, only=compared[source], others=source == "paper")
+    rows += [_evaluated_row(run, benchmarks, video=video) for run in ours.evaluated]
+    rows += [row for model in MODELS.values() for row in _differences(model, printed, benchmarks, ours, head)]
+    notes = (
+        "Accuracy in per cent, MME in points. Rows of other models, open or proprietary, are the paper's. Bold and "
+        "underlined: best and second best of a column among the open models and the paper's runs, and for our rows "
+        "among the open models and ours. The paper says tokens without saying which; ours are targets computed.",
+        "[low, high]: 95 %, over the items for one run and over the seeds for several; paired for a difference.",
+        *ours.left_out,
+    )
+    return Table(f"paper/{name}", TITLES[name], tuple(columns), tuple(rows), notes, aside=not ours.models())
+
+
+def arm_of(label: str) -> tuple[str, str]:
+    """Model and arm of a row of the paper's own runs."""
+    return label.removesuffix(GATED), EXTENDED if label.endswith(GATED) else BASELINE
+
+
+def _paper_row(row: PaperRow, benchmarks: Sequence[Published], *, video: bool) -> Row:
+    frames = [Cell(str(row.frames), (row.frames,))] if row.frames is not None else [Cell(render.MISSING, (None,))]
+    return (
+        render.label(row.label),
+        Cell(row.llm or "", (row.llm or "",)),
+        Cell("paper", (f"paper ({_WORDS[row.group]})",)),
+        *(frames if video else []),
+        render.large(row.tokens) if row.group == GROUPS[-1] else Cell("", ("",)),
+        *(render.accuracy(None, scale=shown(one), value=row.scores[one.name]) for one in benchmarks),
+    )
+
+
+def _our_row(row: PaperRow, benchmarks: Sequence[Published], ours: PaperRuns, *, video: bool) -> Row:
+    model, arm = arm_of(row.label)
+    found = [ours.score(model, arm, one.name) for one in benchmarks]
+    frames = ours.cost(model, arm, lambda run: run.record["recipe"]["data"].get("frames"))
+    tokens = ours.cost(model, arm, targets)
+    seen = Cell(render.MISSING, (None,)) if frames.value is None else Cell(f"{frames.value:g}", (frames.value,))
+    return (
+        render.label(row.label),
+        Cell(row.llm or "", (row.llm or "",)),
+        render.label("ours"),
+        *([seen] if video else []),
+        render.large(tokens.value),
+        *(
+            render.accuracy(each.interval, scale=shown(one), value=each.value)
+            for one, each in zip(benchmarks, found, strict=True)
+        ),
+    )
+
+
+def _evaluated_row(run: Run, benchmarks: Sequence[Published], *, video: bool) -> Row:
+    """Weights that were evaluated and not trained here."""
+    last = {one.name: run.last(one.name) for one in benchmarks}
+    scores = [mean_cell(run, found) if (found := last[one.name]) else render.accuracy(None) for one in benchmarks]
+    return (
+        render.label(run.id),
+        Cell("", ("",)),
+        render.label("ours (evaluated only)"),
+        *([Cell("", ("",))] if video else []),
+        Cell("", ("",)),
+        *scores,
+    )
+
+
+def _differences(
+    model: str, printed: Sequence[PaperRow], benchmarks: Sequence[Published], ours: PaperRuns, head: int
+) -> list[Row]:
+    """What ReGATE changes for one model: the paper's row and ours."""
+    rows = {row.label: row for row in printed}
+    if model not in rows:
+        return []
+    before, after = rows[model].scores, rows[model + GATED].scores
+    cells = []
+    for one in benchmarks:
+        first, second = before[one.name], after[one.name]
+        value = None if first is None or second is None else round(second - first, 6)
+        cells.append(render.accuracy(None, scale=shown(one), signed=True, value=value))
+    found = [ours.difference(model, EXTENDED, BASELINE, one.name) for one in benchmarks]
+    own = [
+        render.accuracy(each.interval, scale=shown(one), signed=True, value=each.value)
+        for one, each in zip(benchmarks, found, strict=True)
+    ]
+    name = render.label(f"{model}{GATED} - {model}")
+    blank = [Cell("", ("",))] * (head - 3)
+    return [
+        (name, Cell("", ("",)), render.label("paper"), *blank, *cells),
+        (name, Cell("", ("",)), render.label("ours"), *blank, *own),
+    ]
+
+
+def _mark(rows: list[Row], among: Sequence[int], head: int, *, only: Sequence[int], others: bool) -> None:
+    """Mark best and second best of each benchmark among some rows; the marks of rows outside `only` are kept as
+    they are unless `others`."""
+    for column in range(head, len(rows[0])):
+        found = dict(zip(among, render.marked([rows[index][column] for index in among]), strict=True))
+        for index in among if others else only:
+            row = rows[index]
+            rows[index] = (*row[:column], found[index], *row[column + 1 :])
+
+
+__all__ = ["benchmark_rows_table", "paper_tables_of"]

@@ -1,0 +1,203 @@
+"""Ours beside the paper's, one number a row: ours, paper, difference, interval, verdict."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from harness.analysis import verdicts
+from harness.analysis.paper import GATED, TABLES, in_points
+from harness.analysis.paper_runs import BASELINE, EXTENDED, FAST, MISSING, Measured
+from harness.analysis.runs import machine
+from harness.report import table as render
+from harness.report.table import Cell, Column, Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from harness.analysis.paper_runs import PaperRuns
+    from harness.analysis.verdicts import Verdict
+
+COLUMNS: Final = (
+    Column("row of the paper", ("row",), right=False),
+    Column("quantity", ("quantity",), right=False),
+    Column("ours", ("ours",)),
+    Column("paper", ("paper",)),
+    Column("difference", ("difference",)),
+    Column("interval of ours", ("low", "high")),
+    Column("verdict", ("verdict",), right=False),
+    Column("runs", ("runs",)),
+)
+UNKEPT: Final = (
+    "Intervals: 95 %, over the items for one run and over the seeds for several. A score whose items are not kept "
+    "has none, and is judged only where it equals the paper's as printed."
+)
+ROUNDING: Final = 0.0005
+"""Half of the last digit of a score that the paper prints in per cent, in parts of one."""
+ROUNDING_POINTS: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row: what is compared, and the word for it; `verdict` None where it is not judged.
+
+    `show` writes a number of this quantity; a difference is ours minus the paper's. A quantity that is not `sampled`
+    has no interval.
+    """
+
+    row: str
+    quantity: str
+    ours: Measured
+    paper: float | None
+    verdict: Verdict | None
+    show: Callable[[float], str]
+    sampled: bool = True
+
+    @property
+    def difference(self) -> float | None:
+        if self.ours.value is None or self.paper is None:
+            return None
+        return round(self.ours.value - self.paper, 12) + 0.0  # no minus before a zero
+
+    def bounds(self) -> Cell:
+        """The interval of ours."""
+        if not self.sampled:
+            return Cell("", ("", ""))
+        interval = self.ours.interval
+        if interval is None:
+            return Cell(render.MISSING, (None, None))
+        return Cell(f"[{self.show(interval.low)}, {self.show(interval.high)}]", (interval.low, interval.high))
+
+
+def number(value: float | None, show: Callable[[float], str]) -> Cell:
+    """A number as its quantity is written; an infinite one was not reached."""
+    if value is None:
+        return Cell(render.MISSING, (None,))
+    return Cell(render.NOT_REACHED if math.isinf(value) else show(value), (value,))
+
+
+def per_cent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def points(value: float) -> str:
+    return f"{value:.1f}"
+
+
+def signed(show: Callable[[float], str]) -> Callable[[float], str]:
+    """The same with its sign."""
+
+    def shown(value: float) -> str:
+        text = show(value)
+        return text if text[0] in "+-" else f"+{text}"
+
+    return shown
+
+
+def comparison_table(name: str, title: str, entries: Sequence[Entry], notes: Sequence[str], *, aside: bool) -> Table:
+    """The entries as a table."""
+    rows = tuple(_row(entry) for entry in entries)
+    return Table(name, title, COLUMNS, rows, tuple(notes), aside=aside)
+
+
+def model_comparison(runs: PaperRuns, model: str) -> Table:
+    """Every score of one model in the paper's Tables 1 to 3, and what ReGATE changes on each benchmark."""
+    entries = []
+    for label, arm in ((model, BASELINE), (model + GATED, EXTENDED)):
+        for columns in TABLES.values():
+            for one in columns:
+                ours, paper = runs.score(model, arm, one.name), runs.paper.reported(label, one.name)
+                show = points if in_points(one) else per_cent
+                rounding = ROUNDING_POINTS if in_points(one) else ROUNDING
+                verdict = judge_score(ours, paper, rounding)
+                entries.append(Entry(label, one.title, ours, paper, verdict, show))
+    for columns in TABLES.values():
+        for one in columns:
+            before = runs.paper.reported(model, one.name)
+            after = runs.paper.reported(model + GATED, one.name)
+            paper = None if before is None or after is None else round(after - before, 6)
+            entries.append(
+                difference_entry(
+                    f"{model}{GATED} - {model}",
+                    one.title,
+                    runs.difference(model, EXTENDED, BASELINE, one.name),
+                    paper,
+                    signed(points if in_points(one) else per_cent),
+                )
+            )
+    notes = (
+        "Scores in per cent, MME in points. Paper: v1 Tables 1 to 3 and the camera-ready.",
+        UNKEPT,
+        verdicts.RULES["score"],
+        verdicts.RULES["difference"],
+        *_how_asked(runs, model),
+    )
+    plain = "".join(letter for letter in model.lower() if letter.isalnum())
+    aside = model not in runs.models()
+    return comparison_table(f"paper/scores_{plain}", f"{model}: ours and the paper's", entries, notes, aside=aside)
+
+
+def difference_entry(
+    row: str, quantity: str, ours: Measured, paper: float | None, show: Callable[[float], str]
+) -> Entry:
+    """A difference of two arms, judged by its sign."""
+    verdict = verdicts.of_difference(ours.interval, paper)
+    if ours.value is not None and paper is not None and ours.interval is None and abs(ours.value - paper) < 1e-9:
+        verdict = "reproduced"
+    return Entry(row, quantity, ours, paper, verdict, show)
+
+
+def judge_score(ours: Measured, paper: float | None, rounding: float) -> Verdict:
+    """Rule "score", and for a score without an interval whether it is the paper's as printed."""
+    if ours.value is not None and paper is not None and ours.interval is None:
+        return "reproduced" if abs(ours.value - paper) <= rounding + 1e-12 else "missing"
+    return verdicts.of_score(ours.interval, paper, detectable=ours.detectable, rounding=rounding)
+
+
+def cost_entry(
+    row: str, quantity: str, ours: Measured, paper: float | None, show: Callable[[float], str], *, judged: bool = True
+) -> Entry:
+    """A cost; not judged where it was taken on another machine than the paper's."""
+    verdict = verdicts.of_cost(ours.value, paper) if judged or ours.value is None else None
+    return Entry(row, quantity, ours, paper, verdict, show, sampled=False)
+
+
+def _row(entry: Entry) -> tuple[Cell, ...]:
+    return (
+        render.label(entry.row),
+        render.label(entry.quantity),
+        number(entry.ours.value, entry.show),
+        number(entry.paper, entry.show),
+        number(entry.difference, signed(entry.show)),
+        entry.bounds(),
+        render.label(entry.verdict or ""),
+        Cell(str(len(entry.ours.runs)), (" ".join(entry.ours.runs),)),
+    )
+
+
+def _how_asked(runs: PaperRuns, model: str) -> list[str]:
+    """On which machines the runs were trained, with which prompts and which lmms-eval they were asked."""
+    found = set()
+    for arm in (BASELINE, EXTENDED, FAST):
+        for run in runs.of(model, arm).values():
+            for entry in run.record["evaluations"]:
+                version = entry.get("lmms_eval") or entry.get("versions", {}).get("lmms_eval", "unknown")
+                found.add((str(entry.get("prompts", "task")), str(version)))
+    machines = {machine(run) for arm in (BASELINE, EXTENDED, FAST) for run in runs.of(model, arm).values()}
+    notes = [f"Trained on {place}." for place in sorted(machines)]
+    notes += [f"Asked with the {prompts}'s prompts by lmms-eval {version}." for prompts, version in sorted(found)]
+    if max(len(machines), len(found)) > 1:
+        notes.append("The rows above mix these.")
+    return notes
+
+
+__all__ = [
+    "MISSING",
+    "Entry",
+    "comparison_table",
+    "cost_entry",
+    "difference_entry",
+    "judge_score",
+    "model_comparison",
+]

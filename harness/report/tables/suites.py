@@ -1,0 +1,328 @@
+"""A suite: arms over seeds. Every difference is taken within a seed, and the seeds are the units of the intervals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from statistics import mean, median
+from typing import TYPE_CHECKING, Any, Final
+
+from harness.analysis import verdicts
+from harness.analysis.arms import EQUAL_TARGETS, Arms, gather, scored
+from harness.analysis.runs import Run, asked_alike, benchmarks_of, scoring_of, shown_scale, surroundings
+from harness.analysis.seeds import Spread, seeds_to_detect, spread, two_level_difference
+from harness.analysis.time_to_target import over_seeds
+from harness.report import table as render
+from harness.report.table import Cell, Column, Table
+from harness.report.tables.time_to_target import KINDS, SHOWN, reaches, step_speedup
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from harness.analysis.claims import ClaimLike, SuiteLike
+    from harness.analysis.runs import Evaluation
+    from harness.report.tables.common import Row
+
+_ARM: Final = Column("arm", ("arm",), right=False)
+_SEEDS: Final = Column("seeds", ("seeds",))
+
+
+def suite_tables(name: str, runs: Sequence[Run], suite: SuiteLike | None = None) -> list[Table]:
+    """The tables of one suite: arms, abilities, time to target, claims, and every run.
+
+    Args:
+        suite: its definition. Without one the arms are those of the records, in the order of their names, the
+            baseline is the arm without a gate that computed most targets, and there are no claims.
+
+    Raises:
+        DataError: two runs of an arm have the same seed, or one was not trained.
+    """
+    arms = gather(name, runs, suite)
+    benchmarks = benchmarks_of(runs)
+    tables = [arms_table(arms, benchmarks)]
+    tables += [abilities_table(arms, benchmark) for benchmark in benchmarks]
+    tables += [table for benchmark in benchmarks if (table := reach_table(arms, benchmark))]
+    if suite is not None and suite.claims:
+        tables.append(claims_table(arms, suite.claims, benchmarks))
+    return [*tables, runs_table(arms, benchmarks)]
+
+
+def seeds_table(arms: Arms) -> Table:
+    """Recipes that were run with several seeds and belong to no suite, as one table of arms."""
+    benchmarks = benchmarks_of(run for by_seed in arms.runs.values() for run in by_seed.values())
+    return replace(arms_table(arms, benchmarks), name=f"seeds_{arms.name}", title=f"Seeds of {arms.name}")
+
+
+def arms_table(arms: Arms, benchmarks: Sequence[str]) -> Table:
+    """The main result of a suite: one row an arm."""
+    columns = [
+        _ARM,
+        _SEEDS,
+        Column("targets computed", ("targets_computed",)),
+        Column("reduction", ("targets_reduction",)),
+        Column("positions computed", ("positions_computed",)),
+        Column("train time", ("train_seconds",)),
+        Column("step speed-up", ("step_speedup",)),
+    ]
+    for name in benchmarks:
+        columns.append(Column(f"{name}: mean ± sd", _names(name, "mean", "sd", "low", "high")))
+        columns.append(
+            Column("- baseline", _names(f"{name}_difference", "", "low", "high", "least", "most", "seeds"))
+        )
+        columns.append(Column("- equal targets", _names(f"{name}_equal_targets", "", "low", "high")))
+    rows = []
+    for arm, by_seed in arms.runs.items():
+        runs = list(by_seed.values())
+        gated = any(run.gate for run in runs)
+        speedups = [value for run in runs if (value := step_speedup(run))]
+        reductions = [run.totals["targets_reduction"] for run in runs if run.totals["targets_reduction"] is not None]
+        cells = [
+            render.label(arm),
+            render.count(len(runs)),
+            render.count(round(mean(scored(run) for run in runs))),
+            render.percent(mean(reductions) if reductions else None) if gated else columns[3].empty(),
+            render.count(round(mean(run.totals["counts"]["active"] for run in runs))),
+            render.duration(median(run.totals["seconds"]["train"] for run in runs)),
+            render.ratio(median(speedups) if speedups else None) if gated else columns[6].empty(),
+        ]
+        for name in benchmarks:
+            cells += _score_cells(arms, arm, name)
+        rows.append(tuple(cells))
+    notes = (
+        "Targets and positions computed: mean over the seeds. Train time: median wall seconds of the training clock. "
+        "Step speed-up: median over the seeds of dense over sparse step within a run.",
+        "mean ± sd: over the seeds; [low, high]: 95 % t interval over the seeds. - baseline: paired by seed, in "
+        f"points, with its t interval and, in brackets, the least and the greatest of a seed; the baseline is "
+        f"{arms.baseline}. - equal targets: the same against the arm without a gate whose targets computed are "
+        f"within {100 * EQUAL_TARGETS:g} %.",
+        *_seed_notes(arms),
+    )
+    return Table(f"suite_{arms.name}", f"Suite {arms.name}: arms", tuple(columns), tuple(rows), notes)
+
+
+def abilities_table(arms: Arms, benchmark: str) -> Table:
+    """Each ability of each arm, over the seeds."""
+    abilities: dict[str, bool] = {}
+    for by_seed in arms.runs.values():
+        for run in by_seed.values():
+            abilities |= {
+                task["ability"]: task["in_mean"] for task in (run.last(benchmark) or {"tasks": ()})["tasks"]
+            }
+    columns = (_ARM, *(Column(name, _names(name, "", "sd")) for name in abilities))
+    scale = _scale(arms, benchmark)
+    rows = []
+    for arm in arms.runs:
+        spreads = [_spread(arms.scores(arm, benchmark, ability)) for ability in abilities]
+        rows.append((render.label(arm), *(_mean_sd(each, scale) for each in spreads)))
+    left_out = [name for name, counted in abilities.items() if not counted]
+    notes = ["mean ± standard deviation over the seeds."]
+    notes += [f"Not in the mean: {', '.join(left_out)}."] if left_out else []
+    title = f"Suite {arms.name}: abilities of {benchmark}"
+    return Table(f"suite_{arms.name}_abilities_{benchmark}", title, columns, tuple(rows), tuple(notes))
+
+
+def reach_table(arms: Arms, benchmark: str) -> Table | None:
+    """What each arm needs to reach the baseline's final accuracy, over the seeds; None without items or baseline."""
+    columns = (
+        _ARM,
+        Column("reached", ("reached", "seeds")),
+        *(Column(title, _names(kind, "", "sd", "least", "most")) for kind, (_, title) in KINDS.items()),
+    )
+    rows: list[Row] = []
+    base = arms.runs.get(arms.baseline, {})
+    for arm in (arm for arm in arms.runs if arm != arms.baseline):
+        shared = [seed for seed in arms.runs[arm] if seed in base]
+        found = [each for seed in shared if (each := reaches(base[seed], arms.runs[arm][seed], benchmark))]
+        if not found:
+            continue
+        together = {kind: over_seeds([each[kind] for each in found]) for kind in KINDS}
+        first = together["targets"]
+        counts = Cell(f"{first.reached} of {first.n}", (first.reached, first.n))
+        cells = [_reach_cell(together[kind].spread, kind) for kind in KINDS]
+        rows.append((render.label(arm), counts, *cells))
+    notes = (
+        f"The accuracy of {arms.baseline} after its last step, in the same seed, on the straight line between "
+        "evaluated checkpoints: mean ± standard deviation over the seeds [least, most]. Where one seed does not "
+        "reach it there is no mean.",
+    )
+    title = f"Suite {arms.name}: time to target on {benchmark}"
+    return Table(f"suite_{arms.name}_target_{benchmark}", title, columns, tuple(rows), notes) if rows else None
+
+
+def claims_table(arms: Arms, claims: Sequence[ClaimLike], benchmarks: Sequence[str]) -> Table:
+    """Each claim with the paired difference that decides it, and its verdict."""
+    columns = (
+        Column("claim", ("claim",), right=False),
+        Column("arms", ("first", "second"), right=False),
+        Column("benchmark", ("benchmark",), right=False),
+        _SEEDS,
+        Column("difference", _names("difference", "", "low", "high", "least", "most")),
+        Column("margin", ("margin",)),
+        Column("detectable", ("detectable",)),
+        Column("verdict", ("verdict",), right=False),
+    )
+    rows, facts = [], []
+    for claim in claims:
+        for benchmark in benchmarks:
+            found = arms.difference(claim.first, claim.second, benchmark)
+            scale = _scale(arms, benchmark)
+            verdict = verdicts.of_claim(claim.expect, found.interval if found else None, margin=claim.margin)
+            smallest = seeds_to_detect(found.sd, found.n) if found and found.sd is not None else None
+            rows.append(
+                (
+                    Cell(claim.text, (claim.id,)),
+                    Cell(f"{claim.first} - {claim.second}", (claim.first, claim.second)),
+                    render.label(benchmark),
+                    render.count(found.n if found else 0),
+                    _difference_cell(found, scale, columns[4]),
+                    Cell(f"{scale * claim.margin:.1f}", (claim.margin,)) if claim.margin else columns[5].empty(),
+                    columns[6].missing() if smallest is None else Cell(f"{scale * smallest:.1f}", (smallest,)),
+                    render.label(verdict),
+                )
+            )
+            facts.append(_claim_facts(arms, claim, benchmark))
+    used = sorted({claim.expect for claim in claims})
+    notes = (
+        "Difference: first minus second, paired by seed, in points: mean, 95 % t interval over the seeds, and the "
+        "least and the greatest of a seed. detectable: the smallest true difference that so many seeds find with "
+        "80 % power.",
+        *(verdicts.RULES[rule] for rule in used),
+    )
+    title = f"Suite {arms.name}: claims"
+    return Table(f"suite_{arms.name}_claims", title, columns, tuple(rows), notes, facts=facts)
+
+
+def runs_table(arms: Arms, benchmarks: Sequence[str]) -> Table:
+    """Every run of the suite, so that each number above can be traced to its record. Written, not printed."""
+    columns = (
+        Column("run", ("run",), right=False),
+        _ARM,
+        Column("seed", ("seed",)),
+        Column("targets computed", ("targets_computed",)),
+        Column("positions computed", ("positions_computed",)),
+        Column("train time", ("train_seconds",)),
+        *(Column(name, (name,)) for name in benchmarks),
+    )
+    rows = []
+    for arm, by_seed in arms.runs.items():
+        for seed, run in by_seed.items():
+            counts = run.totals["counts"]
+            scores = [arms.scores(arm, name).get(seed) for name in benchmarks]
+            rows.append(
+                (
+                    render.label(run.id),
+                    render.label(arm),
+                    Cell(str(seed), (seed,)),
+                    render.count(counts["scored"]),
+                    render.count(counts["active"]),
+                    render.duration(run.totals["seconds"]["train"]),
+                    *(
+                        column.missing() if value is None else Cell(f"{_scale(arms, name) * value:.1f}", (value,))
+                        for column, name, value in zip(columns[6:], benchmarks, scores, strict=True)
+                    ),
+                )
+            )
+    notes = ("Each row is the record results/runs/<run>/record.json.",)
+    return Table(f"suite_{arms.name}_runs", f"Suite {arms.name}: runs", columns, tuple(rows), notes, aside=True)
+
+
+def _score_cells(arms: Arms, arm: str, benchmark: str) -> list[Cell]:
+    """Mean with spread, difference to the baseline, difference to the arm at equal targets."""
+    scale = _scale(arms, benchmark)
+    found = _spread(arms.scores(arm, benchmark))
+    if found is None:
+        return [Cell(render.MISSING, (None,) * width) for width in (4, 6, 3)]
+    text = _mean_sd(found, scale).text
+    if found.low is not None and found.high is not None:
+        text += f" [{scale * found.low:.1f}, {scale * found.high:.1f}]"
+    cells = [Cell(text, (found.mean, found.sd, found.low, found.high))]
+    if arm == arms.baseline:
+        return [*cells, Cell("", ("",) * 6), Cell("", ("",) * 3)]
+    columns = Column("", ("",) * 5), Column("", ("",) * 3)
+    against = arms.difference(arm, arms.baseline, benchmark)
+    cell = _difference_cell(against, scale, columns[0])
+    cells.append(Cell(cell.text, (*cell.values, against.n if against else 0)))
+    equal = arms.equal_targets(arm)
+    if equal is None:
+        return [*cells, columns[1].empty()]
+    other = arms.difference(arm, equal, benchmark)
+    return [*cells, render.accuracy(other.interval if other else None, scale=scale, signed=True)]
+
+
+def _claim_facts(arms: Arms, claim: ClaimLike, benchmark: str) -> dict[str, Any]:
+    """The bootstrap over seeds and items, as a check on the t interval; too narrow for few seeds."""
+    first, second = arms.units(claim.first, benchmark), arms.units(claim.second, benchmark)
+    evaluation = _any_evaluation(arms, benchmark)
+    both = two_level_difference(scoring_of(evaluation), second, first) if evaluation else None
+    found = None if both is None else {"value": both.value, "low": both.low, "high": both.high, "seeds": both.n}
+    return {"claim": claim.id, "benchmark": benchmark, "bootstrap_over_seeds_and_items": found}
+
+
+def _seed_notes(arms: Arms) -> list[str]:
+    """Seeds that an arm lacks, and what besides its recipe differs between runs of the suite."""
+    seeds = {seed for by_seed in arms.runs.values() for seed in by_seed}
+    notes = [
+        f"{arm}: no run with seed {', '.join(map(str, sorted(seeds - by_seed.keys())))}; differences use the others."
+        for arm, by_seed in arms.runs.items()
+        if seeds - by_seed.keys()
+    ]
+    runs = [run for by_seed in arms.runs.values() for run in by_seed.values()]
+    other = sorted({name for run in runs[1:] for name in surroundings(runs[0], run)} - {"data", "weights"})
+    if other:
+        notes.append(f"Runs of this suite differ in {', '.join(other)}; see their records.")
+    base = arms.runs.get(arms.baseline, {})
+    for arm, by_seed in arms.runs.items():
+        apart = [str(seed) for seed, run in by_seed.items() if seed in base and not _alike(base[seed], run)]
+        if apart:
+            notes.append(f"{arm}: other questions than the baseline's with seed {', '.join(apart)}.")
+    return notes
+
+
+def _alike(one: Run, other: Run) -> bool:
+    both = [(one.last(name), other.last(name)) for name in benchmarks_of([one, other])]
+    return all(a is None or b is None or asked_alike(a, b) for a, b in both)
+
+
+def _any_evaluation(arms: Arms, benchmark: str) -> Evaluation | None:
+    found = (run.last(benchmark) for by_seed in arms.runs.values() for run in by_seed.values())
+    return next((entry for entry in found if entry), None)
+
+
+def _scale(arms: Arms, benchmark: str) -> float:
+    evaluation = _any_evaluation(arms, benchmark)
+    return shown_scale(evaluation) if evaluation else 100.0
+
+
+def _spread(scores: Mapping[int, float]) -> Spread | None:
+    return spread(list(scores.values())) if scores else None
+
+
+def _mean_sd(found: Spread | None, scale: float) -> Cell:
+    if found is None:
+        return Cell(render.MISSING, (None, None))
+    sd = "" if found.sd is None else f" ± {scale * found.sd:.1f}"
+    return Cell(f"{scale * found.mean:.1f}{sd}", (found.mean, found.sd))
+
+
+def _difference_cell(found: Spread | None, scale: float, column: Column) -> Cell:
+    if found is None:
+        return column.missing()
+    ends = f" ({scale * found.least:+.1f} to {scale * found.most:+.1f})" if found.n > 1 else ""
+    interval = found.interval
+    text = render.accuracy(interval, scale=scale, signed=True, value=found.mean).text
+    return Cell(text + ends, (found.mean, found.low, found.high, found.least, found.most))
+
+
+def _reach_cell(found: Spread | None, kind: str) -> Cell:
+    if found is None:
+        return Cell(render.NOT_REACHED, (float("inf"), None, None, None))
+    show = SHOWN[kind]
+    sd = "" if found.sd is None else f" ± {show(found.sd).text}"
+    text = f"{show(found.mean).text}{sd} [{show(found.least).text}, {show(found.most).text}]"
+    return Cell(text, (found.mean, found.sd, found.least, found.most))
+
+
+def _names(stem: str, *ends: str) -> tuple[str, ...]:
+    return tuple(f"{stem}_{end}" if end else stem for end in ends)
+
+
+__all__ = ["seeds_table", "suite_tables"]

@@ -1,0 +1,131 @@
+"""Time to target: what each gated run needs to reach its baseline's final accuracy."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+from harness.analysis.runs import Results, asked_alike, meant, scoring_of, shown_scale, teacher_cost
+from harness.analysis.time_to_target import Reach, time_to_target
+from harness.report import table as render
+from harness.report.table import Cell, Column, Table
+from harness.report.tables.common import ARM, RUN, TRACE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from harness.analysis.runs import Evaluation, Pair, Run
+    from harness.report.tables.common import Row
+
+KINDS: Final = {
+    "targets": ("scored", "targets computed to it"),
+    "seconds": ("train_seconds", "train time to it"),
+    "device_hours": ("train_device_hours", "train device-h to it"),
+}
+"""Kind -> key of an evaluation's `progress`, and the column's heading."""
+
+NOTES: Final = (
+    "Target: the baseline's accuracy after its last step. To it: on the straight line between the evaluated "
+    "checkpoints; [low, high]: 95 % over the items, the same ones drawn for both arms and all checkpoints. at most: "
+    "the first checkpoint had it already. reached: part of those draws in which the run reaches it at all.",
+    "Time-to-target speed-up: the baseline's whole training time over the run's time to the target (same accuracy), "
+    "without and with the teacher's pass. Step speed-up: dense over sparse step (same work of an optimizer step), "
+    "medians of one run. They answer different questions.",
+)
+
+
+def target_table(pairs: Sequence[Pair], benchmarks: Sequence[str]) -> Table | None:
+    """One row for each pair and benchmark; None where no pair has both arms' answers."""
+    columns = (
+        RUN,
+        ARM,
+        Column("benchmark", ("benchmark",), right=False),
+        Column("target", ("target",)),
+        *(Column(title, (kind, f"{kind}_low", f"{kind}_high")) for kind, (_, title) in KINDS.items()),
+        Column("part of the baseline's targets", ("targets_ratio",)),
+        Column("time-to-target speed-up", ("reach_speedup",)),
+        Column("with teacher", ("reach_speedup_with_teacher",)),
+        Column("step speed-up", ("step_speedup",)),
+        Column("reached", ("reached_share",)),
+    )
+    rows = []
+    for pair in pairs:
+        for benchmark in benchmarks:
+            if pair.baseline and pair.gated and (row := _row(pair.baseline, pair.gated, benchmark)):
+                rows.append(row)
+    return Table("target", "Time to target", columns, tuple(rows), (*NOTES, TRACE)) if rows else None
+
+
+def reaches(baseline: Run, run: Run, benchmark: str) -> dict[str, Reach] | None:
+    """Kind -> what `run` needs to reach the baseline's final score; None where items or evaluations of the same
+    questions are missing."""
+    last = baseline.last(benchmark)
+    curve = [entry for entry in run.evaluations(benchmark) if last and asked_alike(last, entry)]
+    if last is None or not curve:
+        return None
+    target = baseline.items(last)
+    units = [run.items(entry) for entry in curve]
+    known: list[Results] = [meant(last, each) for each in units if each is not None]
+    if target is None or len(known) < len(units):
+        return None
+    spent = {kind: [float(entry["progress"][key]) for entry in curve] for kind, (key, _) in KINDS.items()}
+    return time_to_target(scoring_of(last), spent, known, meant(last, target))
+
+
+def step_speedup(run: Run) -> float | None:
+    """Median dense over median sparse step of the run; None where it has only one kind."""
+    steps = run.totals["step_seconds"]
+    dense, sparse = steps["dense_median"], steps["sparse_median"]
+    return dense / sparse if dense and sparse else None
+
+
+def _row(baseline: Run, run: Run, benchmark: str) -> Row | None:
+    found = reaches(baseline, run, benchmark)
+    last = baseline.last(benchmark)
+    if found is None or last is None:
+        return None
+    whole = last["progress"]
+    teacher = teacher_cost(run)["seconds"] or 0.0
+    at = found["seconds"].at
+    return (
+        render.label(run.id),
+        render.label(run.arm),
+        render.label(benchmark),
+        _target(last),
+        *(reach_cell(found[kind], SHOWN[kind]) for kind in KINDS),
+        ratio_cell(found["targets"].at, whole["scored"]),
+        ratio_cell(whole["train_seconds"], at),
+        ratio_cell(whole["train_seconds"], None if at is None else at + teacher),
+        render.ratio(step_speedup(run)),
+        render.percent(found["targets"].share),
+    )
+
+
+def reach_cell(reach: Reach, show: Callable[[float], Cell]) -> Cell:
+    """Value and interval; "at most" where the first checkpoint had it already."""
+    cell = render.amount(reach.at, reach.low, reach.high, show)
+    return Cell(f"at most {cell.text}", cell.values) if reach.at_first and reach.at is not None else cell
+
+
+def ratio_cell(value: float | None, divisor: float | None) -> Cell:
+    """A ratio; "not reached" where one of the two lies beyond what was measured."""
+    if value is None or divisor is None:
+        return Cell(render.NOT_REACHED, (math.inf,))
+    return render.ratio(value / divisor if divisor else None)
+
+
+def _target(evaluation: Evaluation) -> Cell:
+    value = evaluation["mean"]["value"]
+    return Cell(f"{shown_scale(evaluation) * value:.1f}", (value,))
+
+
+def _hours(value: float) -> Cell:
+    return Cell(f"{value:.3g}", (value,))
+
+
+SHOWN: Final[dict[str, Callable[[float], Cell]]] = {
+    "targets": render.large,
+    "seconds": render.duration,
+    "device_hours": _hours,
+}
+"""Kind -> how its number is written."""

@@ -1,0 +1,279 @@
+"""The training loop: the same for a baseline and for ReGATE, which differ in the gate alone.
+
+One step: decide what to compute (Eq. 3, 4, section 3.3), compute it (section 3.4), learn from it, tell the gate
+(Eq. 2). The ledger stands around it and never enters the maths. Legend: B rows, S length, N scored targets, V
+vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import gather_object, set_seed
+
+import regate
+from harness.common.errors import HarnessError, Preempted
+from harness.common.signals import stop_requests
+from harness.config.recipe import digest
+from harness.data.loading.batches import windows
+from harness.data.sampler import Sampler
+from harness.models import device
+from harness.records.ledger import Clocks, Ledger, finished_step
+from harness.training import checkpoint
+from harness.training.flops import step_flops
+from harness.training.optimizer import lr_at, set_lr
+from harness.training.parallel import place
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from harness.common.progress import Progress
+    from harness.config.recipe import Recipe
+    from harness.data.sample import Batch
+    from harness.data.sources import DataSet
+    from harness.models.adapter import Adapter, DecoderShape
+
+
+@dataclass(frozen=True, slots=True)
+class TrainJob:
+    """What a training needs, made by the stages before it.
+
+    Attributes:
+        steps: optimizer steps in all.
+        evaluate_at: numbers of steps after which a model checkpoint is kept for evaluation.
+        make_gate: the gate of the recipe, or `regate.DenseGate` for a baseline; called on every process.
+        began: `time.perf_counter()` when the training's processes were started; None where there is only this one.
+    """
+
+    recipe: Recipe
+    steps: int
+    evaluate_at: tuple[int, ...]
+    adapter: Adapter
+    data: DataSet
+    make_gate: Callable[[], regate.Gate | regate.DenseGate]
+    run_dir: Path
+    progress: Progress
+    began: float | None = None
+
+    @property
+    def ledger_path(self) -> Path:
+        return self.run_dir / "ledger.jsonl"
+
+    def model_dir(self, step: int) -> Path:
+        return self.run_dir / "checkpoints" / f"step-{step:06d}"
+
+    @property
+    def finished(self) -> bool:
+        kept = all(self.model_dir(step).exists() for step in self.evaluate_at)
+        return kept and finished_step(self.ledger_path) == self.steps
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one optimizer step did, on this process."""
+
+    counts: regate.TokenCounts
+    keep_ratio: float
+    loss_sum: Tensor
+    flops: float
+    flops_dense: float
+    grad_norm: float
+    skipped: bool
+
+
+class Loop:
+    """The objects of a training, prepared for the devices."""
+
+    def __init__(self, job: TrainJob) -> None:
+        self.job = job
+        self.recipe = job.recipe.train
+        self.accelerator = device.accelerator(self.recipe)
+        set_seed(job.recipe.seed + self.accelerator.process_index)
+        self.placement = place(self.accelerator, job.recipe, job.adapter.student, self._dressed)
+        self.model = self.placement.model
+        self.gate = job.make_gate()
+        self.sampler = Sampler(
+            len(job.data.samples),
+            global_batch=self.recipe.global_batch,
+            micro_batch=self.recipe.micro_batch,
+            seed=job.recipe.seed,
+            world=self.accelerator.num_processes,
+            rank=self.accelerator.process_index,
+            groups=job.data.mediums,
+        )
+        self.shape = job.adapter.shape()
+        self.identity = digest(job.recipe.identity())
+
+    def _dressed(self, student: nn.Module) -> nn.Module:
+        """The student as it is trained: elided below its head, recomputed where the recipe says so."""
+        if self.recipe.gradient_checkpointing:
+            student.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        student.train()
+        gate = self.job.recipe.gate
+        self.elide = regate.attach(student, execution=gate.execution if gate else "compact")
+        return regate.ScoredLM(student)
+
+    def step(self, window: list[Batch], step: int) -> StepResult:
+        """One optimizer step over this process's part of the global batch."""
+        decisions = [self.gate.decide(batch.layout, batch.sample_ids_B, step=step) for batch in window]
+        scale = self.loss_scale(decisions)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
+        for batch, decision in zip(window, decisions, strict=True):
+            with self.placement.micro_batch(), self.elide(decision):
+                logits_NV, targets_N = self.job.adapter.forward(self.model, batch, decision)
+                token_loss_N = regate.token_loss(logits_NV, targets_N)
+                scored_loss = (token_loss_N * self.gate.weights(decision, token_loss_N)).sum()
+                self.accelerator.backward(scored_loss * scale(decision))
+            self.gate.observe(decision, token_loss_N.detach())
+            loss_sum += scored_loss.detach()
+        limit = self.recipe.optimizer.max_grad_norm
+        grad_norm = self.placement.clip(math.inf if limit is None else limit)
+        set_lr(self.placement.optimizer, lr_at(self.recipe.optimizer, step, self.job.steps))
+        self.placement.optimizer.step()
+        self.placement.optimizer.zero_grad()
+        flops, flops_dense = _flops(self.shape, decisions, self.recipe.gradient_checkpointing)
+        return StepResult(
+            counts=sum((decision.counts for decision in decisions), regate.TokenCounts()),
+            keep_ratio=decisions[0].keep_ratio,
+            loss_sum=loss_sum,
+            flops=flops,
+            flops_dense=flops_dense,
+            grad_norm=grad_norm,
+            skipped=bool(self.accelerator.optimizer_step_was_skipped),
+        )
+
+    def loss_scale(self, decisions: list[regate.Decision]) -> Callable[[regate.Decision], float]:
+        """What a sum of token losses is multiplied by, so that the gradient is that of the mean the recipe asks
+        for: accelerate divides by the accumulation steps and data parallelism averages over processes."""
+        if self.recipe.loss_norm == "micro_batch":
+            return lambda decision: 1.0 / max(1, decision.counts.scored)
+        scored = torch.tensor(sum(decision.counts.scored for decision in decisions), device=self.accelerator.device)
+        total = int(self.accelerator.reduce(scored, "sum"))
+        factor = self.accelerator.num_processes * self.accelerator.gradient_accumulation_steps / max(1, total)
+        return lambda decision: factor
+
+    def report(self, result: StepResult, window: list[Batch], *, stop: bool) -> tuple[dict[str, Any], bool]:
+        """The step over all processes, and whether one of them was asked to stop: one small collective."""
+        peak = device.peak_bytes(self.accelerator.device)
+        failed = [sample for batch in window for sample in batch.failed]
+        cut = [targets for batch in window for targets in batch.cut]
+        local = [*astuple(result.counts), result.flops, result.flops_dense, float(result.loss_sum), peak or 0]
+        local += [len(failed), len(cut), sum(cut), stop, sum(len(batch.unshuffled) for batch in window)]
+        rows = self.accelerator.gather(torch.tensor([local], dtype=torch.float64, device=self.accelerator.device))
+        total = rows.sum(dim=0).tolist()
+        counts = regate.TokenCounts(*(int(value) for value in total[:8]))
+        counts.check()
+        loss = total[10] / max(1, counts.scored)
+        if not math.isfinite(loss) or not (math.isfinite(result.grad_norm) or result.skipped):
+            raise HarnessError(
+                f"training diverged: loss {loss}, gradient norm {result.grad_norm}",
+                hint="lower train.optimizer.lr or lengthen the warm-up; the last checkpoint is kept",
+            )
+        if total[12] > 0:
+            failed = gather_object(failed)
+        report = {
+            "counts": {name: getattr(counts, name) for name in counts.__slots__},
+            "keep_ratio": result.keep_ratio,
+            "loss": loss,
+            "grad_norm": result.grad_norm if math.isfinite(result.grad_norm) else None,
+            "skipped": result.skipped,
+            "devices": self.accelerator.num_processes,
+            "flops": total[8],
+            "flops_dense": total[9],
+            "peak_bytes": int(rows[:, 11].max()) or None,
+            "failed": failed,
+            "truncated": {"samples": int(total[13]), "targets": int(total[14])},
+            "unshuffled": int(total[16]),
+        }
+        return report, total[15] > 0
+
+
+def train(job: TrainJob) -> None:
+    """Train to the end, from the newest checkpoint if there is one. A finished training is left alone.
+
+    Raises:
+        Preempted: the process was asked to stop; a checkpoint was written first.
+        HarnessError: the loss or the gradient is not finite.
+    """
+    if job.finished:
+        return
+    clocks = Clocks(job.began)
+    loop = Loop(job)
+    devices = loop.accelerator.num_processes
+    start = _resume(loop)
+    device.reset_peak(loop.accelerator.device)
+    batches = windows(
+        job.data, job.adapter.processor(), loop.sampler, start=start, stop=job.steps, workers=loop.recipe.workers
+    )
+    path = job.ledger_path if loop.accelerator.is_main_process else None
+    with Ledger(path) as ledger, stop_requests() as stopping:
+        clocks.lap("io")
+        ledger.append("start", step=start, steps=job.steps, world=devices)
+        ledger.append("stage", stage="load", seconds=clocks.take(), devices=devices)
+        with job.progress.task(f"train {job.recipe.name}", job.steps, start=start) as advance:
+            for step, window in zip(range(start, job.steps), batches, strict=True):
+                clocks.lap("data")
+                report, stop = loop.report(loop.step(window, step), window, stop=stopping())
+                clocks.lap("train")
+                epoch = loop.sampler.epoch_of(step)
+                lr = lr_at(loop.recipe.optimizer, step, job.steps)
+                ledger.append("step", step=step, epoch=epoch, lr=lr, seconds=clocks.take(), **report)
+                advance(step + 1, f"loss {report['loss']:.3f} keep {report['keep_ratio']:.2f}")
+                if loop.sampler.epoch_of(step + 1) != epoch:
+                    loop.gate.end_epoch()
+                _keep(loop, ledger, clocks, step + 1, stop=stop)
+        ledger.append("end", step=job.steps)
+
+
+def _keep(loop: Loop, ledger: Ledger, clocks: Clocks, done: int, *, stop: bool) -> None:
+    """Write the checkpoints that are due after `done` steps."""
+    job = loop.job
+    if done in job.evaluate_at:
+        loop.placement.export(
+            lambda model: checkpoint.write_directory(
+                job.model_dir(done), lambda folder: job.adapter.save(model, folder)
+            )
+        )
+    stop = stop and done < job.steps
+    due = stop or done % loop.recipe.checkpoint_every == 0
+    if due:
+        ledger.sync()
+        state = loop.gate.state_dict()
+        folder = job.run_dir / "checkpoints"
+        checkpoint.save(loop.placement, folder, step=done, gate_state=state, identity=loop.identity)
+    clocks.lap("io")
+    if due or done == job.steps:
+        ledger.append(
+            "stage", stage="checkpoint", step=done, seconds=clocks.take(), devices=loop.accelerator.num_processes
+        )
+    if stop:
+        raise Preempted(f"stopped after step {done} of {job.steps}", hint="the same command resumes it")
+
+
+def _resume(loop: Loop) -> int:
+    newest = checkpoint.latest(loop.job.run_dir / "checkpoints")
+    if newest is None:
+        return 0
+    step, gate_states = checkpoint.load(loop.placement, newest, identity=loop.identity)
+    # A process that the checkpoint's run did not have starts from the first one's state.
+    rank = loop.accelerator.process_index
+    loop.gate.load_state_dict(gate_states[rank if rank < len(gate_states) else 0])
+    loop.job.progress.say(f"resuming {loop.job.recipe.name} at step {step}")
+    return step
+
+
+def _flops(shape: DecoderShape, decisions: list[regate.Decision], checkpointing: bool) -> tuple[float, float]:
+    """FLOPs of this process's step as decided, and of the same batch with nothing elided."""
+    decided = dense = 0.0
+    for decision in decisions:
+        active_B = decision.active_BS.sum(dim=1).tolist()
+        valid_B = decision.layout.valid_BS.sum(dim=1).tolist()
+        decided += step_flops(shape, active_B, decision.counts.scored, gradient_checkpointing=checkpointing)
+        dense += step_flops(shape, valid_B, decision.counts.target, gradient_checkpointing=checkpointing)
+    return decided, dense

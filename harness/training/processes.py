@@ -1,0 +1,83 @@
+"""The processes that compute one run together: how they meet, wait for each other and part.
+
+`harness.training.launch` starts them on one machine; under torchrun they are there already, on one machine or
+several.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+import torch
+import torch.distributed as dist
+
+from harness.common.errors import EnvironmentProblem, RecipeError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from harness.config.recipe import Recipe
+
+PATIENCE: Final = timedelta(hours=1)
+"""How long a process waits for the others: the main one may be writing a whole model to a slow disk meanwhile."""
+
+
+def count(recipe: Recipe) -> int:
+    """How many processes the recipe's training gets on this machine.
+
+    Raises:
+        EnvironmentProblem: more are asked for than there are GPUs.
+        RecipeError: the global batch cannot be split evenly over them.
+    """
+    gpus = torch.cuda.device_count()
+    processes = recipe.devices.processes or max(1, gpus)
+    if gpus and processes > gpus:
+        raise EnvironmentProblem(
+            f"devices.processes is {processes}, and {gpus} GPUs are visible: each process needs its own",
+            hint="leave devices.processes out to use every visible GPU",
+        )
+    check_split(recipe, processes)
+    return processes
+
+
+def check_split(recipe: Recipe, processes: int) -> None:
+    """Raises RecipeError where the global batch is not a whole number of micro-batches for each process, or the
+    weights cannot be sharded."""
+    train = recipe.train
+    if recipe.devices.sharding == "full" and train.precision == "float16" and processes > 1:
+        raise RecipeError(
+            "devices.sharding is full and train.precision float16: its loss scaling does not know sharded gradients",
+            hint="take train.precision bfloat16",
+        )
+    if train.global_batch % (train.micro_batch * processes):
+        raise RecipeError(
+            f"train.global_batch {train.global_batch} is not a multiple of micro_batch x processes = "
+            f"{train.micro_batch} x {processes}",
+            hint="choose micro_batch so that it divides global_batch / processes, or set devices.processes",
+        )
+
+
+def under_torchrun() -> bool:
+    """Whether torchrun (or accelerate launch, which is built on it) started this process."""
+    return bool(dist.is_torchelastic_launched())
+
+
+def meet(*, meeting: Path | None = None, rank: int = -1, world: int = -1) -> None:
+    """Join the others, with NCCL among GPUs and gloo among CPUs; this process's GPU becomes the current one.
+
+    Args:
+        meeting: a file on this machine where all meet. None: where torchrun said, as the rank that it gave.
+    """
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(rank if meeting else dist.get_node_local_rank())
+        backend = "cpu:gloo,cuda:nccl"
+    method = f"file://{meeting.absolute()}" if meeting else "env://"
+    dist.init_process_group(backend, init_method=method, rank=rank, world_size=world, timeout=PATIENCE)
+
+
+def part() -> None:
+    """Leave the others, after all of them came here."""
+    dist.barrier()
+    dist.destroy_process_group()

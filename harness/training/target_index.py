@@ -1,0 +1,94 @@
+"""The index of a data set's targets: how many each sample has, and a checksum of their ids.
+
+Both stores are laid out by it. It is made by one pass over the text alone and kept beside the stores, under the
+hash of what it was made from.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from harness.config.recipe import digest
+from harness.data.loading.batches import text_batches
+from regate.candidates import store_keys
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from harness.common.progress import Progress
+    from harness.data.sources import DataSet
+    from harness.models.adapter import Processor
+    from regate.config import Candidates
+
+SCHEMA: Final = 1
+_POSITIONS: Final = 65536
+"""Padded positions of a batch in the pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class TargetIndex:
+    """One entry a sample, in the order of the pass.
+
+    Attributes:
+        sample_ids: int64.
+        num_targets: int64, number of candidates.
+        checksums: int64, of the candidates' token ids in canonical order (`regate.candidates.store_keys`).
+    """
+
+    sample_ids: NDArray[np.int64]
+    num_targets: NDArray[np.int64]
+    checksums: NDArray[np.int64]
+
+    @property
+    def total(self) -> int:
+        return int(self.num_targets.sum())
+
+
+def index_targets(
+    data: DataSet, processor: Processor, candidates: Candidates, folder: Path, progress: Progress
+) -> TargetIndex:
+    """The index of `data` under `processor`'s template, read from `folder` or made and kept there.
+
+    Args:
+        candidates: which positions compete for the budget; the stores hold one value for each.
+    """
+    made_from = {
+        "schema": SCHEMA,
+        "data": data.fingerprint,
+        "processor": processor.fingerprint,
+        "candidates": candidates,
+    }
+    path = folder / f"targets-{digest(made_from)[:16]}.npz"
+    if path.exists():
+        with np.load(path) as arrays:
+            return TargetIndex(arrays["sample_ids"], arrays["num_targets"], arrays["checksums"])
+    index = _make(data, processor, candidates, progress)
+    folder.mkdir(parents=True, exist_ok=True)
+    work = path.with_suffix(".tmp")
+    with work.open("wb") as file:
+        np.savez(file, sample_ids=index.sample_ids, num_targets=index.num_targets, checksums=index.checksums)
+        file.flush()
+        os.fsync(file.fileno())
+    work.replace(path)
+    return index
+
+
+def _make(data: DataSet, processor: Processor, candidates: Candidates, progress: Progress) -> TargetIndex:
+    ids: list[int] = []
+    counts: list[int] = []
+    checksums: list[int] = []
+    with progress.task("count targets", len(data.samples)) as advance:
+        for batch in text_batches(data, processor, tokens_per_batch=_POSITIONS, skip=set()):
+            count_B, checksum_B = store_keys(batch.layout, candidates)
+            ids += batch.sample_ids_B.tolist()
+            counts += count_B
+            checksums += checksum_B
+            advance(len(ids))
+    as_int64 = (np.asarray(values, dtype=np.int64) for values in (ids, counts, checksums))
+    return TargetIndex(*as_int64)
