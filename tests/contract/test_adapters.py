@@ -25,7 +25,7 @@ from harness.data.loading.video import read_frames
 from harness.data.sources import make_data, open_data
 from harness.models import MODELS, adapter_for
 from regate.types import IGNORE, Kind, TokenCounts
-from tests.harness.tiny_world import tiny_recipe
+from tests.harness.worlds.tiny import tiny_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable

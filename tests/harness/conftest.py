@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .choice_world import World, build_world
+from tests.harness.worlds.choices import World, build_world
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 
 from harness.models import adapter_for
 from harness.records.ledger import read_steps
-from tests.harness.videollama2_world import NAME, brought, write_world
+from tests.harness.worlds.videollama2 import NAME, brought, write_world
 
 from .conftest import RECIPES, Ran, harness
 

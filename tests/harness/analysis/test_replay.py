@@ -1,0 +1,209 @@
+"""Choices made again from the stores are the choices that the gate made while it ran."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from harness.analysis.elided_words import Chosen, Texts
+from harness.analysis.replay import Overlaps, Stores, choices, expected_jaccard, study
+from harness.analysis.selection import kinds_table, overlap_table, read_selection, words_table, write_tables
+from harness.common.errors import StaleError
+from harness.common.progress import Progress
+from regate import DifficultyStore, ReferenceStore
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.harness.worlds.choices import World
+
+QUIET = Progress(quiet=True)
+
+
+def stores_of(world: World) -> Stores:
+    (path,) = (world.results.parent / "stores").glob("reference-*")
+    folder = world.run.folder / "difficulty"
+    return Stores(ReferenceStore.open(path), DifficultyStore.open(folder), (0, 1, 2))
+
+
+def test_a_replay_is_what_the_gate_decided(choice_world: World) -> None:
+    """Every sparse step of three epochs, target by target."""
+    gate = choice_world.recipe.gate
+    assert gate is not None
+    samples = list(choice_world.data.samples)
+    replayed = {
+        samples[chosen.sample].id: chosen
+        for first in range(0, len(samples), 10)
+        for chosen in choices(
+            samples[first : first + 10], first, gate, choice_world.processor, stores_of(choice_world), 0
+        )
+    }
+    assert {epoch for _, epoch, _ in choice_world.kept} == {0, 1, 2}
+    for (_, epoch, sample), kept in choice_world.kept.items():
+        assert replayed[sample].kept[epoch].tolist() == kept
+    changed = [
+        sample for _, epoch, sample in choice_world.kept if epoch == 2 and
+        replayed[sample].kept[0].tolist() != replayed[sample].kept[2].tolist()
+    ]  # fmt: skip
+    assert changed, "the running losses matter, so reading the wrong epoch would show"
+
+
+def test_study_adds_up_and_is_made_once(choice_world: World) -> None:
+    assert study(choice_world.run, choice_world.recipe.paths, QUIET) is None
+    folder = choice_world.run.folder
+    found = read_selection(folder)
+    assert found is not None
+    counts = [sum(row["targets"] for row in found[name]) for name in ("words", "kinds")]
+    (reference,) = (choice_world.results.parent / "stores").glob("reference-*")
+    store = ReferenceStore.open(reference)
+    assert counts == [found["targets"]] * 2 == [store.num_targets_total] * 2
+    budget = sum(max(1, n // 2) for n in np.diff(store.index.offsets_M1).tolist())
+    for epoch in range(3):
+        left = sum(row["left_out"][epoch] for row in found["kinds"])
+        assert left == store.num_targets_total - budget == sum(row["left_out"][epoch] for row in found["words"])
+    mean = sum(row["mean_loss"] * row["targets"] for row in found["kinds"]) / found["targets"]
+    assert mean == pytest.approx(np.asarray(store.values, dtype=np.float64).mean(), rel=1e-4)
+    marked = sum(len(sample.spans) for sample in choice_world.data.samples)
+    assert sum(row["words"] for row in found["grounded"]) == marked, "every grounded word is one word of an answer"
+    before = (folder / "selection.json").stat().st_mtime_ns
+    assert study(choice_world.run, choice_world.recipe.paths, QUIET) is None
+    assert (folder / "selection.json").stat().st_mtime_ns == before, "found to be current"
+
+
+def test_panels_show_real_losses_and_the_answers_own_words(choice_world: World) -> None:
+    assert study(choice_world.run, choice_world.recipe.paths, QUIET) is None
+    found = read_selection(choice_world.run.folder)
+    assert found is not None
+    by_key = {sample.key: sample for sample in choice_world.data.samples}
+    store = stores_of(choice_world).reference
+    assert store is not None
+    assert len(found["panels"]) == 4
+    for panel in found["panels"]:
+        sample = by_key[panel["sample"]]
+        start, stop = (int(store.index.offsets_M1[store.index.ids_M.searchsorted(sample.id) + i]) for i in (0, 1))
+        losses = [token["loss"] for token in panel["tokens"]]
+        assert losses == pytest.approx(store.values[start:stop].astype(float).tolist(), abs=6e-5)
+        kept = [token["loss"] for token in panel["tokens"] if token["by_reference"]]
+        left = [token["loss"] for token in panel["tokens"] if not token["by_reference"]]
+        assert len(kept) == len(losses) // 2
+        assert min(kept) >= max(left), "the upper half"
+        text = "".join(token["text"] for token in panel["tokens"] if token["kind"] != "marker")
+        assert text == sample.turns[-1].text.lower()
+        told = {sample.turns[turn].text[a:b].lower() for turn, a, b, _ in sample.spans}
+        assert {token["text"].strip() for token in panel["tokens"] if token["grounded"]} == told
+        assert panel["frames"], "a strip of the clip"
+
+
+def test_tables_name_all_epochs_and_are_the_same_each_time(choice_world: World, tmp_path: Path) -> None:
+    assert study(choice_world.run, choice_world.recipe.paths, QUIET) is None
+    found = read_selection(choice_world.run.folder)
+    assert found is not None
+    first = {path.name: path.read_bytes() for path in write_tables(tmp_path, found)}
+    assert first == {path.name: path.read_bytes() for path in write_tables(tmp_path, found)}
+    assert len(first) == 7
+    rows = json.loads(first[f"elided_words_{found['run']}.json"])
+    assert rows["words"] == found["words"]
+    titles = [column.title for column in words_table(found).columns]
+    assert [f"left out, epoch {epoch}" for epoch in (1, 2, 3)] == [t for t in titles if t.startswith("left out")]
+    assert len(words_table(found, limit=5).rows) == 5
+    assert kinds_table(found).rows[-1][0].text == "all"
+    compared = [row[0].text for row in overlap_table(found).rows]
+    assert compared == ["epoch 1 and 2", "epoch 2 and 3", "reference loss alone and epoch 3"]
+
+
+def test_other_data_are_refused_and_missing_stores_are_named(choice_world: World, tmp_path: Path) -> None:
+    paths = choice_world.recipe.paths
+    moved = paths.model_copy(update={"stores": str(tmp_path / "stores")})
+    reason = study(choice_world.run, moved, QUIET)
+    assert reason is not None
+    assert str(tmp_path / "stores") in reason
+    record = json.loads(json.dumps(choice_world.run.record))
+    record["provenance"] |= {"data": "0" * 64, "reference": "1" * 64}
+    with pytest.raises(StaleError, match="its data has fingerprint 0000"):
+        study(replace(choice_world.run, record=record, _read={}), paths, QUIET)
+
+
+def test_a_selection_of_another_run_is_refused(choice_world: World, tmp_path: Path) -> None:
+    assert study(choice_world.run, choice_world.recipe.paths, QUIET) is None
+    folder = tmp_path / "other-00000000"
+    folder.mkdir()
+    (folder / "selection.json").write_bytes((choice_world.run.folder / "selection.json").read_bytes())
+    with pytest.raises(StaleError, match="expected 1 of other-00000000"):
+        read_selection(folder)
+
+
+@pytest.mark.parametrize(("selection", "reason"), [("random", "depends on no loss"), (None, "it has no gate")])
+def test_what_cannot_be_replayed_says_why(choice_world: World, selection: str | None, reason: str) -> None:
+    record = json.loads(json.dumps(choice_world.run.record))
+    record["recipe"]["gate"] = None if selection is None else {**record["recipe"]["gate"], "selection": selection}
+    told = study(replace(choice_world.run, record=record, _read={}), choice_world.recipe.paths, QUIET)
+    assert told is not None
+    assert reason in told
+
+
+def test_a_gate_that_reads_the_reference_alone_has_one_choice(choice_world: World, tmp_path: Path) -> None:
+    record = json.loads(json.dumps(choice_world.run.record))
+    record["recipe"]["gate"]["selection"] = "reference"
+    run = replace(choice_world.run, record=record, folder=tmp_path / choice_world.run.id, _read={})
+    assert study(run, choice_world.recipe.paths, QUIET) is None
+    found = read_selection(run.folder)
+    assert found is not None
+    assert found["epochs"] == [0]
+    assert found["overlap"] == []
+    assert found["by_reference"]["jaccard"] == 1.0
+    assert any("the same in every epoch" in note for note in overlap_table(found).notes)
+
+
+def test_overlap_is_the_mean_jaccard_index() -> None:
+    overlaps = Overlaps((0, 1))
+    a, b = np.array([True, True, False, False]), np.array([True, False, True, False])
+    overlaps.add(Chosen(0, [1, 2, 3, 4], None, {0: a, 1: b}, a))
+    overlaps.add(Chosen(1, [1, 2, 3, 4], None, {0: a, 1: a}, a))
+    overlaps.add(Chosen(2, [], None, {0: a[:0], 1: a[:0]}, a[:0]))
+    (row,) = overlaps.rows()
+    assert row["jaccard"] == pytest.approx((1 / 3 + 1) / 2, abs=1e-6)
+    by_reference = overlaps.by_reference()
+    assert by_reference is not None
+    assert by_reference["jaccard"] == row["jaccard"]
+
+
+def test_chance_is_that_of_independent_choices() -> None:
+    """2 of 4: in common 0, 1, 2 with probability 1/6, 4/6, 1/6."""
+    assert expected_jaccard(4, 2) == pytest.approx(4 / 6 * 1 / 3 + 1 / 6)
+    draw = np.random.default_rng(0)
+    found = []
+    for _ in range(4000):
+        a, b = (set(draw.choice(11, 5, replace=False).tolist()) for _ in range(2))
+        found.append(len(a & b) / len(a | b))
+    assert expected_jaccard(11, 5) == pytest.approx(np.mean(found), abs=0.01)
+
+
+def test_pieces_keep_the_space_between_words(choice_world: World) -> None:
+    """Through a byte-level tokenizer, as VideoLLaMA2's, and through the tiny model's."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, special_tokens=["<|im_end|>"])
+    text = "The caf\u00e9's well-lit window is red, isn't it?"
+    backend.train_from_iterator([text] * 3, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
+
+    class Speaking:
+        def __init__(self) -> None:
+            self.tokenizer = tokenizer
+
+    ids = [*tokenizer.encode(text), tokenizer.eos_token_id, *tokenizer.encode("\n")]
+    tokens = Texts(Speaking()).of(choice_world.data.samples[0], [*ids, *ids])  # type: ignore[arg-type]
+    for answer in (0, 1):
+        assert "".join(token.piece for token in tokens if token.answer == answer) == f"{text}<|im_end|>\n"
+    words = list(dict.fromkeys((token.number, token.word) for token in tokens if token.answer == 0))
+    expected = ["the", "caf\u00e9's", "well-lit", "window", "is", "red", ",", "isn't", "it", "?", "<|im_end|>", "␣"]
+    assert [word for _, word in words] == expected

@@ -1,0 +1,299 @@
+"""The mirror: MLflow holds what the ledger and the record say, once, and a server that is down does no harm."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from harness.records import metrics
+from harness.records import tracking as track
+from harness.records.ledger import read_steps
+from harness.records.network import shown
+from harness.records.tracking import make_job, mirror, upload
+from tests.harness.worlds.run_builder import build_run, finish, recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from harness.config.recipe import Recipe
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results folder whose MLflow store is made once; each test has runs of its own in it."""
+    return tmp_path_factory.mktemp("store") / "results"
+
+
+def _parts(job: track.Job, run_id: str) -> dict[str, Any]:
+    client = MlflowClient(tracking_uri=job.uri)
+    experiment = client.get_experiment_by_name(job.experiment)
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], f"tags.`regate.run_id` = '{run_id}'")
+    parts = {run.data.tags["regate.part"]: run for run in found}
+    assert len(parts) == len(found), "each part is there once"
+    return parts
+
+
+def _history(job: track.Job, run: Any, key: str) -> list[tuple[int, float]]:
+    client = MlflowClient(tracking_uri=job.uri)
+    return [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, key)]
+
+
+def test_the_store_holds_what_the_ledger_and_the_record_say(store: Path) -> None:
+    made = recipe(store, "whole", gate=True, description="A run to look at.")
+    run_dir = build_run(made, killed_at=27)
+    record = finish(made, run_dir)
+    job = make_job(made, run_dir, final=True)
+    report = upload(job)
+    assert report.state == "done"
+    parts = _parts(job, made.run_id)
+    assert parts.keys() == {"recipe", "reference", "train", "eval"}
+    parent = parts["recipe"]
+    assert all(
+        run.data.tags["mlflow.parentRunId"] == parent.info.run_id for part, run in parts.items() if part != "recipe"
+    )
+    assert {run.info.status for run in parts.values()} == {"FINISHED"}
+    assert parent.info.run_name == "whole"
+    assert parent.data.params["gate.keep_ratio"] == "0.5"
+    assert parent.data.params["train.optimizer.lr"] == "0.002"
+    assert not [key for key in parent.data.params if key.startswith(("paths", "track"))]
+    assert parent.data.tags["regate.data"] == "d" * 16
+    assert parent.data.tags["regate.weights"] == "w" * 16
+    assert parent.data.metrics["total/tokens/scored"] == record["totals"]["counts"]["scored"]
+    assert parent.data.metrics["total/device_hours/total"] == record["totals"]["device_hours"]["total"]
+    assert parent.data.metrics["accuracy/shapes"] == record["evaluations"][-1]["mean"]["value"]
+    steps = read_steps(run_dir / "ledger.jsonl")
+    train = parts["train"]
+    assert _history(job, train, "loss") == [(step["step"], step["loss"]) for step in steps]
+    assert _history(job, train, "tokens/scored") == [(s["step"], s["counts"]["scored"]) for s in steps]
+    assert _history(job, train, "total/targets_computed")[-1] == (39, record["totals"]["counts"]["scored"])
+    assert len(_history(job, train, "grad_norm")) == 39, "the step without one is left out"
+    assert parts["reference"].data.metrics["seconds"] == 2.5
+    evaluated = {entry["step"]: entry["mean"]["value"] for entry in record["evaluations"]}
+    assert dict(_history(job, parts["eval"], "shapes/mean")) == evaluated
+    assert len(_history(job, parts["eval"], "shapes/colour")) == 2
+    client = MlflowClient(tracking_uri=job.uri)
+    files = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert files == {"recipe.json", "record.json"}
+    assert (store / "mlartifacts").is_dir()
+
+
+def test_called_again_nothing_is_sent_twice(store: Path) -> None:
+    made = recipe(store, "again", gate=True)
+    run_dir = build_run(made)
+    finish(made, run_dir)
+    job = make_job(made, run_dir, final=True)
+    first = upload(job)
+    second = upload(job)
+    assert first.metrics > 40 * 15
+    assert (second.state, second.metrics) == ("done", 0)
+    parts = _parts(job, made.run_id)
+    assert len(_history(job, parts["train"], "loss")) == 40
+    assert len(_history(job, parts["recipe"], "total/samples")) == 1
+    assert len(_history(job, parts["eval"], "shapes/mean")) == 2
+
+
+def test_a_run_mirrored_while_it_goes_killed_and_resumed_has_each_step_once(store: Path) -> None:
+    made = recipe(store, "going")
+    run_dir = build_run(made, killed_at=27)
+    ledger = run_dir / "ledger.jsonl"
+    whole = ledger.read_text()
+    evaluations = run_dir / "eval"
+    evaluations.rename(run_dir / "later")
+    job = make_job(made, run_dir, final=False)
+    second_start = whole.index('"event": "start"', whole.index('"event": "start"') + 1)
+    ledger.write_text(whole[: whole.rindex("\n", 0, second_start) + 1] + '{"schema": 1, "event": "st')  # torn line
+    assert upload(job).state == "done"
+    parts = _parts(job, made.run_id)
+    assert parts.keys() == {"recipe", "train"}
+    assert parts["train"].info.status == "RUNNING"
+    assert [step for step, _ in _history(job, parts["train"], "loss")] == list(range(27))
+    ledger.write_text(whole)
+    (run_dir / "later").rename(evaluations)
+    finish(made, run_dir)
+    assert upload(replace(job, final=True)).state == "done"
+    train = _parts(job, made.run_id)["train"]
+    assert [step for step, _ in _history(job, train, "loss")] == list(range(40))
+    assert train.info.status == "FINISHED"
+
+
+def test_out_of_time_it_stops_between_requests_and_the_next_call_goes_on(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = recipe(store, "slow", steps=150)
+    run_dir = build_run(made)
+    finish(made, run_dir)
+    job = make_job(made, run_dir, final=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(track, "_BUDGET", {True: 0.0, False: 0.0})
+        report = upload(job)
+    assert report.state == "behind"
+    assert "too slow" in str(report.message)
+    parts = _parts(job, made.run_id)
+    held = len(_history(job, parts["train"], "loss"))
+    assert 0 < held < 150
+    assert parts["recipe"].info.status == "RUNNING"
+    assert upload(job).state == "done"
+    parts = _parts(job, made.run_id)
+    assert [step for step, _ in _history(job, parts["train"], "loss")] == list(range(150))
+    assert parts["recipe"].info.status == "FINISHED"
+
+
+def test_the_child_keeps_mlflow_and_its_variables_to_itself(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = recipe(store, "child")
+    run_dir = build_run(made)
+    finish(made, run_dir)
+    # Either would send a run of MLflow's own interface into somebody else's run, or fail.
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    before = dict(os.environ)
+    code = (
+        "import sys, json\n"
+        "from pathlib import Path\n"
+        "from harness.config.recipe import Recipe\n"
+        "from harness.records.tracking import mirror\n"
+        "made = Recipe.model_validate_json(Path(sys.argv[1], 'recipe.json').read_text())\n"
+        "report = mirror(made, Path(sys.argv[1]), final=True)\n"
+        "print(report.state, report.metrics, report.message, [m for m in ('mlflow', 'torch') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(run_dir)], capture_output=True, text=True, check=True)
+    state, metrics_sent, message, loaded = done.stdout.split(maxsplit=3)
+    assert (state, message, loaded.strip()) == ("done", "None", "[]")
+    assert int(metrics_sent) > 600
+    assert dict(os.environ) == before
+    job = make_job(made, run_dir, final=True)
+    assert len(_history(job, _parts(job, made.run_id)["train"], "loss")) == 40
+
+
+def test_nothing_is_mirrored_when_the_recipe_says_so(tmp_path: Path) -> None:
+    made = recipe(tmp_path, track={"mlflow": False})
+    assert mirror(made, tmp_path, final=True).state == "off"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def closed_port() -> int:
+    """A port where nothing listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _at(results: Path, port: int, **fields: Any) -> Recipe:
+    return recipe(results, "served", track={"uri": f"http://user:secret@127.0.0.1:{port}"}, **fields)
+
+
+def test_a_server_that_is_down_is_reported_once_and_costs_no_time(tmp_path: Path, closed_port: int) -> None:
+    made = _at(tmp_path, closed_port)
+    run_dir = build_run(made)
+    finish(made, run_dir)
+    began = time.monotonic()
+    first = mirror(made, run_dir, final=True)
+    assert time.monotonic() - began < 4
+    assert first.state == "unreachable"
+    assert first.message is not None
+    assert str(closed_port) in first.message
+    assert "secret" not in first.message + (run_dir / track.STATE_FILE).read_text()
+    again = mirror(made, run_dir, final=True)
+    assert (again.state, again.message) == ("unreachable", None)
+
+
+@pytest.mark.slow
+def test_a_server_that_accepts_and_never_answers_is_left_behind(tmp_path: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        made = _at(tmp_path, silent.getsockname()[1])
+        run_dir = build_run(made)
+        finish(made, run_dir)
+        began = time.monotonic()
+        report = mirror(made, run_dir, final=True)
+        assert time.monotonic() - began < 30
+    assert report.state == "failed"
+    assert report.message is not None
+    assert "record is on disk" in report.message
+    assert "secret" not in report.message
+
+
+def test_a_store_that_mlflow_refuses_is_a_message_and_no_error(tmp_path: Path) -> None:
+    made = recipe(tmp_path, track={"uri": f"file:{tmp_path}/mlruns"})
+    run_dir = build_run(made)
+    finish(made, run_dir)
+    report = mirror(made, run_dir, final=True)
+    assert report.state == "failed"
+    assert report.message is not None
+    assert report.message.count("\n") == 0
+
+
+@pytest.fixture
+def server(tmp_path: Path, closed_port: int) -> Iterator[int]:
+    """A real tracking server, started when the test asks for its port and ended with the test."""
+    address = ["--host", "127.0.0.1", "--port", str(closed_port), "--workers", "1"]
+    backend = [
+        "--backend-store-uri",
+        f"sqlite:///{tmp_path}/server.db",
+        "--artifacts-destination",
+        f"{tmp_path}/files",
+    ]
+    command = [sys.executable, "-m", "mlflow", "server", *address, *backend]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, **quiet, start_new_session=True)  # type: ignore[call-overload]
+    try:
+        yield closed_port
+    finally:
+        os.killpg(process.pid, 15)
+        process.wait(timeout=30)
+
+
+@pytest.mark.slow
+def test_a_server_that_comes_up_later_gets_everything(
+    tmp_path: Path, closed_port: int, request: pytest.FixtureRequest
+) -> None:
+    made = recipe(tmp_path, "served", track={"uri": f"http://127.0.0.1:{closed_port}"})
+    run_dir = build_run(made)
+    finish(made, run_dir)
+    assert mirror(made, run_dir, final=True).state == "unreachable"
+    request.getfixturevalue("server")
+    deadline = time.monotonic() + 120
+    while (report := mirror(made, run_dir, final=True)).state != "done":
+        assert time.monotonic() < deadline, report
+        time.sleep(1)
+    assert report.message is None
+    job = make_job(made, run_dir, final=True)
+    parts = _parts(job, made.run_id)
+    assert [step for step, _ in _history(job, parts["train"], "loss")] == list(range(40))
+    files = MlflowClient(tracking_uri=job.uri).list_artifacts(parts["recipe"].info.run_id)
+    assert {file.path for file in files} == {"recipe.json", "record.json"}
+
+
+@pytest.mark.slow
+def test_while_the_run_goes_nothing_is_waited_for(store: Path) -> None:
+    made = recipe(store, "beside")
+    run_dir = build_run(made)
+    began = time.monotonic()
+    assert mirror(made, run_dir, final=False).state == "started"
+    assert time.monotonic() - began < 1
+    # The final mirror waits for the one that is under way, and both together send each step once.
+    finish(made, run_dir)
+    assert mirror(made, run_dir, final=True).state == "done"
+    job = make_job(made, run_dir, final=True)
+    assert len(_history(job, _parts(job, made.run_id)["train"], "loss")) == 40
+
+
+def test_numbers_that_are_not_finite_and_odd_names_are_handled() -> None:
+    found = metrics.rows({"a%b": 1, "inf": math.inf, "nan": math.nan, "none": None, "text": "x"}, 5, 2)
+    assert found == [metrics.Row("a_b", 1.0, 5, 2)]
+    assert metrics.milliseconds("2025-01-01T00:00:00.123+00:00") == 1735689600123
+    assert metrics.parameters({"a": {"b": None, "c": [1, 2]}, "long": "x" * 300}) == {"a.b": "none", "a.c": "1, 2"}
+    assert shown("http://u:p@host:1/x") == "http://host:1/x"
+    assert shown("sqlite:////a/b.db") == "sqlite:////a/b.db"

@@ -1,0 +1,281 @@
+"""Figures: what they show is what the records say, and the same records give the same bytes."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+import pytest
+from scipy.stats import t
+
+from harness.analysis.curves import ARMS, Point, arm_of, curve, over_seeds, paper_points, seed_interval, suites
+from harness.analysis.replay import study
+from harness.analysis.runs import load_runs, pair_runs
+from harness.analysis.selection import read_selection
+from harness.analysis.statistics import Interval
+from harness.common.errors import RecipeError, StaleError
+from harness.common.progress import Progress
+from harness.report.figures.accuracy import accuracy_figure, panels_of, suite_figure
+from harness.report.figures.build import build_figures
+from tests.harness.worlds.run_builder import build_pair, build_run, finish, recipe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.harness.worlds.choices import World
+
+SEEDS = (0, 1, 2)
+VIDEOLLAMA2 = {"adapter": "videollama2", "language_model": "qwen", "vision_tower": "siglip"}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("figures")
+    build_pair(folder, "demo", evaluate={"benchmarks": ["shapes"], "at": [0.25, 0.5, 1.0]})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three arms over three seeds, and one of a single seed."""
+    folder = tmp_path_factory.mktemp("suite")
+    arms: dict[str, tuple[Any, float]] = {
+        "baseline": (False, 1.2),
+        "regate": (True, 1.1),
+        "random": ({"selection": "random"}, 0.8),
+        "mine": ({"selection": "first"}, 0.6),
+    }
+    for arm, (gate, skill) in arms.items():
+        for seed in SEEDS if arm != "mine" else SEEDS[:1]:
+            made = recipe(folder, f"demo.{arm}.seed{seed}", gate=gate, seed=seed)
+            run_dir = build_run(made, skill=skill + 0.1 * seed, noise=seed)
+            record = {**finish(made, run_dir), "suite": {"name": "demo", "arm": arm}}
+            (run_dir / "record.json").write_text(json.dumps(record))
+    return folder
+
+
+def points_of(container: Any) -> list[list[float]]:
+    drawn: list[list[float]] = container[0].get_xydata().tolist()
+    return drawn
+
+
+def legend_of(figure: Any) -> list[str]:
+    (legend,) = figure.legends
+    return [text.get_text() for text in legend.get_texts()]
+
+
+# --- pairs -----------------------------------------------------------------------------------------------
+
+
+def test_points_are_those_of_the_records(results: Path) -> None:
+    pair = pair_runs(load_runs(results))[0]
+    assert pair.gated is not None
+    points = curve(pair.gated, "shapes")
+    evaluations = pair.gated.record["evaluations"]
+    assert [point.step for point in points] == [10, 20, 40]
+    progress = [entry["progress"] for entry in evaluations]
+    assert [point.targets for point in points] == [done["scored"] for done in progress]
+    assert [point.train_seconds for point in points] == [done["train_seconds"] for done in progress]
+    assert [point.device_hours for point in points] == [done["train_device_hours"] for done in progress]
+    means = [entry["mean"]["value"] for entry in evaluations]
+    assert [point.accuracy.value for point in points] == pytest.approx(means)
+    assert points[-1].targets == pair.gated.totals["counts"]["scored"]
+
+
+def test_what_is_drawn_of_a_pair(results: Path) -> None:
+    pair = pair_runs(load_runs(results))[0]
+    assert pair.gated is not None
+    assert pair.baseline is not None
+    figure = accuracy_figure(pair, "shapes")
+    left, right = figure.axes
+    points = curve(pair.gated, "shapes")
+    assert [[p.targets, 100 * p.accuracy.value] for p in points] in map(points_of, left.containers)
+    assert [[p.train_seconds, 100 * p.accuracy.value] for p in points] in map(points_of, right.containers)
+    texts = legend_of(figure)
+    assert len(texts) == 3
+    for text, run, arm in zip(texts, pair.runs, ("baseline", "ReGATE"), strict=False):
+        last = curve(run, "shapes")[-1].accuracy
+        assert text == f"{arm} {100 * last.value:.1f} [{100 * last.low:.1f}, {100 * last.high:.1f}]"
+    assert texts[2] == "hollow marks: with the teacher's pass"
+    assert "chance 30.0" in {text.get_text() for text in left.texts}
+    low, high = left.get_ylim()
+    assert low < 30 < high, "the chance line is in view"
+    assert left.get_xlim()[0] == right.get_xlim()[0] == 0
+    hollow = [line for line in right.lines if line.get_markerfacecolor() == "#ffffff"]
+    assert [line.get_xdata()[0] for line in hollow] == [points[-1].train_seconds + 2.5], "the teacher's pass"
+    assert hollow[0].get_xdata()[0] < right.get_xlim()[1]
+
+
+def test_files_are_the_same_bytes_each_time_and_hold_searchable_text(results: Path) -> None:
+    first = {path.name: path.read_bytes() for path in build_figures(results)}
+    second = {path.name: path.read_bytes() for path in build_figures(results)}
+    assert first == second
+    assert first.keys() == {"accuracy_demo_regate_shapes.svg", "accuracy_demo_regate_shapes.png"}
+    svg = first["accuracy_demo_regate_shapes.svg"].decode()
+    for text in ("targets computed in training", "training time (s, one device)", "mean accuracy (%)", "ReGATE"):
+        assert text in svg
+    assert not re.search(r"20\d\d-\d\d-\d\d", svg), "no date"
+    assert first["accuracy_demo_regate_shapes.png"].startswith(b"\x89PNG")
+
+
+def test_one_arm_and_one_evaluation_are_enough(tmp_path: Path) -> None:
+    made = recipe(tmp_path, "lonely", evaluate={"benchmarks": ["shapes"], "at": [1.0]})
+    finish(made, build_run(made))
+    assert len(build_figures(tmp_path)) == 2
+
+
+def test_no_evaluation_no_figure(tmp_path: Path) -> None:
+    assert build_figures(tmp_path) == []
+    made = recipe(tmp_path, "silent", evaluate={"benchmarks": [], "at": [1.0]})
+    finish(made, build_run(made))
+    assert build_figures(tmp_path) == []
+
+
+def test_device_hours_have_a_panel_where_devices_were_several(results: Path) -> None:
+    pair = pair_runs(load_runs(results))[0]
+    assert panels_of(pair.runs) == ("targets", "time")
+    assert pair.gated is not None
+    pair.gated.totals["devices"] = 4
+    assert panels_of(pair.runs) == ("targets", "time", "device_hours")
+    figure = accuracy_figure(pair, "shapes")
+    assert figure.axes[1].get_xlabel() == "training time (s)"
+    assert figure.axes[2].get_xlabel() == "training (device-s)"
+    points = curve(pair.gated, "shapes")
+    expected = [[3600 * p.device_hours, 100 * p.accuracy.value] for p in points]
+    drawn = [points_of(container) for container in figure.axes[2].containers]
+    assert any(one == [pytest.approx(point) for point in expected] for one in drawn)
+
+
+def test_the_papers_points_stand_in_panels_of_their_own(tmp_path: Path) -> None:
+    evaluate = {"benchmarks": ["mvbench"], "at": [0.5, 1.0]}
+    build_pair(tmp_path, "vl2", model=VIDEOLLAMA2, evaluate=evaluate)
+    pair = pair_runs(load_runs(tmp_path))[0]
+    figure = accuracy_figure(pair, "mvbench")
+    ours, papers = figure.axes[:2], figure.axes[2:]
+    assert len(papers) == 2
+    assert [axes.get_title() for axes in papers] == ["reported by the paper, v1 Table 4: VideoLLaMA2"] * 2
+    assert not any("paper" in axes.get_title() for axes in ours)
+    places = [sorted((line.get_xdata()[0], round(line.get_ydata()[0], 6)) for line in axes.lines) for axes in papers]
+    assert places[0] == [(29.32e6, 51.9), (49.27e6, 53.6), (83.82e6, 52.0)]
+    assert places[1] == [(16.0, 51.9), (26.9, 53.6), (32.4, 52.0)]
+    assert papers[1].get_xlabel() == "training time (h) on 4x H100"
+
+
+def test_the_paper_is_shown_for_its_own_models_and_benchmark_only() -> None:
+    assert [point.label for point in paper_points("videochat2", "mvbench")] == [
+        "baseline",
+        "ReGATE, extended",
+        "ReGATE, fast",
+    ]
+    assert paper_points("tiny", "mvbench") == []
+    assert paper_points("tiny_videollama2", "mvbench") == []
+    assert paper_points("videollama2", "shapes") == []
+
+
+# --- suites ----------------------------------------------------------------------------------------------
+
+
+def test_a_suite_is_drawn_over_its_seeds(suite: Path) -> None:
+    (arms,) = suites(load_runs(suite)).values()
+    assert list(arms) == ["baseline", "regate", "random", "mine"], "known arms in their order, others behind"
+    regate = arm_of("regate", arms["regate"], "shapes")
+    assert regate is not None
+    assert [run.record["recipe"]["seed"] for run in regate.runs] == list(SEEDS)
+    values = [seed[-1].accuracy.value for seed in regate.seeds]
+    last = regate.points[-1]
+    assert last.accuracy == seed_interval(values)
+    assert last.targets == pytest.approx(sum(seed[-1].targets for seed in regate.seeds) / 3)
+    figure = suite_figure("demo", [regate], "shapes")
+    left = figure.axes[0]
+    assert [[p.targets, 100 * p.accuracy.value] for p in regate.points] in map(points_of, left.containers)
+    thin = [line.get_xydata().tolist() for line in left.lines if line.get_linewidth() < 1]
+    for seed in regate.seeds:
+        assert [[p.targets, 100 * p.accuracy.value] for p in seed] in thin
+    assert legend_of(figure)[0].startswith(f"ReGATE {100 * last.accuracy.value:.1f} [")
+    assert figure.legends[0].get_title().get_text().startswith("Mean of 3 seeds")
+
+
+def test_one_seed_keeps_the_interval_of_its_items(suite: Path) -> None:
+    (arms,) = suites(load_runs(suite)).values()
+    alone = arm_of("mine", arms["mine"], "shapes")
+    assert alone is not None
+    assert list(alone.points) == curve(arms["mine"][0], "shapes")
+    assert "One seed" in suite_figure("demo", [alone], "shapes").legends[0].get_title().get_text()
+
+
+def test_suites_are_figures_of_their_own_and_arms_can_be_chosen(suite: Path) -> None:
+    names = {path.name for path in build_figures(suite)}
+    assert names == {"accuracy_suite_demo_shapes.svg", "accuracy_suite_demo_shapes.png"}, "and no pair of 3 seeds"
+    svg = (suite / "figures" / "accuracy_suite_demo_shapes.svg").read_text()
+    assert all(label in svg for label in ("baseline ", "ReGATE ", "random "))
+    assert "mine " not in svg
+    assert "mine" not in ARMS
+    build_figures(suite, arms=["mine"])
+    svg = (suite / "figures" / "accuracy_suite_demo_shapes.svg").read_text()
+    assert "mine " in svg
+    assert "random " not in svg
+    with pytest.raises(RecipeError, match="did you mean regate"):
+        build_figures(suite, arms=["regatte"])
+
+
+def test_two_runs_of_one_seed_are_not_two_seeds(suite: Path) -> None:
+    runs = load_runs(suite)
+    twin = replace(runs[0], record={**runs[0].record, "id": "twin"}, _read={})
+    with pytest.raises(StaleError, match="are both of seed 0"):
+        suites([*runs, twin])
+
+
+def test_weights_evaluated_as_they_are_have_no_curve(suite: Path) -> None:
+    run = load_runs(suite)[0]
+    assert suites([replace(run, record={**run.record, "totals": None}, _read={})]) == {}
+
+
+def test_t_interval_of_seeds() -> None:
+    """Against the textbook formula: sd of 1, 2, 3 is 1, so the half width is t / sqrt(3)."""
+    interval = seed_interval([1.0, 2.0, 3.0])
+    half = float(t.ppf(0.975, 2)) / 3**0.5
+    assert (interval.value, interval.low, interval.high) == pytest.approx((2.0, 2 - half, 2 + half))
+    assert interval.n == 3
+    with pytest.raises(ValueError, match="at least two"):
+        seed_interval([1.0])
+
+
+def test_the_mean_curve_has_the_steps_that_all_seeds_have() -> None:
+    def point(step: int, value: float) -> Point:
+        return Point(step, step, 2 * step, step, Interval(value, value, value, 10))
+
+    mean = over_seeds([[point(1, 0.2), point(2, 0.4)], [point(2, 0.6), point(3, 0.9)]])
+    assert [(p.step, p.accuracy.value) for p in mean] == [(2, pytest.approx(0.5))]
+    assert over_seeds([[point(1, 0.2)], [point(2, 0.4)]]) == ()
+
+
+# --- Figure 3 --------------------------------------------------------------------------------------------
+
+
+def test_reference_losses_are_drawn_token_by_token(choice_world: World, tmp_path: Path) -> None:
+    world = choice_world
+    assert study(world.run, world.recipe.paths, Progress(quiet=True)) is None
+    found = read_selection(world.run.folder)
+    assert found is not None
+    written = {path.name: path for path in build_figures(world.results)}
+    svg = written[f"reference_loss_{world.run.id}.svg"].read_text()
+    root = ElementTree.fromstring(svg)
+    texts = {"".join(element.itertext()) for element in root.iter() if element.tag.endswith("}text")}
+    for panel in found["panels"]:
+        assert {token["text"].strip() for token in panel["tokens"]} <= texts
+    grounded = {token["text"].strip() for p in found["panels"] for token in p["tokens"] if token["grounded"]}
+    bold = {
+        "".join(element.itertext())
+        for element in root.iter()
+        if element.tag.endswith("}text") and "font-weight: 700" in element.attrib["style"].replace("bold", "700")
+    }
+    assert grounded <= bold
+    assert "50% of an answer's targets" in svg
+    assert f"elided_words_{world.run.id}.json" in written
+    page = written[f"reference_loss_{world.run.id}.html"].read_text()
+    for panel in found["panels"]:
+        assert f"<rt>{panel['tokens'][0]['loss']:.2f}</rt>" in page
+    assert "<script" not in page

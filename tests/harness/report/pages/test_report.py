@@ -1,0 +1,234 @@
+"""Reports: everything of the records is there, escaped, in one file that asks nothing of a network."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness.analysis.runs import difference_of_means, load_runs, mean_of_tasks, pair_runs
+from harness.cli.report import make_figures, make_reports
+from harness.common.errors import DataError, RecipeError
+from harness.common.progress import Progress
+from harness.report import table as render
+from harness.report.pages.build import looked_at, make_page, write_report
+from harness.report.pages.html import inline_svg
+from tests.harness.worlds.run_builder import build_pair, build_run, finish, recipe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.harness.worlds.choices import World
+
+QUIET = Progress(quiet=True)
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Read(HTMLParser):
+    """The text, tags, ids and targets of a page; unclosed or wrongly nested tags are an error."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self._open: list[str] = []
+        self.feed(page)
+        self.close()
+        assert not self._open, self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self._open or self._open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def check_page(page: str) -> Read:
+    """What every page must be: whole, offline, without scripts, with ids that are its own and links that lead."""
+    assert page.startswith("<!DOCTYPE html>")
+    read = Read(page)
+    assert {tag for tag, _ in read.tags}.isdisjoint({"script", "link", "iframe", "object", "embed", "base", "form"})
+    ids = [attributes["id"] for _, attributes in read.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for tag, attributes in read.tags:
+        assert not any(name.startswith("on") for name in attributes), (tag, attributes)
+        for name in ("src", "href", "xlink:href", "srcset", "data", "action"):
+            value = attributes.get(name)
+            if value is not None:
+                assert value.startswith(("#", "data:image/jpeg;base64,")), (tag, value)
+                assert not value.startswith("#") or value[1:] in ids
+        for local in re.findall(r"url\(#([^)]+)\)", " ".join(value or "" for value in attributes.values())):
+            assert local in ids
+        if tag == "img":
+            assert attributes["alt"]
+        if tag == "svg":
+            assert attributes["role"] == "img"
+            assert attributes["aria-labelledby"] in ids
+    assert not re.search(r"https?://|@import|url\((?!#)", page), "nothing is fetched"
+    return read
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reports")
+    build_pair(folder, "demo", description='<script>alert("1")</script> & more')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("suite")
+    for arm, gate, skill in (("baseline", False, 1.2), ("regate", True, 1.1), ("keep25", {"keep_ratio": 0.25}, 1.0)):
+        for seed in (0, 1):
+            made = recipe(folder, f"demo.{arm}.seed{seed}", gate=gate, seed=seed)
+            run_dir = build_run(made, skill=skill + 0.1 * seed, noise=seed)
+            record = {**finish(made, run_dir), "suite": {"name": "demo", "arm": arm}}
+            (run_dir / "record.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_a_pair_shows_what_its_records_say(results: Path) -> None:
+    runs = load_runs(results)
+    path = write_report(results, runs)
+    assert path == results / "reports" / f"pair-{runs[1].id}.html"
+    read = check_page(path.read_text())
+    (pair,) = pair_runs(runs)
+    for run in runs:
+        last = run.last("shapes")
+        assert last is not None
+        assert render.accuracy(mean_of_tasks(last, run.items(last))).text in read.text
+        for kind in ("visual", "prompt", "special", "target", "active", "scored"):
+            assert f"{run.totals['counts'][kind]:,}" in read.text
+        assert render.duration(run.totals["seconds"]["train"]).text in read.text
+        assert run.id in read.text
+        assert render.percent(run.totals["targets_reduction"]).text in read.text or run.gate is None
+    assert render.accuracy(difference_of_means(pair, "shapes"), signed=True).text in read.text
+    for fact in ("Builder CPU", "2.15.0", "p (exact McNemar)", "of them visual", "reduction by the schedule (Eq. 4)"):
+        assert fact in read.text
+    assert read.text.count("mean accuracy (%)") == 2, "two figures, as text"
+
+
+def test_text_of_records_is_escaped(results: Path) -> None:
+    page = write_report(results, load_runs(results)[:1]).read_text()
+    assert "<script" not in page
+    assert '<script>alert("1")</script> & more' in check_page(page).text
+
+
+def test_the_same_records_are_the_same_bytes(results: Path) -> None:
+    runs = load_runs(results)
+    first = write_report(results, runs).read_bytes()
+    assert write_report(results, load_runs(results)).read_bytes() == first
+
+
+def test_one_run_is_a_report_of_its_own(results: Path) -> None:
+    run = load_runs(results)[1]
+    path = write_report(results, [run])
+    assert path.name == f"{run.id}.html"
+    text = check_page(path.read_text()).text
+    assert "selection ReGATE" in text
+    assert "keep_ratio: 0.5" in text, "the recipe as YAML"
+    assert "minus its baseline" not in text
+    with pytest.raises(ValueError, match="at least one run"):
+        write_report(results, [])
+
+
+def test_a_suite_compares_its_arms_within_a_seed(suite: Path) -> None:
+    runs = load_runs(suite)
+    name, _ = make_page(runs)
+    assert name == "suite-demo"
+    read = check_page(write_report(suite, runs).read_text())
+    last = {run.name: mean_of_tasks(entry, run.items(entry)) for run in runs if (entry := run.last("shapes"))}
+    values = {key: interval.value for key, interval in last.items() if interval is not None}
+    for value in values.values():
+        assert f"{100 * value:.1f}" in read.text
+    shared = [values[f"demo.regate.seed{seed}"] - values[f"demo.baseline.seed{seed}"] for seed in (0, 1)]
+    mean = 100 * sum(shared) / 2
+    assert re.search(
+        rf"ReGATE {re.escape(f'{mean:+.1f}')} \[[^]]+\] {sum(v > 0 for v in shared)} of 2 seeds", read.text
+    )
+    assert "Difference from baseline" in read.text
+    assert "ReGATE, keep 0.25" in read.text
+    assert all(run.id in read.text for run in runs)
+    assert [run.name for run in looked_at(runs)] == ["demo.regate.seed0"], "one is enough to look at"
+
+
+def test_the_choices_of_a_run_are_part_of_its_report(choice_world: World) -> None:
+    paths = [f"paths.{name}={place}" for name, place in choice_world.recipe.paths.model_dump().items()]
+    (path,) = make_reports([choice_world.run.id[:9], *paths], QUIET)
+    read = check_page(path.read_text())
+    assert sum(tag == "ruby" for tag, _ in read.tags) > 40
+    assert sum(tag == "img" for tag, _ in read.tags) == 4
+    assert "word that only the picture tells" in read.text
+    assert "Targets left out, by kind of word" in read.text
+    assert "reference loss alone and epoch 3" in read.text
+    figures = {place.name for place in make_figures(paths, [], QUIET)}
+    assert f"reference_loss_{choice_world.run.id}.svg" in figures
+    assert f"selection_overlap_{choice_world.run.id}.csv" in figures
+
+
+def test_runs_are_named_by_id_suite_or_recipe(suite: Path, results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = f"paths.results={suite}"
+    (whole,) = make_reports(["demo", place], QUIET)
+    assert whole.name == "suite-demo.html"
+    (everything,) = make_reports([place], QUIET)
+    assert everything == whole
+    pair = make_reports(["demo.baseline.seed0", "demo.regate.seed0", place], Progress())
+    assert pair[0].name.startswith("pair-demo.regate.seed0-")
+    assert "its choices cannot be looked at: its reference losses are not here" in capsys.readouterr().err
+    with pytest.raises(RecipeError, match="is the beginning of several runs"):
+        make_reports(["demo.", place], QUIET)
+    with pytest.raises(RecipeError, match="neither a finished run nor a suite"):
+        make_reports(["nothing", place], QUIET)
+    with pytest.raises(DataError, match="has no record"):
+        make_reports(["tiny_smoke_regate", place], QUIET)
+    with pytest.raises(DataError, match="no finished run of suite tiny_claim"):
+        make_reports(["tiny_claim", place], QUIET)
+    with pytest.raises(DataError, match="no finished run"):
+        make_reports([f"paths.results={results / 'none'}"], QUIET)
+
+
+def test_an_inline_figure_keeps_to_itself() -> None:
+    svg = (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 24 12">'
+        "<metadata>who</metadata><style>*{fill: red}</style>"
+        '<defs><path id="a" d="M0 0"/></defs><use xlink:href="#a" clip-path="url(#a)" '
+        'style="fill: #0072b2; stroke: #123456"/><text>1 &lt; 2</text></svg>'
+    )
+    found = inline_svg(svg, "p-", "a <b> figure")
+    assert "metadata" not in found
+    assert "<style" not in found
+    assert "http" not in found
+    assert 'href="#p-a" clip-path="url(#p-a)" style="fill: var(--kept); stroke: #123456"' in found.replace(
+        "var(--arm-regate)", "var(--kept)"
+    )
+    assert "1 &lt; 2" in found
+    assert '<title id="p-title">a &lt;b&gt; figure</title>' in found
+
+
+def test_every_named_colour_has_a_value_in_both_schemes() -> None:
+    from importlib import resources
+
+    from harness.report.pages import html as page
+
+    css = resources.files("harness").joinpath("templates/page.css").read_text()
+    light, dark = css.split("prefers-color-scheme: dark", 1)
+    named: dict[str, Any] = page._NAMED
+    for name in named.values():
+        assert f"--{name}:" in light
+        assert f"--{name}:" in dark.split("* {", 1)[0]

@@ -1,0 +1,213 @@
+"""Tables of a suite: numbers of its records, differences within a seed, intervals over seeds, verdicts of claims."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_rel
+
+from harness.analysis.runs import load_runs
+from harness.common.errors import DataError
+from harness.config.suite import Claim, Suite
+from harness.report import table as render
+from harness.report.tables import make_tables, suite_tables
+from tests.harness.worlds.run_builder import build_run, finish, recipe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from harness.analysis.runs import Run
+    from harness.report.table import Table
+
+SEEDS = (0, 1, 2, 3)
+SKILLS = {"baseline": (40, 1.2), "regate": (40, 1.15), "short": (23, 1.0), "random": (40, 0.5)}
+
+
+def _build(results: Path, arm: str, seed: int) -> None:
+    steps, skill = SKILLS[arm]
+    gate: dict[str, Any] | bool = {"regate": True, "random": {"selection": "random"}}.get(arm, False)
+    mark = {"name": "claim", "arm": arm}
+    fields = {"seed": seed, "suite": mark, "evaluate": {"benchmarks": ["shapes"], "at": [0.5, 0.75, 1.0]}}
+    made = recipe(results, f"claim.{arm}.seed{seed}", gate=gate, steps=steps, **fields)
+    jitter = 0.1 * np.random.default_rng([seed, len(arm)]).normal()
+    finish(made, build_run(made, skill=skill + jitter))
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("suite")
+    for seed in SEEDS:
+        for arm in SKILLS:
+            if (arm, seed) != ("random", 3):
+                _build(folder, arm, seed)
+    return folder
+
+
+def _suite() -> Suite:
+    content = {
+        "suite": "claim",
+        "seeds": list(SEEDS),
+        "baseline": "baseline",
+        "arms": {arm: {"recipe": "tiny_baseline"} for arm in ("baseline", "short", "regate", "random", "not_run")},
+        "claims": [
+            {"id": "same", "text": "as good", "first": "regate", "second": "baseline", "expect": "not_worse"}
+            | {"margin": 0.5},
+            {"id": "gains", "text": "better", "first": "regate", "second": "random", "expect": "better"},
+            {"id": "loses", "text": "wrongly better", "first": "random", "second": "regate", "expect": "better"},
+            {"id": "unknown", "text": "not run", "first": "regate", "second": "not_run", "expect": "better"},
+        ],
+    }
+    return Suite.model_validate_json(json.dumps(content))
+
+
+@pytest.fixture(scope="module")
+def runs(results: Path) -> list[Run]:
+    return load_runs(results)
+
+
+@pytest.fixture(scope="module")
+def tables(runs: list[Run]) -> dict[str, Table]:
+    return {table.name: table for table in suite_tables("claim", runs, _suite())}
+
+
+def _rows(table: Table) -> dict[str, dict[str, Any]]:
+    content = json.loads(render.to_json(table))
+    return {next(iter(row.values())): row for row in content["rows"]}
+
+
+def _scores(runs: list[Run], arm: str) -> dict[int, float]:
+    mine = [run for run in runs if run.suite == ("claim", arm)]
+    return {run.seed: run.record["evaluations"][-1]["mean"]["value"] for run in mine}
+
+
+def test_arms_are_means_of_their_records(runs: list[Run], tables: dict[str, Table]) -> None:
+    rows = _rows(tables["suite_claim"])
+    assert list(rows) == ["baseline", "short", "regate", "random"], "in the order of the suite"
+    for arm, row in rows.items():
+        scores = list(_scores(runs, arm).values())
+        counts = [run.totals["counts"] for run in runs if run.suite == ("claim", arm)]
+        assert row["seeds"] == len(scores)
+        assert row["targets_computed"] == round(np.mean([each["scored"] for each in counts]))
+        assert row["positions_computed"] == round(np.mean([each["active"] for each in counts]))
+        assert row["shapes_mean"] == pytest.approx(np.mean(scores))
+        assert row["shapes_sd"] == pytest.approx(np.std(scores, ddof=1))
+    assert rows["baseline"]["targets_reduction"] == rows["baseline"]["shapes_difference"] == ""
+    assert 0.3 < rows["regate"]["targets_reduction"] < 0.5
+
+
+def test_differences_are_paired_by_seed(runs: list[Run], tables: dict[str, Table]) -> None:
+    rows = _rows(tables["suite_claim"])
+    for arm in ("regate", "random"):
+        mine, base = _scores(runs, arm), _scores(runs, "baseline")
+        shared = sorted(mine.keys() & base.keys())
+        values = [mine[seed] - base[seed] for seed in shared]
+        interval = ttest_rel([mine[s] for s in shared], [base[s] for s in shared]).confidence_interval()
+        row = rows[arm]
+        found = [row[f"shapes_difference{end}"] for end in ("", "_low", "_high", "_least", "_most", "_seeds")]
+        expected = [np.mean(values), interval.low, interval.high, min(values), max(values), len(values)]
+        assert found == pytest.approx(expected, rel=1e-9)
+    # The arm without a gate that computed as many targets is found by its number of targets.
+    mine, short = _scores(runs, "regate"), _scores(runs, "short")
+    assert rows["regate"]["shapes_equal_targets"] == pytest.approx(np.mean([mine[s] - short[s] for s in SEEDS]))
+    assert rows["short"]["shapes_equal_targets"] == ""
+    assert "random: no run with seed 3" in " ".join(tables["suite_claim"].notes)
+
+
+def test_claims_get_their_verdict_from_the_interval_over_seeds(tables: dict[str, Table]) -> None:
+    table = tables["suite_claim_claims"]
+    rows = _rows(table)
+    words = {claim: row["verdict"] for claim, row in rows.items()}
+    assert words == {"same": "reproduced", "gains": "reproduced", "loses": "differs", "unknown": "missing"}
+    assert (rows["same"]["seeds"], rows["gains"]["seeds"], rows["unknown"]["seeds"]) == (4, 3, 0)
+    assert rows["gains"]["difference_low"] > 0
+    assert rows["loses"]["difference"] == pytest.approx(-rows["gains"]["difference"])
+    assert rows["gains"]["detectable"] > 0
+    facts = {
+        each["claim"]: each["bootstrap_over_seeds_and_items"] for each in json.loads(render.to_json(table))["facts"]
+    }
+    assert facts["gains"]["value"] == pytest.approx(rows["gains"]["difference"], abs=1e-9)
+    assert facts["gains"]["low"] < facts["gains"]["value"] < facts["gains"]["high"]
+    assert facts["unknown"] is None
+    assert any("above minus the margin" in note for note in table.notes)
+
+
+def test_abilities_and_time_to_target(runs: list[Run], tables: dict[str, Table]) -> None:
+    rows = _rows(tables["suite_claim_abilities_shapes"])
+    mine = [run for run in runs if run.suite == ("claim", "regate")]
+    colour = [run.record["evaluations"][-1]["tasks"][0]["value"] for run in mine]
+    assert rows["regate"]["colour"] == pytest.approx(np.mean(colour))
+    assert rows["regate"]["colour_sd"] == pytest.approx(np.std(colour, ddof=1))
+    reach = _rows(tables["suite_claim_target_shapes"])
+    assert "baseline" not in reach
+    assert reach["random"]["reached"] == 0
+    assert reach["random"]["targets"] == "inf"
+    assert "not reached" in render.to_markdown(tables["suite_claim_target_shapes"])
+    assert reach["regate"]["seeds"] == 4
+
+
+def test_every_run_is_named_with_its_numbers(runs: list[Run], tables: dict[str, Table]) -> None:
+    rows = _rows(tables["suite_claim_runs"])
+    assert rows.keys() == {run.id for run in runs}
+    run = runs[0]
+    assert rows[run.id]["targets_computed"] == run.totals["counts"]["scored"]
+    assert tables["suite_claim_runs"].aside
+
+
+def test_runs_of_a_suite_are_in_its_tables_alone(results: Path) -> None:
+    names = {table.name for table in make_tables(results, {"claim": _suite()})}
+    assert "suite_claim_claims" in names
+    assert "pairs" not in names
+    assert not any(name.startswith("accuracy") for name in names)
+
+
+def test_a_suite_without_its_definition_is_shown_without_claims(runs: list[Run]) -> None:
+    tables = {table.name: table for table in suite_tables("claim", runs)}
+    assert "suite_claim_claims" not in tables
+    rows = _rows(tables["suite_claim"])
+    assert list(rows) == ["baseline", "random", "regate", "short"]
+    assert rows["baseline"]["shapes_difference"] == "", "the arm without a gate that computed most is the baseline"
+
+
+def test_recipes_run_with_several_seeds_get_a_table_without_a_suite(tmp_path: Path) -> None:
+    for seed in (0, 1, 2):
+        for name, gate, skill in (("plain", False, 1.2), ("gated", True, 1.0)):
+            made = recipe(tmp_path, name, gate=gate, seed=seed)
+            finish(made, build_run(made, skill=skill + 0.05 * seed))
+    other = recipe(tmp_path, "gated", gate={"keep_ratio": 0.25})
+    finish(other, build_run(other))
+    tables = {table.name: table for table in make_tables(tmp_path)}
+    rows = _rows(tables["seeds_plain"])
+    plain, *gated = rows
+    assert plain == "plain"
+    assert [rows[name]["seeds"] for name in gated] in ([3, 1], [1, 3])
+    assert all(name.startswith("gated ") for name in gated), "two gates of one name are told apart"
+    values = {run.seed: run.record["evaluations"][-1]["mean"]["value"] for run in load_runs(tmp_path) if not run.gate}
+    assert rows["plain"]["shapes_mean"] == pytest.approx(np.mean(list(values.values())))
+    assert len(tables["pairs"].rows) == 7, "each run is still a row of its own"
+
+
+def test_two_runs_of_one_arm_and_seed_are_refused(tmp_path: Path) -> None:
+    _build(tmp_path, "baseline", 0)
+    mark = {"name": "claim", "arm": "baseline"}
+    made = recipe(tmp_path, "claim.baseline.seed0", steps=30, suite=mark)
+    finish(made, build_run(made))
+    with pytest.raises(DataError, match="a second run of arm baseline of suite claim with seed 0"):
+        make_tables(tmp_path)
+
+
+def test_one_seed_has_no_interval_and_no_verdict(tmp_path: Path) -> None:
+    for arm in ("baseline", "regate"):
+        _build(tmp_path, arm, 0)
+    tables = {table.name: table for table in suite_tables("claim", load_runs(tmp_path), _suite())}
+    row = _rows(tables["suite_claim"])["regate"]
+    assert row["shapes_low"] is None
+    assert row["shapes_difference"] is not None
+    assert _rows(tables["suite_claim_claims"])["same"]["verdict"] == "missing"
+
+
+def test_the_suites_claim_is_what_tables_read() -> None:
+    claim = Claim(id="a", text="b", first="c", second="d", expect="better")
+    assert (claim.margin, claim.expect) == (0.0, "better")
