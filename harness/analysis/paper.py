@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from harness.benchmarks.paper import PUBLISHED
 from harness.common.errors import EnvironmentProblem
 from harness.config.yaml_positions import read_yaml
-from harness.report import table as render
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from harness.benchmarks.spec import Published
-    from harness.report.table import Cell
 
 MODELS: Final = {"videollama2": "VideoLLaMA2", "videochat2": "VideoChat2", "internvl3_5": "InternVL3.5"}
 """Adapter -> the model's name in the paper."""
@@ -107,7 +105,7 @@ class Paper:
             return {str(row[0]): dict(zip(columns, row, strict=True)) for row in content["rows"]}
         return {label: dict(zip(columns, row, strict=True)) for label, row in content["rows"].items()}
 
-    def rows_of(self, adapters: Iterable[str], benchmark: str) -> list[tuple[str, Cell]]:
+    def rows_of(self, adapters: Iterable[str], benchmark: str) -> list[tuple[str, float | None, float]]:
         """(row of the paper, its score) for these models, where the paper has the benchmark.
 
         The cell has the three values of an accuracy column; the paper reports no interval.
@@ -117,7 +115,7 @@ class Paper:
         if not names or not known:
             return []
         scale = shown(known[0])
-        return [(name, render.accuracy(None, scale=scale, value=self.reported(name, benchmark))) for name in names]
+        return [(name, self.reported(name, benchmark), scale) for name in names]
 
 
 def in_points(one: Published) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from harness.analysis.curves import ARMS, Arm, arm_of, suites, trained
 from harness.analysis.runs import benchmarks_of, load_runs, pair_runs
-from harness.analysis.selection import read_selection, write_tables
+from harness.analysis.selection import read_selection
 from harness.common.errors import RecipeError
 from harness.config.explain import nearest
 from harness.records.record import write_atomic
@@ -18,6 +18,7 @@ from harness.report.figures.accuracy import accuracy_figure, suite_figure
 from harness.report.figures.reference_losses import losses_figure
 from harness.report.figures.style import save
 from harness.report.pages.html import losses_page, to_html
+from harness.report.tables.selection import write_tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

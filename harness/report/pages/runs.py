@@ -18,11 +18,12 @@ from harness.analysis.runs import (
     task_interval,
     teacher_cost,
 )
-from harness.analysis.selection import SHOWN, kinds_table, overlap_table, words_table
+from harness.analysis.selection import SHOWN
 from harness.report import table as render
 from harness.report.figures.accuracy import accuracy_figure, panels_of
 from harness.report.pages.html import Block, Code, Losses, Pictures, Section, Tabular, Text
 from harness.report.table import Cell, Column, Table
+from harness.report.tables.selection import kinds_table, overlap_table, words_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -53,8 +53,11 @@ def accuracy_table(paper: Paper, pairs: Sequence[Pair], benchmark: str, others: 
             rows.append(_difference_row(pair, benchmark, tuple(tasks)))
     rows += [_accuracy_row(run, benchmark, tuple(tasks), columns) for run in others]
     rows += [
-        (render.label(name), render.label("paper"), columns[2].missing(), cell, *(c.empty() for c in columns[4:]))
-        for name, cell in paper.rows_of(models_of(_runs(pairs, others)), benchmark)
+        (
+            *(render.label(name), render.label("paper"), columns[2].missing()),
+            *(render.accuracy(None, scale=scale, value=value), *(c.empty() for c in columns[4:])),
+        )
+        for name, value, scale in paper.rows_of(models_of(_runs(pairs, others)), benchmark)
     ]
     left_out = [task["ability"] for task in tasks.values() if not task["in_mean"]]
     notes = [TRACE, INTERVALS, *([f"Not in the mean: {', '.join(left_out)}."] if left_out else [])]

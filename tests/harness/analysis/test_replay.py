@@ -11,9 +11,10 @@ import pytest
 
 from harness.analysis.elided_words import Chosen, Texts
 from harness.analysis.replay import Overlaps, Stores, choices, expected_jaccard, study
-from harness.analysis.selection import kinds_table, overlap_table, read_selection, words_table, write_tables
+from harness.analysis.selection import read_selection
 from harness.common.errors import StaleError
 from harness.common.progress import Progress
+from harness.report.tables.selection import kinds_table, overlap_table, words_table, write_tables
 from regate import DifficultyStore, ReferenceStore
 
 if TYPE_CHECKING:
