@@ -79,7 +79,7 @@ def test_the_stated_targets_are_the_papers_tokens(model: str, tokens: float) -> 
 
 
 def test_an_installed_package_finds_them_without_the_checkout(tmp_path: Path) -> None:
-    build = ["-c", "import setuptools; setuptools.setup()", "-q", "egg_info", "-e", str(tmp_path)]
+    build = ["setup.py", "-q", "egg_info", "-e", str(tmp_path)]
     build += ["build_py", "-d", str(tmp_path / "installed")]
     subprocess.run([sys.executable, *build], cwd=ROOT, check=True, capture_output=True)
     script = "import harness.config.load as load; print(load.__file__, *sorted(load.shipped_recipes()))"
@@ -87,4 +87,4 @@ def test_an_installed_package_finds_them_without_the_checkout(tmp_path: Path) ->
     found = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
     ).stdout.split()
-    assert found == [str(tmp_path / "installed" / "harness" / "load.py"), *NAMES]
+    assert found == [str(tmp_path / "installed" / "harness" / "config" / "load.py"), *NAMES]
