@@ -61,7 +61,7 @@ def test_an_unknown_error_keeps_its_traceback(error: Exception) -> None:
         message, code = explained(caught)
     assert code == 1
     assert message.startswith("Traceback")
-    assert "test_cli_errors.py" in message
+    assert "test_exits.py" in message
 
 
 def test_an_error_about_the_machine_while_handling_another_is_found() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.common.errors import EnvironmentProblem, StaleError
-from harness.records import run_folder as rundir
+from harness.records import run_folder
 from harness.records.ledger import read_events
 
 if TYPE_CHECKING:
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 def test_other_inputs_are_refused_by_name(tmp_path: Path) -> None:
-    rundir.pin(tmp_path, "data", "a" * 64)
-    rundir.pin(tmp_path, "weights", "b" * 64)
-    rundir.pin(tmp_path, "data", "a" * 64)
+    run_folder.pin(tmp_path, "data", "a" * 64)
+    run_folder.pin(tmp_path, "weights", "b" * 64)
+    run_folder.pin(tmp_path, "data", "a" * 64)
     with pytest.raises(StaleError, match="other data") as caught:
-        rundir.pin(tmp_path, "data", "c" * 64)
+        run_folder.pin(tmp_path, "data", "c" * 64)
     assert caught.value.exit_code == 5
     assert json.loads((tmp_path / "inputs.json").read_text()) == {
         "schema": 1,
@@ -34,7 +34,7 @@ def test_other_inputs_are_refused_by_name(tmp_path: Path) -> None:
 
 def test_a_failed_stage_tells_what_it_cost_too(tmp_path: Path) -> None:
     def fail() -> None:
-        with rundir.stage(tmp_path, "eval", "eval"):
+        with run_folder.stage(tmp_path, "eval", "eval"):
             time.sleep(0.1)
             raise RuntimeError("stop")
 
@@ -46,24 +46,24 @@ def test_a_failed_stage_tells_what_it_cost_too(tmp_path: Path) -> None:
 
 
 def test_too_little_disk_is_said_before_anything_starts(tmp_path: Path) -> None:
-    rundir.check_disk(tmp_path / "not" / "there" / "yet", needed=1)
+    run_folder.check_disk(tmp_path / "not" / "there" / "yet", needed=1)
     with pytest.raises(EnvironmentProblem, match="GiB of disk are free") as caught:
-        rundir.check_disk(tmp_path / "not" / "there" / "yet", needed=2**80)
+        run_folder.check_disk(tmp_path / "not" / "there" / "yet", needed=2**80)
     assert caught.value.exit_code == 3
 
 
 def test_two_processes_never_work_on_one_run(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
-from harness import rundir
+from harness.records import run_folder
 from harness.common.errors import EnvironmentProblem
 try:
-    with rundir.alone(Path({str(tmp_path)!r})):
+    with run_folder.alone(Path({str(tmp_path)!r})):
         print("alone")
 except EnvironmentProblem as error:
     print("refused", error)
 """
-    with rundir.alone(tmp_path):
+    with run_folder.alone(tmp_path):
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert other.stdout.startswith("refused another process is working on")
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -226,7 +226,7 @@ def test_every_named_colour_has_a_value_in_both_schemes() -> None:
 
     from harness.report.pages import html as page
 
-    css = resources.files("harness").joinpath("templates/page.css").read_text()
+    css = resources.files("harness.report").joinpath("templates/page.css").read_text()
     light, dark = css.split("prefers-color-scheme: dark", 1)
     named: dict[str, Any] = page._NAMED
     for name in named.values():
