@@ -14,7 +14,7 @@ from harness.config.recipe import digest
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from harness.analysis.claims import SuiteLike
+    from harness.config.suite import Suite
 
 EQUAL_TARGETS: Final = 0.1
 """An arm without a gate is one at equal targets where its targets computed differ by less than this part."""
@@ -75,7 +75,7 @@ class Arms:
         return min(near)[1] if near and any(run.gate for run in self.runs[arm].values()) else None
 
 
-def gather(name: str, runs: Sequence[Run], suite: SuiteLike | None) -> Arms:
+def gather(name: str, runs: Sequence[Run], suite: Suite | None) -> Arms:
     """Runs by arm and seed.
 
     Raises:

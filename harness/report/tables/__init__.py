@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from harness.analysis.claims import SuiteLike
+    from harness.config.suite import Suite
     from harness.report.table import Table
 
 
-def make_tables(results_dir: Path, suites: Mapping[str, SuiteLike] | None = None) -> list[Table]:
+def make_tables(results_dir: Path, suites: Mapping[str, Suite] | None = None) -> list[Table]:
     """All tables, in the order they are shown.
 
     Args:
@@ -64,12 +64,12 @@ def write_tables(tables: Sequence[Table], results_dir: Path) -> list[Path]:
     return [folder / name for name in files]
 
 
-def build_tables(results_dir: Path, suites: Mapping[str, SuiteLike] | None = None) -> list[Path]:
+def build_tables(results_dir: Path, suites: Mapping[str, Suite] | None = None) -> list[Path]:
     """Make and write every table; the files written. Errors as in `make_tables`."""
     return write_tables(make_tables(results_dir, suites), results_dir)
 
 
-def check_tables(results_dir: Path, suites: Mapping[str, SuiteLike] | None = None) -> list[Path]:
+def check_tables(results_dir: Path, suites: Mapping[str, Suite] | None = None) -> list[Path]:
     """That the tables on disk are, byte for byte, those that the records give; the files compared.
 
     Raises:
@@ -92,7 +92,7 @@ def check_tables(results_dir: Path, suites: Mapping[str, SuiteLike] | None = Non
     return [folder / name for name in files]
 
 
-def tables_markdown(results_dir: Path, suites: Mapping[str, SuiteLike] | None = None) -> str:
+def tables_markdown(results_dir: Path, suites: Mapping[str, Suite] | None = None) -> str:
     """The tables that are printed, as one Markdown text. Errors as in `make_tables`."""
     return printed(make_tables(results_dir, suites))
 

@@ -18,15 +18,15 @@ from harness.report.tables.time_to_target import KINDS, SHOWN, reaches, step_spe
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from harness.analysis.claims import ClaimLike, SuiteLike
     from harness.analysis.runs import Evaluation
+    from harness.config.suite import Claim, Suite
     from harness.report.tables.common import Row
 
 _ARM: Final = Column("arm", ("arm",), right=False)
 _SEEDS: Final = Column("seeds", ("seeds",))
 
 
-def suite_tables(name: str, runs: Sequence[Run], suite: SuiteLike | None = None) -> list[Table]:
+def suite_tables(name: str, runs: Sequence[Run], suite: Suite | None = None) -> list[Table]:
     """The tables of one suite: arms, abilities, time to target, claims, and every run.
 
     Args:
@@ -148,7 +148,7 @@ def reach_table(arms: Arms, benchmark: str) -> Table | None:
     return Table(f"suite_{arms.name}_target_{benchmark}", title, columns, tuple(rows), notes) if rows else None
 
 
-def claims_table(arms: Arms, claims: Sequence[ClaimLike], benchmarks: Sequence[str]) -> Table:
+def claims_table(arms: Arms, claims: Sequence[Claim], benchmarks: Sequence[str]) -> Table:
     """Each claim with the paired difference that decides it, and its verdict."""
     columns = (
         Column("claim", ("claim",), right=False),
@@ -248,7 +248,7 @@ def _score_cells(arms: Arms, arm: str, benchmark: str) -> list[Cell]:
     return [*cells, render.accuracy(other.interval if other else None, scale=scale, signed=True)]
 
 
-def _claim_facts(arms: Arms, claim: ClaimLike, benchmark: str) -> dict[str, Any]:
+def _claim_facts(arms: Arms, claim: Claim, benchmark: str) -> dict[str, Any]:
     """The bootstrap over seeds and items, as a check on the t interval; too narrow for few seeds."""
     first, second = arms.units(claim.first, benchmark), arms.units(claim.second, benchmark)
     evaluation = _any_evaluation(arms, benchmark)
