@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-CHILD = (sys.executable, "-m", f"{__package__}.eval_known")
+CHILD = (sys.executable, "-m", "tests.harness.worlds.known_models")
 WORDS = {
     "<|assistant|>": {"it": 0.4, "b": 0.5},
     "it": {"is": 0.8},

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from harness.data.loading.frames import FrameRule
     from tests.harness.worlds.paper_data import Case
 
-CHILD = (sys.executable, "-m", f"{__package__}.eval_offline")
+CHILD = (sys.executable, "-m", "tests.harness.worlds.offline_child")
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-CHILD = (sys.executable, "-m", f"{__package__}.paper_child")
+CHILD = (sys.executable, "-m", "tests.harness.worlds.paper_child")
 LIMITS = {"mme_perception": 3, "vinoground": 5, "mvbench": 1, "seed_image": 2}
 DIFFERENT = ("vizwiz", "pope", "mlvu")
 """Benchmarks that Table 6 asks in other words than lmms-eval."""
