@@ -62,7 +62,7 @@ def memory(field: str) -> int:
 def work(data: DataSet, send: Any) -> None:
     """A loading process: it draws an epoch's order and reads samples of it."""
     before = memory("Private_Dirty")
-    sampler = Sampler(len(data.samples), global_batch=32, micro_batch=32, seed=0, groups=data.mediums)
+    sampler = Sampler(len(data.samples), global_batch=32, micro_batch=32, seed=0, groups=data.modality)
     began = time.perf_counter()
     for step in range(READ // 32):
         for index in sampler.window(step)[0]:

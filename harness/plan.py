@@ -162,7 +162,7 @@ def make_plan(recipe: Recipe) -> Plan:
 
 def _steps_per_epoch(data: DataSet | None, samples: int, global_batch: int) -> int:
     """As the sampler counts them where the data are there; else as if the media were mixed."""
-    if data is None or data.mediums is None:
+    if data is None or data.modality is None:
         return samples // global_batch
     return steps_per_epoch(list(data.media_sizes.values()), global_batch)
 

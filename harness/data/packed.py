@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from harness.data.formats import MediaKind, Row
 
-MEDIUMS: Final = ("text", "image", "video")
+MODALITIES: Final = ("text", "image", "video")
 """What a sample is about, by number."""
 
 
@@ -54,7 +54,7 @@ class Rows:
         files = tuple(sys.intern(file.name) for file in row.media)
         for file in row.media:
             self._kinds.setdefault(file.name, file.kind)
-        medium = MEDIUMS.index(row.media[0].kind) if row.media else 0
+        medium = MODALITIES.index(row.media[0].kind) if row.media else 0
         self._append(_pack(row, self._sha256), sample_id(self._source, row.key), row.pairs, origin, medium, files)
 
     @property
@@ -67,8 +67,8 @@ class Rows:
         return np.array(self._pairs, np.int64)
 
     @property
-    def mediums(self) -> NDArray[np.uint8]:
-        """What each row is about, an index into `MEDIUMS`."""
+    def modality(self) -> NDArray[np.uint8]:
+        """What each row is about, an index into `MODALITIES`."""
         return np.array(self._mediums, np.uint8)
 
     @property
@@ -91,10 +91,10 @@ class Rows:
 
     def media(self) -> dict[int, dict[str, MediaKind]]:
         """By origin, the names and kinds of its rows' media."""
-        found: dict[int, dict[str, MediaKind]] = {}
+        media: dict[int, dict[str, MediaKind]] = {}
         for origin, names in zip(self._origins, self._files, strict=True):
-            found.setdefault(origin, {}).update((name, self._kinds[name]) for name in names)
-        return found
+            media.setdefault(origin, {}).update((name, self._kinds[name]) for name in names)
+        return media
 
     def taken(self, places: Iterable[int]) -> Rows:
         """The rows at some places."""
@@ -130,9 +130,9 @@ class PackedSamples(Sequence[Sample]):
         self._ids = rows.ids[order]
         twice = np.flatnonzero(self._ids[1:] == self._ids[:-1])
         if len(twice):
-            one, other = (rows.key(int(order[twice[0] + i])) for i in (0, 1))
-            raise DataError(f"records {one} and {other} have one id", hint="rename one of them")
-        self.mediums = rows.mediums[order]
+            first, second = (rows.key(int(order[twice[0] + i])) for i in (0, 1))
+            raise DataError(f"records {first} and {second} have one id", hint="rename one of them")
+        self.modality = rows.modality[order]
         self._ends = np.zeros(len(order) + 1, np.int64)
         np.cumsum(rows.sizes[order], out=self._ends[1:])
         self._bytes = bytearray(int(self._ends[-1]))
@@ -171,7 +171,7 @@ class PackedSamples(Sequence[Sample]):
     @property
     def nbytes(self) -> int:
         """Memory of the packed samples."""
-        return len(self._bytes) + self._ids.nbytes + self._ends.nbytes + self.mediums.nbytes
+        return len(self._bytes) + self._ids.nbytes + self._ends.nbytes + self.modality.nbytes
 
 
 def _pack(row: Row, sha256: Mapping[str, str]) -> bytes:

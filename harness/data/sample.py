@@ -63,7 +63,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Showing:
+class SamplingPolicy:
     """How a data source's samples are shown in training; none of it changes a sample's targets or their ordinals.
 
     Attributes:

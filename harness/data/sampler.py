@@ -81,19 +81,19 @@ class Sampler:
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
         if epoch != self._epoch:
-            draw = np.random.default_rng([self.seed, epoch])
-            self._order = draw.permutation(self.num_samples) if self._groups is None else self._by_group(draw)
+            rng = np.random.default_rng([self.seed, epoch])
+            self._order = rng.permutation(self.num_samples) if self._groups is None else self._by_group(rng)
             self._epoch = epoch
         return self._order
 
-    def _by_group(self, draw: np.random.Generator) -> NDArray[np.int64]:
+    def _by_group(self, rng: np.random.Generator) -> NDArray[np.int64]:
         assert self._groups is not None
         batches = []
         for group in self._groups:
             whole = len(group) // self.global_batch * self.global_batch
-            batches.append(draw.permutation(group)[:whole].reshape(-1, self.global_batch))
+            batches.append(rng.permutation(group)[:whole].reshape(-1, self.global_batch))
         order_NG = np.concatenate(batches)
-        return order_NG[draw.permutation(len(order_NG))].reshape(-1)
+        return order_NG[rng.permutation(len(order_NG))].reshape(-1)
 
 
 def steps_per_epoch(sizes: Sequence[int], global_batch: int) -> int:

@@ -16,8 +16,8 @@ from harness.config.recipe import LlavaData, ShapesData, VideoChat2Data, digest
 from harness.data import shapes
 from harness.data.check import Expected, Report, merged, probe, refuse
 from harness.data.formats import Bad, Row, read_json, read_llava, read_videochat2
-from harness.data.packed import MEDIUMS, PackedSamples, Rows
-from harness.data.sample import Media, Question, Showing
+from harness.data.packed import MODALITIES, PackedSamples, Rows
+from harness.data.sample import Media, Question, SamplingPolicy
 from harness.data.subset import take
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ class DataSet:
         fingerprint: hash of the samples' ids, text and media, of the questions, and of what is excluded.
         frames: how many frames of a video the recipe reads.
         blank: width and height of the picture that stands for media unreadable at run time.
-        showing: how samples are shown in training; not part of the fingerprint, since no target depends on it.
-        mediums: for each sample, an index into `packed.MEDIUMS`, where every optimizer step is to see one medium;
+        sampling: how samples are shown in training; not part of the fingerprint, since no target depends on it.
+        modality: for each sample, an index into `packed.MODALITIES`, where every optimizer step is to see one medium;
             None where the samples are mixed.
         subset: which part of the annotations these are, in words; None for all of them.
     """
@@ -75,17 +75,17 @@ class DataSet:
     fingerprint: str
     frames: int
     blank: int = 224
-    showing: Showing = field(default_factory=Showing)
-    mediums: NDArray[np.uint8] | None = None
+    sampling: SamplingPolicy = field(default_factory=SamplingPolicy)
+    modality: NDArray[np.uint8] | None = None
     subset: str | None = None
 
     @property
     def media_sizes(self) -> dict[str, int]:
         """Number of samples of each medium, where every optimizer step is to see one; else of all together."""
-        if self.mediums is None:
+        if self.modality is None:
             return {"all": len(self.samples)}
-        numbers, sizes = np.unique(self.mediums, return_counts=True)
-        return {MEDIUMS[number]: int(size) for number, size in zip(numbers, sizes, strict=True)}
+        numbers, sizes = np.unique(self.modality, return_counts=True)
+        return {MODALITIES[number]: int(size) for number, size in zip(numbers, sizes, strict=True)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,17 +303,17 @@ def _assemble(data: Data, found: _Found, report: Report) -> DataSet:
         fingerprint=digest(identity),
         frames=data.frames,
         blank=data.size if isinstance(data, ShapesData) else 224,
-        showing=_showing(data),
-        mediums=samples.mediums if one_medium else None,
+        sampling=_sampling_policy(data),
+        modality=samples.modality if one_medium else None,
         subset=found.subset,
     )
 
 
-def _showing(data: Data) -> Showing:
+def _sampling_policy(data: Data) -> SamplingPolicy:
     if not isinstance(data, VideoChat2Data):
-        return Showing()
+        return SamplingPolicy()
     rule: FrameRule = "random" if data.frame_sampling == "random" else "middle"
-    return Showing(rule, data.shuffle_turns, augment=data.augment == "official")
+    return SamplingPolicy(rule, data.shuffle_turns, augment=data.augment == "official")
 
 
 def _judge(data: Data, found: _Found, report: Report, dropped: Sequence[tuple[str, str]]) -> None:

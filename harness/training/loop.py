@@ -105,7 +105,7 @@ class Loop:
             seed=job.recipe.seed,
             world=self.accelerator.num_processes,
             rank=self.accelerator.process_index,
-            groups=job.data.mediums,
+            groups=job.data.modality,
         )
         self.shape = job.adapter.shape()
         self.identity = digest(job.recipe.identity())

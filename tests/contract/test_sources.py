@@ -16,8 +16,8 @@ from PIL import Image
 from harness.common.errors import DataError
 from harness.config.recipe import Annotation, Data, LlavaData, Paths, ShapesData, Subset, VideoChat2Data
 from harness.data.loading.video import read_frames
-from harness.data.packed import MEDIUMS
-from harness.data.sample import Showing, sample_id
+from harness.data.packed import MODALITIES
+from harness.data.sample import SamplingPolicy, sample_id
 from harness.data.sources import ORIGINS, make_data, missing_data, open_data
 
 if TYPE_CHECKING:
@@ -219,14 +219,14 @@ def test_the_medium_of_each_sample_is_known_where_steps_see_one(source: tuple[Da
     data, paths = source
     found = open_data(data, paths, 0)
     if not isinstance(data, VideoChat2Data):
-        assert found.mediums is None
+        assert found.modality is None
         assert found.media_sizes == {"all": len(found.samples)}
         return
     kinds = [sample.media[0].kind for sample in found.samples]
-    assert found.mediums is not None
-    assert [MEDIUMS[number] for number in found.mediums] == kinds
+    assert found.modality is not None
+    assert [MODALITIES[number] for number in found.modality] == kinds
     assert found.media_sizes == dict(Counter(kinds))
-    assert open_data(data.model_copy(update={"batches": "mixed"}), paths, 0).mediums is None
+    assert open_data(data.model_copy(update={"batches": "mixed"}), paths, 0).modality is None
 
 
 def test_a_subset_is_part_of_the_fingerprint_and_of_the_words(source: tuple[Data, Paths]) -> None:
@@ -252,8 +252,8 @@ def test_how_samples_are_shown_is_not_part_of_the_fingerprint(source: tuple[Data
     other = {"frame_sampling": "random", "shuffle_turns": True, "augment": "official", "frames": 7}
     one, two = (open_data(data.model_copy(update=keys), paths, 0) for keys in (plain, other))
     assert one.fingerprint == two.fingerprint
-    assert one.showing == Showing(rule="middle")
-    assert two.showing == Showing(rule="random", shuffle_turns=True, augment=True)
+    assert one.sampling == SamplingPolicy(rule="middle")
+    assert two.sampling == SamplingPolicy(rule="random", shuffle_turns=True, augment=True)
 
 
 def test_opening_needs_no_torch(clips: Path) -> None:

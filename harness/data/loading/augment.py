@@ -37,28 +37,28 @@ class Crop:
     width: int
 
 
-def augmented(clip_T3HW: Tensor, size: int, draw: np.random.Generator) -> Tensor:
+def augmented(clip_T3HW: Tensor, size: int, rng: np.random.Generator) -> Tensor:
     """The clip as training shows it: uint8 [T, 3, Z, Z].
 
     Args:
         clip_T3HW: uint8.
         size: Z.
-        draw: its numbers decide on the part and the flip.
+        rng: its numbers decide on the part and the flip.
     """
     height, width = clip_T3HW.shape[-2:]
-    resized = resized_crop(clip_T3HW, random_crop(height, width, draw), size)
-    return resized.flip(-1) if draw.random() < FLIP else resized
+    resized = resized_crop(clip_T3HW, random_crop(height, width, rng), size)
+    return resized.flip(-1) if rng.random() < FLIP else resized
 
 
-def random_crop(height: int, width: int, draw: np.random.Generator) -> Crop:
+def random_crop(height: int, width: int, rng: np.random.Generator) -> Crop:
     """Area and logarithm of the ratio are uniform. Where ten parts do not fit, it is the largest middle part of an
     allowed ratio."""
     for _ in range(_ATTEMPTS):
-        area = height * width * draw.uniform(*SCALE)
-        ratio = math.exp(draw.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+        area = height * width * rng.uniform(*SCALE)
+        ratio = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            return Crop(int(draw.integers(height - h + 1)), int(draw.integers(width - w + 1)), h, w)
+            return Crop(int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w)
     w = min(width, round(height * RATIO[1]))
     h = min(height, round(width / RATIO[0]))
     return Crop((height - h) // 2, (width - w) // 2, h, w)

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from harness.common.errors import DataError, HarnessError
-from harness.data.loading.epoch_view import Visit, clips, encode, order_of
+from harness.data.loading.epoch_view import EpochView, clips, encode, order_of
 from harness.data.loading.video import VideoError
 from regate.types import IGNORE, Kind
 
@@ -31,7 +31,7 @@ MAX_FAILED: Final = 0.005
 """Part of the data set that may turn out unreadable at run time before a run stops."""
 _WAITS: Final = (0.05, 0.5)
 """Seconds before the second and the third attempt to read a file: a busy network disk recovers, a bad file not."""
-_FIRST: Final = Visit(seed=0, epoch=0)
+_FIRST: Final = EpochView(seed=0, epoch=0)
 _SORTED_TOGETHER: Final = 4096
 """Text-only samples that are sorted by length at a time."""
 
@@ -106,23 +106,23 @@ def text_batches(
 
 
 def load(
-    sample: Sample, dataset: DataSet, processor: Processor, visit: Visit = _FIRST, *, with_media: bool = True
+    sample: Sample, dataset: DataSet, processor: Processor, view: EpochView = _FIRST, *, with_media: bool = True
 ) -> Encoded:
     """Decode a sample's media and encode it; after three failed attempts a row without targets.
 
     Args:
-        visit: in which pass over the data, where the data set shows its samples differently in each.
+        view: in which pass over the data, where the data set shows its samples differently in each.
         with_media: False gives the text-only encoding of the same row.
 
     Raises:
         HarnessError: the processor refuses the sample.
     """
-    order = order_of(sample, dataset.showing, visit)
+    order = order_of(sample, dataset.sampling, view)
     if not with_media:
         return encode(sample, order, processor, None)
     for wait in (*_WAITS, None):
         try:
-            pictures = clips(sample, dataset.showing, visit, frames=dataset.frames, size=dataset.blank)
+            pictures = clips(sample, dataset.sampling, view, frames=dataset.frames, size=dataset.blank)
             return encode(sample, order, processor, pictures)
         except VideoError:
             if wait is not None:
@@ -195,10 +195,12 @@ class _MicroBatches(Dataset[Any]):
     def __getitem__(self, index: int) -> Batch | HarnessError:
         within, place = divmod(index, self.sampler.micro_batches)
         step = self.start + within
-        visit = Visit(self.sampler.seed, self.sampler.epoch_of(step))
+        view = EpochView(self.sampler.seed, self.sampler.epoch_of(step))
         samples = [self.dataset.samples[i] for i in self.sampler.window(step)[place]]
         try:
-            rows = [load(one, self.dataset, self.processor, visit, with_media=self.with_media) for one in samples]
+            rows = [
+                load(sample, self.dataset, self.processor, view, with_media=self.with_media) for sample in samples
+            ]
             batch = self.processor.collate(rows)
         except HarnessError as error:
             return error

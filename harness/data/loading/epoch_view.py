@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from harness.data.sample import Encoded, Showing
+    from harness.data.sample import Encoded, SamplingPolicy
     from harness.models.adapter import Processor
 
 _TAG: Final = re.compile(r"\A<media:0>\n?")
@@ -36,36 +36,36 @@ _TURNS, _FRAMES, _AUGMENT = range(3)
 
 
 @dataclass(frozen=True, slots=True)
-class Visit:
+class EpochView:
     """The pass over the data in which a sample is shown."""
 
     seed: int
     epoch: int
 
-    def draw(self, sample: Sample, purpose: int) -> np.random.Generator:
+    def rng(self, sample: Sample, purpose: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, self.epoch, sample.id, purpose])
 
 
-def clips(sample: Sample, showing: Showing, visit: Visit, *, frames: int, size: int) -> list[Tensor]:
+def clips(sample: Sample, sampling: SamplingPolicy, view: EpochView, *, frames: int, size: int) -> list[Tensor]:
     """The decoded pictures of each medium: uint8 T3HW, of the file's size, or [T, 3, size, size] where augmented.
 
     Raises:
         VideoError: a file cannot be read.
     """
-    made: list[Tensor] = []
-    draw_frames = visit.draw(sample, _FRAMES) if showing.rule == "random" else None
-    draw_crop = visit.draw(sample, _AUGMENT) if showing.augment else None
+    decoded: list[Tensor] = []
+    frames_rng = view.rng(sample, _FRAMES) if sampling.rule == "random" else None
+    crop_rng = view.rng(sample, _AUGMENT) if sampling.augment else None
     for media in sample.media:
-        clip = read_frames(media, frames=frames, rule=showing.rule, draw=draw_frames)
-        made.append(clip if draw_crop is None else augmented(clip, size, draw_crop))
-    return made
+        clip = read_frames(media, frames=frames, rule=sampling.rule, rng=frames_rng)
+        decoded.append(clip if crop_rng is None else augmented(clip, size, crop_rng))
+    return decoded
 
 
-def order_of(sample: Sample, showing: Showing, visit: Visit) -> tuple[int, ...]:
+def order_of(sample: Sample, sampling: SamplingPolicy, view: EpochView) -> tuple[int, ...]:
     """The places in the file of the pairs in the order they are shown; empty where that is always the file's."""
-    if not showing.shuffle_turns:
+    if not sampling.shuffle_turns:
         return ()
-    return tuple(visit.draw(sample, _TURNS).permutation(len(_pairs(sample))).tolist())
+    return tuple(view.rng(sample, _TURNS).permutation(len(_pairs(sample))).tolist())
 
 
 def arranged(sample: Sample, order: Sequence[int]) -> Sample:

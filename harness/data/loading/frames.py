@@ -27,13 +27,13 @@ def choose(
     start: float | None = None,
     end: float | None = None,
     folder: bool = False,
-    draw: np.random.Generator | None = None,
+    rng: np.random.Generator | None = None,
 ) -> list[int]:
     """Indices of `frames` frames out of the `total` of a clip, or of its part between `start` and `end` seconds.
 
     Args:
         folder: the clip is a folder of pictures, which the MVBench code numbers from 1.
-        draw: what `random` draws from; read by no other rule.
+        rng: what `random` draws from; read by no other rule.
 
     Returns:
         Ascending, some of them repeated where the clip is short; empty where the part lies outside the clip.
@@ -50,8 +50,8 @@ def choose(
         return []
     if rule == "middle":
         return [first + index for index in middle(count, frames)]
-    assert draw is not None, "the rule random needs something to draw from"
-    return [first + index for index in random(count, frames, draw)]
+    assert rng is not None, "the rule random needs a generator to draw from"
+    return [first + index for index in random(count, frames, rng)]
 
 
 def spread(total: int, frames: int) -> list[int]:
@@ -77,7 +77,7 @@ def middle(total: int, frames: int) -> list[int]:
     return _padded((edges[:-1] + edges[1:] - 1) // 2, frames)
 
 
-def random(total: int, frames: int, draw: np.random.Generator) -> list[int]:
+def random(total: int, frames: int, rng: np.random.Generator) -> list[int]:
     """One frame drawn from each of `frames` parts (VideoChat2's `rand`).
 
     As there, the last frame of a part is never drawn, and where a part has no other, the frames are drawn from the
@@ -86,8 +86,8 @@ def random(total: int, frames: int, draw: np.random.Generator) -> list[int]:
     edges = _edges(total, frames)
     first, last = edges[:-1], edges[1:] - 1
     if bool((first < last).all()):
-        return _padded(draw.integers(first, last), frames)
-    return _padded(np.sort(draw.permutation(total)[: len(first)]), frames)
+        return _padded(rng.integers(first, last), frames)
+    return _padded(np.sort(rng.permutation(total)[: len(first)]), frames)
 
 
 def mvbench(
@@ -119,5 +119,5 @@ def _edges(total: int, frames: int) -> NDArray[np.int64]:
 
 
 def _padded(indices: NDArray[np.int64], frames: int) -> list[int]:
-    found = [int(index) for index in indices]
-    return found + [found[-1]] * (frames - len(found))
+    padded = [int(index) for index in indices]
+    return padded + [padded[-1]] * (frames - len(padded))

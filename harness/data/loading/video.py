@@ -45,7 +45,7 @@ def read_frames(
     frames: int,
     images: Literal["single", "repeat"] = "single",
     rule: FrameRule = "spread",
-    draw: np.random.Generator | None = None,
+    rng: np.random.Generator | None = None,
 ) -> Tensor:
     """Decode `frames` frames of the clip: uint8 [T, 3, H, W], RGB, in the file's own size.
 
@@ -53,7 +53,7 @@ def read_frames(
 
     Args:
         rule: which frames (`harness.data.loading.frames`).
-        draw: what the rule `random` draws from.
+        rng: what the rule `random` draws from.
 
     Raises:
         VideoError: naming the file.
@@ -66,7 +66,7 @@ def read_frames(
         frames_THW3 = np.repeat(frame_1HW3, count, axis=0)
     else:
         read = decode_folder if media.path.is_dir() else decode
-        frames_THW3 = read(media.path, frames, media.start, media.end, rule, draw)
+        frames_THW3 = read(media.path, frames, media.start, media.end, rule, rng)
     return torch.from_numpy(frames_THW3).permute(0, 3, 1, 2).contiguous()
 
 
@@ -76,7 +76,7 @@ def decode(
     start: float | None = None,
     end: float | None = None,
     rule: FrameRule = "spread",
-    draw: np.random.Generator | None = None,
+    rng: np.random.Generator | None = None,
 ) -> NDArray[np.uint8]:
     """`read_frames` of a video file without torch: uint8 [T, H, W, 3]."""
     try:
@@ -84,7 +84,7 @@ def decode(
             stream = _video_stream(container, path)
             total = stream.frames or _count(container, stream)
             fps = float(stream.average_rate or 0)
-            wanted = choose(rule, frames, total=total, fps=fps, start=start, end=end, draw=draw)
+            wanted = choose(rule, frames, total=total, fps=fps, start=start, end=end, rng=rng)
             if not wanted:
                 raise VideoError(f"{path}: no frame between {start} s and {end} s; it has {total} frames")
             found = _pick(container, stream, wanted, total, path)
@@ -101,12 +101,12 @@ def decode_folder(
     start: float | None = None,
     end: float | None = None,
     rule: FrameRule = "spread",
-    draw: np.random.Generator | None = None,
+    rng: np.random.Generator | None = None,
 ) -> NDArray[np.uint8]:
     """`read_frames` of a folder of numbered pictures, three a second, without torch: uint8 [T, H, W, 3]."""
     pictures = folder_pictures(path)
     total = len(pictures)
-    wanted = choose(rule, frames, total=total, fps=FOLDER_FPS, start=start, end=end, folder=True, draw=draw)
+    wanted = choose(rule, frames, total=total, fps=FOLDER_FPS, start=start, end=end, folder=True, rng=rng)
     if not wanted:
         raise VideoError(f"{path}: no frame between {start} s and {end} s; it has {total} pictures")
     found = {index: _image(pictures[index])[0] for index in set(wanted)}

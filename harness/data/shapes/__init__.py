@@ -98,10 +98,10 @@ def clips(root: Path, split: Split) -> tuple[Clip, ...]:
 
 def stage_clips(root: Path, limit: int | None = None) -> tuple[Clip, ...]:
     """The first `limit` clips (all: None) kept for training the vision tower and the projector."""
-    found = clips(root, "stage")
-    if limit is not None and limit > len(found):
-        raise RecipeError(f"{limit} stage clips are asked for, the data set has {len(found)}: raise data.stage_clips")
-    return found[:limit]
+    stage = clips(root, "stage")
+    if limit is not None and limit > len(stage):
+        raise RecipeError(f"{limit} stage clips are asked for, the data set has {len(stage)}: raise data.stage_clips")
+    return stage[:limit]
 
 
 def manifest(root: Path) -> dict[str, Any]:
@@ -118,11 +118,11 @@ def verify_texts(root: Path) -> None:
     for name, entry in manifest(root)["files"].items():
         if name.endswith(".json"):
             try:
-                found = hashlib.sha256((root / name).read_bytes()).hexdigest()
+                actual = hashlib.sha256((root / name).read_bytes()).hexdigest()
             except FileNotFoundError:
-                found = None
-            if found != entry["sha256"]:
-                state = "is missing" if found is None else "was changed"
+                actual = None
+            if actual != entry["sha256"]:
+                state = "is missing" if actual is None else "was changed"
                 raise DataError(
                     f"{root / name}: {state} since it was made", hint=f"delete {root} and run `harness data make`"
                 )
@@ -163,20 +163,20 @@ def _make(data: ShapesData, root: Path, seed: int, progress: Progress) -> None:
         write(f"scenes-{split}.json", _json({"schema": SCHEMA, "scenes": shown}))
     write("train.json", _json(_conversations(train, seed)))
     write("questions.json", _json({"schema": SCHEMA, "questions": _questions([q for _, q in test])}))
-    made = {"schema": SCHEMA, "data": identity, "encoder": {"codec": CODEC, **_versions()}, "files": files}
-    (root / "manifest.json").write_bytes(_json(made))
+    manifest = {"schema": SCHEMA, "data": identity, "encoder": {"codec": CODEC, **_versions()}, "files": files}
+    (root / "manifest.json").write_bytes(_json(manifest))
 
 
 def _scenes(data: ShapesData, seed: int, split: Split, count: int) -> list[Scene]:
-    made = []
+    scenes = []
     for index in range(count):
         rng = random.Random(f"shapes/{seed}/{split}/{index}")
         if split == "stage" and rng.random() < _SINGLE:
             scene = make_scene(rng, "basic", frames=data.frames, size=data.size, want=Want(count=1))
         else:
             scene = make_scene(rng, rng.choices(KINDS, _SHARE)[0], frames=data.frames, size=data.size)
-        made.append(scene)
-    return made
+        scenes.append(scene)
+    return scenes
 
 
 def _conversations(scenes: Sequence[Scene], seed: int) -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@ class Asked:
 
 def make_test(seed: int, clips: int, *, frames: int, size: int) -> list[tuple[Scene, Asked]]:
     """One question a clip, the abilities in turn."""
-    made: list[tuple[Scene, Asked]] = []
+    asked: list[tuple[Scene, Asked]] = []
     share = {ability: len(range(place, clips, len(ABILITIES))) for place, ability in enumerate(ABILITIES)}
     lanes = []
     for ability, count in share.items():
@@ -52,8 +52,8 @@ def make_test(seed: int, clips: int, *, frames: int, size: int) -> list[tuple[Sc
         make = _pairs if ability in ("order", "collision") else _choices
         lanes.append(make(rng, ability, count, frames, size))
     for row in itertools.zip_longest(*lanes):
-        made.extend(item for item in row if item is not None)
-    return made
+        asked.extend(item for item in row if item is not None)
+    return asked
 
 
 def _choices(rng: random.Random, ability: str, count: int, frames: int, size: int) -> list[tuple[Scene, Asked]]:
@@ -61,7 +61,7 @@ def _choices(rng: random.Random, ability: str, count: int, frames: int, size: in
     classes = _CLASSES[ability]
     places = min(4, len(classes))
     field = _FIELD.get(ability, ability)
-    made = []
+    asked = []
     for right, wrong, place in _deal(rng, classes, places, count):
         scene = make_scene(
             rng, KIND.get(ability, "basic"), frames=frames, size=size, want=_want(ability, right, wrong)
@@ -72,8 +72,8 @@ def _choices(rng: random.Random, ability: str, count: int, frames: int, size: in
         template = rng.choice(ANSWERS[ability])
         options = tuple(fill(template, {**values, field: word}).text for word in words)
         question = fill(rng.choice(QUESTIONS[ability]), values).text
-        made.append((scene, Asked(ability, question, options, place)))
-    return made
+        asked.append((scene, Asked(ability, question, options, place)))
+    return asked
 
 
 def _want(ability: str, right: str, wrong: Sequence[str]) -> Want:
@@ -111,12 +111,12 @@ def _pairs(rng: random.Random, ability: str, count: int, frames: int, size: int)
 
     Every second pair shows its options in the other order, so that places are balanced too.
     """
-    made: list[tuple[Scene, Asked]] = []
-    while len(made) < count:
+    asked: list[tuple[Scene, Asked]] = []
+    while len(asked) < count:
         colours, shapes = rng.sample(COLOURS, 2), rng.sample(SHAPES, 2)
         looks = tuple(zip(colours, shapes, strict=True))
         template, question = rng.choice(ANSWERS[ability]), rng.choice(QUESTIONS[ability])
-        flip = len(made) // 2 % 2
+        flip = len(asked) // 2 % 2
         if ability == "order":
             options = [fill(template, {"colour": c, "shape": s}).text for c, s in looks]
         else:
@@ -129,5 +129,5 @@ def _pairs(rng: random.Random, ability: str, count: int, frames: int, size: int)
             )
             scene = make_scene(rng, KIND[ability], frames=frames, size=size, want=want)
             shown = options[::-1] if flip else options
-            made.append((scene, Asked(ability, question, tuple(shown), right ^ flip)))
-    return made[:count]
+            asked.append((scene, Asked(ability, question, tuple(shown), right ^ flip)))
+    return asked[:count]

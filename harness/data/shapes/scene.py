@@ -228,11 +228,11 @@ def _moving(rng: random.Random, colour: str, shape: str, motion: str, frames: in
     )
 
 
-def _clear(one: Thing, other: Thing) -> bool:
-    gap = (one.radius + other.radius) * 1.15
+def _clear(first: Thing, second: Thing) -> bool:
+    gap = (first.radius + second.radius) * 1.15
     return all(
         (ax - bx) ** 2 + (ay - by) ** 2 > gap * gap
-        for ax, ay, bx, by in zip(one.x, one.y, other.x, other.y, strict=True)
+        for ax, ay, bx, by in zip(first.x, first.y, second.x, second.y, strict=True)
     )
 
 

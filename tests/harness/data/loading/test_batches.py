@@ -11,8 +11,7 @@ import torch
 
 from harness.common.errors import DataError
 from harness.config.recipe import Paths, ShapesData
-from harness.data.loading import batches as collate
-from harness.data.loading import epoch_view as visit
+from harness.data.loading import batches, epoch_view
 from harness.data.loading.batches import load, text_batches, windows
 from harness.data.loading.video import VideoError, read_frames
 from harness.data.sampler import Sampler
@@ -105,7 +104,7 @@ def test_pixels_are_those_of_the_clip(dataset: DataSet, processor: TinyProcessor
 @pytest.fixture
 def broken(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataSet:
     """The data set, and a clip (three samples of six hundred) that went away after it was opened."""
-    monkeypatch.setattr(collate, "_WAITS", (0.0, 0.0))
+    monkeypatch.setattr(batches, "_WAITS", (0.0, 0.0))
     shutil.copytree(pristine, tmp_path / "data")
     opened = open_data(DATA, Paths(data=str(tmp_path / "data")), 0)
     (opened.root / "clips/train/000007.mp4").unlink()
@@ -144,7 +143,7 @@ def test_too_many_failures_stop_the_run(
 def test_a_file_is_tried_three_times(
     dataset: DataSet, processor: TinyProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collate, "_WAITS", (0.0, 0.0))
+    monkeypatch.setattr(batches, "_WAITS", (0.0, 0.0))
     calls: list[Media] = []
 
     def flaky(media: Media, *, frames: int, **settings: Any) -> torch.Tensor:
@@ -153,7 +152,7 @@ def test_a_file_is_tried_three_times(
             raise VideoError("busy")
         return read_frames(media, frames=frames, **settings)
 
-    monkeypatch.setattr(visit, "read_frames", flaky)
+    monkeypatch.setattr(epoch_view, "read_frames", flaky)
     assert not load(dataset.samples[0], dataset, processor).failed
     assert len(calls) == 3
 

@@ -17,9 +17,9 @@ from transformers import AutoTokenizer
 import regate
 from harness.data.formats import File, Row
 from harness.data.loading.batches import load, text_batches, windows
-from harness.data.loading.epoch_view import Visit, arranged, encode, order_of
+from harness.data.loading.epoch_view import EpochView, arranged, encode, order_of
 from harness.data.packed import PackedSamples, Rows
-from harness.data.sample import Sample, Showing, Turn
+from harness.data.sample import Sample, SamplingPolicy, Turn
 from harness.data.sampler import Sampler
 from harness.data.sources import DataSet
 from harness.models.tiny.processor import TinyProcessor, train_tokenizer
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from harness.data.sample import Encoded
 
-SHUFFLED = Showing(rule="random", shuffle_turns=True, augment=True)
+SHUFFLED = SamplingPolicy(rule="random", shuffle_turns=True, augment=True)
 WORDS = ["red", "a dog runs", "it is blue and green", "two", "left of the tree then gone", "x"]
 
 
@@ -53,12 +53,14 @@ def _row(number: int, pairs: int, *, captions: bool = False, instructions: bool 
     )
 
 
-def _dataset(rows: Sequence[Row], showing: Showing = SHUFFLED, root: Path = Path("nowhere"), **more: Any) -> DataSet:
+def _dataset(
+    rows: Sequence[Row], sampling: SamplingPolicy = SHUFFLED, root: Path = Path("nowhere"), **more: Any
+) -> DataSet:
     packed = Rows("test")
     for row in rows:
         packed.add(row)
     samples = PackedSamples(root, packed)
-    return DataSet("test", root, samples, (), (), "fingerprint", frames=4, showing=showing, **more)
+    return DataSet("test", root, samples, (), (), "fingerprint", frames=4, sampling=sampling, **more)
 
 
 DATA = _dataset([_row(number, number % 6 + 1, instructions=number % 2 == 0) for number in range(40)])
@@ -97,12 +99,13 @@ def _targets(row: Encoded) -> list[int]:
 
 def test_the_order_is_drawn_from_seed_epoch_and_id_alone() -> None:
     big = [sample for sample in DATA.samples if len(sample.turns) > 9]
-    orders = [tuple(order_of(s, SHUFFLED, Visit(seed, epoch)) for s in big) for seed in (0, 1) for epoch in (0, 1)]
+    views = [EpochView(seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
+    orders = [tuple(order_of(s, SHUFFLED, view) for s in big) for view in views]
     assert len(set(orders)) == 4
-    assert orders[0] == tuple(order_of(s, SHUFFLED, Visit(0, 0)) for s in big)
+    assert orders[0] == tuple(order_of(s, SHUFFLED, EpochView(0, 0)) for s in big)
     assert len(set(orders[0])) > 3, "samples are not all shuffled alike"
     assert all(sorted(order) == list(range(len(order))) for order in orders[0])
-    assert order_of(big[0], Showing(), Visit(0, 0)) == ()
+    assert order_of(big[0], SamplingPolicy(), EpochView(0, 0)) == ()
 
 
 def test_the_tag_and_the_instruction_go_with_the_first_question() -> None:
@@ -142,7 +145,7 @@ def test_every_order_shows_the_files_targets_under_their_ordinals(
     processor: TinyProcessor, number: int, seed: int, epoch: int
 ) -> None:
     sample = DATA.samples[number]
-    order = order_of(sample, SHUFFLED, Visit(seed, epoch))
+    order = order_of(sample, SHUFFLED, EpochView(seed, epoch))
     row = encode(sample, order, processor, None)
     filed = processor.encode(sample, None)
     assert not row.unshuffled
@@ -178,7 +181,7 @@ def test_a_conversation_that_is_cut_off_keeps_the_order_of_the_file(parity_root:
     assert row.unshuffled
     assert torch.equal(row.input_ids_S, cut.encode(sample, None).input_ids_S)
     assert torch.equal(row.ordinal_S, cut.encode(sample, None).ordinal_S)
-    mixed = _dataset([_row(number, number % 6 + 1) for number in range(8)], Showing(shuffle_turns=True))
+    mixed = _dataset([_row(number, number % 6 + 1) for number in range(8)], SamplingPolicy(shuffle_turns=True))
     short: Any = replace(whole, max_length=60)
     sampler = Sampler(8, global_batch=8, micro_batch=8, seed=0)
     ((batch,),) = windows(mixed, short, sampler, start=0, stop=1, workers=0, with_media=False)
@@ -245,17 +248,17 @@ def test_shown_media_depend_on_the_visit_and_never_on_workers_or_resuming(
     first, again, second = (_pixels(sample, data, processor, epoch) for epoch in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
-    still, small = replace(data, showing=Showing(rule="middle")), replace(processor, size=32)
+    still, small = replace(data, sampling=SamplingPolicy(rule="middle")), replace(processor, size=32)
     assert torch.equal(_pixels(sample, still, small, 0), _pixels(sample, still, small, 1))
 
 
 def _pixels(sample: Sample, data: DataSet, processor: TinyProcessor, epoch: int) -> Tensor:
-    pixels = load(sample, data, processor, Visit(0, epoch)).pixels
+    pixels = load(sample, data, processor, EpochView(0, epoch)).pixels
     assert pixels is not None
     return pixels
 
 
 def _pictures(folder: Path, count: int, seed: int) -> None:
-    draw = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     for number in range(1, count + 1):
-        Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{number:05d}.jpg")
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{number:05d}.jpg")

@@ -30,7 +30,7 @@ def test_drawn_frames_have_the_range_of_the_official_loader(case: dict[str, Any]
     drawn = np.array([random(case["vlen"], case["num_frames"], np.random.default_rng(i)) for i in range(400)])
     lowest, highest = drawn.min(axis=0).tolist(), drawn.max(axis=0).tolist()
     assert lowest == case["min_seen"] or case["vlen"] == 20
-    if case["vlen"] == 20:  # the ends of the whole-clip draw are rare: within one frame of those seen there
+    if case["vlen"] == 20:  # the ends of the whole-clip rng are rare: within one frame of those seen there
         assert np.abs(np.array(lowest) - case["min_seen"]).max() <= 1
         assert np.abs(np.array(highest) - case["max_seen"]).max() <= 1
     else:
@@ -58,8 +58,8 @@ def test_indices_are_in_the_clip_and_in_order(
     rule: FrameRule, total: int, frames: int, bounds: tuple[float, float] | None, folder: bool
 ) -> None:
     start, end = (None, None) if bounds is None else (bounds[0], bounds[0] + bounds[1])
-    draw = np.random.default_rng(0)
-    found = choose(rule, frames, total=total, fps=24.0, start=start, end=end, folder=folder, draw=draw)
+    rng = np.random.default_rng(0)
+    found = choose(rule, frames, total=total, fps=24.0, start=start, end=end, folder=folder, rng=rng)
     if not found:
         assert start is not None, "a whole clip always has frames"
         return
@@ -78,5 +78,5 @@ def test_a_part_ends_with_its_clip() -> None:
 
 def test_a_clip_of_one_frame_and_of_none() -> None:
     for rule in get_args(FrameRule):
-        assert choose(rule, 3, total=1, fps=25.0, draw=np.random.default_rng(0)) == [0, 0, 0]
+        assert choose(rule, 3, total=1, fps=25.0, rng=np.random.default_rng(0)) == [0, 0, 0]
         assert choose(rule, 3, total=0, fps=25.0) == []

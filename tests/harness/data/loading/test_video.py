@@ -211,7 +211,7 @@ def test_a_part_of_a_video_is_counted_as_the_official_loader_does(tmp_path: Path
     shown = _shown(read_frames(Media("video", path, 1.3, 3.7), frames=4, rule="middle"))
     assert shown == [13 + i for i in middle(24, 4)]
     draws = [np.random.default_rng(seed) for seed in (0, 0, 1)]
-    drawn = [_shown(read_frames(Media("video", path), frames=4, rule="random", draw=draw)) for draw in draws]
+    drawn = [_shown(read_frames(Media("video", path), frames=4, rule="random", rng=rng)) for rng in draws]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
