@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from statistics import mean
 from typing import TYPE_CHECKING, Final
 
-from harness.analysis.runs import Results, Run, meant
+from harness.analysis.runs import Results, Run, scored_units
 from harness.analysis.seeds import Spread, paired_spread
 from harness.common.errors import DataError
 from harness.config.recipe import digest
@@ -36,15 +36,15 @@ class Arms:
 
     def scores(self, arm: str, benchmark: str, ability: str | None = None) -> dict[int, float]:
         """seed -> score after the last step, of the whole benchmark or one ability; seeds without it left out."""
-        found = {}
+        scores = {}
         for seed, run in self.runs.get(arm, {}).items():
             evaluation = run.last(benchmark)
             if evaluation is None:
                 continue
             values = [task["value"] for task in evaluation["tasks"] if task["ability"] == ability]
             if ability is None or values:
-                found[seed] = float(evaluation["mean"]["value"] if ability is None else values[0])
-        return found
+                scores[seed] = float(evaluation["mean"]["value"] if ability is None else values[0])
+        return scores
 
     def difference(self, first: str, second: str, benchmark: str) -> Spread | None:
         """`first` minus `second`, paired by seed."""
@@ -54,48 +54,48 @@ class Arms:
         """seed -> units of the last evaluation that count; seeds whose items are not kept left out."""
         key = (arm, benchmark)
         if key not in self._units:
-            found = {}
+            by_seed = {}
             for seed, run in self.runs.get(arm, {}).items():
                 evaluation = run.last(benchmark)
                 items = run.items(evaluation) if evaluation else None
                 if evaluation and items is not None:
-                    found[seed] = meant(evaluation, items)
-            self._units[key] = found
+                    by_seed[seed] = scored_units(evaluation, items)
+            self._units[key] = by_seed
         return self._units[key]
 
     def equal_targets(self, arm: str) -> str | None:
         """The arm without a gate, other than the baseline, that computed nearly as many targets."""
-        mine = mean(scored(run) for run in self.runs[arm].values())
+        targets = mean(scored(run) for run in self.runs[arm].values())
         others = [
-            (abs(mean(scored(run) for run in runs.values()) / mine - 1), name)
+            (abs(mean(scored(run) for run in runs.values()) / targets - 1), name)
             for name, runs in self.runs.items()
             if name not in (arm, self.baseline) and all(run.gate is None for run in runs.values())
         ]
-        near = [each for each in others if each[0] < EQUAL_TARGETS]
+        near = [candidate for candidate in others if candidate[0] < EQUAL_TARGETS]
         return min(near)[1] if near and any(run.gate for run in self.runs[arm].values()) else None
 
 
-def gather(name: str, runs: Sequence[Run], suite: Suite | None) -> Arms:
+def group_by_arm(name: str, runs: Sequence[Run], suite: Suite | None) -> Arms:
     """Runs by arm and seed.
 
     Raises:
         DataError: two runs of an arm have the same seed, or one was not trained.
     """
-    found: dict[str, dict[int, Run]] = {}
+    by_arm: dict[str, dict[int, Run]] = {}
     for run in sorted(runs, key=lambda run: (run.seed, run.id)):
         arm = run.suite[1] if run.suite else run.arm
         if not run.trained:
             raise DataError(f"{run.folder}: is an arm of suite {name} and was not trained")
-        if run.seed in (mine := found.setdefault(arm, {})):
+        if run.seed in (by_seed := by_arm.setdefault(arm, {})):
             raise DataError(
                 f"{run.folder}: a second run of arm {arm} of suite {name} with seed {run.seed}, beside "
-                f"{mine[run.seed].id}",
+                f"{by_seed[run.seed].id}",
                 hint="move the one that is out of date elsewhere",
             )
-        mine[run.seed] = run
+        by_seed[run.seed] = run
     known = list(suite.arms) if suite is not None else []
-    order = [arm for arm in known if arm in found] + sorted(found.keys() - set(known))
-    return Arms(name, {arm: found[arm] for arm in order}, suite.baseline if suite else _baseline(found))
+    order = [arm for arm in known if arm in by_arm] + sorted(by_arm.keys() - set(known))
+    return Arms(name, {arm: by_arm[arm] for arm in order}, suite.baseline if suite else _baseline(by_arm))
 
 
 def seed_groups(runs: Iterable[Run]) -> list[Arms]:
@@ -110,20 +110,20 @@ def seed_groups(runs: Iterable[Run]) -> list[Arms]:
         gates: dict[str, set[str]] = {}
         for run in members:
             gates.setdefault(run.name, set()).add(digest(run.gate))
-        found: dict[str, dict[int, Run]] = {}
+        by_arm: dict[str, dict[int, Run]] = {}
         for run in members:
             arm = run.name if len(gates[run.name]) == 1 else f"{run.name} {digest(run.gate)[:8]}"
-            found.setdefault(arm, {})[run.seed] = run
-        if max(len(by_seed) for by_seed in found.values()) > 1:
-            baseline = _baseline(found)
-            order = sorted(found, key=lambda arm: (arm != baseline, arm))
-            groups.append(Arms(baseline or order[0], {arm: found[arm] for arm in order}, baseline))
+            by_arm.setdefault(arm, {})[run.seed] = run
+        if max(len(by_seed) for by_seed in by_arm.values()) > 1:
+            baseline = _baseline(by_arm)
+            order = sorted(by_arm, key=lambda arm: (arm != baseline, arm))
+            groups.append(Arms(baseline or order[0], {arm: by_arm[arm] for arm in order}, baseline))
     return sorted(groups, key=lambda arms: arms.name)
 
 
-def _baseline(found: Mapping[str, dict[int, Run]]) -> str:
+def _baseline(by_arm: Mapping[str, dict[int, Run]]) -> str:
     """The arm without a gate that computed most targets; "" where every arm has one."""
-    free = {arm: runs for arm, runs in found.items() if all(run.gate is None for run in runs.values())}
+    free = {arm: runs for arm, runs in by_arm.items() if all(run.gate is None for run in runs.values())}
     return max(free, key=lambda arm: (mean(scored(run) for run in free[arm].values()), arm), default="")
 
 
@@ -132,4 +132,4 @@ def scored(run: Run) -> int:
     return int(run.totals["counts"]["scored"])
 
 
-__all__ = ["EQUAL_TARGETS", "Arms", "gather", "scored", "seed_groups"]
+__all__ = ["EQUAL_TARGETS", "Arms", "group_by_arm", "scored", "seed_groups"]

@@ -101,11 +101,11 @@ def suites(runs: Iterable[Run]) -> dict[str, dict[str, tuple[Run, ...]]]:
     Raises:
         StaleError: an arm has two runs of one seed, so that they would count as two seeds.
     """
-    found: dict[str, dict[str, list[Run]]] = {}
+    by_suite: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
         mark = run.record.get("suite")
         if mark is not None and trained(run):
-            members = found.setdefault(mark["name"], {}).setdefault(mark["arm"], [])
+            members = by_suite.setdefault(mark["name"], {}).setdefault(mark["arm"], [])
             twin = next((other for other in members if seed_of(other) == seed_of(run)), None)
             if twin is not None:
                 raise StaleError(
@@ -119,7 +119,7 @@ def suites(runs: Iterable[Run]) -> dict[str, dict[str, tuple[Run, ...]]]:
             arm: tuple(sorted(arms[arm], key=lambda run: (seed_of(run), run.id)))
             for arm in sorted(arms, key=lambda arm: (order.index(arm) if arm in order else len(order), arm))
         }
-        for suite, arms in sorted(found.items())
+        for suite, arms in sorted(by_suite.items())
     }
 
 
@@ -209,12 +209,12 @@ def paper_points(adapter: str, benchmark: str) -> list[PaperPoint]:
     model = MODELS.get(adapter)
     if model is None or benchmark != _PAPER_BENCHMARK:
         return []
-    found = []
+    points = []
     for name, entry in load_paper().costs("table4_efficiency_v1").items():
         if name == model or name.startswith(f"{model}-"):
             label = "baseline" if name == model else name.removeprefix(f"{model}-").replace("-", ", ")
-            found.append(PaperPoint(label, entry["tokens"], entry["train_hours"], entry["MVBench"] / 100))
-    return found
+            points.append(PaperPoint(label, entry["tokens"], entry["train_hours"], entry["MVBench"] / 100))
+    return points
 
 
 def paper_hardware(adapter: str) -> str:

@@ -145,14 +145,14 @@ class Texts:
         none: list[list[str | None]] = [[None] * len(pieces) for pieces, _ in answers]
         if not sample.spans:
             return none
-        told = [index for index, turn in enumerate(sample.turns) if turn.role == "assistant"]
-        spoken = [index for index, (pieces, _) in enumerate(answers) if "".join(pieces).strip()]
-        if len(told) != len(spoken):
+        assistant_turns = [index for index, turn in enumerate(sample.turns) if turn.role == "assistant"]
+        spoken_answers = [index for index, (pieces, _) in enumerate(answers) if "".join(pieces).strip()]
+        if len(assistant_turns) != len(spoken_answers):
             return none
-        for turn, answer in zip(told, spoken, strict=True):
-            mine = [(first, end, name) for index, first, end, name in sample.spans if index == turn]
-            found = spread_spans(answers[answer][0], sample.turns[turn].text, mine)
-            none[answer] = found or none[answer]
+        for turn, answer in zip(assistant_turns, spoken_answers, strict=True):
+            turn_spans = [(first, end, name) for index, first, end, name in sample.spans if index == turn]
+            classes = spread_spans(answers[answer][0], sample.turns[turn].text, turn_spans)
+            none[answer] = classes or none[answer]
         return none
 
 
@@ -200,13 +200,13 @@ class WordCounts:
             sums = [self._sum(self._words, (token.word, token.kind)), self._sum(self._kinds, token.kind)]
             if token.grounded is not None:
                 sums.append(self._sum(self._grounded, token.grounded))
-            for one in sums:
-                one.words += token.number != before
-                one.targets += 1
-                one.grounded += token.grounded is not None
-                one.loss += loss
+            for total in sums:
+                total.words += token.number != before
+                total.targets += 1
+                total.grounded += token.grounded is not None
+                total.loss += loss
                 for epoch, left in enumerate(out):
-                    one.left_out[epoch] += left
+                    total.left_out[epoch] += left
             before = token.number
 
     def _sum(self, sums: dict[Any, _Sum], key: Any) -> _Sum:
@@ -220,14 +220,14 @@ class WordCounts:
         most.sort(key=lambda item: (-item[1].left_out[-1], item[0]))
         kinds = [name for name in KINDS if name in self._kinds]
         return {
-            "words": [{"word": word, "kind": kind, **self._row(one)} for (word, kind), one in most],
+            "words": [{"word": word, "kind": kind, **self._row(total)} for (word, kind), total in most],
             "words_in_all": len(self._words),
             "kinds": [{"kind": kind, **self._row(self._kinds[kind])} for kind in kinds],
-            "grounded": [{"class": name, **self._row(one)} for name, one in sorted(self._grounded.items())],
+            "grounded": [{"class": name, **self._row(total)} for name, total in sorted(self._grounded.items())],
         }
 
-    def _row(self, one: _Sum) -> dict[str, Any]:
-        return one.row(with_loss=self._losses)
+    def _row(self, total: _Sum) -> dict[str, Any]:
+        return total.row(with_loss=self._losses)
 
 
 class Panels:
@@ -235,16 +235,16 @@ class Panels:
 
     def __init__(self, frames: int) -> None:
         self._frames = frames
-        self.made: list[dict[str, Any]] = []
+        self.panels: list[dict[str, Any]] = []
 
     def add(self, sample: Sample, tokens: Sequence[Token], chosen: Chosen) -> None:
         """Keep the sample if it is one of the first with a loss, media and a number of targets that can be shown."""
         fits = _TARGETS[0] <= len(tokens) <= _TARGETS[1]
-        if len(self.made) == PANELS or chosen.loss is None or not sample.media or not fits:
+        if len(self.panels) == PANELS or chosen.loss is None or not sample.media or not fits:
             return
         assert chosen.by_reference is not None
         rows = zip(tokens, chosen.loss.tolist(), chosen.by_reference, chosen.kept[max(chosen.kept)], strict=True)
-        self.made.append(
+        self.panels.append(
             {
                 "sample": sample.key,
                 "questions": [turn.text for turn in sample.turns if turn.role == "user"],

@@ -12,7 +12,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.analysis.paper import GPUS, MODELS, TABLES, Paper, in_points
-from harness.analysis.runs import Run, mean_of_tasks, meant, same_questions, scoring_of, teacher_cost
+from harness.analysis.runs import Run, mean_of_tasks, same_questions, scored_units, scoring_of, teacher_cost
 from harness.analysis.seeds import paired_spread, seeds_to_detect, spread
 from harness.analysis.statistics import Interval, minimum_detectable, score_difference
 
@@ -129,7 +129,9 @@ class PaperRuns:
         interval = None
         if both is not None:
             evaluation, theirs, ours = both
-            interval = score_difference(scoring_of(evaluation), meant(evaluation, theirs), meant(evaluation, ours))
+            interval = score_difference(
+                scoring_of(evaluation), scored_units(evaluation, theirs), scored_units(evaluation, ours)
+            )
         return Measured(_value(one, benchmark) - _value(two, benchmark), interval, runs=ids)
 
     def average(self, model: str, arm: str, other: str | None = None) -> Measured:

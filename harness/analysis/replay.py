@@ -76,8 +76,8 @@ def study(run: Run, paths: Paths, progress: Progress) -> str | None:
     if isinstance(stores, str):
         return stores
     made_from = _made_from(run, stores)
-    there = read_selection(run.folder)
-    if there is not None and there["made_from"] == made_from:
+    stored = read_selection(run.folder)
+    if stored is not None and stored["made_from"] == made_from:
         return None
     lines = missing_data(recipe.data, paths, recipe.seed)
     if lines:
@@ -88,8 +88,8 @@ def study(run: Run, paths: Paths, progress: Progress) -> str | None:
         return f"its tokenizer is not here: {adapter.missing()[0]}"
     processor = adapter.processor()
     _same(run, data, processor)
-    found = _pass(recipe, data, processor, stores, progress)
-    write_selection(run.folder, {"schema": SCHEMA, "run": run.id, "made_from": made_from, **found})
+    results = _pass(recipe, data, processor, stores, progress)
+    write_selection(run.folder, {"schema": SCHEMA, "run": run.id, "made_from": made_from, **results})
     return None
 
 
@@ -113,45 +113,48 @@ def choices(
     from regate.candidates import candidates_of, in_order
 
     batch = processor.collate([processor.encode(sample, None) for sample in samples])
-    found, ids_B = candidates_of(batch.layout, gate.candidates), batch.sample_ids_B
-    reference_BS = None if stores.reference is None else stores.reference.losses_at(found, ids_B)
+    candidates, ids_B = candidates_of(batch.layout, gate.candidates), batch.sample_ids_B
+    reference_BS = None if stores.reference is None else stores.reference.losses_at(candidates, ids_B)
     kept_BS = {
-        epoch: _choose(gate, found, ids_B, reference_BS, _difficulty(stores, found, ids_B, epoch), seed)
+        epoch: _choose(gate, candidates, ids_B, reference_BS, _difficulty(stores, candidates, ids_B, epoch), seed)
         for epoch in stores.epochs
     }
-    alone_BS = None if reference_BS is None else _top(reference_BS, found, gate.keep_ratio)
-    tokens = in_order(found, found.tokens_BS)
+    alone_BS = None if reference_BS is None else _top(reference_BS, candidates, gate.keep_ratio)
+    tokens = in_order(candidates, candidates.tokens_BS)
     count_B = batch.layout.target_BS.sum(dim=1).tolist()
 
     def at(value_BS: Tensor | None) -> list[Any]:
         if value_BS is None:
             return [None] * len(samples)
         # Targets come first in canonical order; prompt tokens, where they compete, behind them.
-        return [row[:count].numpy() for row, count in zip(in_order(found, value_BS), count_B, strict=True)]
+        return [row[:count].numpy() for row, count in zip(in_order(candidates, value_BS), count_B, strict=True)]
 
     losses, alone = at(reference_BS), at(alone_BS)
     kept = {epoch: at(value_BS.to(torch.bool)) for epoch, value_BS in kept_BS.items()}
     for row, count in enumerate(count_B):
-        mine = {epoch: rows[row] for epoch, rows in kept.items()}
-        yield Chosen(first + row, tokens[row][:count].tolist(), losses[row], mine, alone[row])
+        kept_of_sample = {epoch: rows[row] for epoch, rows in kept.items()}
+        yield Chosen(first + row, tokens[row][:count].tolist(), losses[row], kept_of_sample, alone[row])
 
 
-def _choose(gate: GateConfig, found: Any, ids_B: Tensor, reference_BS: Any, difficulty_BS: Any, seed: int) -> Tensor:
+def _choose(
+    gate: GateConfig, candidates: Any, ids_B: Tensor, reference_BS: Any, difficulty_BS: Any, seed: int
+) -> Tensor:
     """Eq. 3 and the top k, as `regate.Gate.decide` does them on a sparse step."""
     from regate.scoring import SCORES, Signals
 
-    signals = Signals(found.slot_BS, ids_B, reference_BS, difficulty_BS, gate.reference_weight, gate.combine, seed, 0)
-    return _top(SCORES[gate.selection](signals), found, gate.keep_ratio)
+    slot_BS = candidates.slot_BS
+    signals = Signals(slot_BS, ids_B, reference_BS, difficulty_BS, gate.reference_weight, gate.combine, seed, 0)
+    return _top(SCORES[gate.selection](signals), candidates, gate.keep_ratio)
 
 
-def _top(score_BS: Tensor, found: Any, keep_ratio: float) -> Tensor:
+def _top(score_BS: Tensor, candidates: Any, keep_ratio: float) -> Tensor:
     from regate.selection import top_k
 
-    return top_k(score_BS, found.mask_BS, keep_ratio)
+    return top_k(score_BS, candidates.mask_BS, keep_ratio)
 
 
-def _difficulty(stores: Stores, found: Any, ids_B: Tensor, epoch: int) -> Tensor | None:
-    return None if stores.difficulty is None else stores.difficulty.values(found, ids_B, epoch=epoch)
+def _difficulty(stores: Stores, candidates: Any, ids_B: Tensor, epoch: int) -> Tensor | None:
+    return None if stores.difficulty is None else stores.difficulty.values(candidates, ids_B, epoch=epoch)
 
 
 def _pass(recipe: Recipe, data: DataSet, processor: Processor, stores: Stores, progress: Progress) -> dict[str, Any]:
@@ -178,7 +181,7 @@ def _pass(recipe: Recipe, data: DataSet, processor: Processor, stores: Stores, p
         **words.result(),
         "overlap": overlaps.rows(),
         "by_reference": overlaps.by_reference(),
-        "panels": panels.made,
+        "panels": panels.panels,
     }
 
 
@@ -280,10 +283,10 @@ def _same(run: Run, data: DataSet, processor: Processor) -> None:
     expected = {"data": (run.record["provenance"]["data"], data.fingerprint)}
     if run.record["reference"] is not None:
         expected["processor"] = (run.record["reference"]["made_from"]["processor"], processor.fingerprint)
-    for name, (recorded, here) in expected.items():
-        if recorded != here:
+    for name, (recorded, present) in expected.items():
+        if recorded != present:
             raise StaleError(
-                f"{run.id}: its {name} has fingerprint {recorded[:16]}, what is here has {here[:16]}",
+                f"{run.id}: its {name} has fingerprint {recorded[:16]}, what is here has {present[:16]}",
                 hint="name the folders of that run with paths.data and paths.weights",
             )
 

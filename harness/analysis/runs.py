@@ -105,8 +105,8 @@ class Run:
 
     def evaluations(self, benchmark: str) -> list[Evaluation]:
         """In order of step."""
-        mine = [entry for entry in self.record["evaluations"] if entry["benchmark"] == benchmark]
-        return sorted(mine, key=lambda entry: int(entry["step"]))
+        evaluations = [entry for entry in self.record["evaluations"] if entry["benchmark"] == benchmark]
+        return sorted(evaluations, key=lambda entry: int(entry["step"]))
 
     def last(self, benchmark: str) -> Evaluation | None:
         """The evaluation after the most steps, or None."""
@@ -152,7 +152,7 @@ def shown_scale(evaluation: Mapping[str, Any]) -> float:
     return 1.0 if scoring_of(evaluation).scale == "points" else 100.0
 
 
-def meant(evaluation: Mapping[str, Any], units: Results) -> Results:
+def scored_units(evaluation: Mapping[str, Any], units: Results) -> Results:
     """The units of the tasks that count in the score."""
     return {
         task["task"]: units[task["task"]] for task in evaluation["tasks"] if task["in_mean"] and task["task"] in units
@@ -187,20 +187,21 @@ def differences(pair: Pair) -> list[str]:
     """What else than the gate differs between the two arms, in words; empty for a clean comparison."""
     if pair.baseline is None or pair.gated is None:
         return []
-    found = surroundings(pair.baseline, pair.gated)
+    differing = surroundings(pair.baseline, pair.gated)
     if pair.baseline.totals["counts"]["target"] != pair.gated.totals["counts"]["target"]:
-        found.append("number of targets seen")
-    return found
+        differing.append("number of targets seen")
+    return differing
 
 
-def surroundings(one: Run, other: Run) -> list[str]:
+def surroundings(first: Run, second: Run) -> list[str]:
     """Which of data, weights, code, machine and packages differ between two runs."""
-    ours, theirs = one.record["provenance"], other.record["provenance"]
-    found = [name for name in ("data", "weights", "python", "git") if ours.get(name) != theirs.get(name)]
-    hardware, others = ours["hardware"], theirs["hardware"]
-    found += [f"hardware.{key}" for key in ("cpu", "gpus", "threads") if hardware.get(key) != others.get(key)]
-    packages = sorted(ours["packages"].keys() | theirs["packages"].keys())
-    return found + [name for name in packages if ours["packages"].get(name) != theirs["packages"].get(name)]
+    a, b = first.record["provenance"], second.record["provenance"]
+    differing = [name for name in ("data", "weights", "python", "git") if a.get(name) != b.get(name)]
+    differing += [
+        f"hardware.{key}" for key in ("cpu", "gpus", "threads") if a["hardware"].get(key) != b["hardware"].get(key)
+    ]
+    packages = sorted(a["packages"].keys() | b["packages"].keys())
+    return differing + [name for name in packages if a["packages"].get(name) != b["packages"].get(name)]
 
 
 def machine(run: Run) -> str:
@@ -229,13 +230,14 @@ def mean_of_tasks(evaluation: Evaluation, items: Results | None) -> Interval | N
     if items is not None and scoring == Scoring():
         return macro_interval({task["task"]: list(items[task["task"]].values()) for task in counted})
     if items is not None:
-        return score_interval(scoring, meant(evaluation, items))
+        return score_interval(scoring, scored_units(evaluation, items))
     if scoring.unit == "mme" or not all("correct" in task for task in counted):
         return None
     answers = {task["task"]: _answers(task["correct"], task["n"]) for task in counted}
     if scoring == Scoring():
         return macro_interval(answers)
-    return score_interval(scoring, {task: {str(i): v for i, v in enumerate(mine)} for task, mine in answers.items()})
+    units = {task: {str(index): value for index, value in enumerate(values)} for task, values in answers.items()}
+    return score_interval(scoring, units)
 
 
 def difference_of_means(pair: Pair, benchmark: str, *, task: str | None = None) -> Interval | None:
@@ -263,8 +265,8 @@ def detectable(pair: Pair, benchmark: str) -> float | None:
     if both is None:
         return None
     evaluation, ours, theirs = both
-    found = shared_differences(meant(evaluation, ours), meant(evaluation, theirs))
-    return minimum_detectable(standard_error(scoring_of(evaluation), found))
+    differences_by_task = shared_differences(scored_units(evaluation, ours), scored_units(evaluation, theirs))
+    return minimum_detectable(standard_error(scoring_of(evaluation), differences_by_task))
 
 
 def mcnemar_by_task(pair: Pair, benchmark: str) -> dict[str, McNemar]:
@@ -293,14 +295,14 @@ def comparable(pair: Pair, benchmark: str) -> tuple[Evaluation, Results, Results
     return same_questions(pair.baseline, pair.gated, benchmark)
 
 
-def same_questions(one: Run, other: Run, benchmark: str) -> tuple[Evaluation, Results, Results] | None:
+def same_questions(first: Run, second: Run, benchmark: str) -> tuple[Evaluation, Results, Results] | None:
     """The last evaluation of `one` and the units of both, whatever their steps; None where one of them, or its items,
     is missing, or where they were asked or scored in another way."""
-    first, second = one.last(benchmark), other.last(benchmark)
-    if first is None or second is None or not asked_alike(first, second):
+    first_evaluation, second_evaluation = first.last(benchmark), second.last(benchmark)
+    if first_evaluation is None or second_evaluation is None or not asked_alike(first_evaluation, second_evaluation):
         return None
-    ours, theirs = one.items(first), other.items(second)
-    return None if ours is None or theirs is None else (first, ours, theirs)
+    first_units, second_units = first.items(first_evaluation), second.items(second_evaluation)
+    return None if first_units is None or second_units is None else (first_evaluation, first_units, second_units)
 
 
 def asked_alike(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:

@@ -103,22 +103,22 @@ def two_level_difference(
     Raises:
         ValueError: the runs of a seed have no unit in common.
     """
-    shared = sorted(first.keys() & second.keys())
-    if not shared:
+    shared_seeds = sorted(first.keys() & second.keys())
+    if not shared_seeds:
         return None
-    strata = {each: shared_differences(first[each], second[each]) for each in shared}
-    weights = {
-        each: task_weights(scoring, {task: len(values) for task, values in mine.items()})
-        for each, mine in strata.items()
-    }
+    strata = [shared_differences(first[key], second[key]) for key in shared_seeds]
+    weights = [task_weights(scoring, {task: len(values) for task, values in tasks.items()}) for tasks in strata]
     generator = generator_of(seed, "seeds")
-    count = len(shared)
+    count = len(shared_seeds)
     drawn_RS = generator.integers(count, size=(resamples, count))
     means_RS = np.empty((resamples, count))
-    for place, each in enumerate(shared):
+    for place in range(count):
         where = drawn_RS == place
-        means_RS[where] = _score_draws(strata[each], weights[each], int(where.sum()), generator)
-    values = [sum(weights[each][task] * float(np.mean(v)) for task, v in strata[each].items()) for each in shared]
+        means_RS[where] = _score_draws(strata[place], weights[place], int(where.sum()), generator)
+    values = [
+        sum(weight[task] * float(np.mean(differences)) for task, differences in tasks.items())
+        for weight, tasks in zip(weights, strata, strict=True)
+    ]
     tail = (1 - level) / 2
     low, high = np.quantile(means_RS.mean(axis=1), [tail, 1 - tail])
     return Interval(float(np.mean(values)), float(low), float(high), count)

@@ -1,4 +1,4 @@
-"""selection.json: what a finished run's gate chose, as `harness figures` found it in its stores, and the tables.
+"""selection.json: what a finished run's gate chose, as `harness figures` computes it from the run's stores.
 
 The file lies in the run's folder and is small; tables, Figure 3 and reports are pure functions of it, so they can be
 made where the stores no longer are.
@@ -23,7 +23,7 @@ Selection = dict[str, Any]
 
 
 def read_selection(run_dir: Path) -> Selection | None:
-    """What was found of a run's choices, or None where nobody looked.
+    """What a run's gate chose; None if it was not computed.
 
     Raises:
         DataError: the file is damaged.
@@ -32,13 +32,14 @@ def read_selection(run_dir: Path) -> Selection | None:
     path = run_dir / FILE
     if not path.exists():
         return None
-    found = read_json(path, "the choices of a run")
-    if found.get("schema") != SCHEMA or found.get("run") != run_dir.name:
+    selection = read_json(path, "the choices of a run")
+    schema, run = selection.get("schema"), selection.get("run")
+    if schema != SCHEMA or run != run_dir.name:
         raise StaleError(
-            f"{path}: schema {found.get('schema')} of {found.get('run')}, expected {SCHEMA} of {run_dir.name}",
+            f"{path}: schema {schema} of {run}, expected {SCHEMA} of {run_dir.name}",
             hint="delete the file and run `harness figures`, which makes it again where the stores are",
         )
-    return found
+    return selection
 
 
 def write_selection(run_dir: Path, selection: Selection) -> Path:

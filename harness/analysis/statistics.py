@@ -125,10 +125,10 @@ def score_interval(
     Raises:
         ValueError: there is no task, or one without a unit.
     """
-    strata = {task: list(mine.values()) for task, mine in units.items()}
+    strata = {task: list(by_unit.values()) for task, by_unit in units.items()}
     weights = task_weights(scoring, {task: len(values) for task, values in strata.items()})
-    found = _weighted_interval(strata, weights, level=level, resamples=resamples, seed=seed)
-    return Interval(overall(scoring, units), found.low, found.high, found.n)
+    drawn = _weighted_interval(strata, weights, level=level, resamples=resamples, seed=seed)
+    return Interval(overall(scoring, units), drawn.low, drawn.high, drawn.n)
 
 
 def score_difference(

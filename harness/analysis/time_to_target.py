@@ -32,7 +32,7 @@ RESAMPLES: Final = 2000
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
+class Crossing:
     """Where a curve first has a value.
 
     Attributes:
@@ -50,10 +50,10 @@ class Reach:
 
 
 @dataclass(frozen=True, slots=True)
-class SeedReach:
-    """The same over seeds: how many reach it, and the spread of what those needed that did.
+class CrossingOverSeeds:
+    """The same over seeds: how many reach the target, and the spread of what they needed.
 
-    `spread` is None unless every seed reaches the target: the mean of the lucky ones would flatter.
+    `spread` is None, undefined, unless all seeds reach the target.
     """
 
     reached: int
@@ -61,16 +61,16 @@ class SeedReach:
     spread: Spread | None
 
 
-def crossing(xs: Sequence[float], ys: Sequence[float], target: float) -> Reach:
+def crossing(xs: Sequence[float], ys: Sequence[float], target: float) -> Crossing:
     """First x at which the straight lines between the points come to `target`, from below.
 
     Args:
         xs: what had been spent at each checkpoint, rising.
         ys: the score there.
     """
-    found = _crossings(np.asarray(xs, dtype=np.float64), np.asarray(ys, dtype=np.float64)[None], np.array([target]))
+    crossed = _crossings(np.asarray(xs, dtype=np.float64), np.asarray(ys, dtype=np.float64)[None], np.array([target]))
     first = bool(len(ys)) and ys[0] >= target
-    return Reach(float(found[0]) if math.isfinite(found[0]) else None, at_first=first)
+    return Crossing(float(crossed[0]) if math.isfinite(crossed[0]) else None, at_first=first)
 
 
 def time_to_target(
@@ -82,7 +82,7 @@ def time_to_target(
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = SEED,
-) -> dict[str, Reach]:
+) -> dict[str, Crossing]:
     """For each kind of spending, where a run's curve reaches another run's final score.
 
     Args:
@@ -99,41 +99,41 @@ def time_to_target(
     draws_RC = np.zeros((resamples, len(curve) + 1))
     for task, rows_NC in columns.items():
         draws_RC += weights[task] * resampled_rows(rows_NC, resamples, generator_of(seed, task))
-    found = {}
+    crossings = {}
     for kind, xs in spent.items():
         point = crossing(xs, list(np.asarray(values_C)[:-1]), float(np.asarray(values_C)[-1]))
         drawn_R = _crossings(np.asarray(xs, dtype=np.float64), draws_RC[:, :-1], draws_RC[:, -1])
         tail = (1 - level) / 2
         low, high = np.quantile(drawn_R, [tail, 1 - tail], method="inverted_cdf")
         share = float(np.isfinite(drawn_R).mean())
-        found[kind] = Reach(point.at, float(low), float(high), share, point.at_first)
-    return found
+        crossings[kind] = Crossing(point.at, float(low), float(high), share, point.at_first)
+    return crossings
 
 
-def over_seeds(found: Sequence[Reach]) -> SeedReach:
+def over_seeds(crossings: Sequence[Crossing]) -> CrossingOverSeeds:
     """Several seeds' results together.
 
     Raises:
         ValueError: there is none.
     """
-    if not found:
+    if not crossings:
         raise ValueError("time to target over seeds needs at least one seed")
-    reached = [each.at for each in found if each.at is not None]
-    whole = len(reached) == len(found)
-    return SeedReach(len(reached), len(found), spread(reached) if whole else None)
+    reached = [seed_crossing.at for seed_crossing in crossings if seed_crossing.at is not None]
+    all_reached = len(reached) == len(crossings)
+    return CrossingOverSeeds(len(reached), len(crossings), spread(reached) if all_reached else None)
 
 
 def _columns(evaluations: Sequence[Units]) -> dict[str, NDArray[np.float64]]:
     """task -> float64 [N, C]: each shared unit's value in each evaluation."""
     tasks = set.intersection(*(set(units) for units in evaluations))
-    found = {}
+    columns = {}
     for task in sorted(tasks):
         keys = sorted(set.intersection(*(set(units[task]) for units in evaluations)))
         if keys:
-            found[task] = np.array([[units[task][key] for units in evaluations] for key in keys])
-    if not found:
+            columns[task] = np.array([[units[task][key] for units in evaluations] for key in keys])
+    if not columns:
         raise ValueError("the two runs share no item")
-    return found
+    return columns
 
 
 def _crossings(
@@ -153,4 +153,4 @@ def _crossings(
     return np.where(reached_R, at_R, np.inf)
 
 
-__all__ = ["Reach", "SeedReach", "crossing", "over_seeds", "time_to_target"]
+__all__ = ["Crossing", "CrossingOverSeeds", "crossing", "over_seeds", "time_to_target"]

@@ -163,7 +163,7 @@ def tables(
     made.write_tables(found, results)
     figures.build_figures(results)
     if json:
-        _print_json(as_json([table for table in found if everything or not table.aside]))
+        _print_json(as_json([table for table in found if everything or table.printed]))
     else:
         typer.echo(made.printed(found, everything=everything))
 

@@ -57,7 +57,7 @@ class Column:
 class Table:
     """Rows of cells under columns, and the notes that say where the numbers come from.
 
-    `aside` is a table that is written but printed only when asked for; `facts` are for programs alone (JSON).
+    A table that is not `printed` is written, and shown only when asked for; `facts` are for programs alone (JSON).
     """
 
     name: str
@@ -65,7 +65,7 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
-    aside: bool = False
+    printed: bool = True
     facts: Any = None
 
     def __post_init__(self) -> None:
@@ -270,8 +270,8 @@ def _json_value(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.12g}") if math.isfinite(value) else str(value)
     if isinstance(value, dict):
-        return {str(key): _json_value(each) for key, each in value.items()}
-    return [_json_value(each) for each in value] if isinstance(value, list | tuple) else value
+        return {str(key): _json_value(entry) for key, entry in value.items()}
+    return [_json_value(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _csv_value(value: Value) -> str:

@@ -186,12 +186,12 @@ _TEACHER: Final = "hollow marks: with the teacher's pass"
 
 def _legend(panels: Sequence[Axes]) -> tuple[list[Any], list[str]]:
     """Every label of any panel once; the teacher's pass last."""
-    found: dict[str, Any] = {}
+    handles: dict[str, Any] = {}
     for axes in panels:
         for handle, text in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(text, handle)
-    texts = sorted(found, key=lambda text: text == _TEACHER)
-    return [found[text] for text in texts], texts
+            handles.setdefault(text, handle)
+    texts = sorted(handles, key=lambda text: text == _TEACHER)
+    return [handles[text] for text in texts], texts
 
 
 def _teacher(run: Run) -> Mapping[str, float | None] | None:
@@ -201,11 +201,11 @@ def _teacher(run: Run) -> Mapping[str, float | None] | None:
 def _mean_teacher(runs: Sequence[Run]) -> Mapping[str, float | None] | None:
     """The mean cost over seeds, where every one of them has it."""
     costs = [_teacher(run) or {} for run in runs]
-    found = {}
+    means = {}
     for key in ("seconds", "device_hours"):
         values = [value for cost in costs if (value := cost.get(key)) is not None]
-        found[key] = fmean(values) if len(values) == len(runs) else None
-    return found if found["seconds"] is not None else None
+        means[key] = fmean(values) if len(values) == len(runs) else None
+    return means if means["seconds"] is not None else None
 
 
 def _seeds_note(arms: Sequence[Arm]) -> str:

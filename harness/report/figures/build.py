@@ -50,10 +50,10 @@ def build_figures(results_dir: Path, *, arms: Sequence[str] = ()) -> list[Path]:
     for pair in pair_runs([run for run in runs if not run.record.get("suite")]):
         for benchmark in benchmarks_of(pair.runs):
             written += save(accuracy_figure(pair, benchmark), folder / f"accuracy_{pair.name}_{benchmark}")
-    found = suites(runs)
-    _check_arms(arms, found)
-    for suite, members in found.items():
-        for benchmark in benchmarks_of([run for one in members.values() for run in one]):
+    by_suite = suites(runs)
+    _check_arms(arms, by_suite)
+    for suite, members in by_suite.items():
+        for benchmark in benchmarks_of([run for runs_of_arm in members.values() for run in runs_of_arm]):
             drawn = _drawn(members, arms, benchmark)
             if drawn:
                 figure = suite_figure(suite, drawn, benchmark)
@@ -84,12 +84,12 @@ def _choices(results_dir: Path, run: Run) -> list[Path]:
     return written
 
 
-def _check_arms(asked: Sequence[str], found: dict[str, dict[str, tuple[Run, ...]]]) -> None:
-    known = sorted({arm for members in found.values() for arm in members})
+def _check_arms(asked: Sequence[str], by_suite: dict[str, dict[str, tuple[Run, ...]]]) -> None:
+    known = sorted({arm for members in by_suite.values() for arm in members})
     for name in asked:
         if name not in known:
-            there = f"the arms are {', '.join(known)}" if known else "no finished run belongs to a suite"
-            raise RecipeError(f"--draw {name}: there is no such arm{nearest(name, known)}", hint=there)
+            hint = f"the arms are {', '.join(known)}" if known else "no finished run belongs to a suite"
+            raise RecipeError(f"--draw {name}: there is no such arm{nearest(name, known)}", hint=hint)
 
 
 __all__ = ["build_figures"]

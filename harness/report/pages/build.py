@@ -38,9 +38,9 @@ def write_report(results_dir: Path, runs: Sequence[Run]) -> Path:
 
 def make_page(runs: Sequence[Run]) -> tuple[str, Page]:
     """The name of a report's file without its ending, and the page."""
-    found = suites(runs)
-    if len(runs) > 2 and len(found) == 1 and all(run.record.get("suite") for run in runs):
-        (suite, arms), *_ = found.items()
+    by_suite = suites(runs)
+    if len(runs) > 2 and len(by_suite) == 1 and all(run.record.get("suite") for run in runs):
+        (suite, arms), *_ = by_suite.items()
         return f"suite-{suite}", suite_page(suite, arms)
     pairs = pair_runs(runs)
     if len(pairs) == 1 and len(runs) == 2:
@@ -72,11 +72,11 @@ def suite_page(suite: str, arms: dict[str, tuple[Run, ...]]) -> Page:
 def looked_at(runs: Sequence[Run]) -> list[Run]:
     """The gated runs whose choices are shown word by word: every one outside of suites, and of each suite one, the
     first seed of its first arm that selects as ReGATE does."""
-    found = [run for run in runs if run.gate is not None and not run.record.get("suite")]
+    shown = [run for run in runs if run.gate is not None and not run.record.get("suite")]
     for arms in suites(runs).values():
         firsts = (members[0] for members in arms.values())
-        found += [run for run in firsts if run.gate is not None and run.gate["selection"] == "regate"][:1]
-    return found
+        shown += [run for run in firsts if run.gate is not None and run.gate["selection"] == "regate"][:1]
+    return shown
 
 
 def _runs_page(runs: Sequence[Run], pairs: Sequence[Pair], title: str) -> Page:

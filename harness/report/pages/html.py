@@ -202,7 +202,7 @@ def _local(name: str, value: str, prefix: str) -> str:
     if name != "style":
         return value
     value = value.replace("'DejaVu Sans'", "var(--font)")
-    return re.sub(r"#[0-9a-f]{6}", lambda found: _colour(found.group()), value)
+    return re.sub(r"#[0-9a-f]{6}", lambda match: _colour(match.group()), value)
 
 
 def _colour(value: str) -> str:

@@ -182,9 +182,9 @@ def accuracy(runs: Sequence[Run], pairs: Sequence[Pair], benchmark: str) -> Sect
     blocks.append(Tabular(_scores(runs, benchmark)))
     blocks += [Tabular(_differences(pair, benchmark)) for pair in whole]
     for pair in whole:
-        found = differences(pair)
-        if found:
-            blocks.append(Text((f"The two runs of {pair.name} also differ in {', '.join(found)}.",)))
+        differing = differences(pair)
+        if differing:
+            blocks.append(Text((f"The two runs of {pair.name} also differ in {', '.join(differing)}.",)))
     return Section(f"accuracy-{benchmark}", f"Accuracy on {benchmark}", tuple(blocks))
 
 
@@ -202,16 +202,16 @@ def chosen(selection: dict[str, Any]) -> Section:
 def provenance(runs: Sequence[Run]) -> Section:
     """On what the runs were made, and from what."""
     where = [run.record["provenance"] for run in runs]
-    packages = sorted({name for one in where for name in one["packages"]})
+    packages = sorted({name for place in where for name in place["packages"]})
     rows: list[tuple[str, Sequence[Cell]]] = [
         ("finished", [_words(str(run.record.get("finished", ""))[:19].replace("T", " ")) for run in runs]),
-        ("code", [_words(_commit(one)) for one in where]),
-        ("machine", [_words(_machine(one)) for one in where]),
-        ("threads of a process", [_words(one["hardware"].get("threads", "")) for one in where]),
-        ("Python", [_words(one["python"]) for one in where]),
-        *((name, [_words(one["packages"].get(name, "")) for one in where]) for name in packages),
+        ("code", [_words(_commit(place)) for place in where]),
+        ("machine", [_words(_machine(place)) for place in where]),
+        ("threads of a process", [_words(place["hardware"].get("threads", "")) for place in where]),
+        ("Python", [_words(place["python"]) for place in where]),
+        *((name, [_words(place["packages"].get(name, "")) for place in where]) for name in packages),
         *(
-            (f"fingerprint of the {name}", [_words((one.get(name) or "")[:16]) for one in where])
+            (f"fingerprint of the {name}", [_words((place.get(name) or "")[:16]) for place in where])
             for name in ("data", "weights", "reference")
         ),
     ]

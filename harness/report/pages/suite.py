@@ -83,8 +83,8 @@ def _against(other: Arm, arms: Sequence[Arm], scale: float) -> Table:
     base = _by_seed(other)
     rows = []
     for arm in arms:
-        mine = _by_seed(arm)
-        shared = [mine[seed] - base[seed] for seed in sorted(mine.keys() & base.keys())]
+        scores = _by_seed(arm)
+        shared = [scores[seed] - base[seed] for seed in sorted(scores.keys() & base.keys())]
         if arm.name == other.name or not shared:
             continue
         interval = seed_interval(shared) if len(shared) > 1 else None
@@ -144,12 +144,12 @@ def _list(arms: Arms) -> Section:
 
 def _mixed(runs: Sequence[Run]) -> list[Section]:
     """What makes a suite less than a clean comparison: runs of different code, packages or machines."""
-    found = []
+    notes = []
     for label, key in (("code", "git"), ("packages", "packages"), ("machine", "hardware")):
         distinct = {repr(sorted((run.record["provenance"].get(key) or {}).items(), key=str)) for run in runs}
         if len(distinct) > 1:
-            found.append(f"The runs are of {len(distinct)} different states of the {label}.")
-    return [Section("mixed", "Not alike in all runs", (Text(tuple(found)),))] if found else []
+            notes.append(f"The runs are of {len(distinct)} different states of the {label}.")
+    return [Section("mixed", "Not alike in all runs", (Text(tuple(notes)),))] if notes else []
 
 
 def _by_seed(arm: Arm) -> Mapping[int, float]:

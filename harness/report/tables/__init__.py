@@ -78,12 +78,12 @@ def check_tables(results_dir: Path, suites: Mapping[str, Suite] | None = None) -
     """
     folder = results_dir / "tables"
     files = _files(make_tables(results_dir, suites))
-    there = _there(folder)
-    wrong = [f"{name} is missing" for name in files if name not in there]
+    present = _files_in(folder)
+    wrong = [f"{name} is missing" for name in files if name not in present]
     wrong += [
-        f"{name} differs" for name in files if name in there and (folder / name).read_text("utf-8") != files[name]
+        f"{name} differs" for name in files if name in present and (folder / name).read_text("utf-8") != files[name]
     ]
-    wrong += [f"{name} comes from no record" for name in sorted(there - files.keys())]
+    wrong += [f"{name} comes from no record" for name in sorted(present - files.keys())]
     if wrong:
         raise StaleError(
             f"{folder}: {len(wrong)} of {len(files)} files are not what the records give: {'; '.join(sorted(wrong))}",
@@ -98,11 +98,11 @@ def tables_markdown(results_dir: Path, suites: Mapping[str, Suite] | None = None
 
 
 def printed(tables: Sequence[Table], *, everything: bool = False) -> str:
-    """The tables as one Markdown text; those that are set aside are named in its last line, or shown, too."""
-    shown = [render.to_markdown(table) for table in tables if everything or not table.aside]
-    aside = [f"{table.name}.md" for table in tables if table.aside]
-    if aside and not everything:
-        shown.append(f"Also written (`harness tables --all` shows them): {', '.join(aside)}.\n")
+    """The tables as one Markdown text; those not printed are named in its last line, or shown, too."""
+    shown = [render.to_markdown(table) for table in tables if everything or table.printed]
+    unprinted = [f"{table.name}.md" for table in tables if not table.printed]
+    if unprinted and not everything:
+        shown.append(f"Also written (`harness tables --all` shows them): {', '.join(unprinted)}.\n")
     return "\n".join(shown)
 
 
@@ -124,10 +124,10 @@ def _files(tables: Sequence[Table]) -> dict[str, str]:
     return {f"{table.name}.{end}": text for table in tables for end, text in render.written(table).items()}
 
 
-def _there(folder: Path) -> set[str]:
+def _files_in(folder: Path) -> set[str]:
     """The table files that lie below a folder, by name from it."""
-    found = (path for suffix in render.FORMS for path in folder.rglob(f"*.{suffix}"))
-    return {path.relative_to(folder).as_posix() for path in found}
+    paths = (path for suffix in render.FORMS for path in folder.rglob(f"*.{suffix}"))
+    return {path.relative_to(folder).as_posix() for path in paths}
 
 
 __all__ = [

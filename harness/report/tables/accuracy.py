@@ -36,10 +36,10 @@ def accuracy_table(paper: Paper, pairs: Sequence[Pair], benchmark: str, others: 
     others = [run for run in others if run.last(benchmark)]
     pairs = [pair for pair in pairs if any(run.last(benchmark) for run in pair.runs)]
     tasks: dict[str, dict[str, Any]] = {}
-    found = [entry for run in _runs(pairs, others) if (entry := run.last(benchmark))]
-    for entry in found:
+    evaluations = [entry for run in _runs(pairs, others) if (entry := run.last(benchmark))]
+    for entry in evaluations:
         tasks |= {task["task"]: task for task in entry["tasks"]}
-    points = bool(found) and scoring_of(found[0]).scale == "points"
+    points = bool(evaluations) and scoring_of(evaluations[0]).scale == "points"
     mean = Column("mean", ("mean", "mean_low", "mean_high"))
     columns = (RUN, ARM, Column("step", ("step",)), mean, *(_task_column(task) for task in tasks.values()))
     rows: list[Row] = []
@@ -78,14 +78,14 @@ def _accuracy_row(run: Run, benchmark: str, tasks: Sequence[str], columns: Seque
     items = run.items(evaluation)
     known = {task["task"]: task for task in evaluation["tasks"]}
     scale = shown_scale(evaluation)
-    found = [
+    cells = [
         render.accuracy(task_interval(known[name], items), scale=scale, value=known[name]["value"])
         if name in known
         else render.accuracy(None)
         for name in tasks
     ]
     step = Cell(str(evaluation["step"]), (evaluation["step"],))
-    return (*head, step, mean_cell(run, evaluation), *found)
+    return (*head, step, mean_cell(run, evaluation), *cells)
 
 
 def mean_cell(run: Run, evaluation: Evaluation) -> Cell:

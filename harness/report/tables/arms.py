@@ -147,8 +147,8 @@ def _mean(run: Run, benchmark: str, column: Column) -> Cell:
 
 
 def _unit(pairs: Sequence[Pair], benchmark: str) -> str:
-    found = [entry for pair in pairs for run in pair.runs if (entry := run.last(benchmark))]
-    return "points" if found and scoring_of(found[0]).scale == "points" else "mean %"
+    evaluations = [entry for pair in pairs for run in pair.runs if (entry := run.last(benchmark))]
+    return "points" if evaluations and scoring_of(evaluations[0]).scale == "points" else "mean %"
 
 
 def _difference(pair: Pair, run: Run, benchmark: str, column: Column) -> Cell:

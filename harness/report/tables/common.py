@@ -61,9 +61,9 @@ def comparison_notes(pairs: Iterable[Pair]) -> list[str]:
     """What makes a pair less than a clean comparison, and pairs that are not whole."""
     notes = []
     for pair in pairs:
-        found = differences(pair)
-        if found:
-            notes.append(f"{pair.name}: its two arms also differ in {', '.join(found)}.")
+        differing = differences(pair)
+        if differing:
+            notes.append(f"{pair.name}: its two arms also differ in {', '.join(differing)}.")
         if pair.baseline is None:
             notes.append(f"{pair.name}: its baseline has no record; differences are missing.")
         if pair.gated is None:

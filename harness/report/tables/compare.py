@@ -15,7 +15,7 @@ from harness.analysis.runs import (
     asked_alike,
     benchmarks_of,
     machine,
-    meant,
+    scored_units,
     scoring_of,
     shown_scale,
     surroundings,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from harness.report.tables.common import Row
 
 _ABSENT: Final = "(not there)"
-_ASIDE: Final = ("name", "description")
+_NAMING: Final = ("name", "description")
 
 
 def compare_tables(runs: Sequence[Run]) -> list[Table]:
@@ -98,14 +98,14 @@ def runs_table(runs: Sequence[Run]) -> Table:
 def settings_table(runs: Sequence[Run]) -> Table:
     """Every key of recipe and surroundings that is not the same in all runs."""
     columns = (Column("differs", ("key",), right=False), *(Column(run.id, (run.id,), right=False) for run in runs))
-    asked = [flat({k: v for k, v in run.record["recipe"].items() if k not in _ASIDE}) for run in runs]
-    found = [{f"recipe.{key}": value for key, value in each.items()} for each in asked]
-    for each, run in zip(found, runs, strict=True):
-        each |= _where(run)
-    keys = list(dict.fromkeys(key for each in found for key in each))
+    asked = [flat({k: v for k, v in run.record["recipe"].items() if k not in _NAMING}) for run in runs]
+    settings_of_runs = [{f"recipe.{key}": value for key, value in settings.items()} for settings in asked]
+    for settings, run in zip(settings_of_runs, runs, strict=True):
+        settings |= _where(run)
+    keys = list(dict.fromkeys(key for settings in settings_of_runs for key in settings))
     rows: list[Row] = []
     for key in keys:
-        values = [each.get(key, _ABSENT) for each in found]
+        values = [settings.get(key, _ABSENT) for settings in settings_of_runs]
         if any(value != values[0] for value in values):
             rows.append((render.label(key), *(Cell(_short(value), (_text(value),)) for value in values)))
     notes = () if rows else ("Nothing differs but the name.",)
@@ -131,16 +131,16 @@ def benchmarks_table(runs: Sequence[Run], benchmarks: Sequence[str]) -> Table:
     for benchmark in benchmarks:
         first = runs[0].last(benchmark)
         for place, run in enumerate(runs):
-            mine = run.last(benchmark)
+            evaluation = run.last(benchmark)
             head = (render.label(benchmark), render.label(run.id))
-            if mine is None:
+            if evaluation is None:
                 rows.append((*head, *(column.missing() for column in columns[2:-1]), render.label("not evaluated")))
                 continue
-            score = (Cell(str(mine["step"]), (mine["step"],)), mean_cell(run, mine))
+            score = (Cell(str(evaluation["step"]), (evaluation["step"],)), mean_cell(run, evaluation))
             if place == 0 or first is None:
                 rows.append((*head, *score, *(column.empty() for column in columns[4:])))
                 continue
-            rows.append((*head, *score, *_against(runs[0], first, run, mine, columns[4:])))
+            rows.append((*head, *score, *_against(runs[0], first, run, evaluation, columns[4:])))
     notes = (
         "Score and difference: in per cent and points; [low, high]: 95 % over the items, with the trained models "
         "fixed; the spread between seeds is not in it. detectable: the smallest true difference that so many shared "
@@ -160,36 +160,36 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted key -> value of a nested mapping; an empty mapping and a list are values."""
     if not isinstance(value, dict) or not value:
         return {prefix: value}
-    found: dict[str, Any] = {}
-    for key, each in value.items():
-        found |= flat(each, f"{prefix}.{key}" if prefix else str(key))
-    return found
+    dotted: dict[str, Any] = {}
+    for key, entry in value.items():
+        dotted |= flat(entry, f"{prefix}.{key}" if prefix else str(key))
+    return dotted
 
 
-def _against(one: Run, first: Evaluation, run: Run, mine: Evaluation, columns: Sequence[Column]) -> Row:
+def _against(first_run: Run, first: Evaluation, run: Run, evaluation: Evaluation, columns: Sequence[Column]) -> Row:
     """Difference, shared units, detectable difference, test, and what stands against the comparison."""
     but = []
-    if first["step"] != mine["step"]:
-        but.append(f"step {first['step']} against {mine['step']}")
-    if _version(first) != _version(mine):
-        but.append(f"lmms-eval {_version(first)} against {_version(mine)}")
-    if first.get("prompts") != mine.get("prompts"):
-        but.append(f"prompts {first.get('prompts')} against {mine.get('prompts')}")
-    if first.get("questions") != mine.get("questions"):
+    if first["step"] != evaluation["step"]:
+        but.append(f"step {first['step']} against {evaluation['step']}")
+    if _version(first) != _version(evaluation):
+        but.append(f"lmms-eval {_version(first)} against {_version(evaluation)}")
+    if first.get("prompts") != evaluation.get("prompts"):
+        but.append(f"prompts {first.get('prompts')} against {evaluation.get('prompts')}")
+    if first.get("questions") != evaluation.get("questions"):
         but.append("other media or answers")
-    if not asked_alike(first, mine):
+    if not asked_alike(first, evaluation):
         return (*(column.missing() for column in columns[:-1]), render.label("; ".join([*but, "other questions"])))
-    ours, theirs = one.items(first), run.items(mine)
+    ours, theirs = first_run.items(first), run.items(evaluation)
     if ours is None or theirs is None:
         return (*(column.missing() for column in columns[:-1]), render.label("; ".join([*but, "items not kept"])))
     scoring, scale = scoring_of(first), shown_scale(first)
-    a, b = meant(first, ours), meant(first, theirs)
-    found = score_difference(scoring, a, b)
+    a, b = scored_units(first, ours), scored_units(first, theirs)
+    difference = score_difference(scoring, a, b)
     smallest = minimum_detectable(standard_error(scoring, shared_differences(a, b)))
     test, name = _test(a, b)
     return (
-        render.accuracy(found, scale=scale, signed=True),
-        render.count(found.n),
+        render.accuracy(difference, scale=scale, signed=True),
+        render.count(difference.n),
         Cell(f"{scale * smallest:.1f}", (smallest,)),
         Cell(f"{test.only_first} : {test.only_second}", (test.only_first, test.only_second)),
         Cell(f"{test.p:.2g}", (test.p,)),
@@ -200,9 +200,9 @@ def _against(one: Run, first: Evaluation, run: Run, mine: Evaluation, columns: S
 
 def _test(first: Results, second: Results) -> tuple[McNemar, str]:
     """The exact test over the units of all tasks, and its name."""
-    one, other = _pooled(first), _pooled(second)
-    binary = all(value in (0, 1) for value in (*one.values(), *other.values()))
-    return sign_test(one, other), "McNemar" if binary else "sign"
+    first_pooled, second_pooled = _pooled(first), _pooled(second)
+    binary = all(value in (0, 1) for value in (*first_pooled.values(), *second_pooled.values()))
+    return sign_test(first_pooled, second_pooled), "McNemar" if binary else "sign"
 
 
 def _pooled(results: Results) -> dict[str, float]:
@@ -211,11 +211,11 @@ def _pooled(results: Results) -> dict[str, float]:
 
 def _where(run: Run) -> dict[str, Any]:
     """What a run was made with, besides its recipe."""
-    found = run.record["provenance"]
-    places = {"machine": machine(run), "python": found["python"], "data": found["data"], "weights": found["weights"]}
-    code = (found.get("git") or {}).get("commit")
-    versions = {f"package.{name}": version for name, version in sorted(found["packages"].items())}
-    return {**places, "code": code, **versions}
+    provenance = run.record["provenance"]
+    surroundings = {"machine": machine(run), **{key: provenance[key] for key in ("python", "data", "weights")}}
+    code = (provenance.get("git") or {}).get("commit")
+    versions = {f"package.{name}": version for name, version in sorted(provenance["packages"].items())}
+    return {**surroundings, "code": code, **versions}
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:

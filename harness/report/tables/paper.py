@@ -33,11 +33,12 @@ def paper_tables_of(paper: Paper, runs: Iterable[Run]) -> list[Table]:
     """Every table of the paper beside our runs; printed where a run has one of its models."""
     ours = paper_runs(paper, runs)
     models = list(MODELS.values())
-    aside = not ours.models()
+    printed = bool(ours.models())
     tables = [benchmark_rows_table(name, ours) for name in TABLES]
     tables += [model_comparison(ours, model) for model in models]
     tables += cost_tables(ours)
-    return [*tables, prompts_table(paper, aside=aside), claims_table(ours), inconsistencies_table(paper, aside=aside)]
+    tables += [prompts_table(paper, printed=printed), claims_table(ours)]
+    return [*tables, inconsistencies_table(paper, printed=printed)]
 
 
 def benchmark_rows_table(name: str, ours: PaperRuns) -> Table:
@@ -76,7 +77,7 @@ def benchmark_rows_table(name: str, ours: PaperRuns) -> Table:
         "[low, high]: 95 %, over the items for one run and over the seeds for several; paired for a difference.",
         *ours.left_out,
     )
-    return Table(f"paper/{name}", TITLES[name], tuple(columns), tuple(rows), notes, aside=not ours.models())
+    return Table(f"paper/{name}", TITLES[name], tuple(columns), tuple(rows), notes, printed=bool(ours.models()))
 
 
 def arm_of(label: str) -> tuple[str, str]:

@@ -86,7 +86,7 @@ def claims_table(runs: PaperRuns) -> Table:
         verdicts.RULES["not_worse"],
         verdicts.RULES["cost"],
     )
-    return Table("paper/claims", "Claims of the paper", columns, tuple(rows), notes, aside=not runs.models())
+    return Table("paper/claims", "Claims of the paper", columns, tuple(rows), notes, printed=bool(runs.models()))
 
 
 def claim_verdict(parts: list[Entry]) -> Verdict:

@@ -95,10 +95,12 @@ def signed(show: Callable[[float], str]) -> Callable[[float], str]:
     return shown
 
 
-def comparison_table(name: str, title: str, entries: Sequence[Entry], notes: Sequence[str], *, aside: bool) -> Table:
+def comparison_table(
+    name: str, title: str, entries: Sequence[Entry], notes: Sequence[str], *, printed: bool
+) -> Table:
     """The entries as a table."""
     rows = tuple(_row(entry) for entry in entries)
-    return Table(name, title, COLUMNS, rows, tuple(notes), aside=aside)
+    return Table(name, title, COLUMNS, rows, tuple(notes), printed=printed)
 
 
 def model_comparison(runs: PaperRuns, model: str) -> Table:
@@ -134,8 +136,8 @@ def model_comparison(runs: PaperRuns, model: str) -> Table:
         *_how_asked(runs, model),
     )
     plain = "".join(letter for letter in model.lower() if letter.isalnum())
-    aside = model not in runs.models()
-    return comparison_table(f"paper/scores_{plain}", f"{model}: ours and the paper's", entries, notes, aside=aside)
+    name, title = f"paper/scores_{plain}", f"{model}: ours and the paper's"
+    return comparison_table(name, title, entries, notes, printed=model in runs.models())
 
 
 def difference_entry(

@@ -117,7 +117,7 @@ def lambda_v1(runs: PaperRuns) -> Table:
         entries.append(Entry(name, "MVBench", ours, paper, judge_score(ours, paper, ROUNDING), per_cent))
     notes = (_LAMBDA, UNKEPT, verdicts.RULES["score"])
     title = "Table 5 of the paper (v1): weight of the reference loss"
-    return comparison_table("paper/table5_lambda_v1", title, entries, notes, aside=_aside(runs))
+    return comparison_table("paper/table5_lambda_v1", title, entries, notes, printed=_any_of_the_models(runs))
 
 
 def lambda_acl(runs: PaperRuns) -> Table:
@@ -128,7 +128,7 @@ def lambda_acl(runs: PaperRuns) -> Table:
     ]
     notes = (_LAMBDA, _AVERAGE, UNKEPT, verdicts.RULES["score"])
     title = "Lambda ablation of the camera-ready"
-    return comparison_table("paper/ablation_lambda_acl", title, entries, notes, aside=_aside(runs))
+    return comparison_table("paper/ablation_lambda_acl", title, entries, notes, printed=_any_of_the_models(runs))
 
 
 def teacher_acl(runs: PaperRuns) -> Table:
@@ -139,7 +139,7 @@ def teacher_acl(runs: PaperRuns) -> Table:
     ]
     notes = ("Qwen2-7B is the student's own language model.", _AVERAGE, UNKEPT, verdicts.RULES["score"])
     title = "Teacher ablation of the camera-ready"
-    return comparison_table("paper/ablation_teacher_acl", title, entries, notes, aside=_aside(runs))
+    return comparison_table("paper/ablation_teacher_acl", title, entries, notes, printed=_any_of_the_models(runs))
 
 
 _LAMBDA: Final = (
@@ -212,11 +212,11 @@ def _average(label: str, ours: Measured, paper: float) -> Entry:
 def _table(name: str, title: str, entries: list[Entry], runs: PaperRuns, notes: tuple[str, ...]) -> Table:
     rules = (verdicts.RULES["cost"], verdicts.RULES["score"])
     whole = (_TOKENS, *notes, _MACHINE, UNKEPT, *rules, *runs.left_out)
-    return comparison_table(name, title, entries, whole, aside=_aside(runs))
+    return comparison_table(name, title, entries, whole, printed=_any_of_the_models(runs))
 
 
-def _aside(runs: PaperRuns) -> bool:
-    return not runs.models()
+def _any_of_the_models(runs: PaperRuns) -> bool:
+    return bool(runs.models())
 
 
 def _large(value: float) -> str:

@@ -17,7 +17,7 @@ NONE: Final = "none"
 LMMS_EVAL: Final = "0.7.3"
 
 
-def prompts_table(paper: Paper, *, aside: bool) -> Table:
+def prompts_table(paper: Paper, *, printed: bool) -> Table:
     """What follows the question: the paper's response formats and the fixed words of lmms-eval's tasks."""
     columns = (
         Column("benchmark", ("benchmark",), right=False),
@@ -43,10 +43,11 @@ def prompts_table(paper: Paper, *, aside: bool) -> Table:
         "Where the paper prints none, the words of the task were in its code and not in its settings when the paper "
         "was written (POPE, MLVU), so the paper may have sent them, too.",
     )
-    return Table("paper/table6_prompts", "Table 6 of the paper: prompts", columns, tuple(rows), notes, aside=aside)
+    title = "Table 6 of the paper: prompts"
+    return Table("paper/table6_prompts", title, columns, tuple(rows), notes, printed=printed)
 
 
-def inconsistencies_table(paper: Paper, *, aside: bool) -> Table:
+def inconsistencies_table(paper: Paper, *, printed: bool) -> Table:
     """Numbers of the paper that its other numbers give, computed again."""
     columns = (
         Column("number of the paper", ("number",), right=False),
@@ -57,7 +58,7 @@ def inconsistencies_table(paper: Paper, *, aside: bool) -> Table:
     rows = [*_reductions(paper), *_ratios(paper), *_hours(paper), *_averages(paper)]
     notes = tuple(f"{text[0].upper()}{text[1:]}." for text in paper.inconsistencies)
     title = "The paper's numbers computed again from its own"
-    return Table("paper/inconsistencies", title, columns, tuple(rows), notes, aside=aside)
+    return Table("paper/inconsistencies", title, columns, tuple(rows), notes, printed=printed)
 
 
 def _reductions(paper: Paper) -> list[Row]:

@@ -7,7 +7,7 @@ from statistics import mean, median
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.analysis import verdicts
-from harness.analysis.arms import EQUAL_TARGETS, Arms, gather, scored
+from harness.analysis.arms import EQUAL_TARGETS, Arms, group_by_arm, scored
 from harness.analysis.runs import Run, asked_alike, benchmarks_of, scoring_of, shown_scale, surroundings
 from harness.analysis.seeds import Spread, seeds_to_detect, spread, two_level_difference
 from harness.analysis.time_to_target import over_seeds
@@ -36,7 +36,7 @@ def suite_tables(name: str, runs: Sequence[Run], suite: Suite | None = None) -> 
     Raises:
         DataError: two runs of an arm have the same seed, or one was not trained.
     """
-    arms = gather(name, runs, suite)
+    arms = group_by_arm(name, runs, suite)
     benchmarks = benchmarks_of(runs)
     tables = [arms_table(arms, benchmarks)]
     tables += [abilities_table(arms, benchmark) for benchmark in benchmarks]
@@ -112,7 +112,7 @@ def abilities_table(arms: Arms, benchmark: str) -> Table:
     rows = []
     for arm in arms.runs:
         spreads = [_spread(arms.scores(arm, benchmark, ability)) for ability in abilities]
-        rows.append((render.label(arm), *(_mean_sd(each, scale) for each in spreads)))
+        rows.append((render.label(arm), *(_mean_sd(seed_spread, scale) for seed_spread in spreads)))
     left_out = [name for name, counted in abilities.items() if not counted]
     notes = ["mean ± standard deviation over the seeds."]
     notes += [f"Not in the mean: {', '.join(left_out)}."] if left_out else []
@@ -130,11 +130,11 @@ def reach_table(arms: Arms, benchmark: str) -> Table | None:
     rows: list[Row] = []
     base = arms.runs.get(arms.baseline, {})
     for arm in (arm for arm in arms.runs if arm != arms.baseline):
-        shared = [seed for seed in arms.runs[arm] if seed in base]
-        found = [each for seed in shared if (each := reaches(base[seed], arms.runs[arm][seed], benchmark))]
-        if not found:
+        pairs = [(base[seed], run) for seed, run in arms.runs[arm].items() if seed in base]
+        by_seed = [crossings for baseline, run in pairs if (crossings := reaches(baseline, run, benchmark))]
+        if not by_seed:
             continue
-        together = {kind: over_seeds([each[kind] for each in found]) for kind in KINDS}
+        together = {kind: over_seeds([crossings[kind] for crossings in by_seed]) for kind in KINDS}
         first = together["targets"]
         counts = Cell(f"{first.reached} of {first.n}", (first.reached, first.n))
         cells = [_reach_cell(together[kind].spread, kind) for kind in KINDS]
@@ -163,17 +163,19 @@ def claims_table(arms: Arms, claims: Sequence[Claim], benchmarks: Sequence[str])
     rows, facts = [], []
     for claim in claims:
         for benchmark in benchmarks:
-            found = arms.difference(claim.first, claim.second, benchmark)
+            difference = arms.difference(claim.first, claim.second, benchmark)
             scale = _scale(arms, benchmark)
-            verdict = verdicts.of_claim(claim.expect, found.interval if found else None, margin=claim.margin)
-            smallest = seeds_to_detect(found.sd, found.n) if found and found.sd is not None else None
+            interval = difference.interval if difference else None
+            verdict = verdicts.of_claim(claim.expect, interval, margin=claim.margin)
+            sd = difference.sd if difference else None
+            smallest = seeds_to_detect(sd, difference.n) if difference and sd is not None else None
             rows.append(
                 (
                     Cell(claim.text, (claim.id,)),
                     Cell(f"{claim.first} - {claim.second}", (claim.first, claim.second)),
                     render.label(benchmark),
-                    render.count(found.n if found else 0),
-                    _difference_cell(found, scale, columns[4]),
+                    render.count(difference.n if difference else 0),
+                    _difference_cell(difference, scale, columns[4]),
                     Cell(f"{scale * claim.margin:.1f}", (claim.margin,)) if claim.margin else columns[5].empty(),
                     columns[6].missing() if smallest is None else Cell(f"{scale * smallest:.1f}", (smallest,)),
                     render.label(verdict),
@@ -222,19 +224,19 @@ def runs_table(arms: Arms, benchmarks: Sequence[str]) -> Table:
                 )
             )
     notes = ("Each row is the record results/runs/<run>/record.json.",)
-    return Table(f"suite_{arms.name}_runs", f"Suite {arms.name}: runs", columns, tuple(rows), notes, aside=True)
+    return Table(f"suite_{arms.name}_runs", f"Suite {arms.name}: runs", columns, tuple(rows), notes, printed=False)
 
 
 def _score_cells(arms: Arms, arm: str, benchmark: str) -> list[Cell]:
     """Mean with spread, difference to the baseline, difference to the arm at equal targets."""
     scale = _scale(arms, benchmark)
-    found = _spread(arms.scores(arm, benchmark))
-    if found is None:
+    seed_spread = _spread(arms.scores(arm, benchmark))
+    if seed_spread is None:
         return [Cell(render.MISSING, (None,) * width) for width in (4, 6, 3)]
-    text = _mean_sd(found, scale).text
-    if found.low is not None and found.high is not None:
-        text += f" [{scale * found.low:.1f}, {scale * found.high:.1f}]"
-    cells = [Cell(text, (found.mean, found.sd, found.low, found.high))]
+    text = _mean_sd(seed_spread, scale).text
+    if seed_spread.low is not None and seed_spread.high is not None:
+        text += f" [{scale * seed_spread.low:.1f}, {scale * seed_spread.high:.1f}]"
+    cells = [Cell(text, (seed_spread.mean, seed_spread.sd, seed_spread.low, seed_spread.high))]
     if arm == arms.baseline:
         return [*cells, Cell("", ("",) * 6), Cell("", ("",) * 3)]
     columns = Column("", ("",) * 5), Column("", ("",) * 3)
@@ -253,8 +255,8 @@ def _claim_facts(arms: Arms, claim: Claim, benchmark: str) -> dict[str, Any]:
     first, second = arms.units(claim.first, benchmark), arms.units(claim.second, benchmark)
     evaluation = _any_evaluation(arms, benchmark)
     both = two_level_difference(scoring_of(evaluation), second, first) if evaluation else None
-    found = None if both is None else {"value": both.value, "low": both.low, "high": both.high, "seeds": both.n}
-    return {"claim": claim.id, "benchmark": benchmark, "bootstrap_over_seeds_and_items": found}
+    bootstrap = None if both is None else {"value": both.value, "low": both.low, "high": both.high, "seeds": both.n}
+    return {"claim": claim.id, "benchmark": benchmark, "bootstrap_over_seeds_and_items": bootstrap}
 
 
 def _seed_notes(arms: Arms) -> list[str]:
@@ -277,14 +279,14 @@ def _seed_notes(arms: Arms) -> list[str]:
     return notes
 
 
-def _alike(one: Run, other: Run) -> bool:
-    both = [(one.last(name), other.last(name)) for name in benchmarks_of([one, other])]
+def _alike(first: Run, second: Run) -> bool:
+    both = [(first.last(name), second.last(name)) for name in benchmarks_of([first, second])]
     return all(a is None or b is None or asked_alike(a, b) for a, b in both)
 
 
 def _any_evaluation(arms: Arms, benchmark: str) -> Evaluation | None:
-    found = (run.last(benchmark) for by_seed in arms.runs.values() for run in by_seed.values())
-    return next((entry for entry in found if entry), None)
+    evaluations = (run.last(benchmark) for by_seed in arms.runs.values() for run in by_seed.values())
+    return next((entry for entry in evaluations if entry), None)
 
 
 def _scale(arms: Arms, benchmark: str) -> float:
@@ -296,29 +298,29 @@ def _spread(scores: Mapping[int, float]) -> Spread | None:
     return spread(list(scores.values())) if scores else None
 
 
-def _mean_sd(found: Spread | None, scale: float) -> Cell:
-    if found is None:
+def _mean_sd(seed_spread: Spread | None, scale: float) -> Cell:
+    if seed_spread is None:
         return Cell(render.MISSING, (None, None))
-    sd = "" if found.sd is None else f" ± {scale * found.sd:.1f}"
-    return Cell(f"{scale * found.mean:.1f}{sd}", (found.mean, found.sd))
+    sd = "" if seed_spread.sd is None else f" ± {scale * seed_spread.sd:.1f}"
+    return Cell(f"{scale * seed_spread.mean:.1f}{sd}", (seed_spread.mean, seed_spread.sd))
 
 
-def _difference_cell(found: Spread | None, scale: float, column: Column) -> Cell:
-    if found is None:
+def _difference_cell(difference: Spread | None, scale: float, column: Column) -> Cell:
+    if difference is None:
         return column.missing()
-    ends = f" ({scale * found.least:+.1f} to {scale * found.most:+.1f})" if found.n > 1 else ""
-    interval = found.interval
-    text = render.accuracy(interval, scale=scale, signed=True, value=found.mean).text
-    return Cell(text + ends, (found.mean, found.low, found.high, found.least, found.most))
+    ends = f" ({scale * difference.least:+.1f} to {scale * difference.most:+.1f})" if difference.n > 1 else ""
+    interval = difference.interval
+    text = render.accuracy(interval, scale=scale, signed=True, value=difference.mean).text
+    return Cell(text + ends, (difference.mean, difference.low, difference.high, difference.least, difference.most))
 
 
-def _reach_cell(found: Spread | None, kind: str) -> Cell:
-    if found is None:
+def _reach_cell(amounts: Spread | None, kind: str) -> Cell:
+    if amounts is None:
         return Cell(render.NOT_REACHED, (float("inf"), None, None, None))
     show = SHOWN[kind]
-    sd = "" if found.sd is None else f" ± {show(found.sd).text}"
-    text = f"{show(found.mean).text}{sd} [{show(found.least).text}, {show(found.most).text}]"
-    return Cell(text, (found.mean, found.sd, found.least, found.most))
+    sd = "" if amounts.sd is None else f" ± {show(amounts.sd).text}"
+    text = f"{show(amounts.mean).text}{sd} [{show(amounts.least).text}, {show(amounts.most).text}]"
+    return Cell(text, (amounts.mean, amounts.sd, amounts.least, amounts.most))
 
 
 def _names(stem: str, *ends: str) -> tuple[str, ...]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
-from harness.analysis.runs import Results, asked_alike, meant, scoring_of, shown_scale, teacher_cost
-from harness.analysis.time_to_target import Reach, time_to_target
+from harness.analysis.runs import Results, asked_alike, scored_units, scoring_of, shown_scale, teacher_cost
+from harness.analysis.time_to_target import Crossing, time_to_target
 from harness.report import table as render
 from harness.report.table import Cell, Column, Table
 from harness.report.tables.common import ARM, RUN, TRACE
@@ -56,7 +56,7 @@ def target_table(pairs: Sequence[Pair], benchmarks: Sequence[str]) -> Table | No
     return Table("target", "Time to target", columns, tuple(rows), (*NOTES, TRACE)) if rows else None
 
 
-def reaches(baseline: Run, run: Run, benchmark: str) -> dict[str, Reach] | None:
+def reaches(baseline: Run, run: Run, benchmark: str) -> dict[str, Crossing] | None:
     """Kind -> what `run` needs to reach the baseline's final score; None where items or evaluations of the same
     questions are missing."""
     last = baseline.last(benchmark)
@@ -64,12 +64,11 @@ def reaches(baseline: Run, run: Run, benchmark: str) -> dict[str, Reach] | None:
     if last is None or not curve:
         return None
     target = baseline.items(last)
-    units = [run.items(entry) for entry in curve]
-    known: list[Results] = [meant(last, each) for each in units if each is not None]
-    if target is None or len(known) < len(units):
+    known: list[Results] = [scored_units(last, units) for entry in curve if (units := run.items(entry)) is not None]
+    if target is None or len(known) < len(curve):
         return None
     spent = {kind: [float(entry["progress"][key]) for entry in curve] for kind, (key, _) in KINDS.items()}
-    return time_to_target(scoring_of(last), spent, known, meant(last, target))
+    return time_to_target(scoring_of(last), spent, known, scored_units(last, target))
 
 
 def step_speedup(run: Run) -> float | None:
@@ -80,28 +79,28 @@ def step_speedup(run: Run) -> float | None:
 
 
 def _row(baseline: Run, run: Run, benchmark: str) -> Row | None:
-    found = reaches(baseline, run, benchmark)
+    crossings = reaches(baseline, run, benchmark)
     last = baseline.last(benchmark)
-    if found is None or last is None:
+    if crossings is None or last is None:
         return None
     whole = last["progress"]
     teacher = teacher_cost(run)["seconds"] or 0.0
-    at = found["seconds"].at
+    at = crossings["seconds"].at
     return (
         render.label(run.id),
         render.label(run.arm),
         render.label(benchmark),
         _target(last),
-        *(reach_cell(found[kind], SHOWN[kind]) for kind in KINDS),
-        ratio_cell(found["targets"].at, whole["scored"]),
+        *(reach_cell(crossings[kind], SHOWN[kind]) for kind in KINDS),
+        ratio_cell(crossings["targets"].at, whole["scored"]),
         ratio_cell(whole["train_seconds"], at),
         ratio_cell(whole["train_seconds"], None if at is None else at + teacher),
         render.ratio(step_speedup(run)),
-        render.percent(found["targets"].share),
+        render.percent(crossings["targets"].share),
     )
 
 
-def reach_cell(reach: Reach, show: Callable[[float], Cell]) -> Cell:
+def reach_cell(reach: Crossing, show: Callable[[float], Cell]) -> Cell:
     """Value and interval; "at most" where the first checkpoint had it already."""
     cell = render.amount(reach.at, reach.low, reach.high, show)
     return Cell(f"at most {cell.text}", cell.values) if reach.at_first and reach.at is not None else cell

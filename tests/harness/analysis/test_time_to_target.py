@@ -7,14 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from harness.analysis.time_to_target import Reach, crossing, over_seeds, time_to_target
+from harness.analysis.time_to_target import Crossing, crossing, over_seeds, time_to_target
 from harness.benchmarks.scoring import Scoring
 
 Units = dict[str, dict[str, float]]
 
 
 def test_the_crossing_lies_on_the_line_between_two_checkpoints() -> None:
-    assert crossing([10, 20, 40], [0.2, 0.4, 0.8], 0.5) == Reach(25.0)
+    assert crossing([10, 20, 40], [0.2, 0.4, 0.8], 0.5) == Crossing(25.0)
     assert crossing([10, 20, 40], [0.2, 0.4, 0.8], 0.4).at == 20.0
     assert crossing([10, 20, 40], [0.2, 0.4, 0.8], 0.9).at is None
     first = crossing([10, 20, 40], [0.6, 0.4, 0.8], 0.5)
@@ -52,7 +52,7 @@ def test_not_reached_is_a_result() -> None:
     rng = np.random.default_rng(4)
     *curve, target = _curve(rng, [0.2, 0.3, 0.5, 0.9], 400)
     found = time_to_target(Scoring(), {"targets": [1.0, 2.0, 3.0]}, curve, target)["targets"]
-    assert found == Reach(None, math.inf, math.inf, 0.0)
+    assert found == Crossing(None, math.inf, math.inf, 0.0)
     # Nearly reached: some of the draws are.
     *curve, target = _curve(rng, [0.2, 0.3, 0.5, 0.51], 400)
     near = time_to_target(Scoring(), {"targets": [1.0, 2.0, 3.0]}, curve, target)["targets"]
@@ -76,10 +76,10 @@ def test_every_kind_of_spending_is_read_off_the_same_draws() -> None:
 
 
 def test_over_seeds_one_that_does_not_reach_leaves_no_mean() -> None:
-    whole = over_seeds([Reach(1.0), Reach(3.0)])
+    whole = over_seeds([Crossing(1.0), Crossing(3.0)])
     assert whole.spread is not None
     assert (whole.reached, whole.n, whole.spread.mean) == (2, 2, 2.0)
-    part = over_seeds([Reach(1.0), Reach(None)])
+    part = over_seeds([Crossing(1.0), Crossing(None)])
     assert (part.reached, part.n, part.spread) == (1, 2, None)
     with pytest.raises(ValueError, match="at least one seed"):
         over_seeds([])

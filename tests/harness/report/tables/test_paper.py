@@ -133,8 +133,8 @@ def test_every_claim_of_the_paper_is_checked(paper: Paper, empty: dict[str, Tabl
 
 def test_without_runs_ours_is_missing_and_the_paper_stands(empty: dict[str, Table], full: dict[str, Table]) -> None:
     assert empty.keys() == full.keys()
-    assert all(table.aside for table in empty.values())
-    assert not any(full[name].aside for name in ("paper/claims", "paper/table1_image", "paper/scores_videochat2"))
+    assert not any(table.printed for table in empty.values())
+    assert all(full[name].printed for name in ("paper/claims", "paper/table1_image", "paper/scores_videochat2"))
     for model in MODELS.values():
         rows = _rows(empty[f"paper/scores_{''.join(c for c in model.lower() if c.isalnum())}"])
         assert {row["ours"] for row in rows} == {None}
@@ -254,7 +254,7 @@ def test_weights_that_were_only_evaluated_have_a_row_of_their_own(paper: Paper) 
     assert rows[run.id, "ours (evaluated only)"]["mvbench"] == 0.61
     assert rows[run.id, "ours (evaluated only)"]["tokens"] == ""
     assert rows["VideoLLaMA2", "ours"]["mvbench"] is None, "it is no run of the paper's"
-    assert not table.aside
+    assert table.printed
 
 
 def test_the_shipped_recipes_are_the_papers_rows(paper: Paper) -> None:

@@ -153,7 +153,7 @@ def test_every_run_is_named_with_its_numbers(runs: list[Run], tables: dict[str, 
     assert rows.keys() == {run.id for run in runs}
     run = runs[0]
     assert rows[run.id]["targets_computed"] == run.totals["counts"]["scored"]
-    assert tables["suite_claim_runs"].aside
+    assert not tables["suite_claim_runs"].printed
 
 
 def test_runs_of_a_suite_are_in_its_tables_alone(results: Path) -> None:

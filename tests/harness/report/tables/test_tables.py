@@ -105,10 +105,10 @@ def test_same_records_same_bytes_wherever_they_lie(results: Path, tmp_path: Path
     assert _bytes(build_tables(tmp_path / "moved"), tmp_path / "moved") == first
     there = {path.relative_to(results / "tables").as_posix() for path in (results / "tables").rglob("*.*")}
     assert there == first.keys(), "no temporary file stays"
-    shown = [table for table in make_tables(results) if not table.aside]
+    shown = [table for table in make_tables(results) if table.printed]
     text = "\n".join(first[f"{table.name}.md"].decode() for table in shown)
     assert tables_markdown(results).startswith(text)
-    assert "paper/claims.md" in tables_markdown(results)[len(text) :], "what is set aside is named"
+    assert "paper/claims.md" in tables_markdown(results)[len(text) :], "what is not printed is named"
 
 
 def test_every_form_of_every_table_is_well_formed(results: Path) -> None:
