@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from harness.benchmarks import PUBLISHED
 from harness.common.errors import DataError, EnvironmentProblem, RecipeError
-from harness.config.recipe import ShapesData, VideoChat2Data
 from harness.config.weight_files import missing_weights
 from harness.data.sampler import steps_per_epoch
-from harness.data.shapes import CONVERSATIONS
-from harness.data.sources import missing_data, open_data
+from harness.data.sources import open_data, source_of
 from harness.evaluation.files import benchmarks_root, missing_published
 from regate.schedule import DualCycle
 
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
 
     from harness.config.recipe import GateConfig, Recipe
     from harness.data.sources import DataSet
+    from harness.data.sources.source import Source
 
 SCHEMA: Final = 1
 Basis = Literal["counted", "estimated", "stated"]
@@ -115,10 +114,10 @@ def make_plan(recipe: Recipe) -> Plan:
         RecipeError: the data are too few for one step, or their number is neither there nor stated.
         DataError: data are there and damaged.
     """
-    made_here = isinstance(recipe.data, ShapesData)
-    lines = tuple(missing_data(recipe.data, recipe.paths, recipe.seed))
+    source = source_of(recipe.data, recipe.paths, recipe.seed)
+    lines = tuple(source.missing())
     data = None if lines else open_data(recipe.data, recipe.paths, recipe.seed, decode=False)
-    samples, basis = _samples(recipe, data)
+    samples, basis = _samples(recipe, source, data)
     train, gate = recipe.train, recipe.gate
     steps_per_epoch = _steps_per_epoch(data, samples, train.global_batch)
     if steps_per_epoch == 0:
@@ -136,7 +135,7 @@ def make_plan(recipe: Recipe) -> Plan:
         hardware=recipe.hardware,
         samples=samples,
         samples_basis=basis,
-        subset=data.subset if data is not None else _asked_subset(recipe),
+        subset=data.subset if data is not None else source.asked_subset,
         excluded=len(data.excluded) if data is not None else 0,
         steps_per_epoch=steps_per_epoch,
         left_out_per_epoch=samples - steps_per_epoch * train.global_batch,
@@ -148,14 +147,14 @@ def make_plan(recipe: Recipe) -> Plan:
         keep_ratio=keep_ratio,
         expected_reduction=1 - keep_ratio,
         closed_form=closed_form(gate, steps) if gate else None,
-        targets=_targets(recipe, data, steps * train.global_batch, keep_ratio),
+        targets=_targets(source, data, steps * train.global_batch, keep_ratio),
         teacher_pass=gate is not None and gate.needs_reference,
         evaluations=tuple(Evaluation(at, step) for step, at in sorted(points.items())),
         benchmarks=recipe.evaluate.benchmarks,
         warnings=(),
-        to_make=lines if made_here else (),
+        to_make=lines if source.made_here else (),
         missing_weights=tuple(missing_weights(recipe)),
-        missing_data=(*(() if made_here else lines), *_missing_benchmarks(recipe)),
+        missing_data=(*(() if source.made_here else lines), *_missing_benchmarks(recipe)),
     )
     return _with_warnings(plan, recipe)
 
@@ -173,13 +172,6 @@ def closed_form(gate: GateConfig, steps: int) -> float:
     return after * (1 - gate.dense_steps / gate.cycle_steps) * (1 - gate.keep_ratio)
 
 
-def _asked_subset(recipe: Recipe) -> str | None:
-    if not isinstance(recipe.data, VideoChat2Data) or recipe.data.subset is None:
-        return None
-    asked = recipe.data.subset
-    return f"{asked.size:,} {asked.unit}, drawn by seed {asked.seed}"
-
-
 def _keep_ratios(gate: GateConfig | None, steps: int) -> list[float]:
     if gate is None:
         return [1.0] * steps
@@ -187,25 +179,23 @@ def _keep_ratios(gate: GateConfig | None, steps: int) -> list[float]:
     return [cycle.keep_ratio_at(step) for step in range(steps)]
 
 
-def _samples(recipe: Recipe, data: DataSet | None) -> tuple[int, Basis]:
+def _samples(recipe: Recipe, source: Source, data: DataSet | None) -> tuple[int, Basis]:
     if data is not None:
         return len(data.samples), "counted"
-    if isinstance(recipe.data, ShapesData):
-        return recipe.data.train_clips * CONVERSATIONS, "stated"
-    if recipe.data.samples is None:
+    if source.stated_samples is None:
         raise RecipeError(
             f"{recipe.name}: the data are not there and the recipe does not say how many samples they have",
             hint="put the files below paths.data, or state data.samples",
         )
-    return recipe.data.samples, "stated"
+    return source.stated_samples, "stated"
 
 
-def _targets(recipe: Recipe, data: DataSet | None, visits: int, keep_ratio: float) -> Targets | None:
+def _targets(source: Source, data: DataSet | None, visits: int, keep_ratio: float) -> Targets | None:
     basis: Basis
     if data is not None:
         per_sample, basis = _words_per_sample(data), "estimated"
-    elif not isinstance(recipe.data, ShapesData) and recipe.data.targets_per_sample:
-        per_sample, basis = recipe.data.targets_per_sample, "stated"
+    elif source.stated_targets:
+        per_sample, basis = source.stated_targets, "stated"
     else:
         return None
     total = visits * per_sample

@@ -18,7 +18,7 @@ from harness.config.recipe import Annotation, Data, LlavaData, Paths, ShapesData
 from harness.data.loading.video import read_frames
 from harness.data.packed import MODALITIES
 from harness.data.sample import SamplingPolicy, sample_id
-from harness.data.sources import ORIGINS, make_data, missing_data, open_data
+from harness.data.sources import make_data, missing_data, open_data, source_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -186,7 +186,7 @@ def test_missing_files_are_named_with_their_origin(source: tuple[Data, Paths], t
     else:
         folders = {a.media for a in data.annotations} if isinstance(data, VideoChat2Data) else {data.media}
         assert len(lines) == len(data.annotations) + len(folders)
-        assert all(ORIGINS[data.source] in line and "nowhere" in line for line in lines)
+        assert all(source_of(data, paths, 0).origin in line and "nowhere" in line for line in lines)
     with pytest.raises(DataError, match="data are missing") as caught:
         open_data(data, paths, 0)
     assert caught.value.exit_code == 4
