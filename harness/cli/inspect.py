@@ -13,7 +13,8 @@ from harness.common.errors import RecipeError
 from harness.config.explain import nearest
 from harness.config.load import check_recipe, find_recipe, load_recipe, shipped_recipes
 from harness.config.load_evaluation import check_evaluation, find_evaluation, load_evaluation, shipped_evaluations
-from harness.config.recipe import Data, Model
+from harness.config.model import Model
+from harness.config.recipe import Data
 from harness.config.suite import find_suite, load_suite, shipped_suites
 
 if TYPE_CHECKING:

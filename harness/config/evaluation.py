@@ -6,49 +6,19 @@ models that come with lmms-eval, on the paper's benchmarks. Its record says `sta
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from harness.config.recipe import Devices, EvaluateRecipe, LoraRecipe, Paths, Strict, digest
+from harness.config.model import Checkpoint, ModelSection
+from harness.config.recipe import Devices, EvaluateRecipe, Paths, digest
+from harness.config.section import Strict
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
-class VideoLLaMA2Checkpoint(Strict):
-    """A whole VideoLLaMA2 in the official form, as published or as a run saved it, through this project's model."""
-
-    adapter: Literal["videollama2"]
-    checkpoint: str
-    """Folder with config.json, tokenizer and weights, relative to paths.weights."""
-    vision_tower: str
-    """Folder with the tower's preprocessor_config.json, relative to paths.weights; its weights are not read."""
-    image_aspect_ratio: Literal["pad", "square"] = "square"
-    """square is the official inference, pad the official fine-tuning."""
-    max_length: PositiveInt = 2048
-
-
-class VideoChat2Checkpoint(Strict):
-    """VideoChat2 (Mistral) after stage 3 or its HD variant, in the official form, through this project's model."""
-
-    adapter: Literal["videochat2"]
-    checkpoint: str
-    """The .pth file of stage 3 or of the HD variant, or the folder with stage 3's; relative to paths.weights."""
-    language_model: str
-    """Folder of the frozen language model, relative to paths.weights."""
-    qformer_tokenizer: str = "bert-base-uncased"
-    """Words and sizes of the QFormer; likewise."""
-    hd: bool = False
-    """The checkpoint is the HD variant: a clip as up to six tiles and the whole picture."""
-    bos_as_ones: bool = True
-    """As in the recipe's model; it matters where options are scored, and not where answers are written."""
-    colours: Literal["imagenet", "clip"] = "clip"
-    """clip is the official evaluation, imagenet the official training."""
-    merged: bool = False
-    """Fold the adapters into the language model's weights."""
-    lora: LoraRecipe = LoraRecipe()
-    max_length: PositiveInt = 512
-
-
-class LmmsEvalModel(Strict):
+class LmmsEvalModel(ModelSection):
     """A model that comes with lmms-eval, by the name it has there."""
 
     adapter: Literal["lmms_eval"]
@@ -60,10 +30,14 @@ class LmmsEvalModel(Strict):
     args: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
     """Its other arguments."""
 
+    def missing(self, root: Path) -> list[str]:
+        """A folder that is named and not there."""
+        if self.checkpoint is None or (root / self.checkpoint).is_dir():
+            return []
+        return [f"{root / self.checkpoint}: named by model.checkpoint"]
 
-EvaluatedModel = Annotated[
-    VideoLLaMA2Checkpoint | VideoChat2Checkpoint | LmmsEvalModel, Field(discriminator="adapter")
-]
+
+EvaluatedModel = Annotated[Checkpoint | LmmsEvalModel, Field(discriminator="adapter")]
 
 
 class EvaluationRecipe(Strict):

@@ -10,19 +10,14 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from harness.config.model import Model  # noqa: TC001 - pydantic reads it
+from harness.config.section import Strict
 from regate.config import GateConfig, ReferenceConfig
 
 SCHEMA_VERSION = 1
 Fraction = Annotated[float, Field(gt=0, le=1)]
-
-
-class Strict(BaseModel):
-    """Frozen, and refuses what it does not know; numbers are numbers and strings are strings."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
-
 
 # --- data ------------------------------------------------------------------------------------------------
 
@@ -101,131 +96,6 @@ class VideoChat2Data(Strict):
 
 
 Data = Annotated[ShapesData | LlavaData | VideoChat2Data, Field(discriminator="source")]
-
-# --- model -----------------------------------------------------------------------------------------------
-
-
-class StageRecipe(Strict):
-    """One of the tiny model's own pre-training stages."""
-
-    clips: PositiveInt | None = None
-    """How many of the stage clips it sees; None for a stage without video."""
-    steps: PositiveInt
-    batch: PositiveInt = 32
-    lr: PositiveFloat = 2e-3
-
-
-class TinyModel(Strict):
-    """A small vision tower, projector and Qwen2 decoder, made in the stages that the real models went through."""
-
-    adapter: Literal["tiny"]
-    hidden: PositiveInt = 128
-    layers: PositiveInt = 3
-    heads: PositiveInt = 4
-    tower: StageRecipe = StageRecipe(clips=800, steps=300, lr=1e-2)
-    text: StageRecipe = StageRecipe(steps=200, lr=2e-3)
-    align: StageRecipe = StageRecipe(clips=3000, steps=400, lr=2e-3)
-
-
-Connector = Literal["stc_connector_v35", "stc_connector", "stp_connector", "linear", "mlp2x_gelu"]
-
-
-class VideoLLaMA2Model(Strict):
-    """VideoLLaMA2.1: SigLIP, STC connector, Qwen2-7B-Instruct."""
-
-    adapter: Literal["videollama2"]
-    language_model: str
-    vision_tower: str
-    projector: str | None = None
-    """All relative to paths.weights. None starts an untrained connector."""
-    projector_type: Connector = "stc_connector_v35"
-    """stc_connector_v35 is VideoLLaMA2.1's, stc_connector VideoLLaMA2.0's; their files look alike."""
-    image_aspect_ratio: Literal["pad", "square"] = "pad"
-    max_length: PositiveInt = 2048
-    """Tokens of a conversation, its video counted as one; what is beyond is cut off, never the video."""
-
-
-class TinyVideoLLaMA2Model(Strict):
-    """VideoLLaMA2's own classes at toy size, with generated weights; made by `harness prepare`."""
-
-    adapter: Literal["tiny_videollama2"]
-    hidden: PositiveInt = 64
-    layers: PositiveInt = 2
-    heads: PositiveInt = 4
-    vocabulary: Annotated[int, Field(ge=300)] = 512
-    """Entries of the byte-level tokenizer, which is trained on the conversations."""
-    tower_hidden: PositiveInt = 32
-    tower_layers: PositiveInt = 3
-    patch: PositiveInt = 16
-    """Pixels along a side of the vision tower's patches; of 64 by 64 pixels in all."""
-    projector_type: Connector = "stc_connector_v35"
-    image_aspect_ratio: Literal["pad", "square"] = "pad"
-    max_length: PositiveInt = 2048
-
-
-class LoraRecipe(Strict):
-    rank: PositiveInt = 16
-    alpha: PositiveInt = 32
-    dropout: NonNegativeFloat = 0.1
-
-
-class VideoChat2Model(Strict):
-    """VideoChat2 (Mistral): UMT-L, QFormer, Mistral-7B-Instruct-v0.2 with LoRA.
-
-    It starts either where the official stage 3 does, from the files of stages 1 and 2, or from a finished stage 3.
-    """
-
-    adapter: Literal["videochat2"]
-    language_model: str
-    qformer_tokenizer: str = "bert-base-uncased"
-    """Words and sizes of the QFormer."""
-    stage1: str | None = None
-    """Holds the text half of the QFormer, which the stage-2 file lacks."""
-    stage2: str | None = None
-    stage3: str | None = None
-    """All relative to paths.weights."""
-    lora: LoraRecipe = LoraRecipe()
-    bos_as_ones: bool = True
-    """The official training writes ones into the first embedding of every row, in place of that of `<s>`."""
-    colours: Literal["imagenet", "clip"] = "imagenet"
-    """What pictures are normalised by: the official training uses ImageNet's, its notebooks evaluate with CLIP's."""
-    hd: bool = False
-    """The HD variant: a clip as up to six tiles and the whole picture. It is evaluated, not trained."""
-    merged: bool = False
-    """Evaluation folds the adapters into the language model's weights."""
-    vision_checkpointing: NonNegativeInt = 18
-    """Blocks of the vision transformer that are computed again in the backward pass, to save memory."""
-    max_length: PositiveInt = 512
-    """Most positions beside the visual ones, and most tokens of an instruction; what is beyond is cut off."""
-
-
-class TinyVideoChat2Model(Strict):
-    """VideoChat2's own classes at toy size, with generated weights; made by `harness prepare`."""
-
-    adapter: Literal["tiny_videochat2"]
-    hidden: PositiveInt = 64
-    layers: PositiveInt = 2
-    heads: PositiveInt = 4
-    vocabulary: Annotated[int, Field(ge=512)] = 768
-    """Entries of the tokenizer, which is trained on the conversations; 259 are bytes and markers."""
-    vision_hidden: PositiveInt = 32
-    vision_layers: PositiveInt = 2
-    patch: PositiveInt = 16
-    """Pixels along a side of the vision transformer's patches; of 64 by 64 pixels in all."""
-    qformer_hidden: PositiveInt = 32
-    qformer_layers: PositiveInt = 2
-    queries: PositiveInt = 8
-    """Of stage 1, and as many more of stage 2: a clip is twice as many visual tokens."""
-    lora: LoraRecipe = LoraRecipe(rank=4, alpha=8)
-    bos_as_ones: bool = True
-    merged: bool = False
-    max_length: PositiveInt = 512
-
-
-Model = Annotated[
-    TinyModel | TinyVideoLLaMA2Model | TinyVideoChat2Model | VideoLLaMA2Model | VideoChat2Model,
-    Field(discriminator="adapter"),
-]
 
 # --- training and evaluation -----------------------------------------------------------------------------
 
@@ -358,20 +228,13 @@ __all__ = [
     "EvaluateRecipe",
     "GateConfig",
     "LlavaData",
-    "Model",
     "Paths",
     "Recipe",
     "ReferenceConfig",
     "ShapesData",
-    "StageRecipe",
     "Subset",
     "SuiteMark",
-    "TinyModel",
-    "TinyVideoChat2Model",
-    "TinyVideoLLaMA2Model",
     "TrainRecipe",
     "VideoChat2Data",
-    "VideoChat2Model",
-    "VideoLLaMA2Model",
     "digest",
 ]

@@ -8,7 +8,8 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from harness.config.explain import Problem
-from harness.config.recipe import TinyModel
+from harness.config.model import SECTIONS
+from harness.config.plain_data import value_at, whole_at
 from harness.config.yaml_positions import dotted
 from regate.config import GateConfig, ReferenceConfig
 from regate.errors import ConfigError
@@ -16,10 +17,8 @@ from regate.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence, Set
 
+    from harness.config.plain_data import Finding
     from harness.config.yaml_positions import Document, Mark, Path
-
-Finding = tuple["Path", str]
-"""Path of the key that would have to change, and what is wrong."""
 
 
 def broken_rules(document: Document, benchmarks: Mapping[str, str | None], wrong: Set[Path]) -> list[Problem]:
@@ -37,24 +36,24 @@ def broken_rules(document: Document, benchmarks: Mapping[str, str | None], wrong
 
 def _place(document: Document, path: Path) -> Mark:
     """Where the value stands; of a whole section, where its key does."""
-    return document.key_at(path) if isinstance(_get(document.data, path), dict) else document.value_at(path)
+    return document.key_at(path) if isinstance(value_at(document.data, path), dict) else document.value_at(path)
 
 
 def _train(data: Any) -> Iterator[Finding]:
     steps, epochs = ("train", "steps"), ("train", "epochs")
-    if isinstance(_get(data, ("train",)), dict):
-        given = [path for path in (steps, epochs) if _get(data, path) is not None]
+    if isinstance(value_at(data, ("train",)), dict):
+        given = [path for path in (steps, epochs) if value_at(data, path) is not None]
         if len(given) == 2:
             yield epochs, "train.steps and train.epochs are both given; keep one of them"
         if not given:
             yield ("train",), "train has neither steps nor epochs; give one of them"
-    whole, part = _whole(data, ("train", "global_batch")), _whole(data, ("train", "micro_batch"))
+    whole, part = whole_at(data, ("train", "global_batch")), whole_at(data, ("train", "micro_batch"))
     if whole and part and whole % part:
         yield (
             ("train", "micro_batch"),
             f"train.micro_batch {part} does not divide train.global_batch {whole}; {_divisors(whole, part)}",
         )
-    betas = _get(data, ("train", "optimizer", "betas"))
+    betas = value_at(data, ("train", "optimizer", "betas"))
     for index, beta in enumerate(betas if isinstance(betas, list) else ()):
         if isinstance(beta, (int, float)) and not 0 <= beta < 1:
             yield (
@@ -62,14 +61,14 @@ def _train(data: Any) -> Iterator[Finding]:
                 f"train.optimizer.betas[{index}] must be at least 0 and less than 1, got {beta}",
             )
     for path in (("seed",), ("data", "seed")):
-        seed = _whole(data, path)
+        seed = whole_at(data, path)
         if seed is not None and seed >= 2**63:
             yield path, f"{dotted(path)} must be less than 2^63, got {seed}"
 
 
 def _evaluate(data: Any, known: Mapping[str, str | None]) -> Iterator[Finding]:
     path: Path = ("evaluate", "at")
-    at = _get(data, path)
+    at = value_at(data, path)
     if isinstance(at, list):
         if not at:
             yield path, "evaluate.at is empty; [1.0] evaluates the end of the training"
@@ -81,10 +80,10 @@ def _evaluate(data: Any, known: Mapping[str, str | None]) -> Iterator[Finding]:
                     f"evaluate.at must go up: {here} stands after {before}; write each part of the training once",
                 )
     path = ("evaluate", "benchmarks")
-    names = _get(data, path)
+    names = value_at(data, path)
     if not isinstance(names, list):
         return
-    source = _get(data, ("data", "source"))
+    source = value_at(data, ("data", "source"))
     for index, name in enumerate(names):
         if not isinstance(name, str):
             continue
@@ -97,37 +96,13 @@ def _evaluate(data: Any, known: Mapping[str, str | None]) -> Iterator[Finding]:
 
 
 def _model(data: Any) -> Iterator[Finding]:
-    if _get(data, ("model", "adapter")) == "videochat2":
-        yield from _videochat2(data)
-    if _get(data, ("model", "adapter")) != "tiny":
-        return
-    source = _get(data, ("data", "source"))
-    if isinstance(source, str) and source != "shapes":
-        yield (
-            ("model", "adapter"),
-            f"model.adapter tiny is made from the clips of data.source shapes, and data.source is {source}",
-        )
-    hidden, heads = (_whole(data, ("model", key), TinyModel.model_fields[key].default) for key in ("hidden", "heads"))
-    if hidden and heads and (hidden % heads or (hidden // heads) % 2):
-        yield (
-            ("model", "heads"),
-            f"model.heads {heads} does not divide model.hidden {hidden} into heads of an even size",
-        )
-
-
-def _videochat2(data: Any) -> Iterator[Finding]:
-    earlier, later = (
-        [name for name in names if _get(data, ("model", name)) is not None]
-        for names in (("stage1", "stage2"), ("stage3",))
-    )
-    if later and earlier:
-        yield ("model", earlier[0]), f"model.stage3 holds all of model.{earlier[0]}; keep one of them"
-    if not later and len(earlier) < 2:
-        yield ("model",), "model needs stage1 and stage2, where the official stage 3 starts, or stage3, where it ends"
+    adapter = value_at(data, ("model", "adapter"))
+    if isinstance(adapter, str) and adapter in SECTIONS:
+        yield from SECTIONS[adapter].broken_rules(data)
 
 
 def _data(data: Any) -> Iterator[Finding]:
-    annotations = _get(data, ("data", "annotations"))
+    annotations = value_at(data, ("data", "annotations"))
     if annotations == []:
         yield ("data", "annotations"), "data.annotations is empty; name at least one file"
     if isinstance(annotations, list):
@@ -135,7 +110,7 @@ def _data(data: Any) -> Iterator[Finding]:
         for index, name in enumerate(files):
             if name in files[:index]:
                 yield ("data", "annotations", index), f"{name} is given twice; every sample would be there twice"
-    if _get(data, ("data", "shuffle_turns")) is True and _get(data, ("gate", "candidates")) == "text":
+    if value_at(data, ("data", "shuffle_turns")) is True and value_at(data, ("gate", "candidates")) == "text":
         yield (
             ("data", "shuffle_turns"),
             "data.shuffle_turns moves the prompts, and gate.candidates text keeps a loss for each token by its place",
@@ -150,7 +125,7 @@ def _gate(data: Any, wrong: Set[Path]) -> Iterator[Finding]:
 
 
 def _ranges(data: Any, path: Path, settings: type[Any], wrong: Set[Path]) -> Iterator[Finding]:
-    section = _get(data, path)
+    section = value_at(data, path)
     if not isinstance(section, dict):
         return
     known = {field.name for field in fields(settings)} - {"reference"}
@@ -167,22 +142,6 @@ def _ranges(data: Any, path: Path, settings: type[Any], wrong: Set[Path]) -> Ite
                 return
         else:
             return
-
-
-def _get(data: Any, path: Path) -> Any:
-    for part in path:
-        if not isinstance(data, dict) or part not in data:
-            return None
-        data = data[part]
-    return data
-
-
-def _whole(data: Any, path: Path, default: int | None = None) -> int | None:
-    """The whole number at `path`, `default` where nothing is given, None where it is something else."""
-    value = _get(data, path)
-    if value is None:
-        return default
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def _divisors(whole: int, near: int) -> str:

@@ -15,7 +15,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, ValidationError
 from harness.common.errors import RecipeError
 from harness.config.explain import explain, nearest
 from harness.config.load import load_recipe, raise_problems, recipe_folder
-from harness.config.recipe import Recipe, Strict, SuiteMark
+from harness.config.recipe import Recipe, SuiteMark
+from harness.config.section import Strict
 from harness.config.yaml_positions import YamlProblem, read_yaml
 
 if TYPE_CHECKING:

@@ -1,13 +1,16 @@
-"""What a recipe's weight fields must point at, and what of it is not there. Reads no weights, imports no torch."""
+"""What the keys that name weights must point at, and what of it is not there. Reads no weights, imports no torch."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness.config.evaluation import EvaluationRecipe
     from harness.config.recipe import Recipe
 
 SHARDED: Final = "model.safetensors"
@@ -20,11 +23,12 @@ class Requirement:
 
     Attributes:
         field: the recipe's key below `model`.
-        files: names inside the folder that the field points at. A field that ends in the suffix of the only
-            file may point at that file itself.
+        files: names inside the folder that the field points at. Where it is one file, the field may point at the
+            file itself.
         hub_id: the repository on the Hugging Face hub that holds them.
         gigabytes: of the files together; None where the publisher does not say.
         licence: of the weights, as published.
+        words: where the files come from, in other words than the usual ones; it may hold {hub_id} and {licence}.
     """
 
     field: str
@@ -32,9 +36,12 @@ class Requirement:
     hub_id: str
     gigabytes: float | None
     licence: str
+    words: str | None = None
 
     @property
     def origin(self) -> str:
+        if self.words is not None:
+            return self.words.format(hub_id=self.hub_id, licence=self.licence)
         size = "size not stated" if self.gigabytes is None else f"{self.gigabytes:g} GB"
         return f"from {self.hub_id} on the Hugging Face hub ({size}, {self.licence})"
 
@@ -47,82 +54,37 @@ TEACHER: Final = Requirement(
     "see its model page",
 )
 """A teacher other than the student's own language model."""
-REQUIREMENTS: Final[dict[str, tuple[Requirement, ...]]] = {
-    "tiny": (),
-    "tiny_videochat2": (),
-    "tiny_videollama2": (),
-    "videollama2": (
-        Requirement(
-            "language_model",
-            ("config.json", "tokenizer.json", "tokenizer_config.json", SHARDED),
-            "Qwen/Qwen2-7B-Instruct",
-            15.2,
-            "Apache-2.0",
-        ),
-        Requirement(
-            "vision_tower",
-            ("config.json", "preprocessor_config.json", SHARDED),
-            "google/siglip-so400m-patch14-384",
-            3.5,
-            "Apache-2.0",
-        ),
-        Requirement(
-            "projector",
-            ("mm_projector.bin",),
-            "DAMO-NLP-SG/VideoLLaMA2.1-7B-16F-Base",
-            0.75,
-            "Apache-2.0",
-        ),
-    ),
-    "videochat2": (
-        Requirement(
-            "language_model",
-            ("config.json", "tokenizer.json", SHARDED),
-            "mistralai/Mistral-7B-Instruct-v0.2",
-            14.5,
-            "Apache-2.0; access is granted on its model page",
-        ),
-        Requirement(
-            "qformer_tokenizer", ("config.json", "vocab.txt"), "google-bert/bert-base-uncased", 0.0003, "Apache-2.0"
-        ),
-        Requirement("stage1", ("umt_l16_qformer.pth",), "OpenGVLab/videochat", None, "MIT"),
-        Requirement(
-            "stage2",
-            ("videochat2_mistral_7b_stage2.pth",),
-            "OpenGVLab/VideoChat2_stage2_Mistral_7B",
-            None,
-            "MIT",
-        ),
-        Requirement(
-            "stage3",
-            ("videochat2_mistral_7b_stage3.pth",),
-            "OpenGVLab/VideoChat2_stage3_Mistral_7B",
-            2.1,
-            "MIT",
-        ),
-    ),
-}
-"""By adapter, in the order of the recipe's fields. A field that is None is not needed."""
 
 
 def missing_weights(recipe: Recipe) -> list[str]:
-    """One line for each file that the recipe's model needs and that is not there, with where it comes from.
+    """One line for each file that the recipe's models need and that is not there, with where it comes from.
 
-    Empty for the tiny models: their weights are made by `harness prepare`.
+    Empty for the models that `harness prepare` makes.
     """
-    wanted = [
-        (need, f"model.{need.field}", getattr(recipe.model, need.field))
-        for need in REQUIREMENTS[recipe.model.adapter]
-    ]
+    root = Path(recipe.paths.weights)
+    lines = recipe.model.missing(root)
     if recipe.gate is not None and recipe.gate.needs_reference:
-        wanted.append((TEACHER, TEACHER.field, recipe.gate.reference.model))
+        lines += _missing(TEACHER, recipe.gate.reference.model, TEACHER.field, root)
+    return lines
+
+
+def missing_files(section: Any, needs: Sequence[Requirement], root: Path) -> list[str]:
+    """One line for each file below `root` that a `model:` section needs and that is not there."""
     return [
-        f"{file}: {need.origin}; named by {field}"
-        for need, field, value in wanted
-        if value is not None
-        for name in need.files
-        for file in absent_files(Path(recipe.paths.weights) / value, name)
+        line for need in needs for line in _missing(need, getattr(section, need.field), f"model.{need.field}", root)
     ]
+
+
+def _missing(need: Requirement, value: str | None, key: str, root: Path) -> list[str]:
+    if value is None or (len(need.files) == 1 and (root / value).is_file()):
+        return []
+    absent = [file for name in need.files for file in absent_files(root / value, name)]
+    return [f"{file}: {need.origin}; named by {key}" for file in absent]
+
+
+def missing_checkpoint(recipe: EvaluationRecipe) -> list[str]:
+    """One line for each file that the evaluated model needs and that is not there."""
+    return recipe.model.missing(Path(recipe.paths.weights))
 
 
 def absent_files(target: Path, name: str) -> list[Path]:

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 from harness.benchmarks import BENCHMARKS, AnyBenchmark
 from harness.common.errors import EnvironmentProblem
-from harness.config.evaluation import VideoChat2Checkpoint
 from harness.config.recipe import digest
+from harness.config.weight_files import missing_checkpoint
 from harness.evaluation.evaluate import Job, checkpoint_digest, evaluate_checkpoints
 from harness.evaluation.lmms.process import CHILD
-from harness.models.official import missing_checkpoint
 from harness.records import provenance
 from harness.records.record import evaluation_record, write_record
 from harness.records.run_folder import alone, check_disk, pin, write_json
@@ -63,15 +62,15 @@ def evaluate_alone(
 
 
 def weights_of(recipe: EvaluationRecipe) -> str:
-    """What tells the model's weights from others: the digest of its checkpoint, and of the language model that the
-    checkpoint does not hold."""
+    """What tells the model's weights from others: the digest of its checkpoint, and of the weights that it does not
+    hold."""
     own = checkpoint_digest(_checkpoint(recipe))
-    if not isinstance(recipe.model, VideoChat2Checkpoint):
+    if not recipe.model.weights_beside:
         return own
     from harness.models.videollama2.weights import fingerprint, weight_files
 
-    base = weight_files(Path(recipe.paths.weights) / recipe.model.language_model)
-    return digest([own, fingerprint(base)])
+    folders = [Path(recipe.paths.weights) / getattr(recipe.model, key) for key in recipe.model.weights_beside]
+    return digest([own, *(fingerprint(weight_files(folder)) for folder in folders)])
 
 
 def _checkpoint(recipe: EvaluationRecipe) -> Path | None:

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.common.errors import EnvironmentProblem, StaleError
-from harness.config.recipe import TinyModel, digest
+from harness.config.model import TinyModel
+from harness.config.recipe import digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.common.errors import EnvironmentProblem
-from harness.config.evaluation import VideoChat2Checkpoint, VideoLLaMA2Checkpoint
-from harness.config.weight_files import REQUIREMENTS, absent_files
+from harness.config.model import VideoChat2Checkpoint, VideoLLaMA2Checkpoint
 from harness.models.adapter import scored_forward
 
 if TYPE_CHECKING:
@@ -19,43 +18,6 @@ if TYPE_CHECKING:
     from harness.models.videochat2.official import OfficialVideoChat2
     from harness.models.videollama2.processor import VideoLLaMA2Conversations
     from regate.types import Decision
-
-
-def missing_checkpoint(recipe: EvaluationRecipe) -> list[str]:
-    """One line for each file that the evaluated model needs and that is not there. Reads no weights."""
-    root, model = Path(recipe.paths.weights), recipe.model
-    if model.checkpoint is None:
-        return []
-    if isinstance(model, VideoChat2Checkpoint):
-        return _missing_videochat2(root, model)
-    if not isinstance(model, VideoLLaMA2Checkpoint):
-        return [] if (root / model.checkpoint).is_dir() else [f"{root / model.checkpoint}: named by model.checkpoint"]
-    needed = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
-    whole = "a whole VideoLLaMA2, such as DAMO-NLP-SG/VideoLLaMA2.1-7B-16F on the Hugging Face hub (Apache-2.0)"
-    tower = "the tower's, such as google/siglip-so400m-patch14-384 on the Hugging Face hub; its weights are not read"
-    lines = [
-        f"{file}: of {whole}; named by model.checkpoint"
-        for name in needed
-        for file in absent_files(root / model.checkpoint, name)
-    ]
-    settings = root / model.vision_tower / "preprocessor_config.json"
-    return lines if settings.is_file() else [*lines, f"{settings}: {tower}; named by model.vision_tower"]
-
-
-def _missing_videochat2(root: Path, model: VideoChat2Checkpoint) -> list[str]:
-    """The files are those that a training from stage 3 needs."""
-    fields = {"stage3": "checkpoint", "language_model": "language_model", "qformer_tokenizer": "qformer_tokenizer"}
-    return [
-        f"{file}: {need.origin}; named by model.{fields[need.field]}"
-        for need in REQUIREMENTS[model.adapter]
-        if need.field in fields
-        for name in need.files
-        for file in _absent(root / getattr(model, fields[need.field]), name)
-    ]
-
-
-def _absent(target: Path, name: str) -> list[Path]:
-    return [] if target.is_file() else absent_files(target, name)
 
 
 def evaluated_for(recipe: EvaluationRecipe) -> OfficialVideoLLaMA2 | OfficialVideoChat2:

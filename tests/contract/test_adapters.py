@@ -12,15 +12,15 @@ import torch
 import regate
 from harness.common.errors import EnvironmentProblem
 from harness.common.progress import Progress
-from harness.config.recipe import (
-    Recipe,
-    TinyModel,
+from harness.config.model import (
+    CHECKPOINTS,
+    SECTIONS,
     TinyVideoChat2Model,
     TinyVideoLLaMA2Model,
     VideoChat2Model,
     VideoLLaMA2Model,
 )
-from harness.config.weight_files import REQUIREMENTS, missing_weights
+from harness.config.weight_files import missing_weights
 from harness.data.loading.video import read_frames
 from harness.data.sources import make_data, open_data
 from harness.models import MODELS, adapter_for
@@ -30,6 +30,8 @@ from tests.harness.worlds.tiny import tiny_recipe
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from harness.config.model import ModelSection
+    from harness.config.recipe import Recipe
     from harness.data.sample import Encoded
     from harness.models.adapter import Adapter
 
@@ -88,7 +90,9 @@ def dense(adapter: Adapter, batch: Any) -> regate.Decision:
 
 
 def test_every_family_is_buildable_or_says_what_is_missing() -> None:
-    assert set(MODELS) == set(BUILDABLE) | set(BROUGHT) == set(REQUIREMENTS)
+    assert set(MODELS) == set(BUILDABLE) | set(BROUGHT) == set(SECTIONS)
+    assert {name for name, section in SECTIONS.items() if section.generated} == set(BUILDABLE)
+    assert {name for name, section in SECTIONS.items() if section.weight_files} == set(BROUGHT)
 
 
 def test_processor_is_deterministic_and_survives_a_new_adapter(adapter: Any) -> None:
@@ -252,7 +256,7 @@ def brought(name: str, folder: Path) -> Recipe:
 def test_every_missing_file_is_named_with_its_origin(name: str, tmp_path: Path) -> None:
     recipe = brought(name, tmp_path)
     lines = missing_weights(recipe)
-    needs = [need for need in REQUIREMENTS[name] if getattr(recipe.model, need.field) is not None]
+    needs = [need for need in SECTIONS[name].weight_files if getattr(recipe.model, need.field) is not None]
     assert len(lines) == sum(len(need.files) for need in needs)
     for need in needs:
         mine = [line for line in lines if line.endswith(f"named by model.{need.field}")]
@@ -293,13 +297,8 @@ def test_a_field_without_a_value_needs_nothing(tmp_path: Path) -> None:
     assert not any("projector" in line for line in missing_weights(recipe))
 
 
-def test_requirements_name_fields_of_the_recipe() -> None:
-    families = {
-        "tiny": TinyModel,
-        "tiny_videochat2": TinyVideoChat2Model,
-        "tiny_videollama2": TinyVideoLLaMA2Model,
-        "videollama2": VideoLLaMA2Model,
-        "videochat2": VideoChat2Model,
-    }
-    for name, needs in REQUIREMENTS.items():
-        assert {need.field for need in needs} <= set(families[name].model_fields)
+@pytest.mark.parametrize("section", [*SECTIONS.values(), *CHECKPOINTS.values()], ids=lambda section: section.__name__)
+def test_requirements_name_keys_of_their_section(section: type[ModelSection]) -> None:
+    keys = set(section.model_fields)
+    assert {need.field for need in section.weight_files} <= keys
+    assert set(section.weights_beside) <= keys

@@ -25,7 +25,7 @@ from regate.types import IGNORE, Kind
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from harness.config.recipe import StageRecipe
+    from harness.config.model import StageRecipe
     from harness.data.sample import Encoded
     from harness.data.shapes import Clip
     from harness.data.shapes.scene import Scene

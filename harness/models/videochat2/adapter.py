@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer
 
 from harness.common.errors import EnvironmentProblem, RecipeError
-from harness.config.recipe import TinyVideoChat2Model, VideoChat2Model
+from harness.config.model import TinyVideoChat2Model, VideoChat2Model
 from harness.config.weight_files import missing_weights
 from harness.models.adapter import DecoderShape, scored_forward
 from harness.models.device import computes_bfloat16

@@ -19,7 +19,8 @@ from harness.models.videochat2.weights import Lora, Parts, build, config_of, mer
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness.config.evaluation import EvaluationRecipe, VideoChat2Checkpoint
+    from harness.config.evaluation import EvaluationRecipe
+    from harness.config.model import VideoChat2Checkpoint
     from harness.data.loading.frames import FrameRule
     from harness.data.sample import Batch
     from harness.models.videochat2.config import VideoChat2Config

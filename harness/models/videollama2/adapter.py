@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoTokenizer
 
 from harness.common.errors import EnvironmentProblem
-from harness.config.recipe import TinyVideoLLaMA2Model, VideoLLaMA2Model
+from harness.config.model import TinyVideoLLaMA2Model, VideoLLaMA2Model
 from harness.config.weight_files import missing_weights
 from harness.models.adapter import DecoderShape, scored_forward
 from harness.models.pretrained import (

@@ -16,12 +16,13 @@ from harness.common.errors import DataError, EnvironmentProblem, HarnessError, R
 from harness.common.progress import Progress
 from harness.config.evaluation import EvaluationRecipe
 from harness.config.load_evaluation import find_evaluation, load_evaluation, shipped_evaluations
+from harness.config.weight_files import missing_checkpoint
 from harness.data.loading.video import read_frames
 from harness.data.sample import Media, Sample, Turn
 from harness.evaluation.evaluate import checkpoint_digest
 from harness.evaluation.lmms.visuals import shown
 from harness.evaluation.standalone import evaluate_alone
-from harness.models.official import evaluated_for, missing_checkpoint
+from harness.models.official import evaluated_for
 from harness.records.record import read_record
 from tests.harness.worlds.known_models import KnownAdapter
 from tests.harness.worlds.paper_data import make_cases, picture

@@ -13,12 +13,13 @@ import torch
 from harness.common.errors import EnvironmentProblem
 from harness.common.progress import Progress
 from harness.config.evaluation import EvaluationRecipe
+from harness.config.weight_files import missing_checkpoint
 from harness.data.sample import Media
 from harness.evaluation.evaluate import checkpoint_digest
 from harness.evaluation.lmms.generation import Limits
 from harness.evaluation.lmms.scorer import Ask, Scorer, Shown
 from harness.evaluation.standalone import evaluate_alone, weights_of
-from harness.models.official import evaluated_for, missing_checkpoint
+from harness.models.official import evaluated_for
 from harness.models.videochat2.official import OfficialVideoChat2
 from tests.harness.worlds.videochat2_fixture import Parity
 

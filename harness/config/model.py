@@ -1,0 +1,325 @@
+"""What a recipe and an evaluation say of their model: one part of this file for each family.
+
+A family's part holds its section of a recipe, that of an evaluation where its published weights are evaluated as they
+are, the files that both need, and the rules between its keys. No torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, get_args
+
+from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from harness.config.plain_data import value_at, whole_at
+from harness.config.section import STRICT, Strict
+from harness.config.weight_files import SHARDED, Requirement, missing_files
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from harness.config.plain_data import Finding
+
+
+class ModelSection(BaseModel):
+    """`model:` of a recipe or an evaluation. What is not a key of it, the family says here of itself."""
+
+    model_config = STRICT
+
+    generated: ClassVar[bool] = False
+    """Whether `harness prepare` makes the weights; those of all other models are the user's."""
+    weight_files: ClassVar[tuple[Requirement, ...]] = ()
+    """Files that the user gives, in the order of the keys. A key that is None needs none."""
+    weights_beside: ClassVar[tuple[str, ...]] = ()
+    """Of an evaluation: keys of folders whose weights the checkpoint does not hold."""
+
+    @classmethod
+    def broken_rules(cls, data: Any) -> Iterator[Finding]:
+        """Rules between keys that the plain data of a whole recipe break."""
+        yield from ()
+
+    def missing(self, root: Path) -> list[str]:
+        """One line for each file that is needed below `root` and not there, with where it comes from."""
+        return missing_files(self, self.weight_files, root)
+
+
+# --- tiny ----------------------------------------------------------------------------------------------
+
+
+class StageRecipe(Strict):
+    """One of the tiny model's own pre-training stages."""
+
+    clips: PositiveInt | None = None
+    """How many of the stage clips it sees; None for a stage without video."""
+    steps: PositiveInt
+    batch: PositiveInt = 32
+    lr: PositiveFloat = 2e-3
+
+
+class TinyModel(ModelSection):
+    """A small vision tower, projector and Qwen2 decoder, made in the stages that the real models went through."""
+
+    adapter: Literal["tiny"]
+    generated: ClassVar[bool] = True
+    hidden: PositiveInt = 128
+    layers: PositiveInt = 3
+    heads: PositiveInt = 4
+    tower: StageRecipe = StageRecipe(clips=800, steps=300, lr=1e-2)
+    text: StageRecipe = StageRecipe(steps=200, lr=2e-3)
+    align: StageRecipe = StageRecipe(clips=3000, steps=400, lr=2e-3)
+
+    @classmethod
+    def broken_rules(cls, data: Any) -> Iterator[Finding]:
+        source = value_at(data, ("data", "source"))
+        if isinstance(source, str) and source != "shapes":
+            yield (
+                ("model", "adapter"),
+                f"model.adapter tiny is made from the clips of data.source shapes, and data.source is {source}",
+            )
+        hidden, heads = (
+            whole_at(data, ("model", key), cls.model_fields[key].default) for key in ("hidden", "heads")
+        )
+        if hidden and heads and (hidden % heads or (hidden // heads) % 2):
+            yield (
+                ("model", "heads"),
+                f"model.heads {heads} does not divide model.hidden {hidden} into heads of an even size",
+            )
+
+
+# --- VideoLLaMA2 ---------------------------------------------------------------------------------------
+
+Connector = Literal["stc_connector_v35", "stc_connector", "stp_connector", "linear", "mlp2x_gelu"]
+
+
+class VideoLLaMA2Model(ModelSection):
+    """VideoLLaMA2.1: SigLIP, STC connector, Qwen2-7B-Instruct."""
+
+    adapter: Literal["videollama2"]
+    language_model: str
+    vision_tower: str
+    projector: str | None = None
+    """All relative to paths.weights. None starts an untrained connector."""
+    projector_type: Connector = "stc_connector_v35"
+    """stc_connector_v35 is VideoLLaMA2.1's, stc_connector VideoLLaMA2.0's; their files look alike."""
+    image_aspect_ratio: Literal["pad", "square"] = "pad"
+    max_length: PositiveInt = 2048
+    """Tokens of a conversation, its video counted as one; what is beyond is cut off, never the video."""
+
+    weight_files: ClassVar[tuple[Requirement, ...]] = (
+        Requirement(
+            "language_model",
+            ("config.json", "tokenizer.json", "tokenizer_config.json", SHARDED),
+            "Qwen/Qwen2-7B-Instruct",
+            15.2,
+            "Apache-2.0",
+        ),
+        Requirement(
+            "vision_tower",
+            ("config.json", "preprocessor_config.json", SHARDED),
+            "google/siglip-so400m-patch14-384",
+            3.5,
+            "Apache-2.0",
+        ),
+        Requirement(
+            "projector", ("mm_projector.bin",), "DAMO-NLP-SG/VideoLLaMA2.1-7B-16F-Base", 0.75, "Apache-2.0"
+        ),
+    )
+
+
+class TinyVideoLLaMA2Model(ModelSection):
+    """VideoLLaMA2's own classes at toy size, with generated weights; made by `harness prepare`."""
+
+    adapter: Literal["tiny_videollama2"]
+    generated: ClassVar[bool] = True
+    hidden: PositiveInt = 64
+    layers: PositiveInt = 2
+    heads: PositiveInt = 4
+    vocabulary: Annotated[int, Field(ge=300)] = 512
+    """Entries of the byte-level tokenizer, which is trained on the conversations."""
+    tower_hidden: PositiveInt = 32
+    tower_layers: PositiveInt = 3
+    patch: PositiveInt = 16
+    """Pixels along a side of the vision tower's patches; of 64 by 64 pixels in all."""
+    projector_type: Connector = "stc_connector_v35"
+    image_aspect_ratio: Literal["pad", "square"] = "pad"
+    max_length: PositiveInt = 2048
+
+
+class VideoLLaMA2Checkpoint(ModelSection):
+    """A whole VideoLLaMA2 in the official form, as published or as a run saved it, through this project's model."""
+
+    adapter: Literal["videollama2"]
+    checkpoint: str
+    """Folder with config.json, tokenizer and weights, relative to paths.weights."""
+    vision_tower: str
+    """Folder with the tower's preprocessor_config.json, relative to paths.weights; its weights are not read."""
+    image_aspect_ratio: Literal["pad", "square"] = "square"
+    """square is the official inference, pad the official fine-tuning."""
+    max_length: PositiveInt = 2048
+
+    weight_files: ClassVar[tuple[Requirement, ...]] = (
+        Requirement(
+            "checkpoint",
+            ("config.json", "tokenizer.json", "tokenizer_config.json", SHARDED),
+            "DAMO-NLP-SG/VideoLLaMA2.1-7B-16F",
+            None,
+            "Apache-2.0",
+            "of a whole VideoLLaMA2, such as {hub_id} on the Hugging Face hub ({licence})",
+        ),
+        Requirement(
+            "vision_tower",
+            ("preprocessor_config.json",),
+            "google/siglip-so400m-patch14-384",
+            None,
+            "Apache-2.0",
+            "the tower's, such as {hub_id} on the Hugging Face hub; its weights are not read",
+        ),
+    )
+
+
+# --- VideoChat2 ----------------------------------------------------------------------------------------
+
+_MISTRAL: Final = Requirement(
+    "language_model",
+    ("config.json", "tokenizer.json", SHARDED),
+    "mistralai/Mistral-7B-Instruct-v0.2",
+    14.5,
+    "Apache-2.0; access is granted on its model page",
+)
+_BERT: Final = Requirement(
+    "qformer_tokenizer", ("config.json", "vocab.txt"), "google-bert/bert-base-uncased", 0.0003, "Apache-2.0"
+)
+_STAGE3: Final = Requirement(
+    "stage3", ("videochat2_mistral_7b_stage3.pth",), "OpenGVLab/VideoChat2_stage3_Mistral_7B", 2.1, "MIT"
+)
+
+
+class LoraRecipe(Strict):
+    rank: PositiveInt = 16
+    alpha: PositiveInt = 32
+    dropout: NonNegativeFloat = 0.1
+
+
+class VideoChat2Model(ModelSection):
+    """VideoChat2 (Mistral): UMT-L, QFormer, Mistral-7B-Instruct-v0.2 with LoRA.
+
+    It starts either where the official stage 3 does, from the files of stages 1 and 2, or from a finished stage 3.
+    """
+
+    adapter: Literal["videochat2"]
+    language_model: str
+    qformer_tokenizer: str = "bert-base-uncased"
+    """Words and sizes of the QFormer."""
+    stage1: str | None = None
+    """Holds the text half of the QFormer, which the stage-2 file lacks."""
+    stage2: str | None = None
+    stage3: str | None = None
+    """All relative to paths.weights."""
+    lora: LoraRecipe = LoraRecipe()
+    bos_as_ones: bool = True
+    """The official training writes ones into the first embedding of every row, in place of that of `<s>`."""
+    colours: Literal["imagenet", "clip"] = "imagenet"
+    """What pictures are normalised by: the official training uses ImageNet's, its notebooks evaluate with CLIP's."""
+    hd: bool = False
+    """The HD variant: a clip as up to six tiles and the whole picture. It is evaluated, not trained."""
+    merged: bool = False
+    """Evaluation folds the adapters into the language model's weights."""
+    vision_checkpointing: NonNegativeInt = 18
+    """Blocks of the vision transformer that are computed again in the backward pass, to save memory."""
+    max_length: PositiveInt = 512
+    """Most positions beside the visual ones, and most tokens of an instruction; what is beyond is cut off."""
+
+    weight_files: ClassVar[tuple[Requirement, ...]] = (
+        _MISTRAL,
+        _BERT,
+        Requirement("stage1", ("umt_l16_qformer.pth",), "OpenGVLab/videochat", None, "MIT"),
+        Requirement(
+            "stage2", ("videochat2_mistral_7b_stage2.pth",), "OpenGVLab/VideoChat2_stage2_Mistral_7B", None, "MIT"
+        ),
+        _STAGE3,
+    )
+
+    @classmethod
+    def broken_rules(cls, data: Any) -> Iterator[Finding]:
+        earlier, later = (
+            [name for name in names if value_at(data, ("model", name)) is not None]
+            for names in (("stage1", "stage2"), ("stage3",))
+        )
+        if later and earlier:
+            yield ("model", earlier[0]), f"model.stage3 holds all of model.{earlier[0]}; keep one of them"
+        if not later and len(earlier) < 2:
+            yield (
+                ("model",),
+                "model needs stage1 and stage2, where the official stage 3 starts, or stage3, where it ends",
+            )
+
+
+class TinyVideoChat2Model(ModelSection):
+    """VideoChat2's own classes at toy size, with generated weights; made by `harness prepare`."""
+
+    adapter: Literal["tiny_videochat2"]
+    generated: ClassVar[bool] = True
+    hidden: PositiveInt = 64
+    layers: PositiveInt = 2
+    heads: PositiveInt = 4
+    vocabulary: Annotated[int, Field(ge=512)] = 768
+    """Entries of the tokenizer, which is trained on the conversations; 259 are bytes and markers."""
+    vision_hidden: PositiveInt = 32
+    vision_layers: PositiveInt = 2
+    patch: PositiveInt = 16
+    """Pixels along a side of the vision transformer's patches; of 64 by 64 pixels in all."""
+    qformer_hidden: PositiveInt = 32
+    qformer_layers: PositiveInt = 2
+    queries: PositiveInt = 8
+    """Of stage 1, and as many more of stage 2: a clip is twice as many visual tokens."""
+    lora: LoraRecipe = LoraRecipe(rank=4, alpha=8)
+    bos_as_ones: bool = True
+    merged: bool = False
+    max_length: PositiveInt = 512
+
+
+class VideoChat2Checkpoint(ModelSection):
+    """VideoChat2 (Mistral) after stage 3 or its HD variant, in the official form, through this project's model."""
+
+    adapter: Literal["videochat2"]
+    checkpoint: str
+    """The .pth file of stage 3 or of the HD variant, or the folder with stage 3's; relative to paths.weights."""
+    language_model: str
+    """Folder of the frozen language model, relative to paths.weights."""
+    qformer_tokenizer: str = "bert-base-uncased"
+    """Words and sizes of the QFormer; likewise."""
+    hd: bool = False
+    """The checkpoint is the HD variant: a clip as up to six tiles and the whole picture."""
+    bos_as_ones: bool = True
+    """As in the recipe's model; it matters where options are scored, and not where answers are written."""
+    colours: Literal["imagenet", "clip"] = "clip"
+    """clip is the official evaluation, imagenet the official training."""
+    merged: bool = False
+    """Fold the adapters into the language model's weights."""
+    lora: LoraRecipe = LoraRecipe()
+    max_length: PositiveInt = 512
+
+    weight_files: ClassVar[tuple[Requirement, ...]] = (_MISTRAL, _BERT, replace(_STAGE3, field="checkpoint"))
+    weights_beside: ClassVar[tuple[str, ...]] = ("language_model",)
+
+
+# --- all families --------------------------------------------------------------------------------------
+
+Model = Annotated[
+    TinyModel | TinyVideoLLaMA2Model | TinyVideoChat2Model | VideoLLaMA2Model | VideoChat2Model,
+    Field(discriminator="adapter"),
+]
+"""`model:` of a recipe."""
+Checkpoint = VideoLLaMA2Checkpoint | VideoChat2Checkpoint
+"""`model:` of an evaluation through this project's own code."""
+
+
+def _by_adapter(sections: tuple[type[ModelSection], ...]) -> dict[str, type[ModelSection]]:
+    return {name: section for section in sections for name in get_args(section.model_fields["adapter"].annotation)}
+
+
+SECTIONS: Final[Mapping[str, type[ModelSection]]] = _by_adapter(get_args(get_args(Model)[0]))
+"""By what `model.adapter` of a recipe says."""
+CHECKPOINTS: Final[Mapping[str, type[ModelSection]]] = _by_adapter(get_args(Checkpoint))
+"""By what `model.adapter` of an evaluation says."""
