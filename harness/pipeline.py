@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from harness.common.errors import RecipeError, StaleError
+from harness.common.files import write_json
 from harness.common.progress import Progress
 from harness.data.sources import make_data, open_data
 from harness.evaluation import evaluate as evaluation
@@ -23,7 +24,7 @@ from harness.records import provenance
 from harness.records import tracking as track
 from harness.records.ledger import finished_step
 from harness.records.record import build_record, write_record
-from harness.records.run_folder import alone, check_disk, pin, stage, write_json
+from harness.records.run_folder import alone, check_disk, pin, stage
 from harness.report import tables
 from harness.report.figures import build as figures
 from harness.training import launch, processes

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from harness.analysis.runs import Results, Run, scored_units
 from harness.analysis.seeds import Spread, paired_spread
 from harness.common.errors import DataError
-from harness.config.recipe import digest
+from harness.common.hashing import digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -23,7 +23,7 @@ from harness.analysis.statistics import (
 )
 from harness.benchmarks.scoring import Scoring, unit_values
 from harness.common.errors import DataError
-from harness.config.recipe import digest
+from harness.common.hashing import digest
 from harness.records.record import Record, read_items, read_records
 
 if TYPE_CHECKING:

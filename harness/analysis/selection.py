@@ -10,7 +10,7 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.common.errors import StaleError
-from harness.records.record import read_json, write_atomic
+from harness.common.files import read_json, write_atomic
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
 
+from harness.common.hashing import digest
 from harness.config.model import Checkpoint, ModelSection
-from harness.config.recipe import Devices, EvaluateRecipe, Paths, digest
+from harness.config.recipe import Devices, EvaluateRecipe, Paths
 from harness.config.section import Strict
 
 if TYPE_CHECKING:

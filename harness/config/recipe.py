@@ -6,12 +6,11 @@ an unknown key is an error. The gate's own keys are those of `regate.config.Gate
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from harness.common.hashing import digest
 from harness.config.model import Model  # noqa: TC001 - pydantic reads it
 from harness.config.section import Strict
 from regate.config import GateConfig, ReferenceConfig
@@ -214,12 +213,6 @@ class Recipe(Strict):
         return f"{self.name}-{digest(self.identity())[:8]}"
 
 
-def digest(value: Any) -> str:
-    """sha256 of the canonical JSON of a plain value: the fingerprint used for every made thing."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 __all__ = [
     "SCHEMA_VERSION",
     "Annotation",
@@ -236,5 +229,4 @@ __all__ = [
     "SuiteMark",
     "TrainRecipe",
     "VideoChat2Data",
-    "digest",
 ]

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from harness.common.errors import DataError
+from harness.common.files import write_atomic
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
@@ -211,8 +212,5 @@ def _load(cache: Path) -> dict[str, _Seen]:
 
 
 def _save(cache: Path, known: Mapping[str, _Seen]) -> None:
-    cache.parent.mkdir(parents=True, exist_ok=True)
     files = {name: [s.size, s.mtime_ns, s.sha256, s.reason, s.first] for name, s in known.items()}
-    work = cache.with_name(f"{cache.name}.{os.getpid()}.tmp")
-    work.write_text(json.dumps({"schema": SCHEMA, "files": files}))
-    work.replace(cache)
+    write_atomic(cache, json.dumps({"schema": SCHEMA, "files": files}))

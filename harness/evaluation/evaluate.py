@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.benchmarks import BENCHMARKS, AnyBenchmark
 from harness.common.errors import HarnessError, StaleError
-from harness.config.recipe import digest
+from harness.common.hashing import digest
 from harness.evaluation.lmms.process import CHILD, places, run_child
 from harness.evaluation.task import Official, set_exams
 from harness.records.evaluations import SCHEMA

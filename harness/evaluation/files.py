@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.common.errors import DataError
-from harness.config.recipe import digest
+from harness.common.hashing import digest
 from harness.evaluation.rows import ROWS, VIDEOS, Row, choose, chosen, pictures, read_rows, row_files
 
 if TYPE_CHECKING:

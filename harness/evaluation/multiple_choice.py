@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.common.errors import DataError, RecipeError
-from harness.config.recipe import digest
+from harness.common.hashing import digest
 from harness.data.sample import Media, Question
 
 if TYPE_CHECKING:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from harness.benchmarks import BENCHMARKS, AnyBenchmark
 from harness.common.errors import EnvironmentProblem
-from harness.config.recipe import digest
+from harness.common.files import write_json
+from harness.common.hashing import digest
 from harness.config.weight_files import missing_checkpoint
 from harness.evaluation.evaluate import Job, checkpoint_digest, evaluate_checkpoints
 from harness.evaluation.lmms.process import CHILD
 from harness.records import provenance
 from harness.records.record import evaluation_record, write_record
-from harness.records.run_folder import alone, check_disk, pin, write_json
+from harness.records.run_folder import alone, check_disk, pin
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

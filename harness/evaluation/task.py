@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from harness.benchmarks import AnyBenchmark, Benchmark, Published, find
 from harness.benchmarks.scoring import Scoring
 from harness.common.errors import DataError, HarnessError, RecipeError
-from harness.config.recipe import digest
+from harness.common.hashing import digest
 from harness.evaluation.files import PublishedData, benchmarks_root, open_published
 from harness.evaluation.items import summarise_published
 from harness.evaluation.multiple_choice import (

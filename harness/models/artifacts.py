@@ -11,20 +11,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.common.errors import EnvironmentProblem, StaleError
+from harness.common.files import atomic_folder
+from harness.common.hashing import digest
 from harness.config.model import TinyModel
-from harness.config.recipe import digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from harness.config.recipe import Recipe
 
@@ -78,7 +76,7 @@ class Parts:
         if self._card_path(stage).is_file():
             self.card(stage)
             return
-        with _new_folder(self.folder(stage)) as folder:
+        with atomic_folder(self.folder(stage), keep_existing=True) as folder:
             start = time.monotonic()
             figures = work(folder)
             card = {
@@ -117,34 +115,3 @@ def hash_weights(folder: Path) -> str:
         total.update(file.name.encode())
         total.update(hashlib.sha256(file.read_bytes()).digest())
     return total.hexdigest()
-
-
-@contextmanager
-def _new_folder(final: Path) -> Iterator[Path]:
-    """An empty folder beside `final` that takes its name at the end; what a killed attempt left is removed."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    for left in final.parent.glob(f".{final.name}.*.tmp"):
-        if not _alive(int(left.name.split(".")[-2])):
-            shutil.rmtree(left)
-    made = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-    if made.exists():
-        shutil.rmtree(made)
-    made.mkdir()
-    try:
-        yield made
-        if final.exists():  # another process made the same stage from the same recipe in the meantime
-            return
-        made.replace(final)
-    finally:
-        if made.exists():
-            shutil.rmtree(made)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

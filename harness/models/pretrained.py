@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from harness.common.errors import EnvironmentProblem
-from harness.config.recipe import digest
+from harness.common.hashing import digest
 from harness.models.adapter import DecoderShape
 from harness.models.device import computes_bfloat16
 from regate.types import Kind

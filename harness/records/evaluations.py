@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from harness.benchmarks.scoring import Scoring, overall, unit_values
 from harness.common.errors import DataError, StaleError
-from harness.config.recipe import digest
+from harness.common.files import read_json
+from harness.common.hashing import digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -95,21 +96,6 @@ def read_item_lines(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as items of an evaluation: {error}") from error
-
-
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        DataError: not there, or not a JSON object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as {what}: {error}") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: cannot be read as {what}: not a JSON object")
-    return value
 
 
 def problems_of(value: Any, shape: Mapping[str, Any], prefix: str) -> list[str]:

@@ -7,7 +7,6 @@ read records (and the per-item files that they name) and nothing else.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -16,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import BaseModel
 
 from harness.common.errors import DataError, StaleError
-from harness.config.recipe import digest
+from harness.common.files import read_json, write_atomic
+from harness.common.hashing import digest
 from harness.records import provenance
 from harness.records.evaluations import EVALUATION_SHAPE, items_digest, problems_of, read_evaluations, read_item_lines
-from harness.records.evaluations import read_json as read_json
 from harness.records.ledger import finished_step, read_events
 from harness.records.totals import Split, check_steps, progress_at, split, totals
 
@@ -172,7 +171,8 @@ def evaluation_record(
 def write_record(record: Record, run_dir: Path) -> Path:
     """Write record.json in one piece; keys in a fixed order, so that a diff shows what changed."""
     path = run_dir / RECORD_FILE
-    write_atomic(path, json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_atomic(path, text + "\n", durable=True)
     return path
 
 
@@ -263,14 +263,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader, or a kill, finds the old one or the new one and nothing between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    temporary.replace(path)
 
 
 def _evaluations(recipe: Recipe, run_dir: Path, ledger: Split, steps: int) -> list[dict[str, Any]]:

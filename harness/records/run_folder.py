@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import fcntl
-import json
-import os
 import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.common.errors import EnvironmentProblem, StaleError
+from harness.common.files import read_json, write_json
 from harness.records.ledger import Clocks, Ledger
 
 if TYPE_CHECKING:
@@ -40,25 +39,13 @@ def pin(run_dir: Path, name: str, value: str) -> None:
         StaleError: the same run was started with something else.
     """
     path = run_dir / "inputs.json"
-    inputs: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"schema": SCHEMA}
+    inputs: dict[str, Any] = read_json(path, "the inputs of a run") if path.exists() else {"schema": SCHEMA}
     if inputs.get(name, value) != value:
         raise StaleError(
             f"{run_dir} was started with other {name} (fingerprint {inputs[name][:16]}, now {value[:16]})",
             hint=f"restore the {name}, or move {run_dir} away to start anew",
         )
     write_json(path, {**inputs, name: value})
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    work = path.with_name(path.name + ".tmp")
-    with work.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    work.replace(path)
 
 
 def check_disk(folder: Path, needed: int = _SPARE_BYTES) -> None:

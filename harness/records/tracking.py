@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import urlsplit
 
+from harness.common.files import read_json, write_atomic
 from harness.records.ledger import read_events
 from harness.records.metrics import (
     STEPS_DONE,
@@ -42,7 +43,6 @@ from harness.records.metrics import (
     total_rows,
 )
 from harness.records.network import reachable, shown, without_password
-from harness.records.record import read_json, write_atomic
 from harness.records.totals import split
 
 if TYPE_CHECKING:

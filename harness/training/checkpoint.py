@@ -9,16 +9,15 @@ files are counted here.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from harness.common.errors import StaleError
+from harness.common.files import replace_folder, sync_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from harness.training.parallel import Placement
@@ -49,9 +48,8 @@ def save(placement: Placement, folder: Path, *, step: int, gate_state: dict[str,
         state = {"schema": SCHEMA, "step": step, "identity": identity, "world": world, "sharding": placement.sharding}
         (work / "state.json").write_text(json.dumps(state))
         (work / _COMPLETE).touch()
-        _sync(work)
-        shutil.rmtree(final, ignore_errors=True)
-        work.replace(final)
+        sync_tree(work)
+        replace_folder(work, final)
         for old in folder.glob("resume-*"):
             if old != final:
                 shutil.rmtree(old)
@@ -92,25 +90,3 @@ def load(placement: Placement, path: Path, *, identity: str) -> tuple[int, list[
     placement.load(path)
     gates = [torch.load(path / f"gate-{rank}.pt", weights_only=True) for rank in range(world)]
     return int(state["step"]), gates
-
-
-def write_directory(final: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a directory under a temporary name, then give it its own: it is whole or not there."""
-    work = final.with_name(final.name + ".tmp")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    write(work)
-    _sync(work)
-    shutil.rmtree(final, ignore_errors=True)
-    work.replace(final)
-
-
-def _sync(folder: Path) -> None:
-    """Force a directory's files to disk, so that the rename that follows never outlives their contents."""
-    for path in [*folder.rglob("*"), folder]:
-        if path.is_file() or path.is_dir():
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)

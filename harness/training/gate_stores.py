@@ -16,10 +16,11 @@ import torch
 
 import regate
 from harness.common.errors import StaleError
-from harness.config.recipe import digest
+from harness.common.files import write_json
+from harness.common.hashing import digest
 from harness.data.loading.batches import text_batches
 from harness.models import device
-from harness.records.run_folder import pin, stage, write_json
+from harness.records.run_folder import pin, stage
 from harness.training import launch, processes
 from harness.training.checkpoint import latest
 from regate import process

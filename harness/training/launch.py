@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import torch
 
 from harness.common.errors import DataError, EnvironmentProblem, HarnessError, Preempted, RecipeError, StaleError
+from harness.common.files import write_json
 from harness.common.signals import stop_requests
-from harness.records.run_folder import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

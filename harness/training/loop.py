@@ -16,8 +16,9 @@ from accelerate.utils import gather_object, set_seed
 
 import regate
 from harness.common.errors import HarnessError, Preempted
+from harness.common.files import atomic_folder
+from harness.common.hashing import digest
 from harness.common.signals import stop_requests
-from harness.config.recipe import digest
 from harness.data.loading.batches import windows
 from harness.data.sampler import Sampler
 from harness.models import device
@@ -235,11 +236,7 @@ def _keep(loop: Loop, ledger: Ledger, clocks: Clocks, done: int, *, stop: bool) 
     """Write the checkpoints that are due after `done` steps."""
     job = loop.job
     if done in job.evaluate_at:
-        loop.placement.export(
-            lambda model: checkpoint.write_directory(
-                job.model_dir(done), lambda folder: job.adapter.save(model, folder)
-            )
-        )
+        loop.placement.export(lambda model: _write_model(job, model, done))
     stop = stop and done < job.steps
     due = stop or done % loop.recipe.checkpoint_every == 0
     if due:
@@ -254,6 +251,11 @@ def _keep(loop: Loop, ledger: Ledger, clocks: Clocks, done: int, *, stop: bool) 
         )
     if stop:
         raise Preempted(f"stopped after step {done} of {job.steps}", hint="the same command resumes it")
+
+
+def _write_model(job: TrainJob, model: nn.Module, done: int) -> None:
+    with atomic_folder(job.model_dir(done)) as folder:
+        job.adapter.save(model, folder)
 
 
 def _resume(loop: Loop) -> int:

@@ -6,13 +6,13 @@ hash of what it was made from.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from harness.config.recipe import digest
+from harness.common.files import atomic_file
+from harness.common.hashing import digest
 from harness.data.loading.batches import text_batches
 from regate.candidates import store_keys
 
@@ -69,13 +69,8 @@ def index_targets(
         with np.load(path) as arrays:
             return TargetIndex(arrays["sample_ids"], arrays["num_targets"], arrays["checksums"])
     index = _make(data, processor, candidates, progress)
-    folder.mkdir(parents=True, exist_ok=True)
-    work = path.with_suffix(".tmp")
-    with work.open("wb") as file:
+    with atomic_file(path) as file:
         np.savez(file, sample_ids=index.sample_ids, num_targets=index.num_targets, checksums=index.checksums)
-        file.flush()
-        os.fsync(file.fileno())
-    work.replace(path)
     return index
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.common.exits import STOPPED, explained, terminate_as_interrupt
-from harness.records.run_folder import write_json
+from harness.common.files import write_json
 from harness.training.launch import FOLDER, JOB
 
 if TYPE_CHECKING:

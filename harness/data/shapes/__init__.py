@@ -15,13 +15,13 @@ import fcntl
 import hashlib
 import json
 import random
-import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from harness.common.errors import DataError, RecipeError
-from harness.config.recipe import digest
+from harness.common.files import atomic_folder
+from harness.common.hashing import digest
 from harness.data.shapes.questions import make_test
 from harness.data.shapes.scene import KINDS, Scene, Want, make_scene
 from harness.data.shapes.text import converse
@@ -78,10 +78,9 @@ def make(data: ShapesData, parent: Path, seed: int, progress: Progress | None = 
     parent.mkdir(parents=True, exist_ok=True)
     with _alone(parent / f".{root.name}.lock"):
         if not root.exists():
-            partial = parent / f".{root.name}.tmp"
-            shutil.rmtree(partial, ignore_errors=True)  # what a killed maker left behind
-            _make(data, partial, seed, progress or (lambda what, done, total: None))
-            partial.replace(root)
+            # Every clip is held to its hash in the manifest when the set is opened: syncing thousands buys nothing.
+            with atomic_folder(root, keep_existing=True, durable=False) as partial:
+                _make(data, partial, seed, progress or (lambda what, done, total: None))
     return root
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from harness.common.errors import DataError
-from harness.config.recipe import digest
+from harness.common.hashing import digest
 from harness.data.check import Report, merged, probe, refuse
 from harness.data.packed import MODALITIES, PackedSamples
 from harness.data.sample import Question, SamplingPolicy

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from harness.config.recipe import digest
+from harness.common.hashing import digest
 from harness.data.formats import Bad, read_llava
 from harness.data.packed import Rows
 from harness.data.sample import SamplingPolicy

@@ -1,4 +1,4 @@
-"""The source `videochat2_it`: an annotation file for each source set of VideoChat2-IT, and the folders of their media."""
+"""The source `videochat2_it`: an annotation file for each set of VideoChat2-IT, and the folders of their media."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config.recipe import digest
+from harness.common.hashing import digest
 from harness.data.formats import Bad, read_videochat2
 from harness.data.packed import Rows
 from harness.data.sample import SamplingPolicy

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from harness.config.recipe import digest
+from harness.common.hashing import digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

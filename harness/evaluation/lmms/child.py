@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from harness.common.errors import EnvironmentProblem, HarnessError
+from harness.common.files import write_atomic
 from harness.config.evaluation import EvaluationRecipe, LmmsEvalModel
 from harness.config.recipe import Recipe
 from harness.evaluation.task import Questions, exam_of
@@ -116,20 +117,10 @@ def write_result(
     """The items first, then the result that names them: a result on disk is complete."""
     text = "".join(json.dumps(item) + "\n" for item in items)
     place = path.with_name(f"{path.stem}.items.jsonl")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(place, text)
+    write_atomic(place, text, durable=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
     whole = {**identity, **result, "items": place.name, "items_sha256": digest}
-    _replace(path, json.dumps(whole, indent=1) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_atomic(path, json.dumps(whole, indent=1) + "\n", durable=True)
 
 
 def watch_parent() -> None:

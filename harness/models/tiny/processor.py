@@ -9,7 +9,6 @@ Legend: B rows, S expanded length, N clips of a batch, T frames, H and W pixels.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -21,7 +20,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
 from harness.common.errors import DataError
-from harness.config.recipe import digest
+from harness.common.files import write_atomic
+from harness.common.hashing import digest
 from harness.data.sample import Batch, Encoded
 from regate.types import IGNORE, Kind, Layout
 
@@ -210,9 +210,8 @@ class TinyProcessor:
     def save(self, directory: Path) -> None:
         """An ordinary tokenizer folder and the sizes beside it."""
         self.tokenizer.save_pretrained(str(directory))
-        temporary = directory / f"{SETTINGS}.tmp"
-        temporary.write_text(json.dumps({"schema": SCHEMA, **self._settings()}, indent=1) + "\n")
-        os.replace(temporary, directory / SETTINGS)  # noqa: PTH105
+        text = json.dumps({"schema": SCHEMA, **self._settings()}, indent=1)
+        write_atomic(directory / SETTINGS, text + "\n")
 
     @classmethod
     def load(cls, directory: Path) -> TinyProcessor:

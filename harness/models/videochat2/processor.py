@@ -14,7 +14,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from harness.common.errors import DataError
-from harness.config.recipe import digest
+from harness.common.hashing import digest
 from harness.data.sample import Batch, Encoded
 from harness.models.videochat2 import conversation as talk
 from regate.types import IGNORE, Kind, Layout

@@ -16,8 +16,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 from harness.common.errors import RecipeError
+from harness.common.hashing import digest
 from harness.config.model import TinyVideoChat2Model
-from harness.config.recipe import digest
 from harness.models.artifacts import Parts as Stages
 from harness.models.videochat2 import checkpoint_names as names
 from harness.models.videochat2 import conversation as talk

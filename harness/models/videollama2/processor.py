@@ -17,7 +17,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from harness.common.errors import DataError
-from harness.config.recipe import digest
+from harness.common.hashing import digest
 from harness.data.sample import Batch, Encoded
 from regate.types import IGNORE, Kind, Layout
 

@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from harness.common.errors import RecipeError
+from harness.common.hashing import digest
 from harness.config.model import TinyVideoLLaMA2Model
-from harness.config.recipe import digest
 from harness.models.artifacts import Parts as Stages
 from harness.models.videollama2.connector import make_connector, visual_tokens
 from harness.models.videollama2.image_processing import SETTINGS

@@ -12,8 +12,8 @@ from harness.analysis.curves import ARMS, Arm, arm_of, suites, trained
 from harness.analysis.runs import benchmarks_of, load_runs, pair_runs
 from harness.analysis.selection import read_selection
 from harness.common.errors import RecipeError
+from harness.common.files import write_atomic
 from harness.config.explain import nearest
-from harness.records.record import write_atomic
 from harness.report.figures.accuracy import accuracy_figure, suite_figure
 from harness.report.figures.reference_losses import losses_figure
 from harness.report.figures.style import save

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any, Final
 
-from harness.records.record import write_atomic
+from harness.common.files import write_atomic
 
 if TYPE_CHECKING:
     from pathlib import Path

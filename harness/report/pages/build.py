@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from harness.analysis.curves import arm_of, scale_of, suites, trained
 from harness.analysis.runs import Pair, benchmarks_of, difference_of_means, mean_of_tasks, pair_runs
 from harness.analysis.selection import read_selection
-from harness.config.recipe import digest
-from harness.records.record import write_atomic
+from harness.common.files import write_atomic
+from harness.common.hashing import digest
 from harness.report import table as render
 from harness.report.pages.html import Page, Tile, to_html
 from harness.report.pages.runs import name_of, run_sections

@@ -13,7 +13,7 @@ from harness.analysis.arms import seed_groups
 from harness.analysis.paper import Paper, load_paper
 from harness.analysis.runs import Run, benchmarks_of, load_runs, pair_runs
 from harness.common.errors import DataError, StaleError
-from harness.records.record import write_atomic
+from harness.common.files import write_atomic
 from harness.report import table as render
 from harness.report.tables.accuracy import accuracy_table
 from harness.report.tables.arms import pairs_table, time_table, tokens_table

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.analysis.selection import SCHEMA, SHOWN
-from harness.records.record import write_atomic
+from harness.common.files import write_atomic
 from harness.report import table as render
 from harness.report.table import Cell, Column, Table
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import random
 import re
 import signal
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 
 from harness.common.errors import DataError, RecipeError
+from harness.common.files import temporary_path
 from harness.config.recipe import ShapesData
 from harness.data import shapes
 from harness.data.loading.video import decode
@@ -98,7 +100,8 @@ def test_a_killed_maker_leaves_no_set_behind(tmp_path: Path, made: Path) -> None
     process.wait()
     assert not list(tmp_path.glob("shapes-*"))
     # A left-over of the very set is thrown away, not taken over.
-    partial = tmp_path / f".{made.name}.tmp"
+    partial = temporary_path(tmp_path / made.name)
+    partial = partial.with_name(partial.name.replace(f"-{os.getpid()}.", f"-{process.pid}."))
     partial.mkdir()
     (partial / "rest.mp4").write_bytes(b"half")
     assert _tree(shapes.make(SMALL, tmp_path, 0)) == _tree(made)

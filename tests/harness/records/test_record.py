@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from harness.common.errors import DataError, StaleError
+from harness.common.files import write_atomic
 from harness.records.ledger import Ledger, read_events, read_steps
-from harness.records.record import build_record, read_items, read_record, read_records, strip_times, write_atomic
+from harness.records.record import build_record, read_items, read_record, read_records, strip_times
 from harness.records.totals import COUNTS, split
 from tests.harness.worlds.run_builder import build_pair, build_run, finish, plan_of, recipe
 

@@ -90,17 +90,3 @@ def test_other_processes_or_another_sharding_are_refused(tmp_path: Path) -> None
         (path / "state.json").write_text(json.dumps(state | change))
         with pytest.raises(StaleError, match="this run has 1"):
             checkpoint.load(placed, path, identity="a")
-
-
-def test_a_directory_is_whole_or_not_there(tmp_path: Path) -> None:
-    final = tmp_path / "step-000010"
-
-    def fail(folder: Path) -> None:
-        (folder / "half").touch()
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError, match="No space"):
-        checkpoint.write_directory(final, fail)
-    assert not final.exists()
-    checkpoint.write_directory(final, lambda folder: (folder / "whole").touch())
-    assert [path.name for path in final.iterdir()] == ["whole"]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.common.errors import DataError, EnvironmentProblem, HarnessError, Preempted
+from harness.common.files import write_json
 from harness.config.load import load_recipe
-from harness.records.run_folder import write_json
 from harness.training.launch import _failure
 from harness.training.processes import count
 

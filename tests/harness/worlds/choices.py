@@ -15,8 +15,9 @@ import torch
 
 import regate
 from harness.analysis.runs import Run, load_runs
+from harness.common.hashing import digest
 from harness.common.progress import Progress
-from harness.config.recipe import Recipe, digest
+from harness.config.recipe import Recipe
 from harness.data.sampler import Sampler
 from harness.data.sources import DataSet, make_data, open_data
 from harness.models import adapter_for

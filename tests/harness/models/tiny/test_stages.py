@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from harness.common.errors import EnvironmentProblem, RecipeError, StaleError
+from harness.common.files import temporary_path
 from harness.common.progress import Progress
 from harness.config.recipe import GateConfig, LlavaData, ReferenceConfig
 from harness.data.shapes import stage_clips
@@ -105,7 +107,8 @@ def test_parts_that_are_there_are_not_made_again(made: TinyAdapter) -> None:
 
 
 def test_what_a_killed_stage_left_is_swept_away(made: TinyAdapter, again: TinyAdapter) -> None:
-    left = again.parts.root / ".backbone.999999999.tmp"
+    left = temporary_path(again.parts.root / "backbone")
+    left = left.with_name(left.name.replace(f"-{os.getpid()}.", "-999999999."))
     left.mkdir(parents=True)
     (left / "model.safetensors").write_bytes(b"half")
     shutil.copytree(made.parts.folder("tower"), again.parts.folder("tower"))

@@ -1,0 +1,17 @@
+"""The fingerprint that every made thing is known by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+
+def digest(value: Any) -> str:
+    """sha256 of the canonical JSON of a plain value (keys sorted, no spaces, UTF-8), as 64 hexadecimal digits.
+
+    Raises:
+        TypeError, ValueError: the value is not plain JSON, or holds NaN or an infinity.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
