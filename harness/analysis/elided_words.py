@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from harness.data.processor import Processor
     from harness.data.sample import Sample
-    from harness.models.adapter import Processor
 
 MOST_WORDS: Final = 5000
 """Words that are listed one by one, those with the most targets; the sums by kind are over all of them."""

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from harness.analysis.runs import Run
     from harness.common.progress import Progress
     from harness.config.recipe import Paths
+    from harness.data.processor import Processor
     from harness.data.sources import DataSet
-    from harness.models.adapter import Processor
     from regate import DifficultyStore, ReferenceStore
     from regate.config import GateConfig
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
 
     from harness.common.progress import Progress
     from harness.data.loading.frames import FrameRule
-    from harness.data.sample import Batch, Encoded, Sample
+    from harness.data.processor import Processor
+    from harness.data.sample import Batch
     from regate.types import Decision
 
 
@@ -43,38 +43,6 @@ class DecoderShape:
     adapter_parameters: int = 0
     vision_flops: float = 0.0
     vision_backward: float = 0.0
-
-
-class Processor(Protocol):
-    """Text and frames in, tensors out. Deterministic: the same sample always gives the same targets."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of tokenizer, template, label rule, truncation and number of visual tokens."""
-        ...
-
-    @property
-    def placeholder_id(self) -> int:
-        """What stands at visual positions in `input_ids`; the teacher sees it masked."""
-        ...
-
-    @property
-    def tokenizer(self) -> Any:
-        """transformers' tokenizer, with which targets are shown as words."""
-        ...
-
-    def encode(self, sample: Sample, frames: Sequence[Tensor] | None) -> Encoded:
-        """Template, tokens, labels, kinds. `frames` holds one uint8 T3HW tensor a media, as decoded;
-        None gives the text-only encoding of the same expanded length (the teacher's view)."""
-        ...
-
-    def encode_prompt(self, sample: Sample, frames: Sequence[Tensor] | None) -> Encoded:
-        """Everything up to and including the marker that opens the assistant's turn, for generation."""
-        ...
-
-    def collate(self, rows: Sequence[Encoded]) -> Batch:
-        """Right-padded batch and its layout."""
-        ...
 
 
 class Adapter(Protocol):

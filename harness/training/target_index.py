@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from harness.common.progress import Progress
+    from harness.data.processor import Processor
     from harness.data.sources import DataSet
-    from harness.models.adapter import Processor
     from regate.config import Candidates
 
 SCHEMA: Final = 1

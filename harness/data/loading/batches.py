@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from harness.data.processor import Processor
     from harness.data.sample import Batch, Encoded, Sample
     from harness.data.sampler import Sampler
     from harness.data.sources import DataSet
-    from harness.models.adapter import Processor
 
 MAX_FAILED: Final = 0.005
 """Part of the data set that may turn out unreadable at run time before a run stops."""

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from harness.data.processor import Processor
     from harness.data.sample import Encoded, SamplingPolicy
-    from harness.models.adapter import Processor
 
 _TAG: Final = re.compile(r"\A<media:0>\n?")
 _TURNS, _FRAMES, _AUGMENT = range(3)

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from harness.data.loading.frames import FrameRule
+    from harness.data.processor import Processor
     from harness.data.sample import Batch
-    from harness.models.adapter import Processor
     from regate.types import Decision
 
 

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
 from harness.common.errors import DataError
 from harness.common.files import write_atomic
 from harness.common.hashing import digest
-from harness.data.sample import Batch, Encoded
-from regate.types import IGNORE, Kind, Layout
+from harness.data.processor import make_row, pad_rows, refuse_missing_pixels
+from regate.types import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from harness.data.sample import Sample, Turn
+    from harness.data.sample import Batch, Encoded, Sample, Turn
 
 SCHEMA: Final = 1
 PAD, UNKNOWN, VIDEO, END = "<|pad|>", "<|unk|>", "<|video|>", "<|end|>"
@@ -174,25 +173,8 @@ class TinyProcessor:
         Raises:
             ValueError: some rows have pixels and others, not failed, lack them.
         """
-
-        def padded(rows_S: list[Tensor], value: int) -> Tensor:
-            return pad_sequence(rows_S, batch_first=True, padding_value=value)
-
-        kind_BS = padded([row.kind_S for row in rows], int(Kind.PAD))
-        layout = Layout(
-            labels_BS=padded([row.labels_S for row in rows], IGNORE),
-            kind_BS=kind_BS,
-            ordinal_BS=padded([row.ordinal_S for row in rows], -1),
-        )
-        inputs = {
-            "input_ids": padded([row.input_ids_S for row in rows], self.pad_id),
-            "attention_mask": (kind_BS != Kind.PAD).long(),
-        }
         pixels = self._pixels(rows)
-        if pixels is not None:
-            inputs["pixel_values"] = pixels
-        ids_B = torch.tensor([row.sample_id for row in rows], dtype=torch.int64)
-        return Batch(ids_B, inputs, layout, tuple(row.sample_id for row in rows if row.failed))
+        return pad_rows(rows, self.pad_id, {} if pixels is None else {"pixel_values": pixels})
 
     def span_classes(self, sample: Sample) -> tuple[str | None, ...]:
         """For each target, in canonical order, the class of the entry of `sample.spans` around it, or None."""
@@ -258,25 +240,17 @@ class TinyProcessor:
     def _encoded(
         self, sample: Sample, pieces: list[tuple[list[int], list[int]]], frames: Sequence[Tensor] | None
     ) -> Encoded:
-        ids_S = torch.tensor([i for ids, _ in pieces for i in ids], dtype=torch.int64)
-        kind_S = torch.tensor([k for _, kinds in pieces for k in kinds], dtype=torch.uint8)
-        clips = int((kind_S == Kind.VISUAL).sum()) // self.visual_tokens
+        row_ids = [i for ids, _ in pieces for i in ids]
+        row_kinds = [kind for _, kinds in pieces for kind in kinds]
+        clips = row_kinds.count(int(Kind.VISUAL)) // self.visual_tokens
         if clips != len(sample.media) or clips > 1:
             raise DataError(
                 f"sample {sample.key}: {len(sample.media)} media and {clips} media tags; the tiny model takes "
                 "one clip, named once by <media:0>, or none"
             )
-        if len(ids_S) > self.max_length:
-            raise DataError(f"sample {sample.key}: {len(ids_S)} positions, more than {self.max_length}")
-        target_S = kind_S == Kind.TARGET
-        return Encoded(
-            sample_id=sample.id,
-            input_ids_S=ids_S,
-            labels_S=torch.where(target_S, ids_S, IGNORE),
-            kind_S=kind_S,
-            ordinal_S=torch.where(target_S, target_S.long().cumsum(0) - 1, -1),
-            pixels=self._clip(sample, frames),
-        )
+        if len(row_ids) > self.max_length:
+            raise DataError(f"sample {sample.key}: {len(row_ids)} positions, more than {self.max_length}")
+        return make_row(sample, row_ids, row_kinds, pixels=self._clip(sample, frames))
 
     def _clip(self, sample: Sample, frames: Sequence[Tensor] | None) -> Tensor | None:
         if frames is None or not sample.media:
@@ -293,10 +267,8 @@ class TinyProcessor:
         if all(row.pixels is None and not row.failed for row in visual):
             return None
         black = torch.zeros((self.frames, 3, self.size, self.size), dtype=torch.uint8)
+        refuse_missing_pixels(row for row in visual if not row.failed)
         clips = [black if row.failed else row.pixels for row in visual]
-        if any(clip is None for clip in clips):
-            lacking = [row.sample_id for row in visual if row.pixels is None and not row.failed]
-            raise ValueError(f"a batch mixes rows with and without pixels; without: {lacking}")
         return normalise(torch.stack([clip for clip in clips if clip is not None]))
 
 

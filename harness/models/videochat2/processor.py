@@ -15,9 +15,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from harness.common.errors import DataError
 from harness.common.hashing import digest
-from harness.data.sample import Batch, Encoded
+from harness.data.processor import make_row, pad_rows, refuse_missing_pixels
 from harness.models.videochat2 import conversation as talk
-from regate.types import IGNORE, Kind, Layout
+from regate.types import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from harness.data.sample import Sample
+    from harness.data.sample import Batch, Encoded, Sample
     from harness.models.videochat2.image_processing import Pixels
 
 SCHEMA: Final = 1
@@ -163,28 +163,9 @@ class VideoChat2Conversations:
         Raises:
             ValueError: some rows with media have pixels and others lack them.
         """
-
-        def padded(rows_S: list[Tensor], value: int) -> Tensor:
-            return pad_sequence(rows_S, batch_first=True, padding_value=value)
-
-        kind_BS = padded([row.kind_S for row in rows], int(Kind.PAD))
-        input_ids_BS = padded([row.input_ids_S for row in rows], self.pad_id)
-        layout = Layout(
-            labels_BS=padded([row.labels_S for row in rows], IGNORE),
-            kind_BS=kind_BS,
-            ordinal_BS=padded([row.ordinal_S for row in rows], -1),
-            tokens_BS=input_ids_BS,
-        )
-        inputs: dict[str, Any] = {
-            "input_ids": input_ids_BS,
-            "attention_mask": (kind_BS != Kind.PAD).long(),
-            "bos_as_ones": torch.stack([row.extra["bos_as_ones"] for row in rows]),
-        }
-        if any(row.pixels is not None for row in rows):
-            inputs |= self._media(rows)
-        ids_B = torch.tensor([row.sample_id for row in rows], dtype=torch.int64)
-        failed = tuple(row.sample_id for row in rows if row.failed)
-        return Batch(ids_B, inputs, layout, failed, cut=tuple(row.cut for row in rows if row.cut is not None))
+        media = self._media(rows) if any(row.pixels is not None for row in rows) else {}
+        bos_as_ones_B = torch.stack([row.extra["bos_as_ones"] for row in rows])
+        return pad_rows(rows, self.pad_id, {"bos_as_ones": bos_as_ones_B, **media})
 
     def save(self, directory: Path) -> None:
         """Both tokenizers' files, for whoever reads the checkpoint."""
@@ -192,9 +173,7 @@ class VideoChat2Conversations:
         self.qformer_tokenizer.save_pretrained(str(directory / QFORMER_FOLDER))
 
     def _media(self, rows: Sequence[Encoded]) -> dict[str, Any]:
-        lacking = [row.sample_id for row in rows if row.pixels is None and bool((row.kind_S == Kind.VISUAL).any())]
-        if lacking:
-            raise ValueError(f"a batch mixes rows with and without pixels; without: {lacking}")
+        refuse_missing_pixels(rows)
         frames: list[Tensor] = []
         counts: list[int] = []
         words: list[Tensor] = []
@@ -268,16 +247,11 @@ class VideoChat2Conversations:
         ids = [int(self.tokenizer.bos_token_id), *text.before, *media, *text.after]
         kinds = [int(Kind.SPECIAL), *text.kinds_before, *([int(Kind.VISUAL)] * visual), *text.kinds_after]
         limit = self.max_length + visual
-        ids_S = torch.tensor(ids[:limit], dtype=torch.int64)
-        kind_S = torch.tensor(kinds[:limit], dtype=torch.uint8)
-        target_S = kind_S == Kind.TARGET
         words = self.qformer_tokenizer(told.instruction, truncation=True, max_length=self.qformer_length)["input_ids"]
-        return Encoded(
-            sample_id=sample.id,
-            input_ids_S=ids_S,
-            labels_S=torch.where(target_S, ids_S, IGNORE),
-            kind_S=kind_S,
-            ordinal_S=torch.where(target_S, target_S.long().cumsum(0) - 1, -1),
+        return make_row(
+            sample,
+            ids[:limit],
+            kinds[:limit],
             pixels=pixels,
             cut=kinds[limit:].count(int(Kind.TARGET)) if len(kinds) > limit else None,
             extra={

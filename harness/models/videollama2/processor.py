@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from harness.common.errors import DataError
 from harness.common.hashing import digest
-from harness.data.sample import Batch, Encoded
-from regate.types import IGNORE, Kind, Layout
+from harness.data.processor import make_row, pad_rows, refuse_missing_pixels
+from regate.types import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from harness.data.sample import Sample
+    from harness.data.sample import Batch, Encoded, Sample
     from harness.models.videollama2.image_processing import Pixels
 
 SCHEMA: Final = 1
@@ -157,32 +156,15 @@ class VideoLLaMA2Conversations:
         Raises:
             ValueError: some rows with media have pixels and others lack them.
         """
-
-        def padded(rows_S: list[Tensor], value: int) -> Tensor:
-            return pad_sequence(rows_S, batch_first=True, padding_value=value)
-
-        kind_BS = padded([row.kind_S for row in rows], int(Kind.PAD))
-        input_ids_BS = padded([row.input_ids_S for row in rows], self.pad_id)
-        layout = Layout(
-            labels_BS=padded([row.labels_S for row in rows], IGNORE),
-            kind_BS=kind_BS,
-            ordinal_BS=padded([row.ordinal_S for row in rows], -1),
-            tokens_BS=input_ids_BS,
-        )
-        inputs: dict[str, Any] = {"input_ids": input_ids_BS, "attention_mask": (kind_BS != Kind.PAD).long()}
         clips = [row.pixels for row in rows if row.pixels is not None]
-        if clips:
-            lacking = [
-                row.sample_id for row in rows if row.pixels is None and bool((row.kind_S == Kind.VISUAL).any())
-            ]
-            if lacking:
-                raise ValueError(f"a batch mixes rows with and without pixels; without: {lacking}")
-            inputs["pixel_values"] = self.pixels.normalise(torch.cat(clips))
-            inputs["frame_counts"] = tuple(len(clip) for clip in clips)
-        ids_B = torch.tensor([row.sample_id for row in rows], dtype=torch.int64)
-        failed = tuple(row.sample_id for row in rows if row.failed)
-        cut = tuple(row.cut for row in rows if row.cut is not None)
-        return Batch(ids_B, inputs, layout, failed, cut=cut)
+        if not clips:
+            return pad_rows(rows, self.pad_id, {})
+        refuse_missing_pixels(rows)
+        media = {
+            "pixel_values": self.pixels.normalise(torch.cat(clips)),
+            "frame_counts": tuple(len(clip) for clip in clips),
+        }
+        return pad_rows(rows, self.pad_id, media)
 
     def save(self, directory: Path) -> None:
         """The tokenizer's files, for whoever reads the checkpoint."""
@@ -268,17 +250,7 @@ class VideoLLaMA2Conversations:
             place = ids.index(MEDIA_TOKEN)
             ids[place : place + 1] = [self.placeholder_id] * self.visual_tokens
             kinds[place : place + 1] = [int(Kind.VISUAL)] * self.visual_tokens
-        ids_S = torch.tensor(ids, dtype=torch.int64)
-        kind_S = torch.tensor(kinds, dtype=torch.uint8)
-        target_S = kind_S == Kind.TARGET
-        return Encoded(
-            sample_id=sample.id,
-            input_ids_S=ids_S,
-            labels_S=torch.where(target_S, ids_S, IGNORE),
-            kind_S=kind_S,
-            ordinal_S=torch.where(target_S, target_S.long().cumsum(0) - 1, -1),
-            pixels=self._clip(sample, frames),
-        )
+        return make_row(sample, ids, kinds, pixels=self._clip(sample, frames))
 
     def _clip(self, sample: Sample, frames: Sequence[Tensor] | None) -> Tensor | None:
         """uint8 [T, 3, Z, Z], T being 1 for an image."""

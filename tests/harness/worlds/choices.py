@@ -29,7 +29,7 @@ from tests.harness.worlds.run_builder import build_run, finish
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from harness.models.adapter import Processor
+    from harness.data.processor import Processor
 
 STEPS = 26
 GATE = {"keep_ratio": 0.5, "cycle_steps": 4, "dense_steps": 2, "warmup_steps": 1}
