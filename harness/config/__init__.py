@@ -1,0 +1,1 @@
+"""What is asked: recipes, suites and evaluations as frozen models, read from YAML with positions."""

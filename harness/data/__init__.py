@@ -1,0 +1,1 @@
+"""Samples and batches: annotation formats, sources, order; `loading` decodes, `shapes` renders."""

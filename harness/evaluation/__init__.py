@@ -1,0 +1,1 @@
+"""Checkpoints to scores: tasks, the lmms-eval child process, judging, results."""

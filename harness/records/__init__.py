@@ -1,0 +1,1 @@
+"""What happened: ledger, totals, record, provenance, and the MLflow mirror."""

@@ -1,0 +1,1 @@
+"""What people read: tables, figures and HTML pages, pure functions of what `analysis` says."""

@@ -1,0 +1,1 @@
+"""One run's optimisation: teacher pass, gate stores, loop, checkpoint, parallelism, workers."""
