@@ -1,1 +1,1 @@
-"""Numbers from records: runs, arms, seeds, intervals, time to target, the paper's numbers, the gate's choices replayed."""
+"""Numbers from records: runs, arms, seeds, intervals, time to target, the paper's numbers, choices replayed."""

@@ -1,17 +1,19 @@
 """Tables: pure functions of the records and item files below a results folder.
 
-A table is one builder function in one of the modules here; what a number means stands in its column's heading or in
-the notes below it. Ours and the paper's numbers never share a cell. The paper's own tables are written to `paper/`
-whatever was run, with "missing" where no run of ours has the number, and printed where one has.
+A table is one builder function in one of the modules here and one line in TABLES; what a number means stands in its
+column's heading or in the notes below it. Ours and the paper's numbers never share a cell. The paper's own tables are
+written to `paper/` whatever was run, with "missing" where no run of ours has the number, and printed where one has.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
 
 from harness.analysis.arms import seed_groups
 from harness.analysis.paper import Paper, load_paper
-from harness.analysis.runs import Run, benchmarks_of, load_runs, pair_runs
+from harness.analysis.runs import Pair, Run, benchmarks_of, load_runs, pair_runs
 from harness.common.errors import DataError, StaleError
 from harness.common.files import write_atomic
 from harness.report import table as render
@@ -22,11 +24,76 @@ from harness.report.tables.suites import seeds_table, suite_tables
 from harness.report.tables.time_to_target import target_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from harness.config.suite import Suite
     from harness.report.table import Table
+
+
+@dataclass(frozen=True)
+class ShownRuns:
+    """What tables are built from.
+
+    Attributes:
+        runs: of every record below a results folder.
+        suites: suite name -> its definition.
+    """
+
+    paper: Paper
+    runs: tuple[Run, ...]
+    suites: Mapping[str, Suite]
+
+    @cached_property
+    def single(self) -> list[Run]:
+        """Runs that belong to no suite; a table of them has a row a run."""
+        return [run for run in self.runs if run.suite is None]
+
+    @cached_property
+    def pairs(self) -> list[Pair]:
+        return pair_runs(self.single)
+
+    @cached_property
+    def benchmarks(self) -> list[str]:
+        return benchmarks_of(self.single)
+
+    @cached_property
+    def by_suite(self) -> dict[str, list[Run]]:
+        """Suite name, ascending -> its runs."""
+        members: dict[str, list[Run]] = {}
+        for run in self.runs:
+            if run.suite is not None:
+                members.setdefault(run.suite[0], []).append(run)
+        return dict(sorted(members.items()))
+
+
+def _accuracy_tables(shown: ShownRuns) -> Iterable[Table]:
+    """A table a benchmark; models evaluated as they are stand below the trained ones."""
+    others = [run for run in shown.single if not run.trained]
+    return [accuracy_table(shown.paper, shown.pairs, benchmark, others) for benchmark in shown.benchmarks]
+
+
+def _target_tables(shown: ShownRuns) -> Iterable[Table]:
+    table = target_table(shown.pairs, shown.benchmarks) if shown.pairs else None
+    return [table] if table else []
+
+
+def _suite_tables(shown: ShownRuns) -> Iterable[Table]:
+    for name, members in shown.by_suite.items():
+        yield from suite_tables(name, members, shown.suites.get(name))
+
+
+TABLES: Final[tuple[Callable[[ShownRuns], Iterable[Table]], ...]] = (
+    lambda shown: [pairs_table(shown.pairs, shown.benchmarks)] if shown.pairs else [],
+    lambda shown: [tokens_table(shown.pairs)] if shown.pairs else [],
+    lambda shown: [time_table(shown.pairs)] if shown.pairs else [],
+    _target_tables,
+    lambda shown: [seeds_table(arms) for arms in seed_groups(shown.single)],
+    _accuracy_tables,
+    _suite_tables,
+    lambda shown: paper_tables_of(shown.paper, shown.runs),
+)
+"""Every table, in the order they are shown: from runs to their tables, none where they lack its numbers."""
 
 
 def make_tables(results_dir: Path, suites: Mapping[str, Suite] | None = None) -> list[Table]:
@@ -43,15 +110,8 @@ def make_tables(results_dir: Path, suites: Mapping[str, Suite] | None = None) ->
     runs = load_runs(results_dir)
     if not runs:
         raise DataError(f"no finished run below {results_dir / 'runs'}", hint="start one: harness run RECIPE.yaml")
-    paper = load_paper()
-    tables = _run_tables(paper, [run for run in runs if run.suite is None])
-    by_suite: dict[str, list[Run]] = {}
-    for run in runs:
-        if run.suite is not None:
-            by_suite.setdefault(run.suite[0], []).append(run)
-    for name, members in sorted(by_suite.items()):
-        tables += suite_tables(name, members, (suites or {}).get(name))
-    return [*tables, *paper_tables_of(paper, runs)]
+    shown = ShownRuns(load_paper(), tuple(runs), suites or {})
+    return [table for build in TABLES for table in build(shown)]
 
 
 def write_tables(tables: Sequence[Table], results_dir: Path) -> list[Path]:
@@ -106,19 +166,6 @@ def printed(tables: Sequence[Table], *, everything: bool = False) -> str:
     return "\n".join(shown)
 
 
-def _run_tables(paper: Paper, runs: Sequence[Run]) -> list[Table]:
-    """Tables with a row a run, of the runs that belong to no suite."""
-    pairs, benchmarks = pair_runs(runs), benchmarks_of(runs)
-    tables = []
-    if pairs:
-        tables = [pairs_table(pairs, benchmarks), tokens_table(pairs), time_table(pairs)]
-        reached = target_table(pairs, benchmarks)
-        tables += [reached] if reached else []
-    tables += [seeds_table(arms) for arms in seed_groups(runs)]
-    others = [run for run in runs if not run.trained]
-    return tables + [accuracy_table(paper, pairs, benchmark, others) for benchmark in benchmarks]
-
-
 def _files(tables: Sequence[Table]) -> dict[str, str]:
     """File name below tables/ -> its text."""
     return {f"{table.name}.{end}": text for table in tables for end, text in render.written(table).items()}
@@ -131,6 +178,8 @@ def _files_in(folder: Path) -> set[str]:
 
 
 __all__ = [
+    "TABLES",
+    "ShownRuns",
     "build_tables",
     "check_tables",
     "make_tables",
