@@ -10,7 +10,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from harness.benchmarks import PUBLISHED
+from harness.benchmarks import BENCHMARKS, PAPER_BENCHMARKS, PaperBenchmark
 from harness.common.errors import DataError, EnvironmentProblem, RecipeError
 from harness.config.weight_files import missing_weights
 from harness.data.sampler import steps_per_epoch
@@ -234,8 +234,12 @@ def require(plan: Plan) -> None:
 
 def _missing_benchmarks(recipe: Recipe) -> list[str]:
     root = benchmarks_root(recipe.paths.data)
-    asked = [PUBLISHED[name] for name in recipe.evaluate.benchmarks if name in PUBLISHED]
-    return [line for one in asked for line in missing_published(one, root, recipe.evaluate.limit)]
+    asked = [
+        benchmark
+        for name in recipe.evaluate.benchmarks
+        if isinstance(benchmark := BENCHMARKS.get(name), PaperBenchmark)
+    ]
+    return [line for benchmark in asked for line in missing_published(benchmark, root, recipe.evaluate.limit)]
 
 
 def _with_warnings(plan: Plan, recipe: Recipe) -> Plan:
@@ -251,7 +255,7 @@ def _run_warnings(plan: Plan, recipe: Recipe) -> Iterator[str]:
         yield "several points of evaluate.at fall on the same step; it is evaluated once"
     if not plan.benchmarks:
         yield "evaluate.benchmarks is empty: nothing is scored"
-    if recipe.evaluate.limit is not None and any(name in PUBLISHED for name in plan.benchmarks):
+    if recipe.evaluate.limit is not None and any(name in PAPER_BENCHMARKS for name in plan.benchmarks):
         yield f"evaluate.limit is {recipe.evaluate.limit}: scores on a part of a benchmark are not the paper's"
     if plan.left_out_per_epoch * 10 > plan.samples:
         yield (
@@ -357,4 +361,5 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def _benchmark(name: str) -> str:
-    return f"{name} ({PUBLISHED[name].items:,} items)" if name in PUBLISHED else name
+    benchmark = BENCHMARKS.get(name)
+    return f"{name} ({benchmark.items:,} items)" if isinstance(benchmark, PaperBenchmark) else name

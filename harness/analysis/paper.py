@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
-from harness.benchmarks.paper import PUBLISHED
+from harness.benchmarks import BENCHMARKS, PaperBenchmark
+from harness.benchmarks.spec import PaperTable
 from harness.common.errors import EnvironmentProblem
 from harness.config.yaml_positions import read_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from harness.benchmarks.spec import Published
+    from harness.benchmarks import PaperCell
 
 MODELS: Final = {"videollama2": "VideoLLaMA2", "videochat2": "VideoChat2", "internvl3_5": "InternVL3.5"}
 """Adapter -> the model's name in the paper."""
@@ -28,11 +29,17 @@ GPUS: Final = {"VideoLLaMA2": ("H100", 4), "VideoChat2": ("H100", 4), "InternVL3
 _FILE: Final = "tables.yaml"
 
 
-TABLES: Final[dict[str, tuple[Published, ...]]] = {
-    table: tuple(one for one in PUBLISHED.values() if one.table == table)
-    for table in ("table1_image", "table2_long_video", "table3_short_video")
+TABLES: Final[dict[str, tuple[PaperBenchmark, ...]]] = {
+    table: tuple(
+        benchmark
+        for benchmark in BENCHMARKS.values()
+        if isinstance(benchmark, PaperBenchmark) and benchmark.paper is not None and benchmark.paper.table == table
+    )
+    for table in get_args(PaperTable)
 }
-"""The paper's tables of benchmarks, and what is in their columns."""
+"""The paper's tables of benchmarks, and what is in their columns. A benchmark outside the paper is in none."""
+PAPER_NAMES: Final = frozenset(benchmark.name for columns in TABLES.values() for benchmark in columns)
+"""Names of the benchmarks that the paper reports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +92,10 @@ class Paper:
         for group in GROUPS:
             for label, entry in content[group].items():
                 values = dict(zip(content["columns"], entry["values"], strict=True))
-                scores = {one.name: _score(values[one.column], one) for one in TABLES[table]}
+                scores = {
+                    benchmark.name: _score(values[cell_of(benchmark).column], benchmark)
+                    for benchmark in TABLES[table]
+                }
                 row = PaperRow(label, group, entry.get("llm"), values.get("frames"), values["tokens"], scores)
                 rows.append(row)
         return rows
@@ -93,7 +103,7 @@ class Paper:
     def reported(self, label: str, benchmark: str) -> float | None:
         """A row's score on one of our benchmarks, in parts of one or points; None where the paper has none."""
         for table, columns in TABLES.items():
-            if any(one.name == benchmark for one in columns):
+            if any(column.name == benchmark for column in columns):
                 return {row.label: row.scores[benchmark] for row in self.benchmark_table(table)}.get(label)
         return None
 
@@ -111,21 +121,27 @@ class Paper:
         The cell has the three values of an accuracy column; the paper reports no interval.
         """
         names = [MODELS[adapter] + arm for adapter in sorted(set(adapters) & MODELS.keys()) for arm in ("", GATED)]
-        known = [one for columns in TABLES.values() for one in columns if one.name == benchmark]
+        known = [column for columns in TABLES.values() for column in columns if column.name == benchmark]
         if not names or not known:
             return []
         scale = shown(known[0])
         return [(name, self.reported(name, benchmark), scale) for name in names]
 
 
-def in_points(one: Published) -> bool:
+def cell_of(benchmark: PaperBenchmark) -> PaperCell:
+    """Where the paper reports a benchmark of TABLES."""
+    assert benchmark.paper is not None, benchmark.name
+    return benchmark.paper
+
+
+def in_points(benchmark: PaperBenchmark) -> bool:
     """Whether the score is points and not per cent."""
-    return one.scoring.scale == "points"
+    return benchmark.scoring.scale == "points"
 
 
-def shown(one: Published) -> float:
+def shown(benchmark: PaperBenchmark) -> float:
     """What the score is multiplied with where people read it."""
-    return 1.0 if in_points(one) else 100.0
+    return 1.0 if in_points(benchmark) else 100.0
 
 
 def load_paper() -> Paper:
@@ -147,13 +163,27 @@ def load_paper() -> Paper:
     return Paper(read_yaml(text, _FILE).data)
 
 
-def _score(value: Any, one: Published) -> float | None:
+def _score(value: Any, benchmark: PaperBenchmark) -> float | None:
     """A printed score: per cent become parts of one, as ours are; points stay."""
     if value is None:
         return None
-    if one.column_place is not None:
-        value = value[one.column_place]
-    return float(value) if in_points(one) else round(float(value) / 100, 6)
+    place = cell_of(benchmark).place
+    if place is not None:
+        value = value[place]
+    return float(value) if in_points(benchmark) else round(float(value) / 100, 6)
 
 
-__all__ = ["GATED", "GPUS", "GROUPS", "MODELS", "TABLES", "Paper", "PaperRow", "in_points", "load_paper", "shown"]
+__all__ = [
+    "GATED",
+    "GPUS",
+    "GROUPS",
+    "MODELS",
+    "PAPER_NAMES",
+    "TABLES",
+    "Paper",
+    "PaperRow",
+    "cell_of",
+    "in_points",
+    "load_paper",
+    "shown",
+]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import TYPE_CHECKING, Any, Final
 
-from harness.analysis.paper import GPUS, MODELS, TABLES, Paper, in_points
+from harness.analysis.paper import GPUS, MODELS, PAPER_NAMES, TABLES, Paper, in_points
 from harness.analysis.runs import Run, mean_of_tasks, same_questions, scored_units, scoring_of, teacher_cost
 from harness.analysis.seeds import paired_spread, seeds_to_detect, spread
 from harness.analysis.statistics import Interval, minimum_detectable, score_difference
@@ -137,7 +137,9 @@ class PaperRuns:
     def average(self, model: str, arm: str, other: str | None = None) -> Measured:
         """Unweighted mean over the paper's benchmarks in per cent, or of the difference to another arm; missing
         unless every one of them was evaluated. Its interval takes the benchmarks as independent."""
-        names = [one.name for columns in TABLES.values() for one in columns if not in_points(one)]
+        names = [
+            benchmark.name for columns in TABLES.values() for benchmark in columns if not in_points(benchmark)
+        ]
         parts = [
             self.score(model, arm, name) if other is None else self.difference(model, arm, other, name)
             for name in names
@@ -171,7 +173,7 @@ def paper_runs(paper: Paper, runs: Iterable[Run]) -> PaperRuns:
             left_out.append(f"{run.id}: a second {arm} run of {model} with seed {run.seed}")
         else:
             found[model, arm][run.seed] = run
-    evaluated = tuple(run for run in known if not run.trained)
+    evaluated = tuple(run for run in known if not run.trained and _on_the_papers_benchmarks(run))
     return PaperRuns(paper, {key: value for key, value in found.items() if value}, evaluated, tuple(left_out))
 
 
@@ -203,6 +205,11 @@ def papers_machine(runs: Iterable[Run], model: str) -> bool:
     return bool(machines) and all(
         n == number and all(name in gpu["name"] for gpu in gpus) and gpus for gpus, n in machines
     )
+
+
+def _on_the_papers_benchmarks(run: Run) -> bool:
+    """Whether it was asked anything that the paper reports."""
+    return any(evaluation["benchmark"] in PAPER_NAMES for evaluation in run.record["evaluations"])
 
 
 def _adapter(run: Run) -> str:

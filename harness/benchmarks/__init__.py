@@ -1,7 +1,8 @@
-"""The benchmarks that a recipe may name: our own on the shapes, and the paper's thirteen.
+"""The benchmarks that a recipe may name: of this project's questions, the paper's thirteen, and others of lmms-eval.
 
-`Benchmark` asks held-out questions of a data source of this project; `questions.py` says how. `Published` is one of
-the paper's; `published.py` holds their entries. Imports neither torch nor lmms-eval: plans and tables read it.
+`Benchmark` asks held-out questions of a data source of this project; `evaluation/multiple_choice.py` says how.
+`PaperBenchmark` is asked and judged by a task of lmms-eval; those of the paper's tables stand in `paper/`, those
+outside the paper (`paper=None`) here. Imports neither torch nor lmms-eval: plans and tables read it.
 """
 
 from __future__ import annotations
@@ -9,18 +10,23 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING, Final
 
-from harness.benchmarks.paper import PUBLISHED
-from harness.benchmarks.spec import AnyBenchmark, Benchmark, Form, Origin, Published
+from harness.benchmarks.paper import PAPER_BENCHMARKS
+from harness.benchmarks.spec import AnyBenchmark, Benchmark, Form, Origin, PaperBenchmark, PaperCell
 from harness.common.errors import RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_SHAPES: Final = ("colour", "shape", "direction", "count", "order", "change", "collision")
+_OUTSIDE_THE_PAPER: Final[tuple[AnyBenchmark, ...]] = (
+    Benchmark(
+        name="shapes",
+        source="shapes",
+        abilities=("colour", "shape", "direction", "count", "order", "change", "collision"),
+    ),
+)
 
 BENCHMARKS: Final[dict[str, AnyBenchmark]] = {
-    "shapes": Benchmark(name="shapes", source="shapes", abilities=_SHAPES),
-    **PUBLISHED,
+    benchmark.name: benchmark for benchmark in (*_OUTSIDE_THE_PAPER, *PAPER_BENCHMARKS.values())
 }
 
 
@@ -33,10 +39,20 @@ def find(name: str, known: Mapping[str, AnyBenchmark] = BENCHMARKS) -> AnyBenchm
     if name in known:
         return known[name]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    meant = f"; did you mean {' or '.join(near)}?" if near else ""
+    suggestion = f"; did you mean {' or '.join(near)}?" if near else ""
     raise RecipeError(
-        f"evaluate.benchmarks: unknown benchmark {name!r}{meant}", hint=f"known: {', '.join(sorted(known))}"
+        f"evaluate.benchmarks: unknown benchmark {name!r}{suggestion}", hint=f"known: {', '.join(sorted(known))}"
     )
 
 
-__all__ = ["BENCHMARKS", "PUBLISHED", "AnyBenchmark", "Benchmark", "Form", "Origin", "Published", "find"]
+__all__ = [
+    "BENCHMARKS",
+    "PAPER_BENCHMARKS",
+    "AnyBenchmark",
+    "Benchmark",
+    "Form",
+    "Origin",
+    "PaperBenchmark",
+    "PaperCell",
+    "find",
+]

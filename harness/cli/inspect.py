@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from harness.benchmarks import Published
+    from harness.benchmarks import PaperBenchmark
 
 Answer = dict[str, Any]
 KINDS = ("recipes", "suites", "evaluations", "runs", "models", "sources", "benchmarks")
@@ -123,26 +123,31 @@ def _variants(union: Any, key: str) -> list[Answer]:
 
 
 def _benchmarks() -> list[Answer]:
-    from harness.benchmarks import BENCHMARKS, Published
+    from harness.benchmarks import BENCHMARKS, PaperBenchmark
 
-    found: list[Answer] = []
-    for name, one in BENCHMARKS.items():
-        if isinstance(one, Published):
-            found.append(_published(one))
+    answers: list[Answer] = []
+    for name, benchmark in BENCHMARKS.items():
+        if isinstance(benchmark, PaperBenchmark):
+            answers.append(_published(benchmark))
         else:
-            found.append({"name": name, "words": f"data source {one.source}: {', '.join(one.abilities)}"})
-    return found
+            words = f"data source {benchmark.source}: {', '.join(benchmark.abilities)}"
+            answers.append({"name": name, "words": words})
+    return answers
 
 
-def _published(one: Published) -> Answer:
-    """Task, number of items, metric, size of the data and terms of a benchmark of the paper."""
-    size = "size not known" if one.origin.gigabytes is None else f"{one.origin.gigabytes:g} GB"
+def _published(benchmark: PaperBenchmark) -> Answer:
+    """Task, number of items, metric, size of the data and terms of a benchmark that lmms-eval asks, and the paper's
+    table that reports it."""
+    origin = benchmark.origin
+    size = "size not known" if origin.gigabytes is None else f"{origin.gigabytes:g} GB"
+    outside = "" if benchmark.paper else " (not of the paper)"
     words = (
-        f"{one.title}: lmms-eval {one.task}, {one.items:,} of split {one.split}, {one.metric}; "
-        f"{one.origin.repository}, {size}, {one.origin.access}; {one.origin.licence}"
+        f"{benchmark.title}{outside}: lmms-eval {benchmark.task}, {benchmark.items:,} of split {benchmark.split}, "
+        f"{benchmark.metric}; {origin.repository}, {size}, {origin.access}; {origin.licence}"
     )
-    facts = {"task": one.task, "split": one.split, "items": one.items, "metric": one.metric}
-    return {"name": one.name, "words": words, **facts, **asdict(one.origin)}
+    facts = {name: getattr(benchmark, name) for name in ("task", "split", "items", "metric")}
+    facts["paper_table"] = benchmark.paper.table if benchmark.paper else None
+    return {"name": benchmark.name, "words": words, **facts, **asdict(origin)}
 
 
 _FIXED = {

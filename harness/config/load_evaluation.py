@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic import ValidationError
 
-from harness.benchmarks import BENCHMARKS, Published
+from harness.benchmarks import BENCHMARKS, PaperBenchmark
 from harness.common.errors import RecipeError
 from harness.config.evaluation import EvaluationRecipe
 from harness.config.explain import Problem, explain, nearest
@@ -98,7 +98,7 @@ def _benchmarks(document: Document) -> Iterator[Problem]:
         words = None
         if name not in BENCHMARKS:
             words = f"unknown benchmark {name}{nearest(name, BENCHMARKS)}"
-        elif not isinstance(BENCHMARKS[name], Published):
+        elif not isinstance(BENCHMARKS[name], PaperBenchmark):
             words = f"benchmark {name} asks the held-out questions of a training; name it in that recipe"
         elif name in names[:index]:
             words = f"benchmark {name} is given twice"

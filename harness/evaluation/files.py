@@ -13,20 +13,28 @@ from typing import TYPE_CHECKING, Any, Final
 
 from harness.common.errors import DataError
 from harness.common.hashing import digest
-from harness.evaluation.rows import ROWS, VIDEOS, Row, choose, chosen, pictures, read_rows, row_files
+from harness.evaluation.rows import (
+    ROWS,
+    VIDEOS,
+    Row,
+    choose,
+    chosen,
+    index_name,
+    pictures,
+    read_index,
+    read_rows,
+    row_files,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from harness.benchmarks import Published
+    from harness.benchmarks import PaperBenchmark
 
 FOLDER: Final = "benchmarks"
 _SHOWN: Final = 5
 _ENDINGS: Final = (".mp4", ".MP4", ".mkv")
 """Endings that lmms-eval's tasks look for in the place of `.mp4`; not each of them takes `.mkv`."""
-_PAIRS: Final = "vinoground_videos_concated/vinoground_videoscore.json"
-"""Vinoground's questions about pairs of videos, below its videos."""
-_SINGLES: Final = "vinoground_videos/vinoground_textscore.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +48,7 @@ class PublishedData:
         digest: of the rows without their pictures, of the sizes of the row files, and of the videos' names and sizes.
     """
 
-    benchmark: Published
+    benchmark: PaperBenchmark
     root: Path
     limit: int | None
     expected: dict[str, int]
@@ -52,7 +60,7 @@ def benchmarks_root(data: str) -> Path:
     return Path(data) / FOLDER
 
 
-def open_published(benchmark: Published, root: Path, limit: int | None = None) -> PublishedData:
+def open_published(benchmark: PaperBenchmark, root: Path, limit: int | None = None) -> PublishedData:
     """The data of a benchmark.
 
     Args:
@@ -90,7 +98,7 @@ def open_published(benchmark: Published, root: Path, limit: int | None = None) -
     return PublishedData(benchmark, root, limit, ordered, print_of)
 
 
-def missing_published(benchmark: Published, root: Path, limit: int | None = None) -> list[str]:
+def missing_published(benchmark: PaperBenchmark, root: Path, limit: int | None = None) -> list[str]:
     """What `plan` prints while data are not there: `file: where it comes from`; empty where all of it is there."""
     try:
         open_published(benchmark, root, limit)
@@ -101,14 +109,14 @@ def missing_published(benchmark: Published, root: Path, limit: int | None = None
     return []
 
 
-def origin_words(benchmark: Published) -> str:
+def origin_words(benchmark: PaperBenchmark) -> str:
     """Where the data of a benchmark come from, how large they are, and on which terms."""
     origin = benchmark.origin
     size = "size not known" if origin.gigabytes is None else f"about {origin.gigabytes:g} GB"
     return f"{origin.repository} ({origin.rows}), {size}; access: {origin.access}; licence: {origin.licence}"
 
 
-def _absent(benchmark: Published, root: Path, what: str) -> DataError:
+def _absent(benchmark: PaperBenchmark, root: Path, what: str) -> DataError:
     folder = root / benchmark.folder
     return DataError(
         f"{benchmark.name}: {what} in {folder / ROWS}; fetch {origin_words(benchmark)}",
@@ -116,14 +124,14 @@ def _absent(benchmark: Published, root: Path, what: str) -> DataError:
     )
 
 
-def _other(benchmark: Published, root: Path, found: str, wanted: str) -> DataError:
+def _other(benchmark: PaperBenchmark, root: Path, found: str, wanted: str) -> DataError:
     return DataError(
         f"{benchmark.name}: {root / benchmark.folder / ROWS} holds {found}, the published split has {wanted}",
         hint=f"keep the files of the split {benchmark.split} and no others: {origin_words(benchmark)}",
     )
 
 
-def _count(benchmark: Published, root: Path, source: str, found: dict[str, list[int]]) -> None:
+def _count(benchmark: PaperBenchmark, root: Path, source: str, found: dict[str, list[int]]) -> None:
     parts = {source: benchmark.parts[source]} if source else benchmark.parts
     for part, wanted in parts.items():
         numbers = next(iter(found.values()), []) if source else found.get(part, [])
@@ -132,7 +140,7 @@ def _count(benchmark: Published, root: Path, source: str, found: dict[str, list[
             raise _other(benchmark, root, f"{len(numbers):,} items{words}", f"{wanted:,}")
 
 
-def _checked(benchmark: Published, path: Path) -> list[Row]:
+def _checked(benchmark: PaperBenchmark, path: Path) -> list[Row]:
     """The rows of a file that has every column."""
     rows, columns = read_rows(path)
     lacking = [name for name in benchmark.columns.split() if name not in columns]
@@ -149,7 +157,7 @@ def _checked(benchmark: Published, path: Path) -> list[Row]:
     return rows
 
 
-def _videos(benchmark: Published, root: Path, asked: Sequence[tuple[str, Row]]) -> list[tuple[str, int]]:
+def _videos(benchmark: PaperBenchmark, root: Path, asked: Sequence[tuple[str, Row]]) -> list[tuple[str, int]]:
     """Name and size of every video that is asked about, once each.
 
     Raises:
@@ -177,33 +185,31 @@ def _videos(benchmark: Published, root: Path, asked: Sequence[tuple[str, Row]]) 
     return sorted(sizes.items())
 
 
-def _names(benchmark: Published, folder: Path, asked: Sequence[tuple[str, Row]]) -> Iterator[str]:
+def _names(benchmark: PaperBenchmark, folder: Path, asked: Sequence[tuple[str, Row]]) -> Iterator[str]:
     """The video of every row, below the folder of the videos."""
     if benchmark.video is None:
-        yield from _vinoground(benchmark, folder, [row for _, row in asked])
+        yield from _indexed(benchmark, folder, [row for _, row in asked])
         return
     for part, row in asked:
         name = benchmark.video.format(**row)
         yield f"{benchmark.video_folders[part]}/{name}" if benchmark.video_folders else name
 
 
-def _vinoground(benchmark: Published, folder: Path, rows: Sequence[Row]) -> Iterator[str]:
-    """Vinoground's rows name a question; the files beside its videos name the video and the right answer."""
-    found: dict[str, Any] = {}
-    for name in (_SINGLES, _PAIRS):  # the task reads both, whichever it asks
+def _indexed(benchmark: PaperBenchmark, folder: Path, rows: Sequence[Row]) -> Iterator[str]:
+    """The videos of rows that name a question only: the last of the index files names its video."""
+    entries: dict[str, dict[str, Any]] = {}
+    for name in benchmark.index_files:  # the task reads all of them, whichever it asks
         try:
-            found = {str(entry["idx"]): entry for entry in json.loads((folder / name).read_text())}
+            entries = read_index(folder / name)
         except FileNotFoundError:
             raise DataError(
                 f"{benchmark.name}: {folder / name} is missing; fetch {origin_words(benchmark)}"
             ) from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{folder / name}: damaged ({type(error).__name__}: {error})") from None
     for row in rows:
-        index = "_".join(str(row["index"]).split("_")[:2])
-        if index not in found:
-            raise DataError(f"{benchmark.name}: {folder / _PAIRS} has no entry {index}")
-        yield str(found[index]["video_name"])
+        index = index_name(row)
+        if index not in entries:
+            raise DataError(f"{benchmark.name}: {folder / benchmark.index_files[-1]} has no entry {index}")
+        yield str(entries[index]["video_name"])
 
 
 def _there(path: Path) -> Path | None:

@@ -17,15 +17,13 @@ from harness.common.errors import HarnessError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from harness.benchmarks import Published
+    from harness.benchmarks import PaperBenchmark
 
 VERDICT: Final = "verdict"
 """Key of what our task functions add to the output of a task's `process_results`."""
-_ROUNDED: Final = {"longvideobench": 5}
-"""Decimals of scores that lmms-eval rounds."""
 
 
-def items_of(benchmark: Published, samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def items_of(benchmark: PaperBenchmark, samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """The items of a benchmark, in the order of its parts and of the data set.
 
     Args:
@@ -54,7 +52,7 @@ def _item(sample: Mapping[str, Any]) -> dict[str, Any]:
     return {"task": verdict["task"], "key": str(sample["doc_id"]), **verdict, "text": text, "empty": not text.strip()}
 
 
-def summarise_published(benchmark: Published, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summarise_published(benchmark: PaperBenchmark, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """`tasks`, `mean` and `counts` of a result, from the items alone.
 
     Errors are the sample deviation over the root of the number of units; the mean takes its parts as independent.
@@ -83,7 +81,7 @@ def summarise_published(benchmark: Published, items: Sequence[Mapping[str, Any]]
     return {"tasks": tasks, "mean": _mean(benchmark, tasks), "counts": counts}
 
 
-def _mean(benchmark: Published, tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _mean(benchmark: PaperBenchmark, tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     weights = task_weights(benchmark.scoring, {task["task"]: task["n"] for task in tasks})
     errors = [None if task["stderr"] is None else weights[task["task"]] * task["stderr"] for task in tasks]
     known = [error for error in errors if error is not None]
@@ -96,12 +94,12 @@ def _mean(benchmark: Published, tasks: Sequence[Mapping[str, Any]]) -> dict[str,
 
 
 def check_aggregate(
-    benchmark: Published, items: Sequence[Mapping[str, Any]], results: Mapping[str, Mapping[str, Any]]
+    benchmark: PaperBenchmark, items: Sequence[Mapping[str, Any]], results: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Our score against lmms-eval's own number.
 
-    Two differences are known, and taken out before comparing: MVBench's task leaves empty answers out of its
-    denominator, and Vinoground's cannot score less than all 500 pairs, so that there is nothing to compare then.
+    The entry says which items lmms-eval's number covers (`aggregate`): a task may leave empty answers out of its
+    denominator, or score nothing less than the complete benchmark, so that there is nothing to compare then.
 
     Args:
         results: lmms-eval's `results`, by task.
@@ -109,22 +107,26 @@ def check_aggregate(
     Raises:
         HarnessError: they differ; both are given.
     """
-    if benchmark.name == "vinoground" and len(items) < benchmark.items:
+    if benchmark.aggregate == "complete" and len(items) < benchmark.items:
         return
     for task, mine in _compared(benchmark, items):
         theirs = results.get(task, {}).get(f"{benchmark.metric},none")
         if benchmark.place is not None and isinstance(theirs, list | tuple):
             theirs = theirs[benchmark.place]
         ours = benchmark.factor * (overall(benchmark.scoring, unit_values(benchmark.scoring, mine)) if mine else 0.0)
-        near = 10.0 ** -_ROUNDED[benchmark.name] if benchmark.name in _ROUNDED else 0.0
+        near = 0.0 if benchmark.rounded is None else 10.0**-benchmark.rounded
         if not isinstance(theirs, int | float) or not math.isclose(ours, theirs, rel_tol=1e-9, abs_tol=1e-9 + near):
             raise HarnessError(f"{task}: lmms-eval says {benchmark.metric} {theirs}, its items say {ours}")
 
 
-def _compared(benchmark: Published, items: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
+def _compared(
+    benchmark: PaperBenchmark, items: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, list[Mapping[str, Any]]]]:
     """The items behind each number of lmms-eval's."""
+    covered = [item for item in items if benchmark.aggregate != "answered" or not item["empty"]]
     if not benchmark.group:
-        return [(benchmark.task, list(items))]
-    told = [item for item in items if not item["empty"]]
+        return [(benchmark.task, covered)]
     tasks = zip(benchmark.lmms_tasks, benchmark.parts, strict=True)
-    return [(task, [i for i in told if i["task"] == benchmark.part_task(part)]) for task, part in tasks]
+    return [
+        (task, [item for item in covered if item["task"] == benchmark.part_task(part)]) for task, part in tasks
+    ]

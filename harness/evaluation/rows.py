@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from harness.benchmarks import Published
+    from harness.benchmarks import PaperBenchmark
 
 Row = dict[str, Any]
 ROWS: Final = "rows"
@@ -29,7 +29,7 @@ _UNIT: Final = 2
 """Items of every unit of several: MME asks two questions an image, Vinoground shows a pair of videos."""
 
 
-def row_files(benchmark: Published, root: Path, part: str) -> list[Path]:
+def row_files(benchmark: PaperBenchmark, root: Path, part: str) -> list[Path]:
     """The files that hold the rows of a part, of one kind and in the order of their names.
 
     Where a part is a task of its own these are `rows/<part>.*` or all in `rows/<part>/`, else all in `rows/`.
@@ -102,7 +102,7 @@ def _json(text: str) -> list[Row]:
     return list(rows)
 
 
-def part_of(benchmark: Published, row: Mapping[str, Any]) -> str | None:
+def part_of(benchmark: PaperBenchmark, row: Mapping[str, Any]) -> str | None:
     """The part that a row belongs to, where the rows tell; None for a row that is not asked."""
     if benchmark.only is not None:
         name, pattern = benchmark.only
@@ -113,23 +113,40 @@ def part_of(benchmark: Published, row: Mapping[str, Any]) -> str | None:
     return found if found in benchmark.parts else None
 
 
-def unit_of(benchmark: Published, row: Mapping[str, Any]) -> str | None:
+def unit_of(benchmark: PaperBenchmark, row: Mapping[str, Any]) -> str | None:
     """What a row is scored together with; None where it stands alone."""
-    if benchmark.scoring.unit == "mme":
-        return str(row["question_id"])
-    if benchmark.scoring.unit == "all_right":
-        return str(row["index"]).split("_", maxsplit=1)[0]
-    return None
+    if benchmark.unit_column is None:
+        return None
+    name = str(row[benchmark.unit_column])
+    return name if benchmark.unit_separator is None else name.split(benchmark.unit_separator, maxsplit=1)[0]
 
 
-def unit_columns(benchmark: Published) -> set[str]:
+def index_name(row: Mapping[str, Any]) -> str:
+    """The row's `idx` in the benchmark's `index_files`: its `index` without the last part, the kind of question."""
+    return str(row["index"]).rpartition("_")[0]
+
+
+def read_index(path: Path) -> dict[str, dict[str, Any]]:
+    """One of a benchmark's `index_files`: `idx` -> its entry.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        DataError: it cannot be read.
+    """
+    try:
+        return {str(entry["idx"]): entry for entry in json.loads(path.read_text())}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: damaged ({type(error).__name__}: {error})") from None
+
+
+def unit_columns(benchmark: PaperBenchmark) -> set[str]:
     """The columns that `part_of` and `unit_of` read."""
-    names = {"mme": {"question_id"}, "all_right": {"index"}}.get(benchmark.scoring.unit, set())
+    names = set() if benchmark.unit_column is None else {benchmark.unit_column}
     by = set() if benchmark.by is None or benchmark.group else {benchmark.by}
     return names | by | ({benchmark.only[0]} if benchmark.only else set())
 
 
-def choose(benchmark: Published, rows: Iterable[Mapping[str, Any]], limit: int | None) -> dict[str, list[int]]:
+def choose(benchmark: PaperBenchmark, rows: Iterable[Mapping[str, Any]], limit: int | None) -> dict[str, list[int]]:
     """Which rows are asked: their numbers by part, in their order.
 
     A limit takes the first units of each part that are not more items than it.

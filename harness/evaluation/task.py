@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import TypeAdapter
 
-from harness.benchmarks import AnyBenchmark, Benchmark, Published, find
+from harness.benchmarks import AnyBenchmark, Benchmark, PaperBenchmark, find
 from harness.benchmarks.scoring import Scoring
 from harness.common.errors import DataError, HarnessError, RecipeError
 from harness.common.hashing import digest
@@ -146,7 +146,7 @@ class Official:
     def identity(self) -> dict[str, Any]:
         return {
             "questions": digest([self.data.digest, self.data.limit]),
-            "definition": digest(asdict(self.data.benchmark)),
+            "definition": digest(self.data.benchmark.definition()),
             "scoring": asdict(self.data.benchmark.scoring),
             "prompts": self.prompts,
             "lmms_eval": importlib.metadata.version("lmms_eval"),
@@ -194,7 +194,7 @@ def exam_of(job: Mapping[str, Any]) -> Exam:
         questions = [question_of(record) for record in job["questions"]]
         tasks = {a: tuple(q for q in questions if q.ability == a) for a in benchmark.abilities}
         return Questions(benchmark, tasks)
-    published = TypeAdapter(Published).validate_python(job["benchmark"])
+    published = TypeAdapter(PaperBenchmark).validate_python(job["benchmark"])
     data = PublishedData(published, Path(job["root"]), job["limit"], job["expected"], job["digest"])
     return Official(data, job["prompts"])
 
@@ -234,7 +234,12 @@ def set_exams(
 
 
 def _exam(benchmark: AnyBenchmark, data: DataSet | None, folder: str, prompts: Prompts, limit: int | None) -> Exam:
-    if isinstance(benchmark, Published):
+    if isinstance(benchmark, PaperBenchmark):
+        if prompts == "paper" and benchmark.paper is None:
+            raise RecipeError(
+                f"evaluate.prompts: paper; {benchmark.name} is not of the paper, which prints no prompt for it",
+                hint="ask it with evaluate.prompts: task, in an evaluation of its own",
+            )
         return Official(open_published(benchmark, benchmarks_root(folder), limit), prompts)
     if data is None:
         raise RecipeError(

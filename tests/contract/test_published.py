@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
-from harness.benchmarks import BENCHMARKS, PUBLISHED, Published, find
+from harness.benchmarks import BENCHMARKS, PAPER_BENCHMARKS, PaperBenchmark, PaperCell, find
 from harness.benchmarks.scoring import Scoring
 from harness.common.errors import EnvironmentProblem, RecipeError
+from harness.common.hashing import digest
 from harness.evaluation.lmms.official_tasks import Function, Offline, installed_task, own_function
 
 PAPER = yaml.safe_load((Path(__file__).parents[2] / "results/paper/tables.yaml").read_text())
@@ -23,16 +24,30 @@ TASKS = Path(lmms_eval.__file__).parent / "tasks"
 WORD_LISTS = ("averaged_perceptron_tagger", "wordnet", "punkt")
 
 
-@pytest.fixture(params=PUBLISHED)
-def benchmark(request: pytest.FixtureRequest) -> Published:
-    return PUBLISHED[request.param]
+ALL = {name: entry for name, entry in BENCHMARKS.items() if isinstance(entry, PaperBenchmark)}
+"""Those outside the paper, too."""
 
 
-def settings(benchmark: Published) -> list[dict[str, Any]]:
+@pytest.fixture(params=ALL)
+def benchmark(request: pytest.FixtureRequest) -> PaperBenchmark:
+    return ALL[request.param]
+
+
+@pytest.fixture(params=PAPER_BENCHMARKS)
+def paper_benchmark(request: pytest.FixtureRequest) -> PaperBenchmark:
+    return PAPER_BENCHMARKS[request.param]
+
+
+def cell(benchmark: PaperBenchmark) -> PaperCell:
+    assert benchmark.paper is not None
+    return benchmark.paper
+
+
+def settings(benchmark: PaperBenchmark) -> list[dict[str, Any]]:
     return [installed_task(benchmark, task)[0] for task in benchmark.lmms_tasks]
 
 
-def test_the_installed_tasks_are_those_of_the_entry(benchmark: Published) -> None:
+def test_the_installed_tasks_are_those_of_the_entry(benchmark: PaperBenchmark) -> None:
     found = settings(benchmark)
     assert [one["task"] for one in found] == list(benchmark.lmms_tasks)
     for one in found:
@@ -44,7 +59,7 @@ def test_the_installed_tasks_are_those_of_the_entry(benchmark: Published) -> Non
         assert all(metric["higher_is_better"] for metric in one["metric_list"])
 
 
-def test_the_cap_is_the_tasks_where_it_sets_one(benchmark: Published) -> None:
+def test_the_cap_is_the_tasks_where_it_sets_one(benchmark: PaperBenchmark) -> None:
     for one in settings(benchmark):
         own = one.get("generation_kwargs") or {}
         assert own.get("max_new_tokens", benchmark.max_new_tokens) == benchmark.max_new_tokens
@@ -53,7 +68,7 @@ def test_the_cap_is_the_tasks_where_it_sets_one(benchmark: Published) -> None:
     assert benchmark.max_new_tokens <= 128
 
 
-def test_words_that_the_task_file_holds_are_those_of_the_entry(benchmark: Published) -> None:
+def test_words_that_the_task_file_holds_are_those_of_the_entry(benchmark: PaperBenchmark) -> None:
     """Those that stand in functions are compared where the tasks are run."""
     for one in settings(benchmark):
         words = (one.get("lmms_eval_specific_kwargs") or {}).get("default", {})
@@ -63,13 +78,13 @@ def test_words_that_the_task_file_holds_are_those_of_the_entry(benchmark: Publis
 
 
 def test_only_words_that_a_task_file_holds_can_be_changed_to_the_papers() -> None:
-    for one in PUBLISHED.values():
+    for one in PAPER_BENCHMARKS.values():
         if one.paper_differs:
             words = settings(one)[0]["lmms_eval_specific_kwargs"]["default"]
             assert words["post_prompt"] == one.prompt
 
 
-def test_videos_are_looked_for_where_the_task_does(benchmark: Published) -> None:
+def test_videos_are_looked_for_where_the_task_does(benchmark: PaperBenchmark) -> None:
     for one in settings(benchmark):
         cache = (one.get("dataset_kwargs") or {}).get("cache_dir")
         assert (cache is None) == (benchmark.media == "image") == (benchmark.home is None)
@@ -77,9 +92,10 @@ def test_videos_are_looked_for_where_the_task_does(benchmark: Published) -> None
             assert benchmark.home.startswith(cache)
 
 
-def test_the_papers_prompt_is_that_of_table_6(benchmark: Published) -> None:
-    assert PAPER["tables"]["table6_prompts"][benchmark.column] == benchmark.paper_prompt
-    assert benchmark.column in PAPER["tables"][benchmark.table]["columns"]
+def test_the_papers_prompt_is_that_of_table_6(paper_benchmark: PaperBenchmark) -> None:
+    paper = cell(paper_benchmark)
+    assert PAPER["tables"]["table6_prompts"][paper.column] == paper.prompt
+    assert paper.column in PAPER["tables"][paper.table]["columns"]
 
 
 def test_every_column_of_the_papers_accuracy_tables_has_its_entries() -> None:
@@ -89,9 +105,10 @@ def test_every_column_of_the_papers_accuracy_tables_has_its_entries() -> None:
         for column in PAPER["tables"][table]["columns"]
         if column not in ("tokens", "frames")
     ]
-    assert list(dict.fromkeys((one.table, one.column) for one in PUBLISHED.values())) == columns
+    cells = {name: cell(entry) for name, entry in PAPER_BENCHMARKS.items()}
+    assert list(dict.fromkeys((paper.table, paper.column) for paper in cells.values())) == columns
     assert len(columns) == 13
-    places = {one.name: one.column_place for one in PUBLISHED.values() if one.column_place is not None}
+    places = {name: paper.place for name, paper in cells.items() if paper.place is not None}
     assert places == {"mme_perception": 1, "mme_cognition": 0}
     largest = max(row["values"][2] or [0, 0] for row in PAPER["tables"]["table1_image"]["regate"].values())
     assert largest[1] > 800 > largest[0], "perception is the one that can be above 800"
@@ -106,17 +123,17 @@ def test_every_column_of_the_papers_accuracy_tables_has_its_entries() -> None:
     ],
 )  # fmt: skip
 def test_the_numbers_of_items_are_the_published_ones(name: str, items: int) -> None:
-    assert PUBLISHED[name].items == items
-    assert PUBLISHED[name].rows >= items
+    assert PAPER_BENCHMARKS[name].items == items
+    assert PAPER_BENCHMARKS[name].rows >= items
 
 
 def test_the_scores_are_combined_as_published() -> None:
-    assert {name for name, one in PUBLISHED.items() if one.scoring != Scoring()} == {
+    assert {name for name, one in PAPER_BENCHMARKS.items() if one.scoring != Scoring()} == {
         "mme_perception", "mme_cognition", "vinoground",
     }  # fmt: skip
-    assert PUBLISHED["mme_cognition"].scoring == Scoring(unit="mme", combine="sum", scale="points")
-    assert PUBLISHED["vinoground"].scoring.unit == "all_right"
-    assert {name for name, one in PUBLISHED.items() if len(one.parts) > 1} == {
+    assert PAPER_BENCHMARKS["mme_cognition"].scoring == Scoring(unit="mme", combine="sum", scale="points")
+    assert PAPER_BENCHMARKS["vinoground"].scoring.unit == "all_right"
+    assert {name for name, one in PAPER_BENCHMARKS.items() if len(one.parts) > 1} == {
         "mme_perception", "mme_cognition", "mlvu", "mvbench",
     }  # fmt: skip
 
@@ -125,20 +142,20 @@ def test_the_scores_are_combined_as_published() -> None:
 def test_the_parts_are_those_of_the_installed_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     _, mme = own_function(TASKS / "mme", "utils.mme_process_results")
-    assert list(PUBLISHED["mme_perception"].parts) == mme.eval_type_dict["Perception"]
-    assert list(PUBLISHED["mme_cognition"].parts) == mme.eval_type_dict["Cognition"]
+    assert list(PAPER_BENCHMARKS["mme_perception"].parts) == mme.eval_type_dict["Perception"]
+    assert list(PAPER_BENCHMARKS["mme_cognition"].parts) == mme.eval_type_dict["Cognition"]
     _, mvbench = own_function(TASKS / "mvbench", "utils.mvbench_process_results")
-    assert dict(PUBLISHED["mvbench"].video_folders) == mvbench.DATA_LIST
+    assert dict(PAPER_BENCHMARKS["mvbench"].video_folders) == mvbench.DATA_LIST
     group = yaml.safe_load((TASKS / "mvbench/mvbench.yaml").read_text())
-    assert list(PUBLISHED["mvbench"].lmms_tasks) == group["task"]
-    assert len(PUBLISHED["mvbench"].parts) == 20
+    assert list(PAPER_BENCHMARKS["mvbench"].lmms_tasks) == group["task"]
+    assert len(PAPER_BENCHMARKS["mvbench"].parts) == 20
     source = (TASKS / "mlvu/utils.py").read_text()
-    types = ", ".join(f'"{part}"' for part in sorted(PUBLISHED["mlvu"].parts))
+    types = ", ".join(f'"{part}"' for part in sorted(PAPER_BENCHMARKS["mlvu"].parts))
     assert f"TASK_TYPES = {{{types}}}" in source
 
 
 def test_functions_are_read_as_names() -> None:
-    found, folder = installed_task(PUBLISHED["egoschema"], "egoschema_subset")
+    found, folder = installed_task(PAPER_BENCHMARKS["egoschema"], "egoschema_subset")
     assert folder == TASKS / "egoschema"
     assert found["doc_to_text"] == "utils.egoschema_doc_to_text"
     assert isinstance(found["doc_to_text"], Function)
@@ -166,11 +183,11 @@ def test_a_module_loses_a_decoder_and_downloads_and_nothing_else(task: str, drop
 def test_a_task_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(lmms_eval, "__file__", str(tmp_path / "__init__.py"))
     with pytest.raises(EnvironmentProblem, match=r"pope: the installed lmms-eval has no .*pope/pope.yaml"):
-        installed_task(PUBLISHED["pope"], "pope")
+        installed_task(PAPER_BENCHMARKS["pope"], "pope")
 
 
-def test_an_entry_survives_the_job_file(benchmark: Published) -> None:
-    assert TypeAdapter(Published).validate_json(json.dumps(asdict(benchmark))) == benchmark
+def test_an_entry_survives_the_job_file(benchmark: PaperBenchmark) -> None:
+    assert TypeAdapter(PaperBenchmark).validate_json(json.dumps(asdict(benchmark))) == benchmark
 
 
 def test_names_are_found_and_near_ones_are_offered() -> None:
@@ -179,18 +196,59 @@ def test_names_are_found_and_near_ones_are_offered() -> None:
         find("mv-bench")
 
 
-def test_the_document_tells_the_same(benchmark: Published) -> None:
+def test_the_document_tells_the_same(paper_benchmark: PaperBenchmark) -> None:
+    benchmark, paper = paper_benchmark, cell(paper_benchmark)
     text = (Path(__file__).parents[2] / "docs/benchmarks.md").read_text()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line]
+    rows = [[field.strip() for field in line.strip("|").split("|")] for line in text.splitlines() if "|" in line]
     size = "not known" if benchmark.origin.gigabytes is None else f"{benchmark.origin.gigabytes:g}"
-    (told,) = (row for row in rows if row[0] == f"`{benchmark.name}`" and "Table" in row[-1])
-    assert told[1].startswith(f"`{benchmark.task}`")
-    assert told[2:4] == [f"{benchmark.items:,}", size]
-    assert (
-        f"Table {['table1_image', 'table2_long_video', 'table3_short_video'].index(benchmark.table) + 1}" in told[4]
-    )
-    assert benchmark.column in told[4]
+    (about,) = (row for row in rows if row[0] == f"`{benchmark.name}`" and "Table" in row[-1])
+    assert about[1].startswith(f"`{benchmark.task}`")
+    assert about[2:4] == [f"{benchmark.items:,}", size]
+    number = ["table1_image", "table2_long_video", "table3_short_video"].index(paper.table) + 1
+    assert f"Table {number}" in about[4]
+    assert paper.column in about[4]
     (data,) = (row for row in rows if row[0] == f"`{benchmark.folder}`" and "Table" not in row[-1])
     assert data[1].split(",")[0] == benchmark.origin.repository.split(" ")[0]
     if benchmark.video is not None and not benchmark.group:
         assert data[3] == f"`{benchmark.video}`"
+
+
+DEFINITIONS = {
+    "scienceqa": "0249d1bd200c44cc817cb0e8fc164e354250273e3ecd947e874ee0e285ab2e3f",
+    "mme_perception": "a0ae8a91de4fd687b1655123ee18617bdd7eb84865592253183cace8a73dd719",
+    "mme_cognition": "8700bbdfed97b24ef0c35a4c518f92d8e87eefa2a1d93f64f87ca029ef923b35",
+    "vizwiz": "eb7ece5029104e8ec5f158331c999586c8c5096f7dd46e817ce8e5b0c89a9eb9",
+    "pope": "3b336edf5c15894388ffc6b2833e62e63548d5581ba4a9d3fb3e4c9d99432ba7",
+    "seed_image": "889a5a34064f7be222ae66163e1dfe465193e1431e6de9e03ff627fb86fd05df",
+    "videomme": "eb67af5ff8bb3d2eff8b04d4344ec58177439bb19c37f462ef5838a6b6103fd0",
+    "longvideobench": "9e1cb14b3a819d64cd5f2eaee94ba7578fe3a9ae3dd3a8db0f6ed78358b2b96b",
+    "mlvu": "b9f21824f1c8cda88179d0ef6679fe05ce94b2245337cded21a8c123c3f98c91",
+    "egoschema": "c8db453949b1fb32c369e3e606a513c2bfcc9f4486c95cb20dead4a11fdd7159",
+    "mvbench": "8e4f84ebc6490ab7240a4b2bbe23ec19bf9b018492b889228ee38c2dcf1dc44e",
+    "perceptiontest": "e594037151608fb2f401524fa8790f6ee180da78d01e496a18eb4610204c93ea",
+    "vinoground": "e78be3d3d9770040d033b5a100787fbeaebd8eb3e57c543f2c5f60c43a4ad6a4",
+    "nextqa": "953f1d03e819ea122b76d043c7e22aff50b226a5a0e886c361232ce8ab338591",
+}
+"""Digests under which results were kept before the entry held how its items are judged."""
+
+
+def test_kept_results_stay_valid() -> None:
+    assert {name: digest(entry.definition()) for name, entry in PAPER_BENCHMARKS.items()} == DEFINITIONS
+
+
+def test_a_definition_outside_the_paper_holds_every_field() -> None:
+    outside = replace(PAPER_BENCHMARKS["pope"], paper=None)
+    assert outside.definition() == {name: value for name, value in asdict(outside).items() if name != "paper"}
+    assert outside.definition() != replace(outside, correct="metric").definition()
+
+
+def test_an_entry_says_all_that_its_way_of_judging_needs(benchmark: PaperBenchmark) -> None:
+    assert (benchmark.correct == "first letter") == bool(benchmark.index_files)
+    assert (benchmark.unit_column is None) == (benchmark.scoring.unit == "item")
+    if benchmark.answer_field is not None:
+        assert bool(benchmark.options) != (benchmark.options_column is not None)
+        assert {benchmark.answer_field, benchmark.options_column or benchmark.answer_field} <= set(
+            benchmark.columns.split()
+        )
+    if benchmark.media == "video":
+        assert (benchmark.video is None) == bool(benchmark.index_files)

@@ -1,8 +1,9 @@
 """What a published benchmark's task says of an item, in our words: right or not, and whether it was a guess.
 
 Nothing is judged here. Right is what the task's own aggregation counts as right, in the output of the task's own
-`process_results`. Whether an answer could be read at all is found by asking the same function what it would have
-said, had another option been the right one. A task that guesses where it cannot read draws a number to do so.
+`process_results`; the benchmark's entry says where it stands (`PaperBenchmark.correct`). Whether an answer could be
+read at all is found by asking the same function what it would have said, had another option been the right one. A
+task that guesses where it cannot read draws a random number to do so.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from PIL import Image
 
 from harness.common.errors import DataError
 from harness.evaluation.items import VERDICT
-from harness.evaluation.rows import part_of, unit_of
+from harness.evaluation.rows import index_name, part_of, unit_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from types import ModuleType
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from harness.benchmarks import Published
+    from harness.benchmarks import PaperBenchmark
+    from harness.benchmarks.spec import Correct
 
 Doc = dict[str, Any]
 _IDS: Final = ("question_id", "id", "index", "qid", "question_idx")
@@ -31,26 +32,27 @@ _PICTURES: Final = (".jpg", ".jpeg", ".png")
 
 
 def judged(
-    benchmark: Published, part: str, results: Callable[..., Doc], module: ModuleType
+    benchmark: PaperBenchmark, part: str, results: Callable[..., Doc], letters: Mapping[str, str]
 ) -> Callable[[Doc, list[str]], Doc]:
     """A task's `process_results`, with our words on the item under VERDICT.
 
     Args:
         part: of the task, where each part is a task.
-        results: the task's own function, and its module.
+        results: the task's own function.
+        letters: right letter by `index_name`, where the benchmark's index files name it; else empty.
     """
 
     def process_results(doc: Doc, answers: list[str]) -> Doc:
         text = answers[0]
-        before = random.getstate()
-        # Vinoground's aggregation reads the first letter of every answer; a blank is no letter that is right.
-        said = results(doc, [text or " "] if benchmark.name == "vinoground" else [text])
-        guessed = random.getstate() != before
-        letter = _right_letter(doc, module) if benchmark.name == "vinoground" else ""
+        state = random.getstate()
+        # An aggregation that reads the first letter of every answer needs one; a blank is no letter that is right.
+        output = results(doc, [text or " "] if benchmark.correct == "first letter" else [text])
+        guessed = random.getstate() != state
+        letter = letters[index_name(doc)] if benchmark.correct == "first letter" else ""
         readable = not guessed and (not text.strip() or _readable(benchmark, doc, text, results))
         verdict: Doc = {
             "task": benchmark.part_task(part or part_of(benchmark, doc) or ""),
-            "correct": _correct(benchmark, said, letter),
+            "correct": _correct(benchmark, output, letter),
             "unparsable": bool(text.strip()) and not readable,
             "guessed": guessed,
         }
@@ -60,82 +62,47 @@ def judged(
         name = next((doc[column] for column in _IDS if doc.get(column) is not None), None)
         if name is not None:
             verdict["id"] = str(name)
-        return {**said, VERDICT: verdict}
+        return {**output, VERDICT: verdict}
 
     return process_results
 
 
-def _correct(benchmark: Published, said: Doc, letter: str = "") -> float:
-    """0 to 1, as the task's aggregation counts it.
-
-    Args:
-        letter: the right one, where the task does not say it of an item.
-    """
-    found = said[benchmark.metric]
-    match benchmark.task:
-        case "scienceqa_img" | "vizwiz_vqa_val" | "nextqa_mc_test":
-            return float(found)
-        case "mme" | "pope" | "mvbench":
-            return float(found["score"])
-        case "seedbench":
-            return float(found["pred"].lower().strip() == found["answer"].lower().strip())
-        case "videomme" | "mlvu_dev":
-            return float(found["pred_answer"] == found["answer"])
-        case "longvideobench_val_v":
-            return float(found["parsed_pred"] == found["answer"])
-        case "egoschema_subset":
-            return float(str(found["pred"]) == str(found["ground_truth"]))
-        case "perceptiontest_val_mc":
-            return float(found["correct"] == 1)
-        case "vinoground":
-            return float(found["pred"][0].lower() == letter.lower())
-    raise ValueError(f"{benchmark.name}: how {benchmark.task} says what is right is not known")
-
-
-def _right_letter(doc: Doc, module: ModuleType) -> str:
-    """Vinoground keeps its answers beside the videos; its module has read them to ask the question."""
-    if not module.videoscore_dict:
-        module.prep_data()
-    return str(module.videoscore_dict["_".join(doc["index"].split("_")[:2])]["GT"])
-
-
-def _readable(benchmark: Published, doc: Doc, text: str, results: Callable[..., Doc]) -> bool:
-    """Whether the answer would have been right, had another option been."""
-    if benchmark.task == "vinoground":
-        return text[0].lower() in "ab"
-    if benchmark.task not in _OTHERS:
-        return True  # what it cannot read it guesses; or any words are an answer, as in VizWiz
-    return any(_correct(benchmark, results(other, [text])) == 1 for other in _others(benchmark, doc))
-
-
-_OTHERS: Final[dict[str, str]] = {
-    "scienceqa_img": "answer",
-    "mme": "answer",
-    "pope": "answer",
-    "seedbench": "answer",
-    "videomme": "answer",
-    "mlvu_dev": "answer",
-    "mvbench": "answer",
-    "perceptiontest_val_mc": "answer_id",
+CORRECT: Final[Mapping[Correct, Callable[[Any, str], float]]] = {
+    "metric": lambda value, _: float(value),
+    "score": lambda value, _: float(value["score"]),
+    "correct": lambda value, _: float(value["correct"] == 1),
+    "pred == answer": lambda value, _: float(value["pred"].lower().strip() == value["answer"].lower().strip()),
+    "pred_answer == answer": lambda value, _: float(value["pred_answer"] == value["answer"]),
+    "parsed_pred == answer": lambda value, _: float(value["parsed_pred"] == value["answer"]),
+    "pred == ground_truth": lambda value, _: float(str(value["pred"]) == str(value["ground_truth"])),
+    "first letter": lambda value, letter: float(value["pred"][0].lower() == letter.lower()),
 }
-"""Task -> the field that holds the right option."""
+"""How the value under the metric's key, and the right letter where the task does not say it, become 0 to 1."""
 
 
-def _others(benchmark: Published, doc: Doc) -> Iterator[Doc]:
+def _correct(benchmark: PaperBenchmark, output: Doc, letter: str = "") -> float:
+    """0 to 1, as the task's aggregation counts it."""
+    return CORRECT[benchmark.correct](output[benchmark.metric], letter)
+
+
+def _readable(benchmark: PaperBenchmark, doc: Doc, text: str, results: Callable[..., Doc]) -> bool:
+    """Whether the answer would have been right, had another option been."""
+    if benchmark.correct == "first letter":
+        return text[0].lower() in benchmark.options
+    if benchmark.answer_field is None:
+        return True  # what it cannot read it guesses; or any words are an answer
+    variants = _with_each_option_right(benchmark, benchmark.answer_field, doc)
+    return any(_correct(benchmark, results(variant, [text])) == 1 for variant in variants)
+
+
+def _with_each_option_right(benchmark: PaperBenchmark, answer_field: str, doc: Doc) -> Iterator[Doc]:
     """The document with each option as the right one."""
-    match benchmark.task:
-        case "scienceqa_img":
-            options: Sequence[Any] = range(len(doc["choices"]))
-        case "perceptiontest_val_mc":
-            options = range(len(doc["options"]))
-        case "mvbench":
-            options = doc["candidates"]
-        case "mme" | "pope":
-            options = ("yes", "no")
-        case _:
-            options = "ABCD"
-    field = _OTHERS[benchmark.task]
-    yield from ({**doc, field: option} for option in options)
+    options: Sequence[Any] = benchmark.options
+    if benchmark.options_column is not None:
+        options = doc[benchmark.options_column]
+        if benchmark.answer_index:
+            options = range(len(options))
+    yield from ({**doc, answer_field: option} for option in options)
 
 
 def seen(doc_to_visual: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
@@ -148,10 +115,10 @@ def seen(doc_to_visual: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
     @functools.wraps(doc_to_visual)  # lmms-eval counts the parameters
     def visuals(*arguments: Any) -> list[Any]:
         try:
-            found = doc_to_visual(*arguments)
+            shown = doc_to_visual(*arguments)
         except SystemExit as error:
             raise DataError(str(error.code)) from None
-        return [one for visual in found for one in _pictures(visual)]
+        return [picture for visual in shown for picture in _pictures(visual)]
 
     return visuals
 

@@ -2,7 +2,7 @@
 
 A task file repeats the installed one and changes what has to differ: where the rows lie, the cap of an answer, in
 Table 6's way of asking the words after the question. The functions are the task's own, from the file that the
-installed task names; `verdicts` adds to what they say of an item. Only the child process imports this.
+installed task names; `judging` adds to what they say of an item. Only the child process imports this.
 """
 
 from __future__ import annotations
@@ -20,30 +20,14 @@ import lmms_eval
 import yaml
 from pydantic import TypeAdapter
 
-from harness.benchmarks import Published
+from harness.benchmarks import PaperBenchmark
 from harness.common.errors import EnvironmentProblem
 from harness.evaluation.lmms.judging import judged, seen
-from harness.evaluation.rows import BUILDERS, VIDEOS, choose, chosen, row_files, unit_columns
+from harness.evaluation.rows import BUILDERS, VIDEOS, choose, chosen, read_index, row_files, unit_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-_TASKS: Final = {
-    "scienceqa_img": "scienceqa/scienceqa_img.yaml",
-    "mme": "mme/mme.yaml",
-    "vizwiz_vqa_val": "vizwiz_vqa/vizwiz_vqa_val.yaml",
-    "pope": "pope/pope.yaml",
-    "seedbench": "seedbench/seedbench.yaml",
-    "videomme": "videomme/videomme.yaml",
-    "longvideobench_val_v": "longvideobench/longvideobench_val_v.yaml",
-    "mlvu_dev": "mlvu/mlvu_dev.yaml",
-    "egoschema_subset": "egoschema/egoschema_subset.yaml",
-    "mvbench": "mvbench/{task}.yaml",
-    "perceptiontest_val_mc": "perceptiontest/val/perceptiontest_mc.yaml",
-    "vinoground": "vinoground/vinoground.yaml",
-    "nextqa_mc_test": "nextqa/nextqa_mc_test.yaml",
-}
-"""Task -> its file below `lmms_eval/tasks`; reading one is a thousandth of indexing them all."""
 _CACHE: Final = ".arrow"
 """Folder of what `datasets` makes of row files, below the folder of all benchmarks: made once, not once a run."""
 
@@ -52,13 +36,13 @@ class Function(str):
     """A function that a task file names, as `module.name`."""
 
 
-def installed_task(benchmark: Published, task: str) -> tuple[dict[str, Any], Path]:
+def installed_task(benchmark: PaperBenchmark, task: str) -> tuple[dict[str, Any], Path]:
     """The settings of an installed task, its functions as names, and the folder of their module.
 
     Raises:
         EnvironmentProblem: the installed lmms-eval has no such file.
     """
-    path = Path(lmms_eval.__file__).parent / "tasks" / _TASKS[benchmark.task].format(task=task)
+    path = Path(lmms_eval.__file__).parent / "tasks" / benchmark.task_file.format(task=task)
     try:
         return _read(path), path.parent
     except FileNotFoundError as error:
@@ -118,7 +102,7 @@ def own_function(folder: Path, name: str) -> tuple[Callable[..., Any], ModuleTyp
 
 
 def write_official_tasks(
-    benchmark: Published, root: Path, folder: Path, prompts: Literal["task", "paper"], limit: int | None
+    benchmark: PaperBenchmark, root: Path, folder: Path, prompts: Literal["task", "paper"], limit: int | None
 ) -> list[str]:
     """Write the task files of a benchmark and return the names of its tasks.
 
@@ -126,7 +110,7 @@ def write_official_tasks(
     videos below HF_HOME, where this links the folder in `root`.
 
     Args:
-        root: the folder of all published benchmarks' data (`benchmark_data.benchmarks_root`).
+        root: the folder of all published benchmarks' data (`evaluation.files.benchmarks_root`).
         folder: gets the files; `TaskManager(include_path=folder, include_defaults=False)` finds them.
         limit: items of each part, as in `open_published`. lmms-eval's own `limit` must not be used.
 
@@ -138,6 +122,7 @@ def write_official_tasks(
     for task, part in zip(benchmark.lmms_tasks, benchmark.parts if benchmark.group else ("",), strict=True):
         settings, home = installed_task(benchmark, task)
         about = {"benchmark": asdict(benchmark), "part": part, "limit": limit, "folder": str(home)}
+        about["videos"] = str((root / benchmark.folder / VIDEOS).absolute())
         functions = f"{task}_functions"
         (folder / f"{functions}.json").write_text(json.dumps({**about, "settings": _names(settings)}))
         (folder / f"{functions}.py").write_text(_FUNCTIONS)
@@ -156,7 +141,7 @@ globals().update(task_functions(Path(__file__).with_suffix(".json")))
 '''
 
 
-def _link_videos(benchmark: Published, root: Path) -> None:
+def _link_videos(benchmark: PaperBenchmark, root: Path) -> None:
     if benchmark.home is None:
         return
     link, target = Path(os.environ["HF_HOME"]) / benchmark.home, (root / benchmark.folder / VIDEOS).absolute()
@@ -168,7 +153,7 @@ def _link_videos(benchmark: Published, root: Path) -> None:
 
 
 def _changes(
-    benchmark: Published,
+    benchmark: PaperBenchmark,
     root: Path,
     part: str,
     settings: Mapping[str, Any],
@@ -199,10 +184,10 @@ def _changes(
     words = settings.get("lmms_eval_specific_kwargs")
     if words is not None:  # the default's alone: how a question is put must not depend on a model's name
         asked = dict(words["default"])
-        if prompts == "paper" and benchmark.paper_differs:
-            asked["post_prompt"] = f"\n{benchmark.paper_prompt}" if benchmark.paper_prompt else ""
+        if prompts == "paper" and benchmark.paper is not None and benchmark.paper_differs:
+            asked["post_prompt"] = f"\n{benchmark.paper.prompt}" if benchmark.paper.prompt else ""
         changed["lmms_eval_specific_kwargs"] = {"default": asked}
-    if benchmark.name == "vinoground" and limit is not None:  # its aggregation needs all 500 pairs
+    if benchmark.aggregate == "complete" and limit is not None:  # the task's aggregation works on all items alone
         changed["metric_list"] = [{"metric": benchmark.metric, "aggregation": "bypass", "higher_is_better": True}]
     return changed
 
@@ -239,7 +224,7 @@ def task_functions(path: Path) -> dict[str, Callable[..., Any]]:
         path: of what `write_official_tasks` noted beside the task file.
     """
     about = json.loads(path.read_text())
-    benchmark = TypeAdapter(Published).validate_python(about["benchmark"])
+    benchmark = TypeAdapter(PaperBenchmark).validate_python(about["benchmark"])
     folder = Path(about["folder"])
     own = {name: own_function(folder, reference) for name, reference in about["settings"].items()}
     limit = about["limit"]
@@ -251,10 +236,14 @@ def task_functions(path: Path) -> dict[str, Callable[..., Any]]:
         rows = dataset.select_columns(columns) if columns else ({} for _ in range(len(dataset)))
         return dataset.select(chosen(choose(benchmark, rows, limit)))
 
-    results, module = own["process_results"]
+    results, _ = own["process_results"]
+    letters: dict[str, str] = {}
+    if benchmark.correct == "first letter":
+        index = read_index(Path(about["videos"]) / benchmark.index_files[-1])
+        letters = {name: str(entry["GT"]) for name, entry in index.items()}
     return {
         **{name: function for name, (function, _) in own.items()},
         "process_docs": process_docs,
-        "process_results": judged(benchmark, about["part"], results, module),
+        "process_results": judged(benchmark, about["part"], results, letters),
         "doc_to_visual": seen(own["doc_to_visual"][0]),
     }

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from harness.analysis.runs import Run
-    from harness.benchmarks.spec import Published
+    from harness.benchmarks import PaperBenchmark
     from harness.report.tables.common import Row
 
 TITLES: Final = {
@@ -52,7 +52,7 @@ def benchmark_rows_table(name: str, ours: PaperRuns) -> Table:
         Column("numbers of", ("source",), right=False),
         *([Column("frames", ("frames",))] if video else []),
         Column("targets computed (paper: tokens)", ("tokens",)),
-        *(Column(one.title, (one.name, f"{one.name}_low", f"{one.name}_high")) for one in benchmarks),
+        *(_benchmark_column(benchmark) for benchmark in benchmarks),
     ]
     head = len(columns) - len(benchmarks)
     rows: list[Row] = []
@@ -80,12 +80,17 @@ def benchmark_rows_table(name: str, ours: PaperRuns) -> Table:
     return Table(f"paper/{name}", TITLES[name], tuple(columns), tuple(rows), notes, printed=bool(ours.models()))
 
 
+def _benchmark_column(benchmark: PaperBenchmark) -> Column:
+    name = benchmark.name
+    return Column(benchmark.title, (name, f"{name}_low", f"{name}_high"))
+
+
 def arm_of(label: str) -> tuple[str, str]:
     """Model and arm of a row of the paper's own runs."""
     return label.removesuffix(GATED), EXTENDED if label.endswith(GATED) else BASELINE
 
 
-def _paper_row(row: PaperRow, benchmarks: Sequence[Published], *, video: bool) -> Row:
+def _paper_row(row: PaperRow, benchmarks: Sequence[PaperBenchmark], *, video: bool) -> Row:
     frames = [Cell(str(row.frames), (row.frames,))] if row.frames is not None else [Cell(render.MISSING, (None,))]
     return (
         render.label(row.label),
@@ -93,13 +98,16 @@ def _paper_row(row: PaperRow, benchmarks: Sequence[Published], *, video: bool) -
         Cell("paper", (f"paper ({_WORDS[row.group]})",)),
         *(frames if video else []),
         render.large(row.tokens) if row.group == GROUPS[-1] else Cell("", ("",)),
-        *(render.accuracy(None, scale=shown(one), value=row.scores[one.name]) for one in benchmarks),
+        *(
+            render.accuracy(None, scale=shown(benchmark), value=row.scores[benchmark.name])
+            for benchmark in benchmarks
+        ),
     )
 
 
-def _our_row(row: PaperRow, benchmarks: Sequence[Published], ours: PaperRuns, *, video: bool) -> Row:
+def _our_row(row: PaperRow, benchmarks: Sequence[PaperBenchmark], ours: PaperRuns, *, video: bool) -> Row:
     model, arm = arm_of(row.label)
-    found = [ours.score(model, arm, one.name) for one in benchmarks]
+    scores = [ours.score(model, arm, benchmark.name) for benchmark in benchmarks]
     frames = ours.cost(model, arm, lambda run: run.record["recipe"]["data"].get("frames"))
     tokens = ours.cost(model, arm, targets)
     seen = Cell(render.MISSING, (None,)) if frames.value is None else Cell(f"{frames.value:g}", (frames.value,))
@@ -110,16 +118,18 @@ def _our_row(row: PaperRow, benchmarks: Sequence[Published], ours: PaperRuns, *,
         *([seen] if video else []),
         render.large(tokens.value),
         *(
-            render.accuracy(each.interval, scale=shown(one), value=each.value)
-            for one, each in zip(benchmarks, found, strict=True)
+            render.accuracy(score.interval, scale=shown(benchmark), value=score.value)
+            for benchmark, score in zip(benchmarks, scores, strict=True)
         ),
     )
 
 
-def _evaluated_row(run: Run, benchmarks: Sequence[Published], *, video: bool) -> Row:
+def _evaluated_row(run: Run, benchmarks: Sequence[PaperBenchmark], *, video: bool) -> Row:
     """Weights that were evaluated and not trained here."""
-    last = {one.name: run.last(one.name) for one in benchmarks}
-    scores = [mean_cell(run, found) if (found := last[one.name]) else render.accuracy(None) for one in benchmarks]
+    scores = [
+        mean_cell(run, evaluation) if (evaluation := run.last(benchmark.name)) else render.accuracy(None)
+        for benchmark in benchmarks
+    ]
     return (
         render.label(run.id),
         Cell("", ("",)),
@@ -131,7 +141,7 @@ def _evaluated_row(run: Run, benchmarks: Sequence[Published], *, video: bool) ->
 
 
 def _differences(
-    model: str, printed: Sequence[PaperRow], benchmarks: Sequence[Published], ours: PaperRuns, head: int
+    model: str, printed: Sequence[PaperRow], benchmarks: Sequence[PaperBenchmark], ours: PaperRuns, head: int
 ) -> list[Row]:
     """What ReGATE changes for one model: the paper's row and ours."""
     rows = {row.label: row for row in printed}
@@ -139,20 +149,20 @@ def _differences(
         return []
     before, after = rows[model].scores, rows[model + GATED].scores
     cells = []
-    for one in benchmarks:
-        first, second = before[one.name], after[one.name]
+    for benchmark in benchmarks:
+        first, second = before[benchmark.name], after[benchmark.name]
         value = None if first is None or second is None else round(second - first, 6)
-        cells.append(render.accuracy(None, scale=shown(one), signed=True, value=value))
-    found = [ours.difference(model, EXTENDED, BASELINE, one.name) for one in benchmarks]
-    own = [
-        render.accuracy(each.interval, scale=shown(one), signed=True, value=each.value)
-        for one, each in zip(benchmarks, found, strict=True)
+        cells.append(render.accuracy(None, scale=shown(benchmark), signed=True, value=value))
+    differences = [ours.difference(model, EXTENDED, BASELINE, benchmark.name) for benchmark in benchmarks]
+    our_cells = [
+        render.accuracy(difference.interval, scale=shown(benchmark), signed=True, value=difference.value)
+        for benchmark, difference in zip(benchmarks, differences, strict=True)
     ]
     name = render.label(f"{model}{GATED} - {model}")
     blank = [Cell("", ("",))] * (head - 3)
     return [
         (name, Cell("", ("",)), render.label("paper"), *blank, *cells),
-        (name, Cell("", ("",)), render.label("ours"), *blank, *own),
+        (name, Cell("", ("",)), render.label("ours"), *blank, *our_cells),
     ]
 
 
@@ -160,10 +170,10 @@ def _mark(rows: list[Row], among: Sequence[int], head: int, *, only: Sequence[in
     """Mark best and second best of each benchmark among some rows; the marks of rows outside `only` are kept as
     they are unless `others`."""
     for column in range(head, len(rows[0])):
-        found = dict(zip(among, render.marked([rows[index][column] for index in among]), strict=True))
+        marked = dict(zip(among, render.marked([rows[index][column] for index in among]), strict=True))
         for index in among if others else only:
             row = rows[index]
-            rows[index] = (*row[:column], found[index], *row[column + 1 :])
+            rows[index] = (*row[:column], marked[index], *row[column + 1 :])
 
 
 __all__ = ["benchmark_rows_table", "paper_tables_of"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from harness.analysis import verdicts
-from harness.analysis.paper import GATED, TABLES, in_points
+from harness.analysis.paper import GATED, PAPER_NAMES, TABLES, in_points
 from harness.analysis.paper_runs import BASELINE, EXTENDED, FAST, MISSING, Measured
 from harness.analysis.runs import machine
 from harness.report import table as render
@@ -108,24 +108,24 @@ def model_comparison(runs: PaperRuns, model: str) -> Table:
     entries = []
     for label, arm in ((model, BASELINE), (model + GATED, EXTENDED)):
         for columns in TABLES.values():
-            for one in columns:
-                ours, paper = runs.score(model, arm, one.name), runs.paper.reported(label, one.name)
-                show = points if in_points(one) else per_cent
-                rounding = ROUNDING_POINTS if in_points(one) else ROUNDING
+            for benchmark in columns:
+                ours, paper = runs.score(model, arm, benchmark.name), runs.paper.reported(label, benchmark.name)
+                show = points if in_points(benchmark) else per_cent
+                rounding = ROUNDING_POINTS if in_points(benchmark) else ROUNDING
                 verdict = judge_score(ours, paper, rounding)
-                entries.append(Entry(label, one.title, ours, paper, verdict, show))
+                entries.append(Entry(label, benchmark.title, ours, paper, verdict, show))
     for columns in TABLES.values():
-        for one in columns:
-            before = runs.paper.reported(model, one.name)
-            after = runs.paper.reported(model + GATED, one.name)
+        for benchmark in columns:
+            before = runs.paper.reported(model, benchmark.name)
+            after = runs.paper.reported(model + GATED, benchmark.name)
             paper = None if before is None or after is None else round(after - before, 6)
             entries.append(
                 difference_entry(
                     f"{model}{GATED} - {model}",
-                    one.title,
-                    runs.difference(model, EXTENDED, BASELINE, one.name),
+                    benchmark.title,
+                    runs.difference(model, EXTENDED, BASELINE, benchmark.name),
                     paper,
-                    signed(points if in_points(one) else per_cent),
+                    signed(points if in_points(benchmark) else per_cent),
                 )
             )
     notes = (
@@ -180,16 +180,17 @@ def _row(entry: Entry) -> tuple[Cell, ...]:
 
 def _how_asked(runs: PaperRuns, model: str) -> list[str]:
     """On which machines the runs were trained, with which prompts and which lmms-eval they were asked."""
-    found = set()
+    asked = set()
     for arm in (BASELINE, EXTENDED, FAST):
         for run in runs.of(model, arm).values():
             for entry in run.record["evaluations"]:
-                version = entry.get("lmms_eval") or entry.get("versions", {}).get("lmms_eval", "unknown")
-                found.add((str(entry.get("prompts", "task")), str(version)))
+                if entry["benchmark"] in PAPER_NAMES:
+                    version = entry.get("lmms_eval") or entry.get("versions", {}).get("lmms_eval", "unknown")
+                    asked.add((str(entry.get("prompts", "task")), str(version)))
     machines = {machine(run) for arm in (BASELINE, EXTENDED, FAST) for run in runs.of(model, arm).values()}
     notes = [f"Trained on {place}." for place in sorted(machines)]
-    notes += [f"Asked with the {prompts}'s prompts by lmms-eval {version}." for prompts, version in sorted(found)]
-    if max(len(machines), len(found)) > 1:
+    notes += [f"Asked with the {prompts}'s prompts by lmms-eval {version}." for prompts, version in sorted(asked)]
+    if max(len(machines), len(asked)) > 1:
         notes.append("The rows above mix these.")
     return notes
 

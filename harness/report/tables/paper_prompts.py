@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import mean
 from typing import TYPE_CHECKING, Final
 
-from harness.analysis.paper import MODELS, TABLES, Paper, in_points
+from harness.analysis.paper import MODELS, TABLES, Paper, cell_of, in_points
 from harness.report import table as render
 from harness.report.table import Cell, Column, Table
 from harness.report.tables.paper_costs import ARMS
@@ -26,15 +26,15 @@ def prompts_table(paper: Paper, *, printed: bool) -> Table:
         Column("same words after the question", ("same",), right=False),
     )
     rows = []
-    for one in (one for columns_ in TABLES.values() for one in columns_):
-        words = paper.prompts[one.column]
-        task = f"{one.lead} ... {one.prompt}" if one.lead else one.prompt
+    for benchmark in (benchmark for in_table in TABLES.values() for benchmark in in_table):
+        words = paper.prompts[cell_of(benchmark).column]
+        task = f"{benchmark.lead} ... {benchmark.prompt}" if benchmark.lead else benchmark.prompt
         rows.append(
             (
-                Cell(one.title, (one.name,)),
+                Cell(benchmark.title, (benchmark.name,)),
                 Cell(words or NONE, (words or "",)),
                 Cell(_visible(task), (task,)),
-                render.label("no" if one.paper_differs else "yes"),
+                render.label("no" if benchmark.paper_differs else "yes"),
             )
         )
     notes = (
@@ -106,7 +106,10 @@ def _averages(paper: Paper) -> list[Row]:
     rows = []
     for model in MODELS.values():
         scores = [
-            paper.reported(model, one.name) for columns in TABLES.values() for one in columns if not in_points(one)
+            paper.reported(model, benchmark.name)
+            for columns in TABLES.values()
+            for benchmark in columns
+            if not in_points(benchmark)
         ]
         known = [score for score in scores if score is not None]
         printed = _cost(paper, model, "baseline", "avg_accuracy") / 100

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.benchmarks import PUBLISHED
+from harness.benchmarks import PAPER_BENCHMARKS
 from harness.common.errors import RecipeError
 from harness.config.load import check_recipe, is_override, load_paths, load_recipe, load_recipes
 from harness.config.recipe import Recipe
@@ -36,8 +36,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("recipe", ["tiny_regate", "videollama2_regate", "videochat2_regate"])
 def test_the_papers_benchmarks_may_be_asked_of_every_model(recipe: str) -> None:
-    names = ", ".join(PUBLISHED)
-    assert load_recipe(recipe, [f"evaluate.benchmarks=[{names}]"]).evaluate.benchmarks == tuple(PUBLISHED)
+    names = ", ".join(PAPER_BENCHMARKS)
+    assert load_recipe(recipe, [f"evaluate.benchmarks=[{names}]"]).evaluate.benchmarks == tuple(PAPER_BENCHMARKS)
     with pytest.raises(RecipeError, match="unknown benchmark video-mme; did you mean videomme"):
         load_recipe(recipe, ["evaluate.benchmarks=[video-mme]"])
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pyarrow.parquet as pq
 import pytest
 
-from harness.benchmarks import PUBLISHED
+from harness.benchmarks import PAPER_BENCHMARKS
 from harness.common.errors import DataError, RecipeError
 from harness.evaluation.files import benchmarks_root, missing_published, open_published, origin_words
 from harness.evaluation.rows import choose
@@ -49,13 +49,13 @@ def test_whole_data_are_counted(whole: tuple[Path, dict[str, Case]]) -> None:
 
 
 def test_nothing_there_is_told_with_size_origin_and_terms(tmp_path: Path) -> None:
-    for benchmark in PUBLISHED.values():
+    for benchmark in PAPER_BENCHMARKS.values():
         with pytest.raises(DataError, match="no rows") as caught:
             open_published(benchmark, tmp_path)
         for words in (benchmark.name, str(tmp_path / benchmark.folder), origin_words(benchmark)):
             assert words in str(caught.value)
         assert missing_published(benchmark, tmp_path) == [f"{tmp_path / benchmark.folder}: {origin_words(benchmark)}"]
-    gated = origin_words(PUBLISHED["longvideobench"])
+    gated = origin_words(PAPER_BENCHMARKS["longvideobench"])
     assert "161.5 GB" in gated
     assert "gated" in gated
     assert "CC BY-NC-SA 4.0" in gated
@@ -79,7 +79,7 @@ def test_a_video_may_have_another_ending(nextqa: tuple[Path, Case]) -> None:
 
 def test_rows_of_another_split_are_not_taken(whole: tuple[Path, dict[str, Case]], nextqa: tuple[Path, Case]) -> None:
     root, cases = whole
-    published = PUBLISHED["mme_perception"]
+    published = PAPER_BENCHMARKS["mme_perception"]
     with pytest.raises(DataError, match=r"holds 2 items of existence, the published split has 60"):
         open_published(published, root)
     with pytest.raises(DataError, match=r"holds 10 rows, the published split has 11"):
@@ -172,14 +172,14 @@ def test_a_limit_takes_whole_images_and_whole_pairs(whole: tuple[Path, dict[str,
 
 def test_a_partial_pair_or_image_is_named() -> None:
     rows = [{"index": f"{i}_{sign}_video"} for i in range(3) for sign in ("pos", "neg")]
-    vinoground = PUBLISHED["vinoground"]
+    vinoground = PAPER_BENCHMARKS["vinoground"]
     assert choose(vinoground, rows, None) == {"": [0, 1, 2, 3, 4, 5]}
     with pytest.raises(DataError, match="vinoground: 1 items for 1, where 2 are scored together"):
         choose(vinoground, rows[:3], None)
     image = {"category": "OCR", "question_id": "a.png"}
     with pytest.raises(DataError, match=r"mme_perception: 3 items of OCR for a.png, where 2"):
-        choose(PUBLISHED["mme_perception"], [image] * 3, None)
-    assert choose(PUBLISHED["mme_cognition"], [image] * 3, None) == {}
+        choose(PAPER_BENCHMARKS["mme_perception"], [image] * 3, None)
+    assert choose(PAPER_BENCHMARKS["mme_cognition"], [image] * 3, None) == {}
 
 
 def test_the_pieces_of_vinoground_are_named_where_they_lack(whole: tuple[Path, dict[str, Case]]) -> None:

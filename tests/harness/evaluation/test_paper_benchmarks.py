@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.benchmarks import PUBLISHED
+from harness.benchmarks import PAPER_BENCHMARKS
 from harness.benchmarks.scoring import overall, unit_values
 from harness.common.errors import HarnessError
 from harness.evaluation.files import benchmarks_root, open_published
@@ -99,7 +99,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     return Ran(root, cases, (folder / "eval" / LOG).read_text(), outcomes)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", PAPER_BENCHMARKS)
 def test_the_score_is_the_one_worked_out_by_hand(ran: Ran, name: str) -> None:
     case, items = ran.cases[name], ran.items(name)
     benchmark = case.benchmark
@@ -116,7 +116,7 @@ def test_the_score_is_the_one_worked_out_by_hand(ran: Ran, name: str) -> None:
     assert {task: sum(item["task"] == task for item in items) for task in expected} == expected
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", PAPER_BENCHMARKS)
 def test_answers_that_say_nothing_are_named_and_stay_in_the_denominator(ran: Ran, name: str) -> None:
     case, items = ran.cases[name], ran.items(name)
     asked = [int(prompt.rpartition(" ")[2].split("]")[0]) for prompt in _tags(ran.prompts(name))]
@@ -151,7 +151,7 @@ def _numbers(ran: Ran, name: str) -> dict[tuple[str, str], int]:
     }
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", PAPER_BENCHMARKS)
 def test_what_is_sent_is_what_the_entry_says(ran: Ran, name: str) -> None:
     benchmark = ran.cases[name].benchmark
     for one in ran.outcomes[name, ""]["asked"]:
@@ -165,17 +165,17 @@ def test_what_is_sent_is_what_the_entry_says(ran: Ran, name: str) -> None:
 
 
 def test_table_6_changes_the_words_after_the_question_only(ran: Ran) -> None:
-    assert {name for name, one in PUBLISHED.items() if one.paper_differs} == set(DIFFERENT)
+    assert {name for name, one in PAPER_BENCHMARKS.items() if one.paper_differs} == set(DIFFERENT)
     for name in DIFFERENT:
         benchmark = ran.cases[name].benchmark
-        words = f"\n{benchmark.paper_prompt}" if benchmark.paper_prompt else ""
+        words = f"\n{benchmark.paper.prompt}" if benchmark.paper.prompt else ""
         asked = [prompt.removesuffix(benchmark.prompt) + words for prompt in ran.prompts(name)]
         assert ran.prompts(name, "paper") == asked
         assert [i["correct"] for i in ran.items(name, "paper")] == [i["correct"] for i in ran.items(name)]
 
 
 def test_pictures_and_videos_are_those_of_the_document(ran: Ran) -> None:
-    for name, benchmark in PUBLISHED.items():
+    for name, benchmark in PAPER_BENCHMARKS.items():
         for one, tag in zip(ran.outcomes[name, ""]["asked"], _tags(ran.prompts(name)), strict=True):
             if benchmark.media == "image":
                 assert one["shown"] == [[8 + int(tag.split()[1].rstrip("]")), one["shown"][0][1]]]
@@ -190,7 +190,7 @@ def test_pictures_and_videos_are_those_of_the_document(ran: Ran) -> None:
 
 def test_the_parent_finds_the_videos_that_the_tasks_find(ran: Ran) -> None:
     """The digest holds their names and sizes: it must change with any video that was shown."""
-    for name, benchmark in PUBLISHED.items():
+    for name, benchmark in PAPER_BENCHMARKS.items():
         if benchmark.media == "image":
             continue
         case = ran.cases[name].benchmark

@@ -22,7 +22,7 @@ from lmms_eval.tasks import TaskManager
 from PIL import Image
 from pydantic import TypeAdapter
 
-from harness.benchmarks import Published
+from harness.benchmarks import PaperBenchmark
 from harness.evaluation.items import check_aggregate, items_of, summarise_published
 from harness.evaluation.lmms.child import Events, report, watch_parent
 from harness.evaluation.lmms.official_tasks import write_official_tasks
@@ -70,7 +70,7 @@ def told(visual: Any) -> Any:
 
 
 def evaluate(entry: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
-    benchmark = TypeAdapter(Published).validate_python(entry["benchmark"])
+    benchmark = TypeAdapter(PaperBenchmark).validate_python(entry["benchmark"])
     folder = Path(job["work"]) / "tasks" / entry["name"]
     names = write_official_tasks(benchmark, Path(entry["root"]), folder, entry["prompts"], entry["limit"])
     model = Oracle(job["answers"])

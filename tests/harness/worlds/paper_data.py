@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import datasets
 from PIL import Image
 
-from harness.benchmarks import PUBLISHED, Published
+from harness.benchmarks import PAPER_BENCHMARKS, PaperBenchmark
 from tests.harness.worlds.evaluation import write_clip
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Case:
         unparsable, guessed: numbers of the tags of the answers that are.
     """
 
-    benchmark: Published
+    benchmark: PaperBenchmark
     answers: list[str]
     score: float | None
     correct: list[float | None]
@@ -88,9 +88,9 @@ def clips(folder: Path, names: Sequence[str]) -> None:
         shutil.copyfile(first, folder / name)
 
 
-def small(name: str, parts: dict[str, int], rows: int | None = None) -> Published:
+def small(name: str, parts: dict[str, int], rows: int | None = None) -> PaperBenchmark:
     """The entry with the numbers of the small data set."""
-    return replace(PUBLISHED[name], parts=parts, rows=sum(parts.values()) if rows is None else rows)
+    return replace(PAPER_BENCHMARKS[name], parts=parts, rows=sum(parts.values()) if rows is None else rows)
 
 
 # --- pictures --------------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ def _longvideobench(root: Path) -> list[Case]:
 
 def _mlvu(root: Path) -> list[Case]:
     """Every type has one question, but for two of plotQA and three of order: the mean is over types."""
-    types = [*PUBLISHED["mlvu"].parts, "plotQA", "order", "order"]
+    types = [*PAPER_BENCHMARKS["mlvu"].parts, "plotQA", "order", "order"]
     right, wrong = "B", "A"
     answers = [right, right, wrong, wrong, right, "(B) that", "hm", wrong, "", "B) this"]
     rows = [
@@ -256,7 +256,7 @@ def _mlvu(root: Path) -> list[Case]:
     write_parquet(root / "mlvu/rows/test-0.parquet", rows)
     clips(root / "mlvu/videos", sorted({row["video_name"] for row in rows}))
     # topic 1, anomaly 1, needle 0, ego 0, plotQA (4, 7) 1/2, order (5, 8, 9) 2/3, count (6) 0
-    parts = {**dict.fromkeys(PUBLISHED["mlvu"].parts, 1), "plotQA": 2, "order": 3}
+    parts = {**dict.fromkeys(PAPER_BENCHMARKS["mlvu"].parts, 1), "plotQA": 2, "order": 3}
     correct = [1.0, 1, 0, 0, 1, 0, 1, 0, 1, 0]
     return [Case(small("mlvu", parts), answers, (1 + 1 + 0 + 0 + 1 / 2 + 2 / 3 + 0) / 7, correct, unparsable=[6])]
 
@@ -285,7 +285,7 @@ def _egoschema(root: Path) -> list[Case]:
 
 def _mvbench(root: Path) -> list[Case]:
     """Two questions of every sub-task; the second is answered right in ten of them. One answer is empty."""
-    benchmark = PUBLISHED["mvbench"]
+    benchmark = PAPER_BENCHMARKS["mvbench"]
     answers: list[str] = []
     correct: list[float | None] = []
     for number, (part, folder) in enumerate(benchmark.video_folders.items()):
@@ -366,7 +366,7 @@ def _vinoground(root: Path) -> list[Case]:
     write_json(root / "vinoground/videos/vinoground_videos/vinoground_textscore.json", single)
     write_json(root / "vinoground/videos/vinoground_videos_concated/vinoground_videoscore.json", double)
     clips(root / "vinoground/videos", ["vinoground_videos_concated/clip.mp4"])
-    return [Case(PUBLISHED["vinoground"], answers, 167 / 500, correct, unparsable=[9])]
+    return [Case(PAPER_BENCHMARKS["vinoground"], answers, 167 / 500, correct, unparsable=[9])]
 
 
 def _nextqa(root: Path) -> list[Case]:

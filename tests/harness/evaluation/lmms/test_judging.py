@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import random
 import sys
-from dataclasses import replace
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 from PIL import Image
+from pydantic import TypeAdapter, ValidationError
 
-from harness.benchmarks import PUBLISHED
+from harness.benchmarks import PAPER_BENCHMARKS, PaperBenchmark
+from harness.benchmarks.spec import Correct
 from harness.common.errors import DataError
 from harness.evaluation.items import VERDICT
-from harness.evaluation.lmms.judging import judged, seen
+from harness.evaluation.lmms.judging import CORRECT, judged, seen
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-NOTHING = ModuleType("nothing")
+LETTERS = {"7_pos": "A", "7_neg": "B"}
 
 
 def verdict(name: str, doc: dict[str, Any], text: str, results: Any, part: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = judged(PUBLISHED[name], part, results, NOTHING)(doc, [text])[VERDICT]
+    found: dict[str, Any] = judged(PAPER_BENCHMARKS[name], part, results, {})(doc, [text])[VERDICT]
     return found
 
 
@@ -36,7 +37,7 @@ def test_a_task_that_draws_a_number_has_guessed() -> None:
     assert read == {"task": "nextqa", "correct": 1.0, "unparsable": False, "guessed": False, "id": "7"}
     guessed = verdict("nextqa", {}, "the boy", guesses)
     assert (guessed["unparsable"], guessed["guessed"]) == (True, True)
-    empty = judged(PUBLISHED["egoschema"], "", lambda doc, answers: {"score": _guess()}, NOTHING)({}, [""])[VERDICT]
+    empty = verdict("egoschema", {}, "", lambda doc, answers: {"score": _guess()})
     assert (empty["unparsable"], empty["guessed"]) == (False, True), "an empty answer is counted as empty"
 
 
@@ -67,10 +68,21 @@ def test_what_is_scored_together_is_named() -> None:
     assert (found["task"], found["unit"], found["correct"]) == ("mme_perception_artwork", "art/3.png", 1.0)
 
 
-def test_a_task_whose_words_are_not_known_is_an_error() -> None:
-    other = replace(PUBLISHED["pope"], task="pope_full")
-    with pytest.raises(ValueError, match="pope: how pope_full says what is right is not known"):
-        judged(other, "", lambda doc, answers: {"pope_accuracy": {"score": 1}}, NOTHING)({}, ["yes"])
+def test_an_entry_can_name_only_what_is_known_as_right() -> None:
+    assert set(get_args(Correct)) == set(CORRECT)
+    wrong = {**asdict(PAPER_BENCHMARKS["pope"]), "correct": "guess"}
+    with pytest.raises(ValidationError, match="correct"):
+        TypeAdapter(PaperBenchmark).validate_python(wrong)
+
+
+def test_the_right_letter_of_a_pair_comes_from_the_index() -> None:
+    vinoground = PAPER_BENCHMARKS["vinoground"]
+    process_results = judged(vinoground, "", lambda doc, answers: {"vinoground_score": {"pred": answers[0]}}, LETTERS)
+    verdicts = [("a.", 1.0, False), ("B", 0.0, False), ("Cannot", 0.0, True), ("", 0.0, False)]
+    for answer, correct, unparsable in verdicts:
+        item = process_results({"index": "7_pos_video"}, [answer])[VERDICT]
+        assert (item["correct"], item["unparsable"], item["unit"]) == (correct, unparsable, "7")
+    assert process_results({"index": "7_neg_video"}, ["b"])[VERDICT]["correct"] == 1.0
 
 
 # --- what is shown ---------------------------------------------------------------------------------------
