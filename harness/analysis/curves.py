@@ -7,17 +7,18 @@ between the seeds; the paper's own points are kept apart from all that is measur
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import sqrt
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import TYPE_CHECKING, Final
 
 from harness.analysis.paper import GPUS, MODELS, load_paper
 from harness.analysis.runs import SELECTIONS, Run, chance, mean_of_tasks
-from harness.analysis.statistics import LEVEL, Interval
+from harness.analysis.seeds import spread
 from harness.common.errors import StaleError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from harness.analysis.statistics import Interval
 
 ARMS: Final = ("baseline", "baseline_equal_targets", "regate", "random")
 """Arms of a suite that are drawn unless others are asked for."""
@@ -104,19 +105,19 @@ def suites(runs: Iterable[Run]) -> dict[str, dict[str, tuple[Run, ...]]]:
     by_suite: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
         mark = run.record.get("suite")
-        if mark is not None and trained(run):
+        if mark is not None and run.trained:
             members = by_suite.setdefault(mark["name"], {}).setdefault(mark["arm"], [])
-            twin = next((other for other in members if seed_of(other) == seed_of(run)), None)
+            twin = next((other for other in members if other.seed == run.seed), None)
             if twin is not None:
                 raise StaleError(
-                    f"suite {mark['name']}, {mark['arm']}: {twin.id} and {run.id} are both of seed {seed_of(run)}",
+                    f"suite {mark['name']}, {mark['arm']}: {twin.id} and {run.id} are both of seed {run.seed}",
                     hint="move the folder of the one that the suite no longer asks for out of the results",
                 )
             members.append(run)
     order = list(LABELS)
     return {
         suite: {
-            arm: tuple(sorted(arms[arm], key=lambda run: (seed_of(run), run.id)))
+            arm: tuple(sorted(arms[arm], key=lambda run: (run.seed, run.id)))
             for arm in sorted(arms, key=lambda arm: (order.index(arm) if arm in order else len(order), arm))
         }
         for suite, arms in sorted(by_suite.items())
@@ -130,10 +131,10 @@ def arm_of(name: str, runs: Sequence[Run], benchmark: str) -> Arm | None:
     if not measured:
         return None
     seeds = tuple(points for _, points in measured)
-    return Arm(name, tuple(run for run, _ in measured), seeds, over_seeds(seeds))
+    return Arm(name, tuple(run for run, _ in measured), seeds, mean_curve(seeds))
 
 
-def over_seeds(seeds: Sequence[Sequence[Point]]) -> tuple[Point, ...]:
+def mean_curve(seeds: Sequence[Sequence[Point]]) -> tuple[Point, ...]:
     """The mean curve, at the steps that every seed has."""
     if len(seeds) == 1:
         return tuple(seeds[0])
@@ -145,36 +146,18 @@ def over_seeds(seeds: Sequence[Sequence[Point]]) -> tuple[Point, ...]:
             fmean(points[step].targets for points in by_step),
             fmean(points[step].train_seconds for points in by_step),
             fmean(points[step].device_hours for points in by_step),
-            seed_interval([points[step].accuracy.value for points in by_step]),
+            _seed_interval([points[step].accuracy.value for points in by_step]),
         )
         for step in common
     )
 
 
-def seed_interval(values: Sequence[float], *, level: float = LEVEL) -> Interval:
-    """Mean over seeds and Student's t interval around it: where the mean over further seeds is to be expected.
+def _seed_interval(values: Sequence[float]) -> Interval:
+    """The t interval of the mean over two seeds or more."""
+    interval = spread(values).interval
+    assert interval is not None
+    return interval
 
-    `n` is the number of seeds. It takes the seeds' values as normal, which few seeds cannot show.
-
-    Raises:
-        ValueError: fewer than two seeds.
-    """
-    from scipy.stats import t
-
-    if len(values) < 2:
-        raise ValueError("the spread between seeds needs at least two seeds")
-    half = float(t.ppf(0.5 + level / 2, len(values) - 1)) * stdev(values) / sqrt(len(values))
-    mean = fmean(values)
-    return Interval(mean, mean - half, mean + half, len(values))
-
-
-def trained(run: Run) -> bool:
-    """False for weights that were evaluated as they are: they have no totals and no curve."""
-    return run.record.get("totals") is not None
-
-
-def seed_of(run: Run) -> int:
-    return int(run.record["recipe"]["seed"])
 
 
 def adapter_of(run: Run) -> str:
@@ -233,13 +216,12 @@ __all__ = [
     "arm_of",
     "curve",
     "guess_of",
-    "over_seeds",
+    "mean_curve",
+
     "paper_hardware",
     "paper_points",
     "scale_of",
-    "seed_interval",
-    "seed_of",
+
     "several_devices",
     "suites",
-    "trained",
 ]

@@ -9,11 +9,15 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final
 
+from harness.analysis.curves import suites
 from harness.common.errors import StaleError
 from harness.common.files import read_json, write_atomic
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from harness.analysis.runs import Run
 
 SCHEMA: Final = 1
 FILE: Final = "selection.json"
@@ -49,4 +53,14 @@ def write_selection(run_dir: Path, selection: Selection) -> Path:
     return path
 
 
-__all__ = ["FILE", "SCHEMA", "SHOWN", "Selection", "read_selection", "write_selection"]
+def runs_to_replay(runs: Sequence[Run]) -> list[Run]:
+    """The gated runs whose choices are shown word by word: every one outside of suites, and of each suite one, the
+    first seed of its first arm that selects as ReGATE does."""
+    shown = [run for run in runs if run.gate is not None and not run.record.get("suite")]
+    for arms in suites(runs).values():
+        firsts = (members[0] for members in arms.values())
+        shown += [run for run in firsts if run.gate is not None and run.gate["selection"] == "regate"][:1]
+    return shown
+
+
+__all__ = ["FILE", "SCHEMA", "SHOWN", "Selection", "read_selection", "runs_to_replay", "write_selection"]

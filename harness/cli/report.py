@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from harness.analysis.curves import suites
 from harness.analysis.runs import load_runs, pair_runs
+from harness.analysis.selection import runs_to_replay
 from harness.cli.arguments import split
 from harness.common.errors import DataError, RecipeError
 from harness.config.explain import nearest
 from harness.config.load import find_recipe, load_paths, load_recipe
 from harness.config.suite import find_suite, load_suite
-from harness.report.pages.build import looked_at, write_report
+from harness.report.pages.build import write_report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def make_figures(arguments: Sequence[str], arms: Sequence[str], progress: Progress) -> list[Path]:
-    """Look at the choices of the runs named, or of those that are shown (`looked_at`), and draw everything.
+    """Look at the choices of the runs named, or of those that are shown (`runs_to_replay`), and draw everything.
 
     Raises:
         RecipeError: a name is neither a run nor a suite nor a recipe.
@@ -33,7 +34,7 @@ def make_figures(arguments: Sequence[str], arms: Sequence[str], progress: Progre
     from harness.report.figures.build import build_figures
 
     paths, runs, named = _meant(arguments)
-    look(named if named is not None else looked_at(runs), paths, progress)
+    look(named if named is not None else runs_to_replay(runs), paths, progress)
     return build_figures(Path(paths.results), arms=arms)
 
 
@@ -48,9 +49,9 @@ def make_reports(arguments: Sequence[str], progress: Progress) -> list[Path]:
     if not runs:
         raise DataError(f"no finished run below {results / 'runs'}", hint="start one: harness run RECIPE.yaml")
     if named is not None:
-        look(looked_at(named) if len(named) > 2 else named, paths, progress)
+        look(runs_to_replay(named) if len(named) > 2 else named, paths, progress)
         return [write_report(results, named)]
-    look(looked_at(runs), paths, progress)
+    look(runs_to_replay(runs), paths, progress)
     groups = [[run for runs_of_arm in arms.values() for run in runs_of_arm] for arms in suites(runs).values()]
     groups += [list(pair.runs) for pair in pair_runs([run for run in runs if not run.record.get("suite")])]
     return [write_report(results, group) for group in groups]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.analysis.curves import ARMS, Arm, arm_of, suites, trained
+from harness.analysis.curves import ARMS, Arm, arm_of, suites
 from harness.analysis.runs import benchmarks_of, load_runs, pair_runs
 from harness.analysis.selection import read_selection
 from harness.common.errors import RecipeError
@@ -44,7 +44,7 @@ def build_figures(results_dir: Path, *, arms: Sequence[str] = ()) -> list[Path]:
             arm of a suite has two runs of one seed.
         RecipeError: no suite has an arm of that name.
     """
-    runs = [run for run in load_runs(results_dir) if trained(run)]
+    runs = [run for run in load_runs(results_dir) if run.trained]
     folder = results_dir / "figures"
     written: list[Path] = []
     for pair in pair_runs([run for run in runs if not run.record.get("suite")]):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
-from harness.analysis.curves import scale_of, trained
+from harness.analysis.curves import scale_of
 from harness.analysis.runs import (
     Pair,
     Run,
@@ -18,10 +18,10 @@ from harness.analysis.runs import (
     task_interval,
     teacher_cost,
 )
-from harness.analysis.selection import SHOWN
+from harness.analysis.selection import SHOWN, read_selection
 from harness.report import table as render
 from harness.report.figures.accuracy import accuracy_figure, panels_of
-from harness.report.pages.html import Block, Code, Losses, Pictures, Section, Tabular, Text
+from harness.report.pages.html import Block, Code, Losses, Page, Pictures, Section, Tabular, Text, Tile
 from harness.report.table import Cell, Column, Table
 from harness.report.tables.selection import kinds_table, overlap_table, words_table
 
@@ -58,6 +58,14 @@ def name_of(run: Run, runs: Sequence[Run]) -> str:
     return run.arm if len({other.arm for other in runs}) == len(runs) else run.name
 
 
+def runs_page(runs: Sequence[Run], pairs: Sequence[Pair], title: str) -> Page:
+    """The report of a run, a pair or a few runs."""
+    selections = [selection for run in runs if (selection := read_selection(run.folder)) is not None]
+    sections = run_sections(runs, pairs, selections)
+    lead = "; ".join(f"{name_of(run, runs)}: {run.id}" for run in runs) + "."
+    return Page(title, lead, tuple(_tiles(runs, pairs)), tuple(sections), made_from(runs))
+
+
 def run_sections(runs: Sequence[Run], pairs: Sequence[Pair], selections: Sequence[dict[str, Any]]) -> list[Section]:
     """Every section of a report of one run or of a few runs.
 
@@ -65,11 +73,18 @@ def run_sections(runs: Sequence[Run], pairs: Sequence[Pair], selections: Sequenc
         pairs: of these runs.
         selections: what is known of their gates' choices.
     """
-    done = [run for run in runs if trained(run)]
+    done = [run for run in runs if run.trained]
     sections = [asked(runs), *([planned(done), tokens(done), clocks(done)] if done else [])]
     sections += [accuracy(runs, pairs, benchmark) for benchmark in benchmarks_of(runs)]
     sections += [chosen(selection) for selection in selections]
     return [*sections, provenance(runs)]
+
+
+def made_from(runs: Sequence[Run]) -> str:
+    """The line at the foot of a page."""
+    ids = [run.id for run in runs]
+    named = ", ".join(ids[:4]) + (f" and {len(ids) - 4} more" if len(ids) > 4 else "")
+    return f"Made from the records and items of {named}. The same records always give the same page."
 
 
 def facts(name: str, title: str, runs: Sequence[Run], rows: Sequence[tuple[str, Sequence[Cell]]],
@@ -218,6 +233,33 @@ def provenance(runs: Sequence[Run]) -> Section:
     note = "A run's id ends with the digest of its recipe; fingerprints are cut to 16 of 64 digits."
     title = f"Provenance of {runs[0].id}" if len(runs) == 1 else "Provenance"
     return Section("provenance", title, (Tabular(facts("provenance", title, runs, rows, [note])),))
+
+
+# --- numbers to see first -------------------------------------------------------------------------------
+
+
+def _tiles(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[Tile]:
+    tiles = []
+    for benchmark in benchmarks_of(runs):
+        scale, _ = scale_of(runs, benchmark)
+        for run in runs:
+            entry = run.last(benchmark)
+            mean = None if entry is None else mean_of_tasks(entry, run.items(entry))
+            if mean is not None:
+                note = f"95 % [{scale * mean.low:.1f}, {scale * mean.high:.1f}]"
+                tiles.append(Tile(f"{benchmark}: {name_of(run, runs)}", f"{scale * mean.value:.1f}", note))
+        for pair in pairs:
+            difference = difference_of_means(pair, benchmark)
+            if difference is not None:
+                ends = f"95 % [{scale * difference.low:+.1f}, {scale * difference.high:+.1f}], paired by item"
+                tiles.append(Tile(f"{benchmark}: difference", f"{scale * difference.value:+.1f}", ends))
+    for run in (run for run in runs if run.trained):
+        totals = run.totals
+        note = "" if run.gate is None else f"{render.percent(totals['targets_reduction']).text} fewer than all"
+        label = "" if len(runs) == 1 else f": {name_of(run, runs)}"
+        tiles.append(Tile(f"targets computed{label}", render.count(totals["counts"]["scored"]).text, note))
+        tiles.append(Tile(f"training time{label}", render.duration(totals["seconds"]["train"]).text))
+    return tiles
 
 
 # --- accuracy --------------------------------------------------------------------------------------------
@@ -386,9 +428,11 @@ __all__ = [
     "chosen",
     "clocks",
     "facts",
+    "made_from",
     "name_of",
     "planned",
     "provenance",
     "run_sections",
+    "runs_page",
     "tokens",
 ]

@@ -5,12 +5,14 @@ from __future__ import annotations
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final
 
-from harness.analysis.curves import ARMS, Arm, arm_of, scale_of, seed_interval, seed_of
+from harness.analysis.curves import ARMS, Arm, arm_of, scale_of
 from harness.analysis.runs import Run, benchmarks_of, teacher_cost
+from harness.analysis.seeds import spread
+from harness.analysis.selection import read_selection, runs_to_replay
 from harness.report import table as render
 from harness.report.figures.accuracy import panels_of, suite_figure
-from harness.report.pages.html import Block, Pictures, Section, Tabular, Text
-from harness.report.pages.runs import chosen, provenance
+from harness.report.pages.html import Block, Page, Pictures, Section, Tabular, Text, Tile
+from harness.report.pages.runs import chosen, made_from, provenance
 from harness.report.table import Cell, Column, Table
 
 if TYPE_CHECKING:
@@ -21,6 +23,24 @@ if TYPE_CHECKING:
 Arms = dict[str, tuple[Run, ...]]
 _AGAINST: Final = ("baseline", "baseline_equal_targets", "random")
 """Arms that the others are compared with, where the suite has them."""
+
+
+def suite_page(suite: str, arms: Arms) -> Page:
+    """The report of a suite."""
+    runs = [run for members in arms.values() for run in members]
+    seeds = sorted({run.seed for run in runs})
+    tiles = [Tile("runs", str(len(runs)), f"{len(arms)} arms, seeds {', '.join(map(str, seeds))}")]
+    for benchmark in benchmarks_of(runs):
+        scale, _ = scale_of(runs, benchmark)
+        for name in ("baseline", "regate"):
+            arm = arm_of(name, arms[name], benchmark) if name in arms else None
+            if arm is not None and arm.points:
+                last = arm.points[-1].accuracy
+                note = f"{benchmark}, mean of {len(arm.seeds)}: [{scale * last.low:.1f}, {scale * last.high:.1f}]"
+                tiles.append(Tile(arm.label, f"{scale * last.value:.1f}", note))
+    shown = [selection for run in runs_to_replay(runs) if (selection := read_selection(run.folder)) is not None]
+    lead = "Several seeds of each arm; differences are taken within a seed."
+    return Page(f"Suite {suite}", lead, tuple(tiles), tuple(suite_sections(suite, arms, shown)), made_from(runs))
 
 
 def suite_sections(name: str, arms: Arms, selections: Sequence[dict[str, Any]]) -> list[Section]:
@@ -55,7 +75,7 @@ def _accuracy(name: str, arms: Sequence[Arm], benchmark: str) -> Section:
 
 
 def _scores(arms: Sequence[Arm], benchmark: str, scale: float) -> Table:
-    seeds = sorted({seed_of(run) for arm in arms for run in arm.runs})
+    seeds = sorted({run.seed for arm in arms for run in arm.runs})
     columns = (
         Column("arm", ("arm",), right=False),
         Column("mean over seeds", ("mean", "low", "high")),
@@ -64,7 +84,7 @@ def _scores(arms: Sequence[Arm], benchmark: str, scale: float) -> Table:
     rows = []
     for arm in arms:
         values = _by_seed(arm)
-        whole = seed_interval(list(values.values())) if len(values) > 1 else None
+        whole = spread(list(values.values())).interval
         cells = [_number(values.get(seed), scale) for seed in seeds]
         rows.append((render.label(arm.label), render.accuracy(whole, scale=scale), *cells))
     notes = (
@@ -87,7 +107,7 @@ def _against(other: Arm, arms: Sequence[Arm], scale: float) -> Table:
         shared = [scores[seed] - base[seed] for seed in sorted(scores.keys() & base.keys())]
         if arm.name == other.name or not shared:
             continue
-        interval = seed_interval(shared) if len(shared) > 1 else None
+        interval = spread(shared).interval
         better = sum(value > 0 for value in shared)
         count = Cell(f"{better} of {len(shared)} seeds", (better, len(shared)))
         rows.append((render.label(arm.label), render.accuracy(interval, scale=scale, signed=True), count))
@@ -135,7 +155,7 @@ def _cost(arms: Arms) -> Section:
 def _list(arms: Arms) -> Section:
     columns = (Column("arm", ("arm",), right=False), Column("seed", ("seed",)), Column("run", ("run",), right=False))
     rows = tuple(
-        (render.label(Arm(name, runs, (), ()).label), Cell(str(seed_of(run)), (seed_of(run),)), render.label(run.id))
+        (render.label(Arm(name, runs, (), ()).label), Cell(str(run.seed), (run.seed,)), render.label(run.id))
         for name, runs in arms.items()
         for run in runs
     )
@@ -154,7 +174,7 @@ def _mixed(runs: Sequence[Run]) -> list[Section]:
 
 def _by_seed(arm: Arm) -> Mapping[int, float]:
     """The last value of each seed."""
-    return {seed_of(run): points[-1].accuracy.value for run, points in zip(arm.runs, arm.seeds, strict=True)}
+    return {run.seed: points[-1].accuracy.value for run, points in zip(arm.runs, arm.seeds, strict=True)}
 
 
 def _number(value: float | None, scale: float) -> Cell:
@@ -186,4 +206,4 @@ def _hours(value: float) -> Cell:
     return Cell(f"{value:.3g}", (value,))
 
 
-__all__ = ["suite_sections"]
+__all__ = ["suite_page", "suite_sections"]

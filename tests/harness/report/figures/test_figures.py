@@ -11,9 +11,10 @@ from xml.etree import ElementTree
 import pytest
 from scipy.stats import t
 
-from harness.analysis.curves import ARMS, Point, arm_of, curve, over_seeds, paper_points, seed_interval, suites
+from harness.analysis.curves import ARMS, Point, arm_of, curve, mean_curve, paper_points, suites
 from harness.analysis.replay import study
 from harness.analysis.runs import load_runs, pair_runs
+from harness.analysis.seeds import spread
 from harness.analysis.selection import read_selection
 from harness.analysis.statistics import Interval
 from harness.common.errors import RecipeError, StaleError
@@ -186,7 +187,7 @@ def test_a_suite_is_drawn_over_its_seeds(suite: Path) -> None:
     assert [run.record["recipe"]["seed"] for run in regate.runs] == list(SEEDS)
     values = [seed[-1].accuracy.value for seed in regate.seeds]
     last = regate.points[-1]
-    assert last.accuracy == seed_interval(values)
+    assert last.accuracy == spread(values).interval
     assert last.targets == pytest.approx(sum(seed[-1].targets for seed in regate.seeds) / 3)
     figure = suite_figure("demo", [regate], "shapes")
     left = figure.axes[0]
@@ -235,21 +236,21 @@ def test_weights_evaluated_as_they_are_have_no_curve(suite: Path) -> None:
 
 def test_t_interval_of_seeds() -> None:
     """Against the textbook formula: sd of 1, 2, 3 is 1, so the half width is t / sqrt(3)."""
-    interval = seed_interval([1.0, 2.0, 3.0])
+    interval = spread([1.0, 2.0, 3.0]).interval
+    assert interval is not None
     half = float(t.ppf(0.975, 2)) / 3**0.5
     assert (interval.value, interval.low, interval.high) == pytest.approx((2.0, 2 - half, 2 + half))
     assert interval.n == 3
-    with pytest.raises(ValueError, match="at least two"):
-        seed_interval([1.0])
+    assert spread([1.0]).interval is None, "the spread of one seed is unknown"
 
 
 def test_the_mean_curve_has_the_steps_that_all_seeds_have() -> None:
     def point(step: int, value: float) -> Point:
         return Point(step, step, 2 * step, step, Interval(value, value, value, 10))
 
-    mean = over_seeds([[point(1, 0.2), point(2, 0.4)], [point(2, 0.6), point(3, 0.9)]])
+    mean = mean_curve([[point(1, 0.2), point(2, 0.4)], [point(2, 0.6), point(3, 0.9)]])
     assert [(p.step, p.accuracy.value) for p in mean] == [(2, pytest.approx(0.5))]
-    assert over_seeds([[point(1, 0.2)], [point(2, 0.4)]]) == ()
+    assert mean_curve([[point(1, 0.2)], [point(2, 0.4)]]) == ()
 
 
 # --- Figure 3 --------------------------------------------------------------------------------------------

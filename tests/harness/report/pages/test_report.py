@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.analysis.runs import difference_of_means, load_runs, mean_of_tasks, pair_runs
+from harness.analysis.selection import runs_to_replay
 from harness.cli.report import make_figures, make_reports
 from harness.common.errors import DataError, RecipeError
 from harness.common.progress import Progress
 from harness.report import table as render
-from harness.report.pages.build import looked_at, make_page, write_report
+from harness.report.pages.build import make_page, write_report
 from harness.report.pages.html import inline_svg
 from tests.harness.worlds.run_builder import build_pair, build_run, finish, recipe
 
@@ -165,7 +166,7 @@ def test_a_suite_compares_its_arms_within_a_seed(suite: Path) -> None:
     assert "Difference from baseline" in read.text
     assert "ReGATE, keep 0.25" in read.text
     assert all(run.id in read.text for run in runs)
-    assert [run.name for run in looked_at(runs)] == ["demo.regate.seed0"], "one is enough to look at"
+    assert [run.name for run in runs_to_replay(runs)] == ["demo.regate.seed0"], "one is enough to look at"
 
 
 def test_the_choices_of_a_run_are_part_of_its_report(choice_world: World) -> None:
