@@ -14,9 +14,9 @@ from harness.analysis.paper_runs import paper_runs
 from harness.analysis.runs import Run, load_runs
 from harness.config.load import load_recipe, shipped_recipes
 from harness.report import table as render
-from harness.report.tables.paper import paper_tables_of
-from harness.report.tables.paper_claims import CLAIMS
-from harness.report.tables.paper_costs import LAMBDAS, TEACHERS
+from harness.report.tables.paper.benchmarks import paper_tables_of
+from harness.report.tables.paper.claims import CLAIMS
+from harness.report.tables.paper.costs import LAMBDAS, TEACHERS
 from harness.report.tables.time_to_target import reaches
 from tests.harness.report.tables.test_tables import check_latex
 from tests.harness.worlds.paper_runs import paper_gate, papers_own_runs, run_of

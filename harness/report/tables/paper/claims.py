@@ -26,7 +26,7 @@ from harness.analysis.paper_runs import (
 from harness.analysis.runs import machine
 from harness.report import table as render
 from harness.report.table import Cell, Column, Table
-from harness.report.tables.paper_comparison import (
+from harness.report.tables.paper.comparison import (
     UNKEPT,
     Entry,
     cost_entry,
@@ -35,7 +35,7 @@ from harness.report.tables.paper_comparison import (
     per_cent,
     signed,
 )
-from harness.report.tables.paper_costs import ARMS, TEACHERS
+from harness.report.tables.paper.costs import ARMS, TEACHERS
 
 if TYPE_CHECKING:
     from harness.analysis.verdicts import Verdict

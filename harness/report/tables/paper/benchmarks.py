@@ -9,10 +9,10 @@ from harness.analysis.paper_runs import BASELINE, EXTENDED, PaperRuns, paper_run
 from harness.report import table as render
 from harness.report.table import Cell, Column, Table
 from harness.report.tables.accuracy import mean_cell
-from harness.report.tables.paper_claims import claims_table
-from harness.report.tables.paper_comparison import model_comparison
-from harness.report.tables.paper_costs import cost_tables
-from harness.report.tables.paper_prompts import inconsistencies_table, prompts_table
+from harness.report.tables.paper.claims import claims_table
+from harness.report.tables.paper.comparison import model_comparison
+from harness.report.tables.paper.costs import cost_tables
+from harness.report.tables.paper.prompts import inconsistencies_table, prompts_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -25,7 +25,7 @@ from harness.analysis.paper_runs import (
     wall_hours,
 )
 from harness.report import table as render
-from harness.report.tables.paper_comparison import (
+from harness.report.tables.paper.comparison import (
     ROUNDING,
     UNKEPT,
     Entry,
