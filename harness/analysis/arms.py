@@ -100,7 +100,7 @@ def group_by_arm(name: str, runs: Sequence[Run], suite: Suite | None) -> Arms:
 
 def seed_groups(runs: Iterable[Run]) -> list[Arms]:
     """Runs whose recipes are equal but for name, gate and seed, where one of them was made with several seeds. An arm
-    is a recipe's name; where one name has several gates, it is told apart by its gate's digest."""
+    is a recipe's name; where one name has several gates, its gate's digest distinguishes them."""
     families: dict[str, list[Run]] = {}
     for run in sorted((run for run in runs if run.trained), key=lambda run: run.id):
         shared = {k: v for k, v in run.record["recipe"].items() if k not in ("name", "gate", "seed")}

@@ -1,8 +1,7 @@
-"""What a replay tells of words: which of them a gate left out, and single answers token by token.
+"""Words of a replay: which of them a gate left out, and single answers token by token.
 
-A word's kind is that of `harness.analysis.word_classes`; a word that only the picture tells ("grounded") is known
-where
-the data source marks it, and is never guessed.
+A word's kind is that of `harness.analysis.word_classes`. A "grounded" word, which only the picture determines, is
+known where the data source marks it, and is never guessed.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ class Token:
         number: which word of the conversation.
         word: that word, in lower case.
         kind: one of `harness.analysis.word_classes.KINDS`.
-        grounded: class of a word that only the picture tells, or None.
+        grounded: class of a word that only the picture determines, or None.
     """
 
     piece: str

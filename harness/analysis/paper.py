@@ -66,24 +66,24 @@ class Paper:
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.content["hyperparameters"]
-        return found
+        hyperparameters: dict[str, Any] = self.content["hyperparameters"]
+        return hyperparameters
 
     @property
     def prompts(self) -> dict[str, str | None]:
         """Column of a benchmark -> the response format of Table 6."""
-        found: dict[str, str | None] = self.content["tables"]["table6_prompts"]
-        return found
+        prompts: dict[str, str | None] = self.content["tables"]["table6_prompts"]
+        return prompts
 
     @property
     def claims(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.content["claims"]
-        return found
+        claims: list[dict[str, Any]] = self.content["claims"]
+        return claims
 
     @property
     def inconsistencies(self) -> list[str]:
-        found: list[str] = self.content["inconsistencies"]
-        return found
+        sentences: list[str] = self.content["inconsistencies"]
+        return sentences
 
     def benchmark_table(self, table: str) -> list[PaperRow]:
         """Every row of one of TABLES, group by group, as printed."""

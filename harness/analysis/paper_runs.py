@@ -34,7 +34,7 @@ _SETTINGS: Final = {
     "warmup_steps": "warmup_steps",
     "ema_decay": "ema_decay",
 }
-"""Key of the gate -> key of the paper's hyper-parameters; the weight of the reference loss tells the rows apart."""
+"""Key of the gate -> key of the paper's hyper-parameters; the weight of the reference loss distinguishes the rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +82,9 @@ class PaperRuns:
 
     def cost(self, model: str, arm: str, number: Callable[[Run], float | None]) -> Measured:
         """The mean over seeds of a number of each run; it has no interval."""
-        mine = self.of(model, arm).values()
-        values = [value for run in mine if (value := number(run)) is not None]
-        return Measured(mean(values), runs=tuple(run.id for run in mine)) if values else MISSING
+        runs = self.of(model, arm).values()
+        values = [value for run in runs if (value := number(run)) is not None]
+        return Measured(mean(values), runs=tuple(run.id for run in runs)) if values else MISSING
 
     def ratio(self, model: str, arm: str, other: str, number: Callable[[Run], float | None]) -> Measured:
         """The cost of one arm as a part of another's."""
@@ -95,16 +95,16 @@ class PaperRuns:
 
     def score(self, model: str, arm: str, benchmark: str) -> Measured:
         """The score after the last step."""
-        found = {seed: run for seed, run in self.of(model, arm).items() if run.last(benchmark)}
-        ids = tuple(run.id for run in found.values())
-        values = [_value(run, benchmark) for run in found.values()]
+        evaluated = {seed: run for seed, run in self.of(model, arm).items() if run.last(benchmark)}
+        ids = tuple(run.id for run in evaluated.values())
+        values = [_value(run, benchmark) for run in evaluated.values()]
         if not values:
             return MISSING
         if len(values) > 1:
             over = spread(values)
             apart = seeds_to_detect((over.sd or 0.0) * math.sqrt(len(values) + 1), len(values))
             return Measured(over.mean, over.interval, apart, ids)
-        run = next(iter(found.values()))
+        run = next(iter(evaluated.values()))
         evaluation = run.last(benchmark)
         assert evaluation is not None
         interval = mean_of_tasks(evaluation, run.items(evaluation))
@@ -124,15 +124,15 @@ class PaperRuns:
             )
             assert over is not None
             return Measured(over.mean, over.interval, runs=ids)
-        one, two = first[shared[0]], second[shared[0]]
-        both = same_questions(two, one, benchmark)
+        first_run, second_run = first[shared[0]], second[shared[0]]
+        both = same_questions(second_run, first_run, benchmark)
         interval = None
         if both is not None:
             evaluation, theirs, ours = both
             interval = score_difference(
                 scoring_of(evaluation), scored_units(evaluation, theirs), scored_units(evaluation, ours)
             )
-        return Measured(_value(one, benchmark) - _value(two, benchmark), interval, runs=ids)
+        return Measured(_value(first_run, benchmark) - _value(second_run, benchmark), interval, runs=ids)
 
     def average(self, model: str, arm: str, other: str | None = None) -> Measured:
         """Unweighted mean over the paper's benchmarks in per cent, or of the difference to another arm; missing
@@ -151,14 +151,14 @@ class PaperRuns:
         intervals = [part.interval for part in parts if part.interval is not None]
         if len(intervals) < len(names):
             return Measured(mean(values), runs=ids)
-        half = math.sqrt(sum(((each.high - each.low) / 2) ** 2 for each in intervals)) / len(names)
+        half = math.sqrt(sum(((interval.high - interval.low) / 2) ** 2 for interval in intervals)) / len(names)
         interval = Interval(mean(values), mean(values) - half, mean(values) + half, sum(e.n for e in intervals))
         return Measured(mean(values), interval, _two_such(interval), ids)
 
 
 def paper_runs(paper: Paper, runs: Iterable[Run]) -> PaperRuns:
     """Sort runs into the paper's rows. Of several runs of a row with one seed the first by id is taken."""
-    found: dict[tuple[str, str], dict[int, Run]] = {}
+    by_row: dict[tuple[str, str], dict[int, Run]] = {}
     left_out = []
     known = [run for run in sorted(runs, key=lambda run: run.id) if _adapter(run) in MODELS]
     candidates = [run for run in known if run.trained]
@@ -169,12 +169,12 @@ def paper_runs(paper: Paper, runs: Iterable[Run]) -> PaperRuns:
             left_out.append(f"{run.id}: evaluated on a part of the questions (evaluate.limit)")
         elif arm is None:
             left_out.append(f"{run.id}: its gate has not the paper's settings")
-        elif run.seed in found.setdefault((model, arm), {}):
+        elif run.seed in by_row.setdefault((model, arm), {}):
             left_out.append(f"{run.id}: a second {arm} run of {model} with seed {run.seed}")
         else:
-            found[model, arm][run.seed] = run
+            by_row[model, arm][run.seed] = run
     evaluated = tuple(run for run in known if not run.trained and _on_the_papers_benchmarks(run))
-    return PaperRuns(paper, {key: value for key, value in found.items() if value}, evaluated, tuple(left_out))
+    return PaperRuns(paper, {key: value for key, value in by_row.items() if value}, evaluated, tuple(left_out))
 
 
 def targets(run: Run) -> float:
@@ -218,9 +218,9 @@ def _adapter(run: Run) -> str:
 
 def _longest(candidates: Iterable[Run], run: Run) -> int:
     """Steps of the longest baseline of this model, or of its longest run where there is no baseline."""
-    same = [each for each in candidates if _adapter(each) == _adapter(run)]
-    free = [each for each in same if each.gate is None]
-    return max(int(each.totals["steps"]) for each in (free or same))
+    same = [candidate for candidate in candidates if _adapter(candidate) == _adapter(run)]
+    free = [candidate for candidate in same if candidate.gate is None]
+    return max(int(candidate.totals["steps"]) for candidate in (free or same))
 
 
 def _arm(paper: Mapping[str, Any], run: Run, longest: int) -> str | None:

@@ -324,7 +324,7 @@ def teacher_cost(run: Run) -> dict[str, float | None]:
 
 
 def chance(run: Run, evaluation: Evaluation) -> float | None:
-    """Mean accuracy of uniform guessing over the tasks in the mean, where the items tell their number of options."""
+    """Mean accuracy of uniform guessing over the tasks in the mean, where the items hold their number of options."""
     lines = read_items(run.folder, evaluation)
     if lines is None:
         return None

@@ -8,8 +8,8 @@ contain the spread between training seeds, which is of the same size or larger: 
 several seeds. Items are taken as independent; several questions on one clip are not quite.
 
 What is drawn is a *unit* (`harness.benchmarks.scoring`): an item, or the items that are scored as one thing, such as
-the
-two questions on an MME image. Drawing the questions of such an image one by one would make the interval too narrow.
+the two questions on an MME image. Drawing the questions of such an image one by one would make the interval too
+narrow.
 
 Resampling draws, within each stratum (a task), as many units as it has, with replacement. For a stratum with few
 distinct values this is one multinomial draw of their counts, which is the same distribution and much cheaper.

@@ -50,7 +50,7 @@ LOOKS: Final = {
     "literal": ("#c98a00", "X"),
     "loss_only": ("#5f7f1f", ">"),
 }
-"""Colour and mark of an arm: told apart without colour vision, and by mark in print."""
+"""Colour and mark of an arm: distinct without colour vision, and by mark in print."""
 _MORE: Final = (("#a03c3c", "h"), ("#2f6f4f", "d"), ("#5b5bb5", "p"), ("#777733", "H"))
 
 

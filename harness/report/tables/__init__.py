@@ -19,7 +19,7 @@ from harness.common.files import write_atomic
 from harness.report import table as render
 from harness.report.tables.accuracy import accuracy_table
 from harness.report.tables.arms import pairs_table, time_table, tokens_table
-from harness.report.tables.paper.benchmarks import paper_tables_of
+from harness.report.tables.paper.build import paper_tables_of
 from harness.report.tables.suites import seeds_table, suite_tables
 from harness.report.tables.time_to_target import target_table
 

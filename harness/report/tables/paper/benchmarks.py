@@ -1,21 +1,17 @@
-"""The paper's tables of benchmarks with our rows among them, and the list of all of the paper's tables."""
+"""The paper's tables of benchmarks with our rows among them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from harness.analysis.paper import GATED, GROUPS, MODELS, TABLES, Paper, PaperRow, shown
-from harness.analysis.paper_runs import BASELINE, EXTENDED, PaperRuns, paper_runs, targets
+from harness.analysis.paper import GATED, GROUPS, MODELS, TABLES, PaperRow, shown
+from harness.analysis.paper_runs import BASELINE, EXTENDED, PaperRuns, targets
 from harness.report import table as render
 from harness.report.table import Cell, Column, Table
 from harness.report.tables.accuracy import mean_cell
-from harness.report.tables.paper.claims import claims_table
-from harness.report.tables.paper.comparison import model_comparison
-from harness.report.tables.paper.costs import cost_tables
-from harness.report.tables.paper.prompts import inconsistencies_table, prompts_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from harness.analysis.runs import Run
     from harness.benchmarks import PaperBenchmark
@@ -27,18 +23,6 @@ TITLES: Final = {
     "table3_short_video": "Table 3 of the paper: short video and fine-grained understanding",
 }
 _WORDS: Final = {"open_source": "open source", "proprietary": "proprietary", "regate": "the paper's runs"}
-
-
-def paper_tables_of(paper: Paper, runs: Iterable[Run]) -> list[Table]:
-    """Every table of the paper beside our runs; printed where a run has one of its models."""
-    ours = paper_runs(paper, runs)
-    models = list(MODELS.values())
-    printed = bool(ours.models())
-    tables = [benchmark_rows_table(name, ours) for name in TABLES]
-    tables += [model_comparison(ours, model) for model in models]
-    tables += cost_tables(ours)
-    tables += [prompts_table(paper, printed=printed), claims_table(ours)]
-    return [*tables, inconsistencies_table(paper, printed=printed)]
 
 
 def benchmark_rows_table(name: str, ours: PaperRuns) -> Table:
@@ -176,4 +160,4 @@ def _mark(rows: list[Row], among: Sequence[int], head: int, *, only: Sequence[in
             rows[index] = (*row[:column], marked[index], *row[column + 1 :])
 
 
-__all__ = ["benchmark_rows_table", "paper_tables_of"]
+__all__ = ["benchmark_rows_table"]

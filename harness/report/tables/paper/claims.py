@@ -153,26 +153,26 @@ def _hours_part(runs: PaperRuns, model: str, arm: str) -> Entry:
         runs.paper, model, BASELINE, "train_gpu_hours"
     )
     ours = runs.ratio(model, arm, BASELINE, device_hours)
-    places = {machine(run) for each in (arm, BASELINE) for run in runs.of(model, each).values()}
-    return cost_entry(model, f"train hours, {arm} / baseline", ours, paper, _ratio, judged=len(places) <= 1)
+    machines = {machine(run) for compared in (arm, BASELINE) for run in runs.of(model, compared).values()}
+    return cost_entry(model, f"train hours, {arm} / baseline", ours, paper, _ratio, judged=len(machines) <= 1)
 
 
 def _extended(model: str, *, hours: bool) -> Parts:
-    """The extended run is more accurate than the baseline, at fewer targets and, where told, in less time."""
+    """The extended run is more accurate than the baseline, at fewer targets and, if `hours`, in less time."""
 
     def parts(runs: PaperRuns) -> list[Entry]:
-        found = [_gain(runs, model), _reduction_part(runs, model)]
-        return [*found, _hours_part(runs, model, EXTENDED)] if hours else found
+        entries = [_gain(runs, model), _reduction_part(runs, model)]
+        return [*entries, _hours_part(runs, model, EXTENDED)] if hours else entries
 
     return parts
 
 
 def _average_tokens(runs: PaperRuns) -> list[Entry]:
-    found = [_tokens_part(runs, model, FAST) for model in MODELS.values()]
-    values = [part.ours.value for part in found if part.ours.value is not None]
-    whole = len(values) == len(found)
-    ours = Measured(mean(values), runs=tuple(run for p in found for run in p.ours.runs)) if whole else Measured()
-    paper = mean(part.paper for part in found if part.paper is not None)
+    parts = [_tokens_part(runs, model, FAST) for model in MODELS.values()]
+    values = [part.ours.value for part in parts if part.ours.value is not None]
+    complete = len(values) == len(parts)
+    ours = Measured(mean(values), runs=tuple(run for p in parts for run in p.ours.runs)) if complete else Measured()
+    paper = mean(part.paper for part in parts if part.paper is not None)
     return [cost_entry("", "targets computed, fast / baseline, mean over the models", ours, paper, _ratio)]
 
 

@@ -176,12 +176,12 @@ def _hours(
 
 def _speedups(runs: PaperRuns, model: str, arm: str, label: str, paper: float) -> list[Entry]:
     """Step speed-up, and time-to-target speed-up: of the paper, that of its fast run."""
-    mine = runs.of(model, arm)
-    ids = tuple(run.id for run in mine.values())
-    steps = [value for run in mine.values() if (value := step_speedup(run))]
-    found = Measured(median(steps), runs=ids) if steps else Measured()
-    verdict: Verdict | None = "missing" if found.value is None else None
-    entries = [Entry(label, "step speed-up", found, None, verdict, _three, sampled=False)]
+    by_seed = runs.of(model, arm)
+    ids = tuple(run.id for run in by_seed.values())
+    steps = [value for run in by_seed.values() if (value := step_speedup(run))]
+    step = Measured(median(steps), runs=ids) if steps else Measured()
+    verdict: Verdict | None = "missing" if step.value is None else None
+    entries = [Entry(label, "step speed-up", step, None, verdict, _three, sampled=False)]
     ours = _time_to_target(runs, model, arm)
     reported = paper if arm == FAST else None
     judged = cost_entry(label, "time-to-target speed-up", ours, reported, _three)
@@ -191,18 +191,18 @@ def _speedups(runs: PaperRuns, model: str, arm: str, label: str, paper: float) -
 def _time_to_target(runs: PaperRuns, model: str, arm: str) -> Measured:
     """The baseline's whole training time over the time in which the run reaches its final MVBench accuracy: the
     median over seeds, infinite where half of them do not reach it; missing without items."""
-    mine, base = runs.of(model, arm), runs.of(model, BASELINE)
-    found = {seed: reaches(base[seed], run, "mvbench") for seed, run in mine.items() if seed in base}
-    if not found or not all(found.values()):
+    gated, baselines = runs.of(model, arm), runs.of(model, BASELINE)
+    crossings = {seed: reaches(baselines[seed], run, "mvbench") for seed, run in gated.items() if seed in baselines}
+    if not crossings or not all(crossings.values()):
         return Measured()
     values = []
-    for seed, each in found.items():
-        last = base[seed].last("mvbench")
-        at = each["seconds"].at if each else None
+    for seed, crossing in crossings.items():
+        last = baselines[seed].last("mvbench")
+        at = crossing["seconds"].at if crossing else None
         values.append(0.0 if at is None or last is None else last["progress"]["train_seconds"] / at)
     # Never reached is a speed-up of nothing, and is shown as not reached.
     middle = median(values)
-    return Measured(middle or math.inf, runs=tuple(run.id for s in found for run in (mine[s], base[s])))
+    return Measured(middle or math.inf, runs=tuple(run.id for s in crossings for run in (gated[s], baselines[s])))
 
 
 def _average(label: str, ours: Measured, paper: float) -> Entry:

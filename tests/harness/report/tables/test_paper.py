@@ -14,7 +14,7 @@ from harness.analysis.paper_runs import paper_runs
 from harness.analysis.runs import Run, load_runs
 from harness.config.load import load_recipe, shipped_recipes
 from harness.report import table as render
-from harness.report.tables.paper.benchmarks import paper_tables_of
+from harness.report.tables.paper.build import paper_tables_of
 from harness.report.tables.paper.claims import CLAIMS
 from harness.report.tables.paper.costs import LAMBDAS, TEACHERS
 from harness.report.tables.time_to_target import reaches
