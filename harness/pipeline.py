@@ -72,7 +72,7 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
     data = open_data(recipe.data, recipe.paths, recipe.seed)
     _tell_excluded(data, progress)
     adapter = adapter_for(recipe, data)
-    if adapter.missing() or adapter.unseen():
+    if adapter.missing() or adapter.needs_check():
         with stage(run_dir, "prepare", "prepare"):
             adapter.prepare(progress)
     write_json(run_dir / "recipe.json", recipe.model_dump(mode="json"))

@@ -68,7 +68,7 @@ def weights_of(recipe: EvaluationRecipe) -> str:
     own = checkpoint_digest(_checkpoint(recipe))
     if not recipe.model.weights_beside:
         return own
-    from harness.models.videollama2.weights import fingerprint, weight_files
+    from harness.models.checkpoint_files import fingerprint, weight_files
 
     folders = [Path(recipe.paths.weights) / getattr(recipe.model, key) for key in recipe.model.weights_beside]
     return digest([own, *(fingerprint(weight_files(folder)) for folder in folders)])

@@ -1,41 +1,25 @@
-"""Model families, by the name that a recipe's `model.adapter` gives."""
+"""Model families, by the name that `model.adapter` of a recipe or an evaluation gives."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from harness.models import tiny, videochat2, videollama2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
+    from harness.config.evaluation import EvaluationRecipe
     from harness.config.recipe import Recipe
     from harness.data.sources import DataSet
-    from harness.models.adapter import Adapter
+    from harness.models.adapter import Adapter, Family, OfficialModel
 
-
-def _tiny(recipe: Recipe, data: DataSet | None) -> Adapter:
-    from harness.models.tiny.adapter import TinyAdapter
-
-    return TinyAdapter(recipe, data)
-
-
-def _videollama2(recipe: Recipe, data: DataSet | None) -> Adapter:
-    from harness.models.videollama2.adapter import VideoLLaMA2Adapter
-
-    return VideoLLaMA2Adapter(recipe, data)
-
-
-def _videochat2(recipe: Recipe, data: DataSet | None) -> Adapter:
-    from harness.models.videochat2.adapter import VideoChat2Adapter
-
-    return VideoChat2Adapter(recipe, data)
-
-
-MODELS: Mapping[str, Callable[[Recipe, DataSet | None], Adapter]] = {
-    "tiny": _tiny,
-    "tiny_videochat2": _videochat2,
-    "tiny_videollama2": _videollama2,
-    "videochat2": _videochat2,
-    "videollama2": _videollama2,
+MODELS: Final[Mapping[str, Family]] = {
+    "tiny": tiny.FAMILY,
+    "tiny_videochat2": videochat2.FAMILY,
+    "tiny_videollama2": videollama2.FAMILY,
+    "videochat2": videochat2.FAMILY,
+    "videollama2": videollama2.FAMILY,
 }
 
 
@@ -45,4 +29,11 @@ def adapter_for(recipe: Recipe, data: DataSet | None) -> Adapter:
     Args:
         data: the opened data set; None where the model is only loaded.
     """
-    return MODELS[recipe.model.adapter](recipe, data)
+    return MODELS[recipe.model.adapter].adapter(recipe, data)
+
+
+def evaluated_for(recipe: EvaluationRecipe) -> OfficialModel:
+    """The model of an evaluation through this project's own code."""
+    official = MODELS[recipe.model.adapter].official
+    assert official is not None, f"{recipe.model.adapter} has a section for evaluations and no official model"
+    return official(recipe)

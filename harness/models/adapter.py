@@ -1,4 +1,4 @@
-"""The one door between the training loop and a model family.
+"""What the program asks of a model family.
 
 Legend: B rows, S expanded length, N scored targets, V vocabulary, T frames, H and W pixels.
 """
@@ -9,14 +9,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from torch import Tensor, nn
 
     from harness.common.progress import Progress
+    from harness.config.evaluation import EvaluationRecipe
+    from harness.config.recipe import Recipe
     from harness.data.loading.frames import FrameRule
     from harness.data.processor import Processor
     from harness.data.sample import Batch
+    from harness.data.sources import DataSet
     from regate.types import Decision
 
 
@@ -60,14 +64,14 @@ class Adapter(Protocol):
         """One line a file that is not there, with where it comes from; empty when `student` can run."""
         ...
 
-    def unseen(self) -> bool:
-        """Whether brought weights were not yet looked at together with these data; False where parts are made
+    def needs_check(self) -> bool:
+        """Whether the user's weights were not yet checked together with these data; False where weights are made
         here, and while files are missing."""
         ...
 
     def prepare(self, progress: Progress) -> None:
-        """Make the parts that can be made here (the tiny model's stages); look at brought weights and the
-        conversations, and note that it was done."""
+        """Make the weights that can be made here; check the user's weights with the conversations, and mark that it
+        was done."""
         ...
 
     @property
@@ -103,6 +107,35 @@ class Adapter(Protocol):
     def load(self, directory: Path) -> nn.Module:
         """The model of a checkpoint that `save` wrote, for evaluation."""
         ...
+
+
+class OfficialModel(Protocol):
+    """Published weights that are evaluated as they are: what of an adapter an evaluation needs."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def frame_rule(self) -> FrameRule: ...
+
+    def processor(self) -> Processor: ...
+
+    def load(self, directory: Path) -> nn.Module: ...
+
+    def forward(self, model: nn.Module, batch: Batch, decision: Decision) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What the program reaches of a model family. Its code is imported when one of these is called.
+
+    Attributes:
+        adapter: of a recipe, with the opened data set or None.
+        official: of an evaluation; None where the family's published weights are not evaluated as they are.
+    """
+
+    adapter: Callable[[Recipe, DataSet | None], Adapter]
+    official: Callable[[EvaluationRecipe], OfficialModel] | None = None
 
 
 def scored_forward(model: nn.Module, batch: Batch, decision: Decision) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,6 @@
-"""The tiny model's own pre-training, stage by stage, as the real models went through it.
+"""Weights that are generated here: folders of artifacts, and the toy models of the published families.
 
-(a) tower: the vision tower learns what is where (the counterpart of SigLIP), and is frozen from then on.
-(b) backbone: the decoder learns to write the training answers without seeing; its frozen copy is the teacher.
-(c) aligned: the projector learns to speak to the decoder on tag lists of other clips.
-
-Each stage is an ordinary checkpoint in its own folder, put there by one rename: it is there whole or not at all.
+Each artifact is put in its place by one rename: it is there whole or not at all.
 """
 
 from __future__ import annotations
@@ -19,44 +15,51 @@ from typing import TYPE_CHECKING, Any, Final
 from harness.common.errors import EnvironmentProblem, StaleError
 from harness.common.files import atomic_folder
 from harness.common.hashing import digest
-from harness.config.model import TinyModel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    from harness.common.progress import Progress
     from harness.config.recipe import Recipe
+    from harness.data.sources import DataSet
 
 SCHEMA: Final = 1
-STAGES: Final = ("tower", "backbone", "aligned")
+"""Of the card."""
 CARD: Final = "stage.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """Where the stages of one tiny model are.
+class ArtifactFolder:
+    """Where the generated weights of a model are, each artifact an ordinary checkpoint in a folder of its own.
 
-    The folder's name is a digest of all that decides the weights: model, data and seed of the recipe.
-    `data_fingerprint` is that of the opened data set, None while it is not known.
+    Attributes:
+        names: of the artifacts, in the order in which they are made.
+        data_fingerprint: that of the opened data set, None while it is not known.
     """
 
     root: Path
+    names: tuple[str, ...]
     data_fingerprint: str | None = None
 
-    def folder(self, stage: str) -> Path:
-        return self.root / stage
+    def folder(self, name: str) -> Path:
+        return self.root / name
 
     def missing(self) -> list[str]:
-        """Stages that are not made yet."""
-        return [stage for stage in STAGES if not self._card_path(stage).is_file()]
+        """One line for each artifact that is not made yet."""
+        return [
+            f"{self.folder(name)}: made by `harness prepare`"
+            for name in self.names
+            if not self._card_path(name).is_file()
+        ]
 
-    def card(self, stage: str) -> dict[str, Any]:
-        """What a finished stage tells: seconds, figures, sha256 of its weights.
+    def card(self, name: str) -> dict[str, Any]:
+        """What a finished artifact tells: seconds, figures, sha256 of its weights.
 
         Raises:
-            EnvironmentProblem: the stage is not made.
+            EnvironmentProblem: it is not made.
             StaleError: it was made by another version of this program, or from other data.
         """
-        path = self._card_path(stage)
+        path = self._card_path(name)
         if not path.is_file():
             raise EnvironmentProblem(f"{path.parent}: not made yet", hint="`harness prepare` makes it")
         card: dict[str, Any] = json.loads(path.read_text())
@@ -67,21 +70,21 @@ class Parts:
             raise StaleError(f"{path}: made from other data than those that are there now", hint=hint)
         return card
 
-    def weights(self, *stages: str) -> str:
-        """One hash over the weights of the stages."""
-        return digest([self.card(stage)["weights"] for stage in stages])
+    def weights(self, *names: str) -> str:
+        """One hash over the weights of the artifacts."""
+        return digest([self.card(name)["weights"] for name in names])
 
-    def make(self, stage: str, work: Callable[[Path], dict[str, Any]]) -> None:
-        """Run `work`, which fills an empty folder and returns its figures, unless the stage is there."""
-        if self._card_path(stage).is_file():
-            self.card(stage)
+    def make(self, name: str, work: Callable[[Path], dict[str, Any]]) -> None:
+        """Run `work`, which fills an empty folder and returns its figures, unless the artifact is there."""
+        if self._card_path(name).is_file():
+            self.card(name)
             return
-        with atomic_folder(self.folder(stage), keep_existing=True) as folder:
+        with atomic_folder(self.folder(name), keep_existing=True) as folder:
             start = time.monotonic()
             figures = work(folder)
             card = {
                 "schema": SCHEMA,
-                "stage": stage,
+                "stage": name,
                 "data": self.data_fingerprint,
                 "weights": hash_weights(folder),
                 "seconds": round(time.monotonic() - start, 3),
@@ -89,16 +92,23 @@ class Parts:
             }
             (folder / CARD).write_text(json.dumps(card, indent=1) + "\n")
 
-    def _card_path(self, stage: str) -> Path:
-        return self.folder(stage) / CARD
+    def _card_path(self, name: str) -> Path:
+        return self.folder(name) / CARD
 
 
-def parts_of(recipe: Recipe, data_fingerprint: str | None = None) -> Parts:
-    """The folder that belongs to a recipe; both arms of a pair share it."""
-    assert isinstance(recipe.model, TinyModel)
+def artifacts_of(
+    recipe: Recipe, prefix: str, names: tuple[str, ...], *, schema: int, data_fingerprint: str | None = None
+) -> ArtifactFolder:
+    """The folder that belongs to a recipe; both arms of a pair share it.
+
+    Args:
+        prefix: of the folder's name; a digest of all that decides the weights follows: model, data and seed.
+        names: of the artifacts, in the order in which they are made.
+        schema: of the way in which they are made.
+    """
     identity = recipe.identity()
-    made_from = {"schema": SCHEMA, **{key: identity[key] for key in ("model", "data", "seed")}}
-    return Parts(Path(recipe.paths.weights) / f"tiny-{digest(made_from)[:8]}", data_fingerprint)
+    made_from = {"schema": schema, **{key: identity[key] for key in ("model", "data", "seed")}}
+    return ArtifactFolder(Path(recipe.paths.weights) / f"{prefix}-{digest(made_from)[:8]}", names, data_fingerprint)
 
 
 def hash_weights(folder: Path) -> str:
@@ -115,3 +125,43 @@ def hash_weights(folder: Path) -> str:
         total.update(file.name.encode())
         total.update(hashlib.sha256(file.read_bytes()).digest())
     return total.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Toy:
+    """A published family's own classes at toy size: its files with drawn weights, stored as their publishers do.
+
+    Attributes:
+        prefix, schema: as of `artifacts_of`.
+        makers: of each artifact, what fills its folder from the recipe's model section and the data.
+        check: raises RecipeError where the recipe's sizes do not fit each other.
+    """
+
+    prefix: str
+    schema: int
+    makers: Mapping[str, Callable[[Any, DataSet, Path], None]]
+    check: Callable[[Recipe], None]
+
+    def folder(self, recipe: Recipe, data_fingerprint: str | None = None) -> ArtifactFolder:
+        """Where a recipe's toy model is."""
+        return artifacts_of(
+            recipe, self.prefix, tuple(self.makers), schema=self.schema, data_fingerprint=data_fingerprint
+        )
+
+    def make(self, recipe: Recipe, data: DataSet, progress: Progress) -> None:
+        """Make the artifacts that are not there yet, each under a seed of its own. Errors as `check`."""
+        import torch
+
+        self.check(recipe)
+        artifacts = self.folder(recipe, data.fingerprint)
+        with progress.task(f"make parts {recipe.name}", len(self.makers)) as advance:
+            for done, (name, maker) in enumerate(self.makers.items(), start=1):
+
+                def work(folder: Path, maker: Any = maker, draw: int = done) -> dict[str, Any]:
+                    with torch.random.fork_rng(devices=[]):
+                        torch.manual_seed(recipe.seed * len(self.makers) + draw)
+                        maker(recipe.model, data, folder)
+                    return {}
+
+                artifacts.make(name, work)
+                advance(done)

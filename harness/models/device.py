@@ -32,6 +32,13 @@ def computes_bfloat16() -> bool:
     return bool(torch.cuda.is_available() and torch.cuda.is_bf16_supported())
 
 
+def compute_dtype(precision: str) -> torch.dtype:
+    """Of weights that are not trained: what a recipe's or an evaluation's `precision` computes in on this machine."""
+    if precision == "auto":
+        return torch.bfloat16 if computes_bfloat16() else torch.float32
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision, torch.float32)
+
+
 def reset_peak(device: torch.device) -> None:
     """Start a new peak at what is held now."""
     if device.type == "cuda":
@@ -63,12 +70,12 @@ def accelerator(recipe: TrainRecipe) -> Accelerator:
     chosen = recipe.precision if recipe.precision != "auto" else ("bfloat16" if computes_bfloat16() else "float32")
     precision = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[chosen]
     # accelerate takes part in a group of CPU processes only where it is told that it computes on the CPU.
-    made = Accelerator(mixed_precision=precision, cpu=dist.is_initialized() and not torch.cuda.is_available())
-    per_pass = recipe.micro_batch * made.num_processes
+    configured = Accelerator(mixed_precision=precision, cpu=dist.is_initialized() and not torch.cuda.is_available())
+    per_pass = recipe.micro_batch * configured.num_processes
     if recipe.global_batch % per_pass:
         raise RecipeError(
             f"train.global_batch {recipe.global_batch} is not a multiple of micro_batch x processes = {per_pass}",
             hint="choose micro_batch so that it divides global_batch / processes",
         )
-    made.gradient_accumulation_steps = recipe.global_batch // per_pass
-    return made
+    configured.gradient_accumulation_steps = recipe.global_batch // per_pass
+    return configured

@@ -98,7 +98,7 @@ def make_subject(recipe: Recipe | EvaluationRecipe, make_adapter: Callable[[Reci
 
     from harness.evaluation.lmms.scorer import compute_dtype
     from harness.evaluation.lmms.subjects import Builtin, Checkpoints
-    from harness.models.official import evaluated_for
+    from harness.models import evaluated_for
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = recipe.evaluate.batch

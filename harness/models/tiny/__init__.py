@@ -1,0 +1,21 @@
+"""The tiny model: a small video LLM of plain transformers classes, made from the shapes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from harness.models.adapter import Family
+
+if TYPE_CHECKING:
+    from harness.config.recipe import Recipe
+    from harness.data.sources import DataSet
+    from harness.models.adapter import Adapter
+
+
+def _adapter(recipe: Recipe, data: DataSet | None) -> Adapter:
+    from harness.models.tiny.adapter import TinyAdapter
+
+    return TinyAdapter(recipe, data)
+
+
+FAMILY: Final = Family(_adapter)

@@ -1,4 +1,4 @@
-"""The tiny model behind the door that every model family has."""
+"""The tiny model implements `models.adapter.Adapter`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from transformers import AutoModelForCausalLM
 
 from harness.common.errors import EnvironmentProblem, RecipeError
 from harness.models.adapter import DecoderShape, scored_forward
-from harness.models.artifacts import parts_of
 from harness.models.tiny.model import TinyVLMConfig, TinyVLMForConditionalGeneration, tower_parameters, vision_flops
 from harness.models.tiny.processor import TinyProcessor
-from harness.models.tiny.stages import make_parts, quiet_transformers
+from harness.models.tiny.stages import make_stages, quiet_transformers, stages_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,10 +26,10 @@ if TYPE_CHECKING:
 
 
 class TinyAdapter:
-    """Parts made by `prepare`, students and teachers loaded from them.
+    """Stages made by `prepare`, students and teachers loaded from them.
 
     Args:
-        data: the opened data set; without it the parts can be loaded but not made.
+        data: the opened data set; without it the stages can be loaded but not made.
     """
 
     name = "tiny"
@@ -44,42 +43,42 @@ class TinyAdapter:
             )
         self.recipe = recipe
         self.data = data
-        self.parts = parts_of(recipe, data.fingerprint if data else None)
+        self.stages = stages_of(recipe, data.fingerprint if data else None)
 
     def missing(self) -> list[str]:
-        return [f"{self.parts.folder(stage)}: made by `harness prepare`" for stage in self.parts.missing()]
+        return self.stages.missing()
 
-    def unseen(self) -> bool:
+    def needs_check(self) -> bool:
         return False
 
     def prepare(self, progress: Progress) -> None:
         if self.data is None:
-            raise EnvironmentProblem("the tiny model's parts are made from its data", hint="run `harness prepare`")
-        make_parts(self.recipe, self.data, self.parts, progress)
+            raise EnvironmentProblem("the tiny model's stages are made from its data", hint="run `harness prepare`")
+        make_stages(self.recipe, self.data, self.stages, progress)
 
     @property
     def weights_fingerprint(self) -> str:
-        return self.parts.weights("aligned")
+        return self.stages.weights("aligned")
 
     @property
     def teacher_fingerprint(self) -> str:
-        return self.parts.weights("backbone")
+        return self.stages.weights("backbone")
 
     def processor(self) -> TinyProcessor:
-        return TinyProcessor.load(self.parts.folder("backbone"))
+        return TinyProcessor.load(self.stages.folder("backbone"))
 
     def student(self) -> nn.Module:
         """The aligned model; projector and decoder are trained, the tower is not."""
-        return self.load(self.parts.folder("aligned"))
+        return self.load(self.stages.folder("aligned"))
 
     def teacher(self) -> nn.Module:
         """The text-only backbone as it was before alignment."""
         with quiet_transformers():
-            model: nn.Module = AutoModelForCausalLM.from_pretrained(self.parts.folder("backbone"))
+            model: nn.Module = AutoModelForCausalLM.from_pretrained(self.stages.folder("backbone"))
         return model.eval().requires_grad_(False)
 
     def shape(self) -> DecoderShape:
-        config = TinyVLMConfig.from_pretrained(self.parts.folder("aligned"))
+        config = TinyVLMConfig.from_pretrained(self.stages.folder("aligned"))
         text = config.text_config
         return DecoderShape(
             hidden=text.hidden_size,
@@ -107,8 +106,8 @@ class TinyAdapter:
             EnvironmentProblem: it is another model's: transformers would fill what is missing at random.
         """
         with quiet_transformers():
-            loaded, found = TinyVLMForConditionalGeneration.from_pretrained(directory, output_loading_info=True)
-        wrong = sorted(str(name) for kind in ("missing_keys", "unexpected_keys") for name in found[kind])
+            loaded, loading = TinyVLMForConditionalGeneration.from_pretrained(directory, output_loading_info=True)
+        wrong = sorted(str(name) for kind in ("missing_keys", "unexpected_keys") for name in loading[kind])
         if wrong:
             raise EnvironmentProblem(
                 f"{directory}: no checkpoint of the tiny model: {len(wrong)} tensors are missing or foreign, first "

@@ -1,4 +1,8 @@
-"""What the tiny model's stages are made of, and in which order; `tiny_training` holds the loops.
+"""The tiny model's own pre-training, stage by stage, as the real models went through it; `pretraining` has the loops.
+
+(a) tower: the vision tower learns what is where (the counterpart of SigLIP), and is frozen from then on.
+(b) backbone: the decoder learns to write the training answers without seeing; its frozen copy is the teacher.
+(c) aligned: the projector learns to speak to the decoder on tag lists of other clips.
 
 Legend: N clips, T frames, C channels, G cells along a side.
 """
@@ -19,6 +23,7 @@ from harness.data.sample import Sample, Turn, sample_id
 from harness.data.shapes import stage_clips
 from harness.data.shapes.scene import COLOURS, MOTIONS, SHAPES
 from harness.data.shapes.text import CONTACT, NUMBERS
+from harness.models.artifacts import artifacts_of
 from harness.models.tiny import pretraining as training
 from harness.models.tiny.model import (
     TinyTower,
@@ -39,8 +44,10 @@ if TYPE_CHECKING:
     from harness.data.shapes import Clip
     from harness.data.shapes.scene import Scene, Thing
     from harness.data.sources import DataSet
-    from harness.models.artifacts import Parts
+    from harness.models.artifacts import ArtifactFolder
 
+SCHEMA: Final = 1
+STAGES: Final = ("tower", "backbone", "aligned")
 INTERMEDIATE: Final = 2
 """Width of the decoder's perceptron, as a multiple of its hidden size."""
 TAG_WORDS: Final = (*COLOURS, *SHAPES, *MOTIONS, *NUMBERS, *CONTACT.values(), "turns", "later", "gone", ",")
@@ -49,7 +56,12 @@ DISTRACTORS: Final = 8
 """Random words in the user's turn of a tag list, so that the projector's tokens must win over text."""
 
 
-def make_parts(recipe: Recipe, data: DataSet, parts: Parts, progress: Progress) -> None:
+def stages_of(recipe: Recipe, data_fingerprint: str | None = None) -> ArtifactFolder:
+    """Where the stages of a recipe's tiny model are."""
+    return artifacts_of(recipe, "tiny", STAGES, schema=SCHEMA, data_fingerprint=data_fingerprint)
+
+
+def make_stages(recipe: Recipe, data: DataSet, stages: ArtifactFolder, progress: Progress) -> None:
     """Make the stages that are not there yet, in order.
 
     Raises:
@@ -70,12 +82,12 @@ def make_parts(recipe: Recipe, data: DataSet, parts: Parts, progress: Progress) 
         return _backbone(folder, model, data, source, seed, progress)
 
     def aligned(folder: Path) -> dict[str, Any]:
-        return _aligned(folder, parts, model, clips[: model.align.clips], source, seed, progress)
+        return _aligned(folder, stages, model, clips[: model.align.clips], source, seed, progress)
 
     with quiet_transformers():
-        parts.make("tower", tower)
-        parts.make("backbone", backbone)
-        parts.make("aligned", aligned)
+        stages.make("tower", tower)
+        stages.make("backbone", backbone)
+        stages.make("aligned", aligned)
 
 
 def _tower(
@@ -118,18 +130,18 @@ def _backbone(
 
 def _aligned(
     folder: Path,
-    parts: Parts,
+    stages: ArtifactFolder,
     model: TinyModel,
     clips: tuple[Clip, ...],
     source: ShapesData,
     seed: int,
     progress: Progress,
 ) -> dict[str, Any]:
-    processor = TinyProcessor.load(parts.folder("backbone"))
+    processor = TinyProcessor.load(stages.folder("backbone"))
     samples = tag_samples(clips, processor, seed)
     rows = [processor.encode(sample, None) for sample in samples]
     with training.own_randomness(seed) as generator:
-        student = assemble(parts, processor)
+        student = assemble(stages, processor)
         with progress.task("read clips for the projector", len(clips)) as advance:
             pixels_NTCHW = training.read_clips(clips, source.frames, advance)
         features_NTCGG = training.cell_features(student.model.vision_tower, pixels_NTCHW)
@@ -140,10 +152,10 @@ def _aligned(
     return figures
 
 
-def assemble(parts: Parts, processor: TinyProcessor) -> TinyVLMForConditionalGeneration:
+def assemble(stages: ArtifactFolder, processor: TinyProcessor) -> TinyVLMForConditionalGeneration:
     """The whole model out of the tower and backbone checkpoints, with a new projector; the tower is frozen."""
-    tower = TinyTower.from_pretrained(parts.folder("tower"))
-    decoder = AutoModelForCausalLM.from_pretrained(parts.folder("backbone"))
+    tower = TinyTower.from_pretrained(stages.folder("tower"))
+    decoder = AutoModelForCausalLM.from_pretrained(stages.folder("backbone"))
     config = TinyVLMConfig(
         vision_config=tower.config.to_dict(),
         text_config=decoder.config.to_dict(),
@@ -197,7 +209,7 @@ def tags(scene: Scene, *, by_colour: bool) -> str:
 
     An object's colour leads to its shape or its shape to its colour: the decoder must find objects by either.
     """
-    said = []
+    tag_list = []
     for thing in sorted(scene.things, key=lambda thing: _rank(thing, by_colour=by_colour)):
         colour = thing.colour[0] if thing.steady else f"{thing.colour[0]} turns {thing.colour[-1]}"
         words = [colour, thing.shape] if by_colour else [thing.shape, colour]
@@ -207,10 +219,10 @@ def tags(scene: Scene, *, by_colour: bool) -> str:
             words.append("later")
         if not thing.visible[-1]:
             words.append("gone")
-        said.append(" ".join(words))
+        tag_list.append(" ".join(words))
     count = [NUMBERS[len(scene.things)]]
     contact = [CONTACT[scene.hit]] if scene.hit is not None else []
-    return ", ".join(count + said + contact)
+    return ", ".join(count + tag_list + contact)
 
 
 def _rank(thing: Thing, *, by_colour: bool) -> int:
@@ -220,15 +232,15 @@ def _rank(thing: Thing, *, by_colour: bool) -> int:
 def tag_samples(clips: tuple[Clip, ...], processor: TinyProcessor, seed: int) -> list[Sample]:
     """Tag lists as conversations; the user's turn is the clip and a few random words of the vocabulary."""
     known = sorted(word for word in processor.tokenizer.get_vocab() if word.isalpha() and len(word) > 1)
-    made = []
+    samples = []
     for index, clip in enumerate(clips):
         rng = random.Random(f"tags/{seed}/{index}")
         words = " ".join(rng.choices(known, k=DISTRACTORS))
         user = f"<media:0>\n{words}" if rng.random() < 0.5 else f"{words}\n<media:0>"
         turns = (Turn("user", user), Turn("assistant", tags(clip.scene, by_colour=rng.random() < 0.5)))
         media = (training.media_of(clip),)
-        made.append(Sample(sample_id("shapes/stage", str(index)), f"stage/{index}", media, turns))
-    return made
+        samples.append(Sample(sample_id("shapes/stage", str(index)), f"stage/{index}", media, turns))
+    return samples
 
 
 @contextmanager

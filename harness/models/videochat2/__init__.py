@@ -1,0 +1,30 @@
+"""VideoChat2: UMT-L, QFormer, Mistral with LoRA."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from harness.models.adapter import Family
+
+if TYPE_CHECKING:
+    from harness.config.evaluation import EvaluationRecipe
+    from harness.config.recipe import Recipe
+    from harness.data.sources import DataSet
+    from harness.models.adapter import Adapter, OfficialModel
+
+
+def _adapter(recipe: Recipe, data: DataSet | None) -> Adapter:
+    from harness.models.videochat2.adapter import VideoChat2Adapter
+
+    return VideoChat2Adapter(recipe, data)
+
+
+def _official(recipe: EvaluationRecipe) -> OfficialModel:
+    from harness.config.model import VideoChat2Checkpoint
+    from harness.models.videochat2.official import OfficialVideoChat2
+
+    assert isinstance(recipe.model, VideoChat2Checkpoint)
+    return OfficialVideoChat2(recipe, recipe.model)
+
+
+FAMILY: Final = Family(_adapter, _official)

@@ -18,11 +18,11 @@ from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 
 from harness.common.errors import EnvironmentProblem
+from harness.models.checkpoint_files import load_checked
 from harness.models.multimodal import check_inputs, fill, head
 from harness.models.videochat2.config import VideoChat2Config
 from harness.models.videochat2.qformer import make_qformer
 from harness.models.videochat2.vision import UMTModel
-from harness.models.videollama2.model import check_loaded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -224,41 +224,21 @@ class VideoChat2ForConditionalGeneration(VideoChat2PreTrained, GenerationMixin):
         self.post_init()
 
     @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: Any, *args: Any, language_model: str | Path | None = None, **kwargs: Any
-    ) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """transformers' own for a whole model; a tensor too many, missing or of another shape is an error.
 
-        Args:
-            language_model: folder of the frozen base, for a checkpoint that holds adapters: they are folded into it.
-
         Raises:
-            EnvironmentProblem: naming the tensors, or the base that is not given.
-            StaleError: the adapters belong to another base.
+            EnvironmentProblem: naming the tensors, or the folder holds adapters without their base.
         """
         where = pretrained_model_name_or_path
         if where is not None and (Path(where) / CHECKPOINT).is_file():
-            from harness.models.videochat2.weights import load_checkpoint
-
-            if language_model is None:
-                raise EnvironmentProblem(
-                    f"{where}: holds adapters without their base", hint="give language_model=..."
-                )
-            merged: VideoChat2ForConditionalGeneration = load_checkpoint(
-                Path(where),
-                Path(language_model),
-                merged=True,  # type: ignore[assignment]
+            raise EnvironmentProblem(
+                f"{where}: holds adapters without their base",
+                hint="harness.models.videochat2.weights.load_pretrained(folder, language_model) folds them into it",
             )
-            return merged
         if kwargs.get("output_loading_info"):
             return super().from_pretrained(where, *args, **kwargs)
-        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        try:
-            model, found = super().from_pretrained(where, *args, **kwargs)
-        except OSError as error:
-            raise EnvironmentProblem(f"{where}: cannot be read: {error}") from None
-        check_loaded(str(where), found)
-        return model
+        return load_checked(super().from_pretrained, where, args, kwargs)[0]
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head

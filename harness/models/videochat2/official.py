@@ -7,14 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import AutoTokenizer
 
 from harness.models.adapter import scored_forward
-from harness.models.device import computes_bfloat16
+from harness.models.device import compute_dtype
 from harness.models.videochat2.image_processing import Pixels
 from harness.models.videochat2.processor import VideoChat2Conversations
-from harness.models.videochat2.weights import Lora, Parts, build, config_of, merge_adapters, qformer_tokenizer
+from harness.models.videochat2.weights import Lora, ModelFiles, build, config_of, merge_adapters, qformer_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,7 +36,7 @@ class OfficialVideoChat2:
         self._frames = recipe.frames
         self._precision = recipe.precision
         self._model = model
-        self.parts = parts_of(Path(recipe.paths.weights), model)
+        self.files = files_of(Path(recipe.paths.weights), model)
 
     @property
     def name(self) -> str:
@@ -50,7 +49,7 @@ class OfficialVideoChat2:
         Raises:
             EnvironmentProblem: a file cannot be read, or is that of another stage or model.
         """
-        return config_of(self.parts)
+        return config_of(self.files)
 
     def processor(self) -> VideoChat2Conversations:
         """Tokenizers of the folders, sizes of the checkpoint. Errors as `config`."""
@@ -58,8 +57,8 @@ class OfficialVideoChat2:
         vision: Any = config.vision_config
         qformer: Any = config.qformer_config
         return VideoChat2Conversations(
-            AutoTokenizer.from_pretrained(self.parts.language_model),
-            qformer_tokenizer(self.parts.qformer_tokenizer),
+            AutoTokenizer.from_pretrained(self.files.language_model),
+            qformer_tokenizer(self.files.qformer_tokenizer),
             Pixels(vision.image_size, model.colours, hd=model.hd),
             self._frames,
             config.visual_tokens,
@@ -75,23 +74,21 @@ class OfficialVideoChat2:
         Args:
             directory: the checkpoint's file, or the folder of stage 3's.
         """
-        dtype = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(self._precision, torch.float32)
-        if self._precision == "auto" and computes_bfloat16():
-            dtype = torch.bfloat16
-        model = build(replace(self.parts, stage3=stage3_file(directory)), base_dtype=dtype)
+        files = replace(self.files, stage3=stage3_file(directory))
+        model = build(files, base_dtype=compute_dtype(self._precision))
         return merge_adapters(model) if self._model.merged else model
 
     def forward(self, model: nn.Module, batch: Batch, decision: Decision) -> tuple[Tensor, Tensor]:
         return scored_forward(model, batch, decision)
 
 
-def parts_of(root: Path, model: VideoChat2Checkpoint) -> Parts:
+def files_of(root: Path, model: VideoChat2Checkpoint) -> ModelFiles:
     """Where the files of an evaluated checkpoint are.
 
     Args:
         root: what the model's paths start at.
     """
-    return Parts(
+    return ModelFiles(
         root / model.language_model,
         root / model.qformer_tokenizer,
         stage3=stage3_file(root / model.checkpoint),

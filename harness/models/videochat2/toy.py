@@ -1,34 +1,31 @@
 """VideoChat2 at toy size: a Mistral with its tokenizer and the files of stages 1 and 2, weights generated.
 
-They are stored as their publishers store them, so that a run on them goes the whole way of a run on brought weights.
-The weights are drawn, not trained: such a run tests the path, not the method.
+They are stored as their publishers store them, so that a run on them goes the whole way of a run on published
+weights. The weights are drawn, not trained: such a run tests the path, not the method.
 """
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 from harness.common.errors import RecipeError
-from harness.common.hashing import digest
 from harness.config.model import TinyVideoChat2Model
-from harness.models.artifacts import Parts as Stages
+from harness.models.artifacts import Toy
 from harness.models.videochat2 import checkpoint_names as names
-from harness.models.videochat2 import conversation as talk
+from harness.models.videochat2 import conversation
 from harness.models.videochat2.config import UMTConfig, VideoChat2Config
 from harness.models.videochat2.model import VideoChat2ForConditionalGeneration
-from harness.models.videochat2.weights import Lora, Parts
+from harness.models.videochat2.weights import Lora, ModelFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
+    from pathlib import Path
 
-    from harness.common.progress import Progress
     from harness.config.recipe import Recipe
     from harness.data.sources import DataSet
 
@@ -46,12 +43,12 @@ _HEAD_STD: Final = 0.08
 """Larger than usual, so that a few steps of a toy run change something."""
 
 
-def parts_of(recipe: Recipe) -> Parts:
+def files_of(recipe: Recipe) -> ModelFiles:
     """Where the files of a recipe's toy model are; both arms of a pair share them."""
     model = _model(recipe)
-    root = _stages(recipe).root
+    root = TOY.folder(recipe).root
     vision = root / "vision"
-    return Parts(
+    return ModelFiles(
         root / "language_model",
         vision,
         vision / "umt_l16_qformer.safetensors",
@@ -61,36 +58,6 @@ def parts_of(recipe: Recipe) -> Parts:
         vision_heads=VISION_HEADS,
         image_size=SIZE,
     )
-
-
-def missing(recipe: Recipe) -> list[str]:
-    """Files that are not made yet."""
-    stages = _stages(recipe)
-    return [
-        f"{stages.folder(name)}: made by `harness prepare`" for name in _MAKERS if not stages.folder(name).is_dir()
-    ]
-
-
-def make_parts(recipe: Recipe, data: DataSet, progress: Progress) -> None:
-    """Make the files that are not there yet, each folder in one rename.
-
-    Raises:
-        RecipeError: the sizes do not fit each other.
-    """
-    model = _model(recipe)
-    _check_sizes(model)
-    stages = _stages(recipe, data.fingerprint)
-    with progress.task(f"make parts {recipe.name}", len(_MAKERS)) as advance:
-        for done, (name, maker) in enumerate(_MAKERS.items(), start=1):
-
-            def work(folder: Path, maker: Callable[..., None] = maker, draw: int = done) -> dict[str, Any]:
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(recipe.seed * len(_MAKERS) + draw)
-                    maker(model, data, folder)
-                return {}
-
-            stages.make(name, work)
-            advance(done)
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -134,8 +101,9 @@ def _spaces() -> Any:
 
 
 def _make_language_model(model: TinyVideoChat2Model, data: DataSet, folder: Path) -> None:
-    told = [talk.training(sample, data.frames) for sample in data.samples]
-    tokenizer = train_tokenizer([text for one in told for text in (one.before, one.after)], model.vocabulary)
+    conversations = [conversation.training(sample, data.frames) for sample in data.samples]
+    texts = [text for spoken in conversations for text in (spoken.before, spoken.after)]
+    tokenizer = train_tokenizer(texts, model.vocabulary)
     config = MistralConfig(
         vocab_size=len(tokenizer),
         hidden_size=model.hidden,
@@ -154,8 +122,8 @@ def _make_language_model(model: TinyVideoChat2Model, data: DataSet, folder: Path
 
 def _make_vision(model: TinyVideoChat2Model, data: DataSet, folder: Path) -> None:
     """What stages 1 and 2 leave, and BERT's folder: words and sizes of the QFormer."""
-    told = [turn.text for sample in data.samples for turn in sample.turns if turn.role == "system"]
-    words = sorted({word for text in told for word in text.lower().split() if word.isalpha()})
+    instructions = [turn.text for sample in data.samples for turn in sample.turns if turn.role == "system"]
+    words = sorted({word for text in instructions for word in text.lower().split() if word.isalpha()})
     entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *".,?!()", *(f"##{c}" for c in LETTERS)]
     entries = list(dict.fromkeys([*entries, *words]))
     (folder / "vocab.txt").write_text("\n".join(entries) + "\n")
@@ -200,21 +168,13 @@ def _make_vision(model: TinyVideoChat2Model, data: DataSet, folder: Path) -> Non
     save_file(later, folder / "videochat2_mistral_7b_stage2.safetensors", metadata={"format": "pt"})
 
 
-_MAKERS: Final = {"language_model": _make_language_model, "vision": _make_vision}
-
-
 def _model(recipe: Recipe) -> TinyVideoChat2Model:
     assert isinstance(recipe.model, TinyVideoChat2Model)
     return recipe.model
 
 
-def _stages(recipe: Recipe, data_fingerprint: str | None = None) -> Stages:
-    identity = recipe.identity()
-    made_from = {"schema": SCHEMA, **{key: identity[key] for key in ("model", "data", "seed")}}
-    return Stages(Path(recipe.paths.weights) / f"tiny-videochat2-{digest(made_from)[:8]}", data_fingerprint)
-
-
-def _check_sizes(model: TinyVideoChat2Model) -> None:
+def _check_sizes(recipe: Recipe) -> None:
+    model = _model(recipe)
     if model.hidden % (2 * model.heads):
         raise RecipeError(
             f"model.heads {model.heads} does not divide model.hidden {model.hidden} into heads of an even size"
@@ -224,3 +184,11 @@ def _check_sizes(model: TinyVideoChat2Model) -> None:
     for name, heads in (("vision_hidden", VISION_HEADS), ("qformer_hidden", QFORMER_HEADS)):
         if getattr(model, name) % heads:
             raise RecipeError(f"model.{name} {getattr(model, name)} is odd")
+
+
+TOY: Final = Toy(
+    "tiny-videochat2",
+    SCHEMA,
+    {"language_model": _make_language_model, "vision": _make_vision},
+    _check_sizes,
+)

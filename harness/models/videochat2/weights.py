@@ -17,12 +17,11 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoTokenizer, InstructBlipVideoQFormerConfig
 
 from harness.common.errors import EnvironmentProblem, StaleError
+from harness.models.checkpoint_files import check_loaded, fingerprint, read_folder, weight_files
 from harness.models.videochat2 import checkpoint_names as names
 from harness.models.videochat2.checkpoint_names import Account
 from harness.models.videochat2.config import LORA_TARGETS, UMTConfig, VideoChat2Config
 from harness.models.videochat2.model import CHECKPOINT, VISION, VideoChat2ForConditionalGeneration
-from harness.models.videollama2.model import check_loaded
-from harness.models.videollama2.weights import fingerprint, read_folder, weight_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,7 +44,7 @@ class Lora:
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class ModelFiles:
     """Where the files are, and how they are put together. Either stage 1 and 2 are given, or stage 3.
 
     Attributes:
@@ -74,7 +73,7 @@ class Parts:
         """The official files, the first to be read first."""
         return [path for path in (self.stage1, self.stage2, self.stage3) if path is not None]
 
-    def files(self) -> list[Path]:
+    def weights(self) -> list[Path]:
         """Every file of weights, in a fixed order."""
         return [*weight_files(self.language_model), *self.stages()]
 
@@ -94,46 +93,46 @@ def qformer_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def read_stages(parts: Parts) -> tuple[dict[str, Tensor], list[Account]]:
+def read_stages(files: ModelFiles) -> tuple[dict[str, Tensor], list[Account]]:
     """The official tensors that the model is made from, and what became of each file's.
 
     Raises:
         EnvironmentProblem: a file cannot be read, is another stage's, or lacks something.
     """
-    files = {path: names.read_tensors(path) for path in parts.stages()}
-    if parts.stage3 is not None:
-        state = _only(files[parts.stage3])
+    tensors = {path: names.read_tensors(path) for path in files.stages()}
+    if files.stage3 is not None:
+        state = _only(tensors[files.stage3])
         if not any(names.LORA in name for name in state):
             raise EnvironmentProblem(
-                f"{parts.stage3}: holds no adapters, so it is no stage-3 file",
+                f"{files.stage3}: holds no adapters, so it is no stage-3 file",
                 hint="a stage-2 file is named by model.stage2, with model.stage1",
             )
-        return state, [_account(parts.stage3, files[parts.stage3], state, {})]
-    if parts.stage2 is None:
+        return state, [_account(files.stage3, tensors[files.stage3], state, {})]
+    if files.stage2 is None:
         raise EnvironmentProblem("neither a stage-2 nor a stage-3 file is given")
-    later = _only(files[parts.stage2])
+    later = _only(tensors[files.stage2])
     if any(names.LORA in name for name in later):
         raise EnvironmentProblem(
-            f"{parts.stage2}: holds adapters, so it is a stage-3 file", hint="name it as model.stage3 instead"
+            f"{files.stage2}: holds adapters, so it is a stage-3 file", hint="name it as model.stage3 instead"
         )
-    earlier = {} if parts.stage1 is None else _only(files[parts.stage1])
+    earlier = {} if files.stage1 is None else _only(tensors[files.stage1])
     state = {**earlier, **later}
     if not any(names.TEXT_HALF.match(name) for name in state):
-        where = parts.stage2 if parts.stage1 is None else f"{parts.stage1} and {parts.stage2}"
+        where = files.stage2 if files.stage1 is None else f"{files.stage1} and {files.stage2}"
         raise EnvironmentProblem(
             f"{where}: the half of the QFormer that reads the instruction is missing",
             hint="stage 2 leaves it out; umt_l16_qformer.pth of stage 1 holds it: name that file as model.stage1",
         )
     kept = {name: value for name, value in earlier.items() if name not in later}
-    told = [] if parts.stage1 is None else [_account(parts.stage1, files[parts.stage1], kept, later)]
-    return state, [*told, _account(parts.stage2, files[parts.stage2], later, {})]
+    accounts = [] if files.stage1 is None else [_account(files.stage1, tensors[files.stage1], kept, later)]
+    return state, [*accounts, _account(files.stage2, tensors[files.stage2], later, {})]
 
 
-def _only(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _only(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What belongs to this model, without the frozen base, heads of stage 1 and the buffer that counts positions."""
     return {
         name: value
-        for name, value in found.items()
+        for name, value in tensors.items()
         if names.our_name(name) != name
         and name != names.POSITION_IDS
         and (not name.startswith(names.BASE) or names.LORA in name)
@@ -141,56 +140,56 @@ def _only(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _account(
-    path: Path, found: Mapping[str, Tensor], used: Mapping[str, Tensor], later: Mapping[str, Tensor]
+    path: Path, tensors: Mapping[str, Tensor], used: Mapping[str, Tensor], later: Mapping[str, Tensor]
 ) -> Account:
-    rest = tuple(name for name in found if name not in used and name not in later)
-    return Account(path, len(used), len(found) - len(used) - len(rest), rest)
+    rest = tuple(name for name in tensors if name not in used and name not in later)
+    return Account(path, len(used), len(tensors) - len(used) - len(rest), rest)
 
 
-def config_of(parts: Parts, state: Mapping[str, Tensor] | None = None) -> VideoChat2Config:
-    """The configuration that the parts make: the language model's and BERT's own, and sizes read off the tensors.
+def config_of(files: ModelFiles, state: Mapping[str, Tensor] | None = None) -> VideoChat2Config:
+    """The configuration that the files make: the language model's and BERT's own, and sizes read off the tensors.
 
     Raises:
         EnvironmentProblem: a folder holds no configuration, or the language model is another one.
     """
     if state is None:
-        state, _ = read_stages(parts)
-    text = _text_config(parts.language_model)
+        state, _ = read_stages(files)
+    text = _text_config(files.language_model)
     try:
-        bert = json.loads((parts.qformer_tokenizer / "config.json").read_text())
+        bert = json.loads((files.qformer_tokenizer / "config.json").read_text())
     except OSError:
-        raise EnvironmentProblem(f"{parts.qformer_tokenizer / 'config.json'}: not there") from None
-    patch = _get(state, "vision_encoder.encoder.patch_embed.proj.weight", parts)
+        raise EnvironmentProblem(f"{files.qformer_tokenizer / 'config.json'}: not there") from None
+    patch = _get(state, "vision_encoder.encoder.patch_embed.proj.weight", files)
     own = {key: value for key, value in bert.items() if key in InstructBlipVideoQFormerConfig().to_dict()}
     qformer = {
         **own,
         "model_type": InstructBlipVideoQFormerConfig.model_type,
-        "vocab_size": len(qformer_tokenizer(parts.qformer_tokenizer)),
+        "vocab_size": len(qformer_tokenizer(files.qformer_tokenizer)),
         "encoder_hidden_size": patch.shape[0],
     }
     blocks = {int(name.split(".")[3]) for name in state if name.startswith("vision_encoder.encoder.blocks.")}
-    first = _get(state, "vision_encoder.encoder.blocks.0.mlp.fc1.weight", parts)
+    first = _get(state, "vision_encoder.encoder.blocks.0.mlp.fc1.weight", files)
     vision = UMTConfig(
         hidden_size=patch.shape[0],
         intermediate_size=first.shape[0],
         num_hidden_layers=len(blocks),
-        num_attention_heads=parts.vision_heads,
-        image_size=parts.image_size,
+        num_attention_heads=files.vision_heads,
+        image_size=files.image_size,
         patch_size=patch.shape[-1],
-        checkpoint_blocks=parts.checkpoint_blocks,
+        checkpoint_blocks=files.checkpoint_blocks,
     )
     if vision.hidden_size % vision.num_attention_heads:
         raise EnvironmentProblem(
-            f"{parts.stages()[-1]}: {vision.hidden_size} channels are not {vision.num_attention_heads} heads"
+            f"{files.stages()[-1]}: {vision.hidden_size} channels are not {vision.num_attention_heads} heads"
         )
     return VideoChat2Config(
         vision_config=vision.to_dict(),
         qformer_config=qformer,
         text_config=text,
-        num_query_tokens=_get(state, "query_tokens", parts).shape[1],
-        num_extra_query_tokens=_get(state, "extra_query_tokens", parts).shape[1],
+        num_query_tokens=_get(state, "query_tokens", files).shape[1],
+        num_extra_query_tokens=_get(state, "extra_query_tokens", files).shape[1],
         placeholder_token_id=text.vocab_size,
-        bos_as_ones=parts.bos_as_ones,
+        bos_as_ones=files.bos_as_ones,
         tie_word_embeddings=text.tie_word_embeddings,
     )
 
@@ -211,15 +210,15 @@ def _text_config(folder: Path) -> Any:
     return text
 
 
-def _get(state: Mapping[str, Tensor], name: str, parts: Parts) -> Tensor:
+def _get(state: Mapping[str, Tensor], name: str, files: ModelFiles) -> Tensor:
     if name not in state:
-        where = " and ".join(map(str, parts.stages()))
+        where = " and ".join(map(str, files.stages()))
         raise EnvironmentProblem(f"{where}: {name} is missing", hint="is it the file of another model or stage?")
     return state[name]
 
 
-def build(parts: Parts, *, base_dtype: torch.dtype = torch.float32, seed: int = 0) -> PeftModel:
-    """The model of the parts, with adapters: those of stage 3, or new ones.
+def build(files: ModelFiles, *, base_dtype: torch.dtype = torch.float32, seed: int = 0) -> PeftModel:
+    """The model of the files, with adapters: those of stage 3, or new ones.
 
     Args:
         base_dtype: of the frozen language model. What is trained is float32.
@@ -228,22 +227,22 @@ def build(parts: Parts, *, base_dtype: torch.dtype = torch.float32, seed: int = 
     Raises:
         EnvironmentProblem: a file cannot be read, or its tensors are not those of the configuration.
     """
-    state, _ = read_stages(parts)
-    config = config_of(parts, state)
-    return _adapted(config, state, parts, base_dtype, seed)
+    state, _ = read_stages(files)
+    config = config_of(files, state)
+    return _adapted(config, state, files, base_dtype, seed)
 
 
 def _adapted(
-    config: VideoChat2Config, state: dict[str, Tensor], parts: Parts, base_dtype: torch.dtype, seed: int
+    config: VideoChat2Config, state: dict[str, Tensor], files: ModelFiles, base_dtype: torch.dtype, seed: int
 ) -> PeftModel:
-    where = parts.stages()[-1]
+    where = files.stages()[-1]
     vision = {names.our_name(name): value for name, value in state.items() if names.LORA not in name}
-    model = _whole(config, vision, parts.language_model, where, base_dtype)
+    model = _whole(config, vision, files.language_model, where, base_dtype)
     config = model.config
-    config.lora = asdict(parts.lora)
-    config.language_model = parts.language_model.name
-    config.language_model_fingerprint = fingerprint(weight_files(parts.language_model))
-    adapted = add_adapters(model, parts.lora, seed=seed)
+    config.lora = asdict(files.lora)
+    config.language_model = files.language_model.name
+    config.language_model_fingerprint = fingerprint(weight_files(files.language_model))
+    adapted = add_adapters(model, files.lora, seed=seed)
     adapters = {names.our_name(name): value for name, value in state.items() if names.LORA in name}
     if adapters:
         _load_adapters(adapted, adapters, where)
@@ -263,7 +262,7 @@ def _whole(
             state["model.language_model." + name.removeprefix("model.") if name.startswith("model.") else name] = (
                 value
             )
-    model, found = VideoChat2ForConditionalGeneration.from_pretrained(
+    model, loading = VideoChat2ForConditionalGeneration.from_pretrained(
         None,
         config=config,
         state_dict=state,
@@ -271,7 +270,7 @@ def _whole(
         output_loading_info=True,
         ignore_mismatched_sizes=True,
     )
-    check_loaded(f"{where} with {base}", found, _SIZES)
+    check_loaded(f"{where} with {base}", loading, _SIZES)
     if base_dtype != torch.float32:
         own = dict(model.named_parameters())
         for name, value in vision.items():
@@ -365,17 +364,34 @@ def load_checkpoint(
         StaleError: the adapters were trained on another language model.
     """
     config = VideoChat2Config.from_pretrained(folder)
-    found = fingerprint(weight_files(language_model))
-    if config.lora is None or found != config.language_model_fingerprint:
+    base = fingerprint(weight_files(language_model))
+    if config.lora is None or base != config.language_model_fingerprint:
         raise StaleError(
             f"{folder}: its adapters were trained on {config.language_model}, whose weights are not those of "
             f"{language_model}",
             hint="adapters on another base write nonsense",
         )
-    parts = Parts(language_model, folder, stage3=folder / CHECKPOINT, lora=Lora(**config.lora))
-    state, _ = read_stages(parts)
-    model = _adapted(config, state, parts, base_dtype, seed=0)
+    files = ModelFiles(language_model, folder, stage3=folder / CHECKPOINT, lora=Lora(**config.lora))
+    state, _ = read_stages(files)
+    model = _adapted(config, state, files, base_dtype, seed=0)
     return merge_adapters(model) if merged else model
+
+
+def load_pretrained(folder: Path, language_model: Path | None = None) -> VideoChat2ForConditionalGeneration:
+    """The plain model of a folder: a whole one, or one with adapters, which are folded into their base.
+
+    Args:
+        language_model: folder of the frozen base, for a folder that holds adapters.
+
+    Raises:
+        EnvironmentProblem: files are missing or damaged, or the base is not given.
+        StaleError: the adapters belong to another base.
+    """
+    if language_model is not None and (folder / CHECKPOINT).is_file():
+        merged: VideoChat2ForConditionalGeneration = load_checkpoint(folder, language_model, merged=True)  # type: ignore[assignment]
+        return merged
+    whole: VideoChat2ForConditionalGeneration = VideoChat2ForConditionalGeneration.from_pretrained(folder)
+    return whole
 
 
 def merge_adapters(model: PeftModel) -> VideoChat2ForConditionalGeneration:

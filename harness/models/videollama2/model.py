@@ -16,13 +16,13 @@ from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
-from harness.common.errors import EnvironmentProblem
+from harness.models.checkpoint_files import load_checked
 from harness.models.multimodal import check_inputs, fill, head
 from harness.models.videollama2.config import VideoLLaMA2Config
 from harness.models.videollama2.connector import make_connector
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from transformers import Cache
     from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -34,7 +34,6 @@ RENAMED = {
     "model.vision_tower.vision_tower.vision_model.": "model.vision_tower.vision_tower.",
 }
 """Beginnings of the official tensor names, and of this model's. All others are the same."""
-_OTHER_PART = "is a file missing, or the connector or decoder another one than config.json says?"
 
 
 class VisionTower(nn.Module):
@@ -183,14 +182,9 @@ class VideoLLaMA2ForConditionalGeneration(VideoLLaMA2PreTrained, GenerationMixin
         """
         _register_names()
         tell = kwargs.pop("output_loading_info", False)
-        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        try:
-            model, found = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        except OSError as error:
-            raise EnvironmentProblem(f"{pretrained_model_name_or_path}: cannot be read: {error}") from None
-        check_loaded(str(pretrained_model_name_or_path), found)
+        model, loading = load_checked(super().from_pretrained, pretrained_model_name_or_path, args, kwargs)
         model.model.vision_tower.requires_grad_(False)  # loading puts new parameters in place of the frozen ones
-        return (model, found) if tell else model
+        return (model, loading) if tell else model
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
@@ -260,26 +254,3 @@ def our_name(official: str) -> str:
         if official.startswith(before):
             return after + official.removeprefix(before)
     return official
-
-
-def check_loaded(where: str, found: Mapping[str, Any], hint: str = _OTHER_PART) -> None:
-    """Every tensor of the checkpoint was used, and every tensor of the model was filled.
-
-    Args:
-        found: what transformers' `output_loading_info` tells.
-        hint: what may be the reason.
-
-    Raises:
-        EnvironmentProblem: naming up to four tensors of each kind.
-    """
-    told = []
-    for kind in ("missing", "unexpected", "mismatched"):
-        names = sorted(str(name[0] if isinstance(name, tuple) else name) for name in found.get(f"{kind}_keys", ()))
-        if names:
-            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-            told.append(f"{len(names)} {kind}: {', '.join(names[:4])}{more}")
-    if told:
-        raise EnvironmentProblem(
-            f"{where}: its tensors are not those of this configuration: {'; '.join(told)}",
-            hint=hint,
-        )

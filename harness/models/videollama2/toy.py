@@ -1,16 +1,14 @@
 """VideoLLaMA2 at toy size: a language model with its tokenizer, a vision tower and a projector, weights generated.
 
 The three parts are stored as their publishers store them, so that a run on them goes the whole way of a run on
-brought weights. The weights are drawn, not trained: such a run tests the path, not the method.
+published weights. The weights are drawn, not trained: such a run tests the path, not the method.
 """
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -22,17 +20,16 @@ from transformers import (
 )
 
 from harness.common.errors import RecipeError
-from harness.common.hashing import digest
 from harness.config.model import TinyVideoLLaMA2Model
-from harness.models.artifacts import Parts as Stages
+from harness.models.artifacts import Toy
 from harness.models.videollama2.connector import make_connector, visual_tokens
 from harness.models.videollama2.image_processing import SETTINGS
-from harness.models.videollama2.weights import PROJECTOR, Parts
+from harness.models.videollama2.weights import PROJECTOR, ModelFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
 
-    from harness.common.progress import Progress
+    from pathlib import Path
+
     from harness.config.recipe import Recipe
     from harness.data.sources import DataSet
 
@@ -50,11 +47,11 @@ _HEAD_STD: Final = 0.08
 """Larger than usual, so that a few steps of a toy run change something."""
 
 
-def parts_of(recipe: Recipe) -> Parts:
+def files_of(recipe: Recipe) -> ModelFiles:
     """Where the parts of a recipe's toy model are; both arms of a pair share them."""
     model = _model(recipe)
-    root = _stages(recipe).root
-    return Parts(
+    root = TOY.folder(recipe).root
+    return ModelFiles(
         root / "language_model",
         root / "vision_tower",
         root / "projector" / "mm_projector.safetensors",
@@ -62,36 +59,6 @@ def parts_of(recipe: Recipe) -> Parts:
         image_aspect_ratio=model.image_aspect_ratio,
         max_length=model.max_length,
     )
-
-
-def missing(recipe: Recipe) -> list[str]:
-    """Parts that are not made yet."""
-    stages = _stages(recipe)
-    return [
-        f"{stages.folder(name)}: made by `harness prepare`" for name in _MAKERS if not stages.folder(name).is_dir()
-    ]
-
-
-def make_parts(recipe: Recipe, data: DataSet, progress: Progress) -> None:
-    """Make the parts that are not there yet, each in one rename.
-
-    Raises:
-        RecipeError: the sizes do not fit each other.
-    """
-    model = _model(recipe)
-    _check_sizes(model, recipe.data.frames)
-    stages = _stages(recipe, data.fingerprint)
-    with progress.task(f"make parts {recipe.name}", len(_MAKERS)) as advance:
-        for done, (name, maker) in enumerate(_MAKERS.items(), start=1):
-
-            def work(folder: Path, maker: Callable[..., None] = maker, draw: int = done) -> dict[str, Any]:
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(recipe.seed * len(_MAKERS) + draw)
-                    maker(model, data, folder)
-                return {}
-
-            stages.make(name, work)
-            advance(done)
 
 
 def train_tokenizer(texts: list[str], vocabulary: int, max_length: int) -> PreTrainedTokenizerFast:
@@ -163,32 +130,31 @@ def _make_projector(model: TinyVideoLLaMA2Model, data: DataSet, folder: Path) ->
     save_file(tensors, folder / "mm_projector.safetensors")
 
 
-_MAKERS: Final = {
-    "language_model": _make_language_model,
-    "vision_tower": _make_tower,
-    "projector": _make_projector,
-}
-
-
 def _model(recipe: Recipe) -> TinyVideoLLaMA2Model:
     assert isinstance(recipe.model, TinyVideoLLaMA2Model)
     return recipe.model
 
 
-def _stages(recipe: Recipe, data_fingerprint: str | None = None) -> Stages:
-    identity = recipe.identity()
-    made_from = {"schema": SCHEMA, **{key: identity[key] for key in ("model", "data", "seed")}}
-    name = f"tiny-videollama2-{digest(made_from)[:8]}"
-    return Stages(Path(recipe.paths.weights) / name, data_fingerprint)
-
-
-def _check_sizes(model: TinyVideoLLaMA2Model, frames: int) -> None:
+def _check_sizes(recipe: Recipe) -> None:
+    model = _model(recipe)
     if model.hidden % (2 * model.heads) or model.tower_hidden % 2:
         raise RecipeError(
             f"model.heads {model.heads} does not divide model.hidden {model.hidden} into heads of an even size, or "
             f"model.tower_hidden {model.tower_hidden} is odd"
         )
     try:
-        visual_tokens(model.projector_type, frames, SIZE // model.patch)
+        visual_tokens(model.projector_type, recipe.data.frames, SIZE // model.patch)
     except ValueError as error:
         raise RecipeError(f"model.patch {model.patch}: {error}") from None
+
+
+TOY: Final = Toy(
+    "tiny-videollama2",
+    SCHEMA,
+    {
+    "language_model": _make_language_model,
+    "vision_tower": _make_tower,
+    "projector": _make_projector,
+},
+    _check_sizes,
+)

@@ -22,7 +22,7 @@ from harness.data.sample import Media, Sample, Turn
 from harness.evaluation.evaluate import checkpoint_digest
 from harness.evaluation.lmms.visuals import shown
 from harness.evaluation.standalone import evaluate_alone
-from harness.models.official import evaluated_for
+from harness.models import evaluated_for
 from harness.records.record import read_record
 from tests.harness.worlds.known_models import KnownAdapter
 from tests.harness.worlds.paper_data import make_cases, picture

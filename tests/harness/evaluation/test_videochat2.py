@@ -19,7 +19,7 @@ from harness.evaluation.evaluate import checkpoint_digest
 from harness.evaluation.lmms.generation import Limits
 from harness.evaluation.lmms.scorer import Ask, Scorer, Shown
 from harness.evaluation.standalone import evaluate_alone, weights_of
-from harness.models.official import evaluated_for
+from harness.models import evaluated_for
 from harness.models.videochat2.official import OfficialVideoChat2
 from tests.harness.worlds.videochat2_fixture import Parity
 
@@ -52,7 +52,7 @@ def official(recipe: EvaluationRecipe, parity: Parity) -> OfficialVideoChat2:
     """The fixture's vision transformer has fewer heads than the published one, which its tensors do not tell."""
     model = evaluated_for(recipe)
     assert isinstance(model, OfficialVideoChat2)
-    model.parts = replace(model.parts, vision_heads=parity.parts.vision_heads)
+    model.files = replace(model.files, vision_heads=parity.files.vision_heads)
     return model
 
 

@@ -25,7 +25,7 @@ ANNOTATIONS = "it/train.json"
 
 def stage_files(parity: Parity, folder: Path) -> tuple[Path, Path]:
     """The fixture's stage 3 taken back to the files that stage 3 starts from, in their two official layouts."""
-    official = load_file(parity.parts.stages()[0])
+    official = load_file(parity.files.stages()[0])
     unborn = ("mistral_", "extra_query_tokens")
     first = {name: value for name, value in official.items() if not name.startswith(unborn)}
     second = {name: official[name] for name in parity.told["stage2_trainable_keys"]}
@@ -42,8 +42,8 @@ def write_world(folder: Path) -> Path:
     weights, data = folder / "workspace" / "weights", folder / "workspace" / "data"
     model = load_recipe(NAME).model
     assert model.adapter == "videochat2"
-    shutil.copytree(parity.parts.language_model, weights / model.language_model)
-    shutil.copytree(parity.parts.qformer_tokenizer, weights / model.qformer_tokenizer)
+    shutil.copytree(parity.files.language_model, weights / model.language_model)
+    shutil.copytree(parity.files.qformer_tokenizer, weights / model.qformer_tokenizer)
     stage_files(parity, weights)
     videos = FIXTURES / "videollama2"
     (data / "media").mkdir(parents=True)

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from harness.data.sample import Media, Sample, Turn
 from harness.models.videochat2.image_processing import COLOURS, Pixels
 from harness.models.videochat2.processor import VideoChat2Conversations
-from harness.models.videochat2.weights import Lora, Parts, build, config_of, qformer_tokenizer
+from harness.models.videochat2.weights import Lora, ModelFiles, build, config_of, qformer_tokenizer
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -56,10 +56,10 @@ class Parity:
         return self.told["model_config"]
 
     @property
-    def parts(self) -> Parts:
+    def files(self) -> ModelFiles:
         own = self.official
         lora = Lora(own["lora_r"], own["lora_alpha"], own["lora_dropout"])
-        return Parts(
+        return ModelFiles(
             self.root / own["mistral_model_path"],
             self.root / "bert-base-uncased",
             stage3=self.root / "official_stage3.safetensors",
@@ -70,14 +70,14 @@ class Parity:
 
     def processor(self, case: str, frames: int) -> VideoChat2Conversations:
         """As the case's official run had it."""
-        parts = self.parts
-        config = config_of(parts)
+        files = self.files
+        config = config_of(files)
         length = self.cases[case].get("max_txt_len", self.official["max_txt_len"])
         vision: Any = config.vision_config
         assert COLOURS["imagenet"] == (tuple(self.told["mean"]), tuple(self.told["std"]))
         return VideoChat2Conversations(
-            AutoTokenizer.from_pretrained(parts.language_model),
-            qformer_tokenizer(parts.qformer_tokenizer),
+            AutoTokenizer.from_pretrained(files.language_model),
+            qformer_tokenizer(files.qformer_tokenizer),
             Pixels(vision.image_size, hd=case.startswith("hd")),
             frames,
             config.visual_tokens,
@@ -127,7 +127,7 @@ class Parity:
         return processor.collate(rows)
 
     def model(self, attention: str = "sdpa") -> PeftModel:
-        model = build(self.parts).eval()
+        model = build(self.files).eval()
         model.get_base_model().set_attn_implementation(attention)
         return model
 

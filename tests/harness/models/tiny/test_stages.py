@@ -18,10 +18,10 @@ from harness.config.recipe import GateConfig, LlavaData, ReferenceConfig
 from harness.data.shapes import stage_clips
 from harness.data.shapes.scene import COLOURS, SHAPES
 from harness.data.sources import make_data, open_data
-from harness.models.artifacts import CARD, STAGES, hash_weights, parts_of
+from harness.models.artifacts import CARD, hash_weights
 from harness.models.tiny import pretraining as tiny_training
 from harness.models.tiny.adapter import TinyAdapter
-from harness.models.tiny.stages import tag_samples
+from harness.models.tiny.stages import STAGES, stages_of, tag_samples
 from regate.types import Kind
 from tests.harness.worlds.tiny import tiny_recipe
 
@@ -66,18 +66,18 @@ def again(made: TinyAdapter, data: DataSet, tmp_path: Path) -> Iterator[TinyAdap
 
 
 def weights(adapter: TinyAdapter) -> dict[str, str]:
-    return {stage: hash_weights(adapter.parts.folder(stage)) for stage in STAGES}
+    return {stage: hash_weights(adapter.stages.folder(stage)) for stage in STAGES}
 
 
 def test_every_stage_is_there_and_tells_what_it_cost(made: TinyAdapter, data: DataSet) -> None:
     assert made.missing() == []
-    assert sorted(path.name for path in made.parts.root.iterdir()) == sorted(STAGES)
+    assert sorted(path.name for path in made.stages.root.iterdir()) == sorted(STAGES)
     for stage in STAGES:
-        card = made.parts.card(stage)
+        card = made.stages.card(stage)
         assert card["seconds"] > 0
         assert card["data"] == data.fingerprint
         assert card["figures"]["loss"] > 0
-        assert card["weights"] == hash_weights(made.parts.folder(stage))
+        assert card["weights"] == hash_weights(made.stages.folder(stage))
 
 
 def test_same_seed_same_weights_and_the_global_random_state_is_untouched(
@@ -94,24 +94,24 @@ def test_same_seed_same_weights_and_the_global_random_state_is_untouched(
 def test_another_seed_gives_other_weights_in_another_folder(made: TinyAdapter, data: DataSet) -> None:
     pinned = made.recipe.data.model_copy(update={"seed": 0})
     other = TinyAdapter(made.recipe.model_copy(update={"seed": 5, "data": pinned}), data)
-    assert other.parts.root != made.parts.root
+    assert other.stages.root != made.stages.root
     other.prepare(QUIET)
     assert not set(weights(other).values()) & set(weights(made).values())
 
 
-def test_parts_that_are_there_are_not_made_again(made: TinyAdapter) -> None:
-    files = [path for stage in STAGES for path in made.parts.folder(stage).iterdir()]
+def test_stages_that_are_there_are_not_made_again(made: TinyAdapter) -> None:
+    files = [path for stage in STAGES for path in made.stages.folder(stage).iterdir()]
     times = {path: path.stat().st_mtime_ns for path in files}
     made.prepare(QUIET)
     assert {path: path.stat().st_mtime_ns for path in files} == times
 
 
 def test_what_a_killed_stage_left_is_swept_away(made: TinyAdapter, again: TinyAdapter) -> None:
-    left = temporary_path(again.parts.root / "backbone")
+    left = temporary_path(again.stages.root / "backbone")
     left = left.with_name(left.name.replace(f"-{os.getpid()}.", "-999999999."))
     left.mkdir(parents=True)
     (left / "model.safetensors").write_bytes(b"half")
-    shutil.copytree(made.parts.folder("tower"), again.parts.folder("tower"))
+    shutil.copytree(made.stages.folder("tower"), again.stages.folder("tower"))
     assert [line.split(":")[0].rsplit("/", 1)[1] for line in again.missing()] == ["backbone", "aligned"]
     again.prepare(QUIET)
     assert not left.exists()
@@ -127,20 +127,20 @@ def test_a_stage_that_fails_leaves_nothing_that_looks_made(
     monkeypatch.setattr(tiny_training, "train_alignment", broken)
     with pytest.raises(KeyboardInterrupt):
         again.prepare(QUIET)
-    assert sorted(path.name for path in again.parts.root.iterdir()) == ["backbone", "tower"]
+    assert sorted(path.name for path in again.stages.root.iterdir()) == ["backbone", "tower"]
 
 
-def test_parts_made_from_other_data_are_stale(made: TinyAdapter, data: DataSet) -> None:
-    parts = parts_of(made.recipe, "another data set")
+def test_stages_made_from_other_data_are_stale(made: TinyAdapter, data: DataSet) -> None:
+    stages = stages_of(made.recipe, "another data set")
     with pytest.raises(StaleError, match="made from other data"):
-        parts.card("tower")
+        stages.card("tower")
     with pytest.raises(EnvironmentProblem, match="not made yet"):
-        parts_of(made.recipe.model_copy(update={"seed": 77})).card("tower")
+        stages_of(made.recipe.model_copy(update={"seed": 77})).card("tower")
 
 
 def test_a_card_of_another_version_is_stale(made: TinyAdapter, again: TinyAdapter) -> None:
-    shutil.copytree(made.parts.root, again.parts.root)
-    path = again.parts.folder("tower") / CARD
+    shutil.copytree(made.stages.root, again.stages.root)
+    path = again.stages.folder("tower") / CARD
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 0}))
     with pytest.raises(StaleError, match="schema 1 expected"):
         again.prepare(QUIET)
@@ -148,9 +148,9 @@ def test_a_card_of_another_version_is_stale(made: TinyAdapter, again: TinyAdapte
 
 def test_the_student_is_built_from_the_stages(made: TinyAdapter) -> None:
     """The tower as stage (a) left it, the decoder moved on from stage (b), which the teacher keeps."""
-    aligned = load_file(made.parts.folder("aligned") / "model.safetensors")
-    tower = load_file(made.parts.folder("tower") / "model.safetensors")
-    backbone = load_file(made.parts.folder("backbone") / "model.safetensors")
+    aligned = load_file(made.stages.folder("aligned") / "model.safetensors")
+    tower = load_file(made.stages.folder("tower") / "model.safetensors")
+    backbone = load_file(made.stages.folder("backbone") / "model.safetensors")
     assert all(torch.equal(aligned[f"model.vision_tower.{name}"], value) for name, value in tower.items())
     name = "layers.0.mlp.down_proj.weight"
     start, moved = backbone[f"model.{name}"], aligned[f"model.language_model.{name}"]

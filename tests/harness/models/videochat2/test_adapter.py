@@ -75,16 +75,16 @@ def student(adapter: VideoChat2Adapter) -> nn.Module:
 def test_every_tensor_of_the_files_is_accounted_for(adapter: VideoChat2Adapter) -> None:
     """Once for the data, the processor and the weights: `prepare` is then done."""
     ears = Ears()
-    assert adapter.unseen()
+    assert adapter.needs_check()
     adapter.prepare(ears)
     assert [line.split(":")[0] for line in ears.heard] == [
         "umt_l16_qformer.pth",
         "videochat2_mistral_7b_stage2.pth",
     ]
-    assert not adapter.unseen()
+    assert not adapter.needs_check()
     assert adapter.data is not None
-    assert VideoChat2Adapter(adapter.recipe, replace(adapter.data, fingerprint="other")).unseen()
-    assert not VideoChat2Adapter(adapter.recipe, None).unseen()
+    assert VideoChat2Adapter(adapter.recipe, replace(adapter.data, fingerprint="other")).needs_check()
+    assert not VideoChat2Adapter(adapter.recipe, None).needs_check()
     assert all("tensors used" in line for line in ears.heard)
     assert "itm_head.weight" in ears.heard[0]
 
@@ -167,7 +167,7 @@ def test_answers_of_the_evaluation_are_those_of_generate(
 def test_what_it_saves_it_loads(adapter: VideoChat2Adapter, student: nn.Module, tmp_path: Path) -> None:
     adapter.save(student, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["language_model"] == adapter.parts.language_model.name
+    assert config["language_model"] == adapter.files.language_model.name
     assert (tmp_path / "tokenizer.json").is_file()
     assert (tmp_path / "qformer_tokenizer" / "tokenizer.json").is_file()
     assert not any("language_model" in path.name for path in tmp_path.iterdir())

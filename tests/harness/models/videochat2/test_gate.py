@@ -172,7 +172,7 @@ def test_the_number_of_frames_leaves_the_stores_keys_valid(parity: Parity) -> No
 
 def test_the_teacher_is_the_frozen_base_on_text_alone(parity: Parity, batch: Batch, tmp_path: Path) -> None:
     """Eq. 1: the language model without adapters, on the text at its original positions."""
-    teacher: Any = load_teacher(tiny_recipe(tmp_path), parity.parts.language_model).double()
+    teacher: Any = load_teacher(tiny_recipe(tmp_path), parity.files.language_model).double()
     assert not any(value.requires_grad for value in teacher.parameters())
     counts, checksums = store_keys(batch.layout, "targets")
     ids = batch.sample_ids_B.tolist()

@@ -27,9 +27,9 @@ def parity() -> Parity:
 
 @pytest.fixture(scope="module")
 def processor(parity: Parity) -> VideoChat2Processor:
-    parts = parity.parts
-    own = AutoTokenizer.from_pretrained(parts.language_model)
-    return VideoChat2Processor(own, qformer_tokenizer(parts.qformer_tokenizer), placeholder_token_id=len(own))
+    files = parity.files
+    own = AutoTokenizer.from_pretrained(files.language_model)
+    return VideoChat2Processor(own, qformer_tokenizer(files.qformer_tokenizer), placeholder_token_id=len(own))
 
 
 def test_the_official_demonstration(parity: Parity, processor: VideoChat2Processor) -> None:

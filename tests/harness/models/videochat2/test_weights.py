@@ -24,10 +24,11 @@ from harness.models.videochat2.model import VideoChat2ForConditionalGeneration
 from harness.models.videochat2.qformer import BRANCHES, DropPath
 from harness.models.videochat2.weights import (
     Lora,
-    Parts,
+    ModelFiles,
     add_adapters,
     build,
     load_checkpoint,
+    load_pretrained,
     read_stages,
     save_checkpoint,
     save_stage3,
@@ -75,10 +76,10 @@ def model(parity: Parity) -> PeftModel:
 
 
 @pytest.fixture
-def stages(parity: Parity, tmp_path: Path) -> Parts:
+def stages(parity: Parity, tmp_path: Path) -> ModelFiles:
     """The fixture's stage 3 without its adapters, as the files of stages 1 and 2."""
     one, two = stage_files(parity, tmp_path)
-    return replace(parity.parts, stage1=one, stage2=two, stage3=None)
+    return replace(parity.files, stage1=one, stage2=two, stage3=None)
 
 
 def test_every_name_and_shape_of_the_official_stage_3(whole: PeftModel) -> None:
@@ -140,19 +141,19 @@ def test_stochastic_depth_leaves_out_whole_rows_and_keeps_the_mean() -> None:
 
 
 def test_a_file_is_written_as_it_was_read(parity: Parity, model: PeftModel, tmp_path: Path) -> None:
-    theirs = load_file(parity.parts.stages()[0])
+    theirs = load_file(parity.files.stages()[0])
     for name in ("again.pth", "again.safetensors"):
         save_stage3(model, tmp_path / name)
         ours = names.read_tensors(tmp_path / name)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    again = build(replace(parity.parts, stage3=tmp_path / "again.pth"))
+    again = build(replace(parity.files, stage3=tmp_path / "again.pth"))
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-def test_stages_1_and_2_make_what_stage_3_starts_from(parity: Parity, stages: Parts) -> None:
+def test_stages_1_and_2_make_what_stage_3_starts_from(parity: Parity, stages: ModelFiles) -> None:
     state, told = read_stages(stages)
-    official = load_file(parity.parts.stages()[0])
+    official = load_file(parity.files.stages()[0])
     wanted = {name for name in official if names.LORA not in name} - {names.POSITION_IDS}
     assert state.keys() == wanted
     assert all(torch.equal(value, official[name]) for name, value in state.items())
@@ -172,14 +173,14 @@ def test_stages_1_and_2_make_what_stage_3_starts_from(parity: Parity, stages: Pa
     assert made.get_base_model().config.lora == {"rank": 4, "alpha": 8, "dropout": 0.1}
 
 
-def test_building_leaves_the_random_state_alone(stages: Parts) -> None:
+def test_building_leaves_the_random_state_alone(stages: ModelFiles) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
     build(stages)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_text_half_must_come_from_stage_1(stages: Parts) -> None:
+def test_the_text_half_must_come_from_stage_1(stages: ModelFiles) -> None:
     with pytest.raises(
         EnvironmentProblem, match="half of the QFormer that reads the instruction is missing"
     ) as error:
@@ -188,7 +189,7 @@ def test_the_text_half_must_come_from_stage_1(stages: Parts) -> None:
 
 
 def test_a_pickled_configuration_is_told_and_not_run(
-    stages: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stages: ModelFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The hint's own line makes a file that can be read."""
     path = tmp_path / "trained.pth"
@@ -217,11 +218,11 @@ def test_files_that_are_no_tables_of_tensors(tmp_path: Path) -> None:
     assert torch.equal(names.read_tensors(path)["a"], torch.ones(2))
 
 
-def test_a_stage_in_the_place_of_another(parity: Parity, stages: Parts) -> None:
+def test_a_stage_in_the_place_of_another(parity: Parity, stages: ModelFiles) -> None:
     with pytest.raises(EnvironmentProblem, match="holds no adapters, so it is no stage-3 file"):
         read_stages(replace(stages, stage3=stages.stage2))
     with pytest.raises(EnvironmentProblem, match="holds adapters, so it is a stage-3 file"):
-        read_stages(replace(stages, stage2=parity.parts.stage3))
+        read_stages(replace(stages, stage2=parity.files.stage3))
 
 
 @pytest.mark.parametrize(
@@ -236,21 +237,21 @@ def test_another_language_model_is_refused(
     parity: Parity, tmp_path: Path, change: dict[str, Any], words: str
 ) -> None:
     """Mistral-7B-v0.1 has the same sizes: without a word it would write nonsense."""
-    base = Path(shutil.copytree(parity.parts.language_model, tmp_path / "base"))
+    base = Path(shutil.copytree(parity.files.language_model, tmp_path / "base"))
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(EnvironmentProblem, match=words):
-        build(replace(parity.parts, language_model=base))
+        build(replace(parity.files, language_model=base))
 
 
 def test_tensors_that_do_not_fit_are_named(parity: Parity, tmp_path: Path) -> None:
-    own = load_file(parity.parts.stages()[0])
+    own = load_file(parity.files.stages()[0])
 
     def built(lora: Lora | None = None, **changes: torch.Tensor | None) -> None:
         state = {**own, **{name.replace("__", "."): value for name, value in changes.items()}}
         path = tmp_path / "changed.pth"
         torch.save({name: value for name, value in state.items() if value is not None}, path)
-        build(replace(parity.parts, stage3=path, lora=lora or parity.parts.lora))
+        build(replace(parity.files, stage3=path, lora=lora or parity.files.lora))
 
     with pytest.raises(EnvironmentProblem, match="lora_A"):
         built(lora=Lora(rank=8))
@@ -272,23 +273,21 @@ def test_a_checkpoint_knows_its_base(parity: Parity, model: PeftModel, tmp_path:
     batch = parity.batch("video8").inputs
     with torch.no_grad():
         wanted = model(**batch).logits
-        again: Any = load_checkpoint(folder, parity.parts.language_model)
+        again: Any = load_checkpoint(folder, parity.files.language_model)
         assert torch.equal(again.eval()(**batch).logits, wanted)
-        plain = VideoChat2ForConditionalGeneration.from_pretrained(
-            folder, language_model=parity.parts.language_model
-        ).eval()
+        plain = load_pretrained(folder, parity.files.language_model).eval()
         assert plain.config.lora is None
         assert not any(names.LORA in name for name in plain.state_dict())
         assert parity.close("video8", plain(**batch).logits) <= 5e-4, "merged"
     with pytest.raises(ValueError, match="no adapters"):
         trained_state(plain)
     plain.save_pretrained(tmp_path / "whole")
-    other = VideoChat2ForConditionalGeneration.from_pretrained(tmp_path / "whole").eval()
+    other = load_pretrained(tmp_path / "whole").eval()
     with torch.no_grad():
         assert torch.equal(other(**batch).logits, plain(**batch).logits)
     with pytest.raises(EnvironmentProblem, match="adapters without their base"):
-        VideoChat2ForConditionalGeneration.from_pretrained(folder)
-    base = Path(shutil.copytree(parity.parts.language_model, tmp_path / "base"))
+        load_pretrained(folder)
+    base = Path(shutil.copytree(parity.files.language_model, tmp_path / "base"))
     weights = base / "model.safetensors"
     raw = bytearray(weights.read_bytes())
     raw[-1] ^= 1
@@ -298,7 +297,7 @@ def test_a_checkpoint_knows_its_base(parity: Parity, model: PeftModel, tmp_path:
 
 
 def test_a_frozen_base_in_half_precision_keeps_the_rest_exact(parity: Parity, model: PeftModel) -> None:
-    half = build(parity.parts, base_dtype=torch.bfloat16)
+    half = build(parity.files, base_dtype=torch.bfloat16)
     trained = {name for name, value in half.named_parameters() if value.requires_grad}
     for name, value in half.named_parameters():
         assert value.dtype == (torch.float32 if name in trained else torch.bfloat16), name

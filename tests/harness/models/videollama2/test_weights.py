@@ -1,4 +1,4 @@
-"""Official checkpoints: every name and shape at full size, parts put together, and what is refused."""
+"""Official checkpoints: every name and shape at full size, files put together, and what is refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.common.errors import EnvironmentProblem
 from harness.models.videollama2.config import VideoLLaMA2Config, nested
 from harness.models.videollama2.connector import ChannelNorm, visual_tokens
 from harness.models.videollama2.model import RENAMED, VideoLLaMA2ForConditionalGeneration, our_name
-from harness.models.videollama2.weights import Parts, assemble, read_projector
+from harness.models.videollama2.weights import ModelFiles, assemble, read_projector
 
 FIXTURES = Path(__file__).parents[3] / "fixtures"
 SHAPES_7B = json.loads(lzma.decompress((FIXTURES / "videollama2_7b_shapes.json.xz").read_bytes()))
@@ -142,7 +142,7 @@ def test_visual_tokens(kind: str, frames: int, grid: int, tokens: int) -> None:
     assert visual_tokens(kind, frames, grid) == tokens
 
 
-def write_parts(folder: Path, projector: str = "mm_projector.bin") -> Parts:
+def write_parts(folder: Path, projector: str = "mm_projector.bin") -> ModelFiles:
     """A language model, a whole SigLIP and a projector of our own, as their publishers store them."""
     torch.manual_seed(3)
     text = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
@@ -152,8 +152,8 @@ def write_parts(folder: Path, projector: str = "mm_projector.bin") -> Parts:
     words = {"vocab_size": 10, **vision}
     siglip = SiglipConfig(vision_config={**vision, "image_size": 24, "patch_size": 6}, text_config=words)
     SiglipModel(siglip).save_pretrained(folder / "tower")
-    parts = Parts(folder / "llm", folder / "tower", None, num_frames=4)
-    model = assemble(parts, seed=5)
+    files = ModelFiles(folder / "llm", folder / "tower", None, num_frames=4)
+    model = assemble(files, seed=5)
     state = {f"model.mm_projector.{name}": value for name, value in model.model.mm_projector.state_dict().items()}
     base = folder / "base" / projector
     base.parent.mkdir()
@@ -161,15 +161,15 @@ def write_parts(folder: Path, projector: str = "mm_projector.bin") -> Parts:
         torch.save({name: value.to(torch.bfloat16) for name, value in state.items()}, base)
     else:
         save_file(state, base)
-    return Parts(folder / "llm", folder / "tower", base, num_frames=4)
+    return ModelFiles(folder / "llm", folder / "tower", base, num_frames=4)
 
 
 @pytest.mark.parametrize("projector", ["mm_projector.bin", "mm_projector.safetensors"])
 def test_parts_make_the_model(tmp_path: Path, projector: str) -> None:
     """Every tensor of the model is that of its part."""
-    parts = write_parts(tmp_path, projector)
-    assert parts.projector is not None
-    model = assemble(parts, seed=99)
+    files = write_parts(tmp_path, projector)
+    assert files.projector is not None
+    model = assemble(files, seed=99)
     state = model.state_dict()
     for name, value in load_file(tmp_path / "llm" / "model.safetensors").items():
         assert torch.equal(state.pop(our_name(name)), value), name
@@ -177,16 +177,16 @@ def test_parts_make_the_model(tmp_path: Path, projector: str) -> None:
         if name.startswith("vision_model."):
             inner = name.removeprefix("vision_model.")
             assert torch.equal(state.pop(f"model.vision_tower.vision_tower.{inner}"), value), name
-    for name, value in read_projector(parts.projector).items():
+    for name, value in read_projector(files.projector).items():
         assert torch.equal(state.pop(f"model.mm_projector.{name}"), value.float()), name
     assert not state
     assert model.config.visual_tokens == 2 * 2 * 2
 
 
 def test_an_untrained_connector_follows_its_seed(tmp_path: Path) -> None:
-    parts = Parts(write_parts(tmp_path).language_model, tmp_path / "tower", None, num_frames=4)
+    files = ModelFiles(write_parts(tmp_path).language_model, tmp_path / "tower", None, num_frames=4)
     before = torch.random.get_rng_state()
-    one, same, other = (assemble(parts, seed=seed).model.mm_projector.readout[0].weight for seed in (1, 1, 2))
+    one, same, other = (assemble(files, seed=seed).model.mm_projector.readout[0].weight for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -196,32 +196,32 @@ class Anything:
     """Not a tensor."""
 
 
-def broken(path: Path, parts: Parts, how: str) -> Parts:
-    assert parts.projector is not None
-    tensors = torch.load(parts.projector, weights_only=True)
+def broken(path: Path, files: ModelFiles, how: str) -> ModelFiles:
+    assert files.projector is not None
+    tensors = torch.load(files.projector, weights_only=True)
     if how == "another connector":
-        return Parts(parts.language_model, parts.vision_tower, parts.projector, "mlp2x_gelu", num_frames=4)
+        return ModelFiles(files.language_model, files.vision_tower, files.projector, "mlp2x_gelu", num_frames=4)
     if how == "its config says so":
         config = {"model_type": "videollama2_qwen2", "mm_projector_type": "stc_connector"}
-        (parts.projector.parent / "config.json").write_text(json.dumps(config))
+        (files.projector.parent / "config.json").write_text(json.dumps(config))
     elif how == "a pickle":
-        torch.save({"model.mm_projector.x": Anything()}, parts.projector)
+        torch.save({"model.mm_projector.x": Anything()}, files.projector)
     elif how == "a tensor less":
-        torch.save(dict(list(tensors.items())[1:]), parts.projector)
+        torch.save(dict(list(tensors.items())[1:]), files.projector)
     elif how == "not there":
-        parts.projector.unlink()
+        files.projector.unlink()
     elif how == "something else":
-        torch.save({"lm_head.weight": torch.zeros(1)}, parts.projector)
+        torch.save({"lm_head.weight": torch.zeros(1)}, files.projector)
     elif how == "cut off":
-        parts.projector.write_bytes(parts.projector.read_bytes()[:1000])
+        files.projector.write_bytes(files.projector.read_bytes()[:1000])
     elif how == "no llm":
-        (parts.language_model / "model.safetensors").unlink()
+        (files.language_model / "model.safetensors").unlink()
     elif how == "a whole model":
-        (parts.language_model / "config.json").write_text('{"model_type": "videollama2_qwen2"}')
+        (files.language_model / "config.json").write_text('{"model_type": "videollama2_qwen2"}')
     elif how == "damaged llm":
-        file = parts.language_model / "model.safetensors"
+        file = files.language_model / "model.safetensors"
         file.write_bytes(file.read_bytes()[:-10])
-    return parts
+    return files
 
 
 @pytest.mark.parametrize(
@@ -240,9 +240,9 @@ def broken(path: Path, parts: Parts, how: str) -> Parts:
     ],
 )
 def test_parts_that_are_refused(tmp_path: Path, how: str, words: str) -> None:
-    parts = broken(tmp_path, write_parts(tmp_path), how)
+    files = broken(tmp_path, write_parts(tmp_path), how)
     with pytest.raises(EnvironmentProblem, match=words) as raised:
-        assemble(parts)
+        assemble(files)
     assert "\n" not in str(raised.value)
 
 

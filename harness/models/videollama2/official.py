@@ -1,33 +1,28 @@
-"""Models that are evaluated as they are, by the name that `model.adapter` of an evaluation gives."""
+"""A whole VideoLLaMA2 in the official form, evaluated as it is."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers import AutoTokenizer
+
 from harness.common.errors import EnvironmentProblem
-from harness.config.model import VideoChat2Checkpoint, VideoLLaMA2Checkpoint
 from harness.models.adapter import scored_forward
+from harness.models.device import compute_dtype
+from harness.models.videollama2.config import VideoLLaMA2Config
+from harness.models.videollama2.image_processing import read_pixels
+from harness.models.videollama2.model import VideoLLaMA2ForConditionalGeneration
+from harness.models.videollama2.processor import VideoLLaMA2Conversations
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from harness.config.evaluation import EvaluationRecipe
+    from harness.config.model import VideoLLaMA2Checkpoint
     from harness.data.loading.frames import FrameRule
     from harness.data.sample import Batch
-    from harness.models.videochat2.official import OfficialVideoChat2
-    from harness.models.videollama2.processor import VideoLLaMA2Conversations
     from regate.types import Decision
-
-
-def evaluated_for(recipe: EvaluationRecipe) -> OfficialVideoLLaMA2 | OfficialVideoChat2:
-    """The model of an evaluation through this project's own code."""
-    if isinstance(recipe.model, VideoChat2Checkpoint):
-        from harness.models.videochat2.official import OfficialVideoChat2
-
-        return OfficialVideoChat2(recipe, recipe.model)
-    assert isinstance(recipe.model, VideoLLaMA2Checkpoint)
-    return OfficialVideoLLaMA2(recipe, recipe.model)
 
 
 class OfficialVideoLLaMA2:
@@ -54,12 +49,6 @@ class OfficialVideoLLaMA2:
         Raises:
             EnvironmentProblem: the folder holds another model, or one whose tower reads other pixels.
         """
-        from transformers import AutoTokenizer
-
-        from harness.models.videollama2.config import VideoLLaMA2Config
-        from harness.models.videollama2.image_processing import read_pixels
-        from harness.models.videollama2.processor import VideoLLaMA2Conversations
-
         folder = self._root / self._model.checkpoint
         config: Any = VideoLLaMA2Config.from_pretrained(folder)
         config.num_frames = self._frames
@@ -75,14 +64,7 @@ class OfficialVideoLLaMA2:
 
     def load(self, directory: Path) -> nn.Module:
         """The checkpoint, for the evaluation's number of frames and in the type that it computes in."""
-        import torch
-
-        from harness.models.device import computes_bfloat16
-        from harness.models.videollama2.model import VideoLLaMA2ForConditionalGeneration
-
-        dtype = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(self._precision, torch.float32)
-        if self._precision == "auto" and computes_bfloat16():
-            dtype = torch.bfloat16
+        dtype = compute_dtype(self._precision)
         model: nn.Module = VideoLLaMA2ForConditionalGeneration.from_pretrained(directory, dtype=dtype)
         config: Any = model.config
         config.num_frames = self._frames
