@@ -17,7 +17,7 @@ from regate.candidates import Candidates, candidates_of
 from regate.errors import ConfigError, NonFiniteLossError
 from regate.schedule import DualCycle
 from regate.scoring import SCORES, Signals
-from regate.selection import budget, top_k
+from regate.top_k import budget, top_k
 from regate.types import Decision, Kind, Layout, TokenCounts
 
 if TYPE_CHECKING:

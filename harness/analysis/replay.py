@@ -148,7 +148,7 @@ def _choose(
 
 
 def _top(score_BS: Tensor, candidates: Any, keep_ratio: float) -> Tensor:
-    from regate.selection import top_k
+    from regate.top_k import top_k
 
     return top_k(score_BS, candidates.mask_BS, keep_ratio)
 

@@ -12,7 +12,7 @@ import torch
 
 import regate
 from regate import ConfigError, DifficultyStore, Gate, GateConfig, LayoutError, NonFiniteLossError, StoreError
-from regate.selection import budget
+from regate.top_k import budget
 from tests.regate import tiny
 
 SPARSE = GateConfig(warmup_steps=0, cycle_steps=8, dense_steps=1)

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from regate.scoring import COMBINE, SCORES, Signals
-from regate.selection import budget, top_k
+from regate.top_k import budget, top_k
 
 
 @given(count=st.integers(0, 3000), percent=st.integers(1, 100))
