@@ -293,11 +293,12 @@ def _why_dense(plan: Plan, gate: GateConfig) -> str:
 
 
 def _left(gate: GateConfig) -> str:
-    if gate.selection == "regate" and gate.reference_weight > 0:
+    """What the score goes by where the student's loss is the same for all targets."""
+    if not gate.needs_reference:
+        return "the selection goes by position"
+    if "difficulty_BS" in gate.method.signals:
         return "the score is the reference loss alone"
-    if gate.selection == "excess":
-        return "the score is minus the reference loss alone"
-    return "the selection goes by position"
+    return "the score depends on the reference loss alone"
 
 
 # --- words -----------------------------------------------------------------------------------------------
@@ -347,7 +348,8 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
             "reduction",
             f"{plan.expected_reduction:.2%} of the targets elided (whole cycles: {plan.closed_form:.2%})",
         )
-        yield "teacher", "one text-only pass over the data" if plan.teacher_pass else "not needed by this selection"
+        no_pass = "not needed: this gate reads no reference losses"
+        yield "teacher", "one text-only pass over the data" if plan.teacher_pass else no_pass
     if plan.targets:
         counted = plan.targets
         amount = f"{counted.total:,} in the run, {counted.per_sample:.1f} a sample ({counted.basis})"

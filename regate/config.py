@@ -8,18 +8,21 @@ Defaults are the paper's (section 4.1) where it states a value, and this project
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from regate.errors import ConfigError
+from regate.selection import SELECTIONS, Combine, SelectionMethod, method_of
 
 Candidates = Literal["targets", "text"]
 Align = Literal["predictor", "target", "union"]
-Combine = Literal["sum", "convex"]
 EmaInit = Literal["zero", "first_loss", "reference"]
 EmaObserve = Literal["scored", "all_dense"]
-Selection = Literal["regate", "reference", "difficulty", "loss", "excess", "random", "first"]
 Execution = Literal["compact", "layerwise", "loss_only"]
 Placeholders = Literal["masked", "compact", "attended"]
+if TYPE_CHECKING:
+    Selection = str
+else:
+    Selection = Literal[tuple(SELECTIONS)]  # the names of the table, which a type checker cannot read
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,8 @@ class GateConfig:
         combine: Eq. 3 as printed ("sum") or (1 - lambda) m + lambda l_ref ("convex", Table 5 read literally).
         ema_init: difficulty of a target that has not been observed.
         ema_observe: which student losses feed Eq. 2.
-        selection: the score that ranks the targets; "regate" is Eq. 3, the others are ablations and controls.
+        selection: the score that ranks the targets, one of `regate.selection.SELECTIONS`; "regate" is Eq. 3, the
+            others are ablations and controls.
         execution: "compact" gathers the active positions once, "layerwise" is Algorithm 1 written out,
             "loss_only" computes everything and masks the loss (as RHO-1 does).
         reference: how the reference losses are computed.
@@ -105,26 +109,32 @@ class GateConfig:
             raise ConfigError(f"reference_weight must not be negative, got {self.reference_weight}")
         if self.combine == "convex" and self.reference_weight > 1.0:
             raise ConfigError(f"combine: convex needs reference_weight in [0, 1], got {self.reference_weight}")
+        method_of(self.selection)
+
+    @property
+    def method(self) -> SelectionMethod:
+        """The entry of `selection`: its score, the signals it reads, its label."""
+        return SELECTIONS[self.selection]
 
     @property
     def selects_after_forward(self) -> bool:
         """Whether the targets are chosen from this step's own losses, as RHO-1 is published: only possible
         where nothing is elided."""
-        return self.execution == "loss_only" and self.selection in ("loss", "excess")
+        return self.execution == "loss_only" and "loss_BS" in self.method.signals
 
     @property
     def needs_difficulty(self) -> bool:
-        """Whether the score reads the student's running losses of earlier visits."""
-        by_score = self.selection in ("regate", "difficulty", "loss", "excess")
-        return by_score and not self.selects_after_forward
+        """Whether the score reads the student's losses of earlier visits."""
+        return self.method.reads_student_loss and not self.selects_after_forward
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the score, or the start of the difficulty, reads the reference losses."""
-        by_score = self.selection in ("regate", "reference", "excess")
+        """Whether the score, or the start of the difficulty, reads the reference losses. With `selection: regate` and
+        `reference_weight: 0` the score does not."""
+        by_score = self.method.reads_reference(self.reference_weight)
         return by_score or (self.needs_difficulty and self.ema_init == "reference")
 
     @property
     def difficulty_decay(self) -> float:
-        """beta of the difficulty store: `loss` and `excess` rank by the last loss, not by a running mean."""
-        return 0.0 if self.selection in ("loss", "excess") else self.ema_decay
+        """beta of the difficulty store: 0 where the score reads the last loss and not a running mean."""
+        return 0.0 if "loss_BS" in self.method.signals else self.ema_decay

@@ -16,7 +16,7 @@ from torch import Tensor
 from regate.candidates import Candidates, candidates_of
 from regate.errors import ConfigError, NonFiniteLossError
 from regate.schedule import DualCycle
-from regate.scoring import SCORES, Signals
+from regate.scoring import score
 from regate.top_k import budget, top_k
 from regate.types import Decision, Kind, Layout, TokenCounts
 
@@ -200,27 +200,33 @@ class Gate:
             reference_BS = self._reference.losses_at(found, sample_ids_B)
         if self._difficulty is not None:
             difficulty_BS = self._difficulty.values(found, sample_ids_B)
-        signals = Signals(
+        return score(
+            self.config,
             found.slot_BS,
             sample_ids_B,
-            reference_BS,
-            difficulty_BS,
-            self.config.reference_weight,
-            self.config.combine,
-            self.seed,
-            step,
+            student_BS=difficulty_BS,
+            reference_BS=reference_BS,
+            seed=self.seed,
+            step=step,
         )
-        return SCORES[self.config.selection](signals)
 
     def _after_forward(self, decision: Decision, loss_N: Tensor, place_N: Tensor) -> Tensor:
-        """The score of this step's own losses: `loss`, or `excess` as RHO-1 is published."""
+        """The score by this step's own losses: with `excess`, RHO-1 as published."""
         loss_BS = torch.zeros(decision.layout.labels_BS.numel(), dtype=torch.float32, device=loss_N.device)
         loss_BS = loss_BS.index_copy(0, place_N, loss_N.float()).view(decision.layout.labels_BS.shape)
-        if self.config.selection == "loss":
-            return loss_BS
-        assert self._reference is not None
-        reference_BS = self._reference.losses(decision.sample_ids_B, decision.layout, self.config.candidates)
-        return loss_BS - reference_BS.to(loss_N.device, non_blocking=True)
+        reference_BS = None
+        if self._reference is not None:
+            reference_BS = self._reference.losses(decision.sample_ids_B, decision.layout, self.config.candidates)
+            reference_BS = reference_BS.to(loss_N.device, non_blocking=True)
+        return score(
+            self.config,
+            candidates_of(decision.layout, self.config.candidates).slot_BS,
+            decision.sample_ids_B,
+            student_BS=loss_BS,
+            reference_BS=reference_BS,
+            seed=self.seed,
+            step=decision.step,
+        )
 
     def _drain(self) -> None:
         if self._pending is None:

@@ -1,122 +1,80 @@
-"""The score that ranks a sample's candidates (Eq. 3), and the ablations and controls beside it.
+"""The score of a batch's candidates: the signals that the selection method reads, handed to its function.
 
-Legend: B rows, S expanded length. Every function returns float32 BS; only candidate positions are read.
+Legend: B rows, S expanded length.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from regate.errors import ConfigError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from regate.config import Combine, Selection
+    from regate.config import GateConfig
 
 
-@dataclass(frozen=True, slots=True)
-class Signals:
-    """What a score may read.
+def score(
+    config: GateConfig,
+    slot_BS: Tensor,
+    sample_ids_B: Tensor,
+    *,
+    student_BS: Tensor | None,
+    reference_BS: Tensor | None,
+    seed: int,
+    step: int,
+) -> Tensor:
+    """The score of every candidate; the highest stay.
 
-    Attributes:
+    Args:
         slot_BS: int64, a candidate's place in its sample's canonical order, -1 elsewhere.
         sample_ids_B: int64.
-        reference_BS: float32, l_ref of Eq. 1, or None where the selection does not read it.
-        difficulty_BS: float32, m of Eq. 2, or None likewise.
-        weight: lambda of Eq. 3.
-        combine: how Eq. 3 is read.
+        student_BS: float32, the student's losses, running or last as the method reads them; None where it reads none.
+        reference_BS: float32, l_ref of Eq. 1; None where the method reads none.
         seed, step: of the random control.
+
+    Returns:
+        float32 BS on the device of the losses; only candidate positions are meant.
+
+    Raises:
+        ConfigError: the method reads losses that are not given.
     """
-
-    slot_BS: Tensor
-    sample_ids_B: Tensor
-    reference_BS: Tensor | None
-    difficulty_BS: Tensor | None
-    weight: float
-    combine: Combine
-    seed: int
-    step: int
-
-    @property
-    def reference(self) -> Tensor:
-        assert self.reference_BS is not None
-        return self.reference_BS
-
-    @property
-    def difficulty(self) -> Tensor:
-        assert self.difficulty_BS is not None
-        return self.difficulty_BS
-
-
-def sum_of_losses(difficulty: Tensor, reference: Tensor, weight: float) -> Tensor:
-    """Eq. 3 as printed: d = m + lambda l_ref."""
-    return difficulty + weight * reference
+    method = config.method
+    if not method.reads_reference(config.reference_weight):
+        reference_BS = None
+    elif reference_BS is None:
+        raise ConfigError(f"selection: {config.selection} reads the reference losses, and none are given")
+    if method.reads_student_loss and student_BS is None:
+        raise ConfigError(f"selection: {config.selection} reads the student's losses, and none are given")
+    device = slot_BS.device if student_BS is None else student_BS.device
+    values: Mapping[str, Callable[[], Tensor | float | str | None]] = {
+        "difficulty_BS": lambda: student_BS,
+        "loss_BS": lambda: student_BS,
+        "reference_BS": lambda: reference_BS,
+        "weight": lambda: config.reference_weight,
+        "combine": lambda: config.combine,
+        "random_BS": lambda: random_values(slot_BS, sample_ids_B, seed, step).to(device),
+        "position_BS": lambda: _positions(slot_BS).to(device),
+    }
+    return method.score(**{name: values[name]() for name in method.signals})
 
 
-def convex_sum(difficulty: Tensor, reference: Tensor, weight: float) -> Tensor:
-    """d = (1 - lambda) m + lambda l_ref: the reading under which lambda = 1 is "reference loss only" (Table 5)."""
-    return (1.0 - weight) * difficulty + weight * reference
+def random_values(slot_BS: Tensor, sample_ids_B: Tensor, seed: int, step: int) -> Tensor:
+    """Uniform in [0, 1) for each candidate, from (seed, step, sample), whatever row or process the sample is in."""
+    slots_BS = slot_BS.numpy()
+    values_BS = np.zeros(slots_BS.shape, dtype=np.float32)
+    for row, sample_id in enumerate(sample_ids_B.tolist()):
+        rng = np.random.default_rng([seed, step, sample_id & (2**64 - 1)])
+        values = rng.random(int(slots_BS[row].max()) + 1, dtype=np.float32)
+        candidate_S = slots_BS[row] >= 0
+        values_BS[row, candidate_S] = values[slots_BS[row, candidate_S]]
+    return torch.from_numpy(values_BS)
 
 
-COMBINE: Mapping[Combine, Callable[[Tensor, Tensor, float], Tensor]] = {
-    "sum": sum_of_losses,
-    "convex": convex_sum,
-}
-
-
-def by_regate(signals: Signals) -> Tensor:
-    """Eq. 3."""
-    return COMBINE[signals.combine](signals.difficulty, signals.reference, signals.weight)
-
-
-def by_reference(signals: Signals) -> Tensor:
-    """l_ref alone: the ablation without the student's running loss."""
-    return signals.reference
-
-
-def by_difficulty(signals: Signals) -> Tensor:
-    """m alone: the ablation without a teacher (lambda = 0)."""
-    return signals.difficulty
-
-
-def by_loss(signals: Signals) -> Tensor:
-    """The student's last loss: a difficulty store with beta = 0 holds it."""
-    return signals.difficulty
-
-
-def by_excess(signals: Signals) -> Tensor:
-    """Student loss minus reference loss: the score of RHO-1 (arXiv 2404.07965)."""
-    return signals.difficulty - signals.reference
-
-
-def by_chance(signals: Signals) -> Tensor:
-    """A random order for each (seed, step, sample), whatever row or process the sample is in."""
-    slot_BS = signals.slot_BS.numpy()
-    score_BS = np.zeros(slot_BS.shape, dtype=np.float32)
-    for row, sample_id in enumerate(signals.sample_ids_B.tolist()):
-        draw = np.random.default_rng([signals.seed, signals.step, sample_id & (2**64 - 1)])
-        values = draw.random(int(slot_BS[row].max()) + 1, dtype=np.float32)
-        here = slot_BS[row] >= 0
-        score_BS[row, here] = values[slot_BS[row, here]]
-    return torch.from_numpy(score_BS)
-
-
-def by_place(signals: Signals) -> Tensor:
-    """The first k candidates of the row."""
-    length = signals.slot_BS.shape[1]
-    return -torch.arange(length, dtype=torch.float32).expand(signals.slot_BS.shape)
-
-
-SCORES: Mapping[Selection, Callable[[Signals], Tensor]] = {
-    "regate": by_regate,
-    "reference": by_reference,
-    "difficulty": by_difficulty,
-    "loss": by_loss,
-    "excess": by_excess,
-    "random": by_chance,
-    "first": by_place,
-}
+def _positions(slot_BS: Tensor) -> Tensor:
+    return torch.arange(slot_BS.shape[1], dtype=torch.float32).expand(slot_BS.shape)

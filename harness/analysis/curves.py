@@ -11,9 +11,10 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Final
 
 from harness.analysis.paper import GPUS, MODELS, load_paper
-from harness.analysis.runs import SELECTIONS, Run, chance, mean_of_tasks
+from harness.analysis.runs import Run, chance, mean_of_tasks
 from harness.analysis.seeds import spread
 from harness.common.errors import StaleError
+from regate.selection import SELECTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -26,7 +27,7 @@ LABELS: Final = {
     "baseline": "baseline",
     "baseline_equal_targets": "baseline, stopped at equal targets",
     "regate": "ReGATE",
-    **{name: label for name, label in SELECTIONS.items() if name not in ("regate", "reference")},
+    **{name: method.label for name, method in SELECTIONS.items() if name not in ("regate", "reference")},
     "lambda0": "no teacher (λ = 0)",
     "lambda1": "λ = 1",
     "reference_only": "reference loss only",

@@ -140,11 +140,12 @@ def _choose(
     gate: GateConfig, candidates: Any, ids_B: Tensor, reference_BS: Any, difficulty_BS: Any, seed: int
 ) -> Tensor:
     """Eq. 3 and the top k, as `regate.Gate.decide` does them on a sparse step."""
-    from regate.scoring import SCORES, Signals
+    from regate.scoring import score
 
-    slot_BS = candidates.slot_BS
-    signals = Signals(slot_BS, ids_B, reference_BS, difficulty_BS, gate.reference_weight, gate.combine, seed, 0)
-    return _top(SCORES[gate.selection](signals), candidates, gate.keep_ratio)
+    score_BS = score(
+        gate, candidates.slot_BS, ids_B, student_BS=difficulty_BS, reference_BS=reference_BS, seed=seed, step=0
+    )
+    return _top(score_BS, candidates, gate.keep_ratio)
 
 
 def _top(score_BS: Tensor, candidates: Any, keep_ratio: float) -> Tensor:
@@ -258,7 +259,7 @@ def _open_stores(run: Run, gate: GateConfig, folder: Path) -> Stores | str:
     reference = difficulty = None
     epochs: tuple[int, ...] = (0,)
     facts = run.record["reference"]
-    if gate.needs_reference:
+    if facts is not None:
         path = folder / f"reference-{facts['fingerprint'][:16]}"
         if not path.exists():
             return f"its reference losses are not here: {path}"

@@ -6,7 +6,7 @@ Two runs are a pair when their recipes are equal but for `name` and `gate`, and 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from harness.analysis.statistics import (
     Interval,
@@ -25,6 +25,7 @@ from harness.benchmarks.scoring import Scoring, unit_values
 from harness.common.errors import DataError
 from harness.common.hashing import digest
 from harness.records.record import Record, read_items, read_records
+from regate.selection import SELECTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -34,16 +35,6 @@ Evaluation = dict[str, Any]
 Results = dict[str, dict[str, float]]
 """task -> unit -> value; a unit is an item unless the benchmark scores several items as one
 (`harness.benchmarks.scoring`)."""
-
-SELECTIONS: Final = {
-    "regate": "ReGATE",
-    "reference": "reference loss only",
-    "difficulty": "difficulty only",
-    "loss": "own loss",
-    "excess": "excess loss",
-    "random": "random",
-    "first": "first targets",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +86,10 @@ class Run:
         """Baseline, or how the gate selects; or that nothing was trained."""
         if not self.trained:
             return "evaluated only"
-        return "baseline" if self.gate is None else SELECTIONS.get(self.gate["selection"], self.gate["selection"])
+        if self.gate is None:
+            return "baseline"
+        selection = str(self.gate["selection"])
+        return SELECTIONS[selection].label if selection in SELECTIONS else selection
 
     @property
     def family(self) -> str:

@@ -10,7 +10,6 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from regate.scoring import COMBINE, SCORES, Signals
 from regate.top_k import budget, top_k
 
 
@@ -49,32 +48,3 @@ def test_half_precision_ties_are_stable():
     values = torch.from_numpy(np.full(50, 0.1, dtype=np.float16)).float()[None]
     kept = top_k(values, torch.ones(1, 50, dtype=torch.bool), 0.5)[0]
     assert kept.nonzero().squeeze(1).tolist() == list(range(25))
-
-
-def test_each_selection_ranks_by_what_it_says():
-    signals = Signals(
-        slot_BS=torch.tensor([[-1, 0, 1, 2]]),
-        sample_ids_B=torch.tensor([5]),
-        reference_BS=torch.tensor([[float("nan"), 3.0, 1.0, 2.0]]),
-        difficulty_BS=torch.tensor([[float("nan"), 1.0, 4.0, 0.0]]),
-        weight=0.5,
-        combine="sum",
-        seed=0,
-        step=0,
-    )
-    ranked = {
-        name: score(signals)[0, 1:].argsort(descending=True, stable=True).tolist() for name, score in SCORES.items()
-    }
-    assert ranked["regate"] == [1, 0, 2]  # 2.5, 4.5, 1.0
-    assert ranked["reference"] == [0, 2, 1]
-    assert ranked["difficulty"] == ranked["loss"] == [1, 0, 2]
-    assert ranked["excess"] == [1, 0, 2]  # -2, 3, -2: equal ones keep their order
-    assert ranked["first"] == [0, 1, 2]
-    assert SCORES["excess"](signals)[0, 1:].tolist() == [-2.0, 3.0, -2.0]
-
-
-def test_equation_3_and_its_convex_reading():
-    difficulty, reference = torch.tensor([1.0, 4.0]), torch.tensor([6.0, 2.0])
-    assert COMBINE["sum"](difficulty, reference, 0.5).tolist() == [4.0, 5.0]
-    assert COMBINE["convex"](difficulty, reference, 0.25).tolist() == [2.25, 3.5]
-    assert COMBINE["convex"](difficulty, reference, 1.0).tolist() == reference.tolist()
