@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.common.errors import RecipeError
-from harness.config.load import is_override, load_paths, load_recipes
-from harness.config.load_evaluation import find_evaluation, load_evaluation
-from harness.config.suite import find_suite, load_suite
+from harness.config.load import EVALUATION, SUITE, is_override, kind_of, load, load_paths, load_recipes, suite_recipes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,54 +21,59 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return [argument for argument in arguments if argument not in overrides], overrides
 
 
-def load(arguments: Sequence[str]) -> list[Recipe]:
+def recipes_of(arguments: Sequence[str]) -> list[Recipe]:
     """The recipes of a command, checked together; a suite stands for all of its runs.
 
     Raises:
         RecipeError: a mistake in any of them, or none was given.
     """
     names, overrides = split(arguments)
-    suites = [name for name in names if find_suite(name) is not None]
-    recipes = [recipe for name in suites for recipe in load_suite(name).recipes(overrides)]
-    alone = [name for name in names if name not in suites]
-    return recipes + load_recipes(alone, overrides) if alone or not suites else recipes
+    suites = [name for name in names if kind_of(name) is SUITE]
+    recipes = [recipe for name in suites for recipe in suite_recipes(load(SUITE, name), overrides)]
+    others = [name for name in names if name not in suites]
+    return recipes + load_recipes(others, overrides) if others or not suites else recipes
 
 
-def load_documents(arguments: Sequence[str]) -> list[Recipe | EvaluationRecipe]:
+def evaluations_apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The names of evaluations, and all other arguments."""
+    evaluations = [name for name in split(arguments)[0] if kind_of(name) is EVALUATION]
+    return evaluations, [argument for argument in arguments if argument not in evaluations]
+
+
+def documents_of(arguments: Sequence[str]) -> list[Recipe | EvaluationRecipe]:
     """The recipes, suites and evaluations of a command that only reads them; evaluations come last.
 
     Raises:
         RecipeError: every mistake in all of them, or none was given.
     """
-    names, overrides = split(arguments)
-    alone = [name for name in names if find_suite(name) is None and find_evaluation(name) is not None]
-    others = [name for name in names if name not in alone]
-    told: list[str] = []
-    found: list[Recipe | EvaluationRecipe] = []
+    evaluations, others = evaluations_apart(arguments)
+    names, overrides = split(others)
+    mistakes: list[str] = []
+    documents: list[Recipe | EvaluationRecipe] = []
     try:
-        found += load([*others, *overrides]) if others or not alone else []
+        documents += recipes_of(others) if names or not evaluations else []
     except RecipeError as error:
-        told.append(str(error))
-    for name in alone:
+        mistakes.append(str(error))
+    for name in evaluations:
         try:
-            found.append(load_evaluation(name, overrides))
+            documents.append(load(EVALUATION, name, overrides))
         except RecipeError as error:
-            told.append(str(error))
-    if told:
-        raise RecipeError("\n".join(told))
-    return found
+            mistakes.append(str(error))
+    if mistakes:
+        raise RecipeError("\n".join(mistakes))
+    return documents
 
 
-def load_to_run(arguments: Sequence[str]) -> list[Recipe]:
+def recipes_to_run(arguments: Sequence[str]) -> list[Recipe]:
     """The recipes of a command that works: nothing of one is started while another could not run.
 
     Raises:
         RecipeError: a mistake in any of them, or none was given.
-        EnvironmentProblem, DataError: weights or data that must be brought are not there.
+        EnvironmentProblem, DataError: weights or data that the user has to bring are not there.
     """
     from harness.plan import make_plan, require
 
-    recipes = load(arguments)
+    recipes = recipes_of(arguments)
     for recipe in recipes:
         require(make_plan(recipe))
     return recipes
@@ -81,7 +84,16 @@ def results_folder(arguments: Sequence[str]) -> Path:
     names, overrides = split(arguments)
     if not names:
         return Path(load_paths(overrides).results)
-    folders = {recipe.paths.results for recipe in load(arguments)}
+    return shared_results(recipes_of(arguments))
+
+
+def shared_results(recipes: Sequence[Recipe]) -> Path:
+    """The one results folder of some recipes.
+
+    Raises:
+        RecipeError: they have several.
+    """
+    folders = {recipe.paths.results for recipe in recipes}
     if len(folders) > 1:
         raise RecipeError(f"the recipes have different results folders: {', '.join(sorted(folders))}")
     return Path(folders.pop())

@@ -8,14 +8,23 @@ from typing import TYPE_CHECKING, Any, get_args
 import yaml
 
 from harness.cli.arguments import results_folder, split
+from harness.cli.run_names import run_of_beginning
 from harness.cli.status import run_folders, run_status, status_lines
 from harness.common.errors import RecipeError
 from harness.config.explain import nearest
-from harness.config.load import check_recipe, find_recipe, load_recipe, shipped_recipes
-from harness.config.load_evaluation import check_evaluation, find_evaluation, load_evaluation, shipped_evaluations
+from harness.config.load import (
+    EVALUATION,
+    RECIPE,
+    SUITE,
+    Kind,
+    check,
+    kind_of,
+    load_recipe,
+    shipped,
+    suite_recipes,
+)
 from harness.config.model import Model
 from harness.config.recipe import Data
-from harness.config.suite import find_suite, load_suite, shipped_suites
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,45 +37,27 @@ KINDS = ("recipes", "suites", "evaluations", "runs", "models", "sources", "bench
 
 
 def validation(names: Sequence[str], overrides: Sequence[str]) -> Answer:
-    """What `validate --json` says: every recipe with its problems."""
+    """What `validate --json` says: every document with its problems, and a suite as its runs."""
     if not names:
         raise RecipeError("no recipe given")
-    recipes = []
+    answers: list[Answer] = []
     for name in names:
-        if find_suite(name) is not None:
-            recipes += _suite_validation(name, overrides)
-            continue
-        if find_evaluation(name) is not None:
-            recipes.append(_evaluation_validation(name, overrides))
-            continue
         try:
-            checked = check_recipe(name, overrides)
+            answers += _validated(name, kind_of(name) or RECIPE, overrides)
         except RecipeError as error:
-            recipes.append(_refused(name, error))
-            continue
-        run_id = checked.recipe.run_id if checked.recipe else None
-        problems = [problem.as_dict() for problem in checked.problems]
-        recipes.append({"source": checked.source, "run_id": run_id, "problems": problems})
-    return {"schema": 1, "ok": not any(recipe["problems"] for recipe in recipes), "recipes": recipes}
+            problem = {"source": name, "line": None, "column": None, "key": None, "message": str(error)}
+            answers.append({"source": name, "run_id": None, "problems": [problem]})
+    return {"schema": 1, "ok": not any(answer["problems"] for answer in answers), "recipes": answers}
 
 
-def _suite_validation(name: str, overrides: Sequence[str]) -> list[Answer]:
-    try:
-        found = load_suite(name).recipes(overrides)
-    except RecipeError as error:
-        return [_refused(name, error)]
-    return [{"source": name, "run_id": recipe.run_id, "problems": []} for recipe in found]
-
-
-def _evaluation_validation(name: str, overrides: Sequence[str]) -> Answer:
-    recipe, problems = check_evaluation(name, overrides)
-    run_id = recipe.run_id if recipe and not problems else None
-    return {"source": name, "run_id": run_id, "problems": [problem.as_dict() for problem in problems]}
-
-
-def _refused(name: str, error: RecipeError) -> Answer:
-    problem = {"source": name, "line": None, "column": None, "key": None, "message": str(error)}
-    return {"source": name, "run_id": None, "problems": [problem]}
+def _validated(name: str, kind: Kind[Any], overrides: Sequence[str]) -> list[Answer]:
+    checked = check(kind, name, [] if kind is SUITE else overrides)
+    if kind is SUITE and checked.document is not None:
+        runs = suite_recipes(checked.document, overrides)
+        return [{"source": name, "run_id": recipe.run_id, "problems": []} for recipe in runs]
+    run_id = None if checked.document is None else checked.document.run_id
+    source = checked.source if kind is RECIPE else name
+    return [{"source": source, "run_id": run_id, "problems": [problem.as_dict() for problem in checked.problems]}]
 
 
 # --- list ------------------------------------------------------------------------------------------------
@@ -82,32 +73,26 @@ def listing(what: str | None, arguments: Sequence[str]) -> Answer:
         return listing(None, [what, *arguments])
     if what is not None and what not in KINDS:
         raise RecipeError(f"list {what}: there is no such kind{nearest(what, KINDS)}")
-    found: Answer = {"schema": 1}
+    answer: Answer = {"schema": 1}
     for kind in KINDS if what is None else (what,):
-        found[kind] = _runs(arguments) if kind == "runs" else _FIXED[kind]()
-    return found
+        answer[kind] = _runs(arguments) if kind == "runs" else _FIXED[kind]()
+    return answer
 
 
-def _recipes() -> list[Answer]:
-    found = []
-    for name, path in shipped_recipes().items():
-        checked = check_recipe(path)
-        words = checked.recipe.description if checked.recipe else f"{len(checked.problems)} mistakes"
-        found.append({"name": name, "words": words})
-    return found
-
-
-def _suites() -> list[Answer]:
-    return [{"name": name, "words": load_suite(name).description} for name in shipped_suites()]
-
-
-def _evaluations() -> list[Answer]:
-    return [{"name": name, "words": load_evaluation(name).description} for name in shipped_evaluations()]
+def _documents(kind: Kind[Any]) -> list[Answer]:
+    """The shipped documents of a kind."""
+    entries = []
+    for name, path in shipped(kind).items():
+        checked = check(kind, path)
+        document = checked.document
+        description = f"{len(checked.problems)} mistakes" if document is None else document.description
+        entries.append({"name": name, "description": description})
+    return entries
 
 
 def _runs(arguments: Sequence[str]) -> list[Answer]:
     statuses = [run_status(folder) for folder in run_folders(results_folder(arguments))]
-    return [{"name": status["run_id"], "words": status["state"]} for status in statuses]
+    return [{"name": status["run_id"], "description": status["state"]} for status in statuses]
 
 
 def _variants(union: Any, key: str) -> list[Answer]:
@@ -116,7 +101,7 @@ def _variants(union: Any, key: str) -> list[Answer]:
     return [
         {
             "name": get_args(cls.model_fields[key].annotation)[0],
-            "words": (cls.__doc__ or "").strip().split("\n")[0],
+            "description": (cls.__doc__ or "").strip().split("\n")[0],
         }
         for cls in classes
     ]
@@ -130,8 +115,8 @@ def _benchmarks() -> list[Answer]:
         if isinstance(benchmark, PaperBenchmark):
             answers.append(_published(benchmark))
         else:
-            words = f"data source {benchmark.source}: {', '.join(benchmark.abilities)}"
-            answers.append({"name": name, "words": words})
+            description = f"data source {benchmark.source}: {', '.join(benchmark.abilities)}"
+            answers.append({"name": name, "description": description})
     return answers
 
 
@@ -141,19 +126,19 @@ def _published(benchmark: PaperBenchmark) -> Answer:
     origin = benchmark.origin
     size = "size not known" if origin.gigabytes is None else f"{origin.gigabytes:g} GB"
     outside = "" if benchmark.paper else " (not of the paper)"
-    words = (
+    description = (
         f"{benchmark.title}{outside}: lmms-eval {benchmark.task}, {benchmark.items:,} of split {benchmark.split}, "
         f"{benchmark.metric}; {origin.repository}, {size}, {origin.access}; {origin.licence}"
     )
     facts = {name: getattr(benchmark, name) for name in ("task", "split", "items", "metric")}
     facts["paper_table"] = benchmark.paper.table if benchmark.paper else None
-    return {"name": benchmark.name, "words": words, **facts, **asdict(origin)}
+    return {"name": benchmark.name, "description": description, **facts, **asdict(origin)}
 
 
 _FIXED = {
-    "recipes": _recipes,
-    "suites": _suites,
-    "evaluations": _evaluations,
+    "recipes": lambda: _documents(RECIPE),
+    "suites": lambda: _documents(SUITE),
+    "evaluations": lambda: _documents(EVALUATION),
     "models": lambda: _variants(Model, "adapter"),
     "sources": lambda: _variants(Data, "source"),
     "benchmarks": _benchmarks,
@@ -166,7 +151,7 @@ def listing_lines(answer: Answer) -> list[str]:
         if kind in answer:
             lines += [*([""] if lines else []), kind]
             width = max((len(entry["name"]) for entry in answer[kind]), default=0)
-            lines += [f"  {entry['name']:<{width}}  {entry['words']}".rstrip() for entry in answer[kind]]
+            lines += [f"  {entry['name']:<{width}}  {entry['description']}".rstrip() for entry in answer[kind]]
             if not answer[kind]:
                 lines.append("  none")
     return lines
@@ -184,32 +169,18 @@ def shown(name: str, arguments: Sequence[str]) -> Answer:
     others, overrides = split(arguments)
     if others:
         raise RecipeError(f"show takes one recipe or run; {others[0]} is neither an override nor asked for")
-    places = [text for text in overrides if text.startswith("paths.")]
-    folder = _run_folder(name, results_folder(places))
-    if folder is None:
+    results = results_folder([text for text in overrides if text.startswith("paths.")])
+    folders = {folder.name: folder for folder in run_folders(results)}
+    if name not in folders and kind_of(name) is RECIPE:
         recipe = load_recipe(name, overrides)
         return {"schema": 1, "run_id": recipe.run_id, "recipe": recipe.model_dump(mode="json")}
-    status = run_status(folder)
-    return {"schema": 1, "run_id": folder.name, "status": status, "record": _record(folder)}
-
-
-def _run_folder(name: str, results: Path) -> Path | None:
-    """The run of that id or beginning of an id; None where it is a recipe."""
-    folders = {folder.name: folder for folder in run_folders(results)}
-    if name in folders:
-        return folders[name]
-    try:
-        find_recipe(name)
-    except RecipeError as error:
-        matching = [folders[run] for run in folders if run.startswith(name)]
-        if len(matching) == 1:
-            return matching[0]
-        if matching:
-            raise RecipeError(
-                f"{name} is the beginning of several runs: {', '.join(folder.name for folder in matching)}"
-            ) from None
-        raise RecipeError(f"{name}: no recipe and no run below {results / 'runs'}", hint=str(error)) from None
-    return None
+    run_id = run_of_beginning(name, folders)
+    if run_id is None:
+        raise RecipeError(
+            f"{name}: no recipe and no run below {results / 'runs'}{nearest(name, [*shipped(RECIPE), *folders])}"
+        )
+    folder = folders[run_id]
+    return {"schema": 1, "run_id": run_id, "status": run_status(folder), "record": _record(folder)}
 
 
 def _record(folder: Path) -> Answer | None:

@@ -66,11 +66,11 @@ def _options(
 @guarded
 def run(recipes: Recipes) -> None:
     """Do everything: prepare, reference, train, eval, tables. What is there and current is not repeated."""
-    from harness.cli.arguments import load_to_run
+    from harness.cli.arguments import recipes_to_run
     from harness.cli.run_names import known_suites
     from harness.common.progress import Progress
 
-    loaded = load_to_run(recipes)
+    loaded = recipes_to_run(recipes)
     from harness import pipeline as stages
 
     typer.echo(stages.run(loaded, Progress(), known_suites(recipes)))
@@ -101,15 +101,15 @@ def train(recipes: Recipes) -> None:
 @guarded
 def evaluate(recipes: Recipes) -> None:
     """Score the kept models of a training, or a model as it is (`evaluate/...`), with lmms-eval."""
-    from harness.cli.arguments import split
+    from harness.cli.arguments import evaluations_apart, split
     from harness.common.progress import Progress
-    from harness.config.load_evaluation import find_evaluation, load_evaluation
+    from harness.config.load import EVALUATION, load
 
-    names, overrides = split(recipes)
-    as_they_are = [load_evaluation(name, overrides) for name in names if find_evaluation(name)]
-    trained = [name for name in names if not find_evaluation(name)]
-    if trained or not as_they_are:
-        _stage([*trained, *overrides], "evaluate")
+    names, others = evaluations_apart(recipes)
+    runs, overrides = split(others)
+    as_they_are = [load(EVALUATION, name, overrides) for name in names]
+    if runs or not as_they_are:
+        _stage(others, "evaluate")
     if as_they_are:
         from harness.evaluation.standalone import evaluate_alone
 
@@ -119,11 +119,11 @@ def evaluate(recipes: Recipes) -> None:
 
 def _stage(arguments: list[str], name: str | None = None) -> None:
     """One stage of each recipe, and then how far its run is. All are checked before torch is imported."""
-    from harness.cli.arguments import load_to_run
+    from harness.cli.arguments import recipes_to_run
     from harness.cli.status import run_status, status_lines
     from harness.common.progress import Progress
 
-    recipes, progress = load_to_run(arguments), Progress()
+    recipes, progress = recipes_to_run(arguments), Progress()
     from harness import pipeline as stages
 
     for recipe in recipes:
@@ -200,14 +200,14 @@ def report(arguments: Named = None) -> None:
 @guarded
 def validate(recipes: Recipes, json: Json = False) -> None:
     """Check recipes and tell every mistake at once. Each has its place, and what was probably meant."""
-    from harness.cli.arguments import load_documents, split
+    from harness.cli.arguments import documents_of, split
     from harness.cli.inspect import validation
 
     if json:
         answer = validation(*split(recipes))
         _print_json(answer)
         raise typer.Exit(0 if answer["ok"] else 2)
-    for recipe in load_documents(recipes):
+    for recipe in documents_of(recipes):
         typer.echo(f"{recipe.name}: in order, run {recipe.run_id}")
 
 
@@ -215,10 +215,10 @@ def validate(recipes: Recipes, json: Json = False) -> None:
 @guarded
 def plan(recipes: Recipes, json: Json = False) -> None:
     """Resolve recipes into numbers, and run nothing. Steps, targets, reduction, what is missing, warnings."""
-    from harness.cli.arguments import load
+    from harness.cli.arguments import recipes_of
     from harness.plan import make_plan, render
 
-    plans = [make_plan(recipe) for recipe in load(recipes)]
+    plans = [make_plan(recipe) for recipe in recipes_of(recipes)]
     if json:
         _print_json({"schema": 1, "plans": [plan.as_dict() for plan in plans]})
         return
@@ -292,11 +292,11 @@ def compare(
     json: Json = False,
 ) -> None:
     """Put finished runs side by side. What differs, paired differences to the first one, targets, time."""
-    from harness.cli.run_names import runs_named
+    from harness.cli.run_names import runs_to_compare
     from harness.report.table import to_markdown
     from harness.report.tables.compare import as_json, compare_tables
 
-    made = compare_tables(runs_named(runs))
+    made = compare_tables(runs_to_compare(runs))
     if json:
         _print_json(as_json(made))
     else:
@@ -310,12 +310,12 @@ def compare(
 @guarded
 def data_make(recipes: Recipes) -> None:
     """Make the data that can be made here. `shapes` for a recipe means the data of tiny_regate."""
-    from harness.cli.arguments import load
+    from harness.cli.arguments import recipes_of
     from harness.common.progress import Progress
     from harness.data.sources import make_data
 
     progress = Progress()
-    for recipe in load(["tiny_regate" if argument == "shapes" else argument for argument in recipes]):
+    for recipe in recipes_of(["tiny_regate" if argument == "shapes" else argument for argument in recipes]):
         typer.echo(make_data(recipe.data, recipe.paths, recipe.seed, progress))
 
 
@@ -323,13 +323,13 @@ def data_make(recipes: Recipes) -> None:
 @guarded
 def data_check(recipes: Recipes) -> None:
     """Read every media file anew, and name the damaged ones."""
-    from harness.cli.arguments import load
+    from harness.cli.arguments import recipes_of
     from harness.common.errors import DataError
     from harness.common.progress import Progress
     from harness.data.sources import check_data
 
     progress, refused = Progress(), 0
-    for recipe in load(recipes):
+    for recipe in recipes_of(recipes):
         report = check_data(recipe.data, recipe.paths, recipe.seed, fresh=True, progress=progress)
         damaged = len(report.damaged)
         typer.echo(f"{recipe.name}: {report.files:,} media files, {report.bytes:,} bytes, {damaged} damaged")

@@ -1,20 +1,82 @@
-"""The answers of `tables` and `compare`: which runs and suites are meant, and what is shown of them."""
+"""Which runs a command means: by id, the beginning of an id, a suite or a recipe, with one answer for all verbs."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.analysis.curves import suites
 from harness.analysis.runs import Run, load_runs
-from harness.cli.arguments import results_folder, split
+from harness.cli.arguments import shared_results, split
 from harness.cli.status import run_folders
 from harness.common.errors import DataError, RecipeError
 from harness.config.explain import nearest
-from harness.config.load import load_recipe
-from harness.config.suite import Suite, find_suite, load_suite, shipped_suites
+from harness.config.load import RECIPE, SUITE, kind_of, load, load_paths, load_recipe, shipped, suite_recipes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Iterable, Sequence
+
+    from harness.config.recipe import Paths, Recipe
+    from harness.config.suite import Suite
+
+
+@dataclass(frozen=True, slots=True)
+class NamedRuns:
+    """What the arguments of a command mean.
+
+    Attributes:
+        paths: the folders of the recipes that are named, or of the overrides.
+        finished: every finished run of the results folder.
+        named: (name, its runs) in the order given; empty where the command names none.
+    """
+
+    paths: Paths
+    finished: list[Run]
+    named: list[tuple[str, list[Run]]]
+
+    @property
+    def runs(self) -> list[Run]:
+        """The runs that are named, each once."""
+        return list({run.id: run for _, runs in self.named for run in runs}.values())
+
+
+def resolve_runs(arguments: Sequence[str]) -> NamedRuns:
+    """The runs of a command's names. The first of these that a name is decides: a run's id, a suite, a recipe (with
+    the overrides of the command), a suite of the records, the beginning of an id.
+
+    Raises:
+        RecipeError: a name is none of them, or the beginning of several ids.
+        DataError: what is named has no finished run.
+    """
+    names, overrides = split(arguments)
+    documents = {name: _recipes_of(name, overrides) for name in dict.fromkeys(names)}
+    recipes = [recipe for of_name in documents.values() for recipe in of_name]
+    if recipes:
+        shared_results(recipes)
+    paths = recipes[0].paths if recipes else load_paths(overrides)
+    finished = load_runs(Path(paths.results))
+    named = [(name, _runs_of(name, documents[name], finished, Path(paths.results))) for name in names]
+    return NamedRuns(paths, finished, named)
+
+
+def runs_to_compare(arguments: Sequence[str]) -> list[Run]:
+    """The runs of a comparison, in the order given.
+
+    Raises:
+        RecipeError: fewer than two are named, or one twice; as `resolve_runs`.
+        DataError: as `resolve_runs`.
+    """
+    if not split(arguments)[0]:
+        raise _too_few()
+    named = [run for _, runs in resolve_runs(arguments).named for run in runs]
+    ids = [run.id for run in named]
+    repeated = sorted({run_id for run_id in ids if ids.count(run_id) > 1})
+    if repeated:
+        raise RecipeError(f"compare: {', '.join(repeated)} is named twice")
+    if len(named) < 2:
+        raise _too_few()
+    return named
 
 
 def known_suites(arguments: Sequence[str] = ()) -> dict[str, Suite]:
@@ -23,54 +85,80 @@ def known_suites(arguments: Sequence[str] = ()) -> dict[str, Suite]:
     Raises:
         RecipeError: one of them has a mistake.
     """
-    named = [name for name in split(arguments)[0] if find_suite(name) is not None]
-    suites = [load_suite(name) for name in (*shipped_suites(), *named)]
-    return {suite.name: suite for suite in suites}
+    named = [name for name in split(arguments)[0] if kind_of(name) is SUITE]
+    definitions = [load(SUITE, name) for name in (*shipped(SUITE), *named)]
+    return {suite.name: suite for suite in definitions}
 
 
-def runs_named(arguments: Sequence[str]) -> list[Run]:
-    """The runs of a comparison, in the order given: each by its id, the beginning of an id, or a recipe.
+def run_of_beginning(name: str, ids: Iterable[str]) -> str | None:
+    """The id that is `name` or the only one to begin with it; one without more than its digest goes before longer
+    names. None where there is none.
 
     Raises:
-        RecipeError: fewer than two, an unknown name, or the beginning of several ids.
-        DataError: a run has no record yet.
+        RecipeError: several begin so.
     """
-    names, overrides = split(arguments)
-    if len(names) < 2:
-        raise RecipeError("compare takes two runs or more, by id or by recipe", hint="harness list runs names them")
-    places = [text for text in overrides if text.startswith("paths.")]
-    results = results_folder(places)
-    runs = {run.id: run for run in load_runs(results)}
-    found = [_run(name, overrides, runs, results) for name in names]
-    twice = {run.id for run in found if sum(run.id == other.id for other in found) > 1}
-    if twice:
-        raise RecipeError(f"compare: {', '.join(sorted(twice))} is named twice")
-    return found
+    matching = [run_id for run_id in ids if run_id.startswith(name)]
+    exact = [run_id for run_id in matching if name in (run_id, run_id.rpartition("-")[0])]
+    candidates = exact if len(exact) == 1 else matching
+    if len(candidates) > 1:
+        raise RecipeError(
+            f"{name} is the beginning of several runs: {', '.join(candidates)}",
+            hint="write more of the id of one of them",
+        )
+    return candidates[0] if candidates else None
 
 
-def _run(name: str, overrides: Sequence[str], runs: dict[str, Run], results: Path) -> Run:
-    if name in runs:
-        return runs[name]
-    begins = [run for run_id, run in runs.items() if run_id.startswith(name)]
-    named = [run for run in begins if run.name == name]
-    if len(named) == 1 or len(begins) == 1:
-        return (named if len(named) == 1 else begins)[0]
+def _recipes_of(name: str, overrides: Sequence[str]) -> list[Recipe]:
+    """The recipes of a suite's or recipe's name; empty for another name."""
+    kind = kind_of(name)
+    if kind is SUITE:
+        return suite_recipes(load(SUITE, name), overrides)
+    return [load_recipe(name, overrides)] if kind is RECIPE else []
+
+
+def _runs_of(name: str, recipes: Sequence[Recipe], finished: Sequence[Run], results: Path) -> list[Run]:
+    by_id = {run.id: run for run in finished}
+    if name in by_id:
+        return [by_id[name]]
+    if recipes and recipes[0].suite is not None:
+        return _runs_of_suite(recipes[0].suite.name, finished, results)
+    if recipes:
+        return [_run_of_recipe(name, recipes[0].run_id, by_id, results)]
+    if name in suites(finished):
+        return _runs_of_suite(name, finished, results)
+    run_id = run_of_beginning(name, by_id)
+    if run_id is not None:
+        return [by_id[run_id]]
     unfinished = [folder.name for folder in run_folders(results) if folder.name.startswith(name)]
-    if begins:
-        found = ", ".join(run.id for run in begins)
-        raise RecipeError(f"{name} is the beginning of several runs: {found}", hint="give more of the id")
     if unfinished:
         raise DataError(f"{', '.join(unfinished)}: no record yet", hint="finish it first: harness run")
-    try:
-        run_id = load_recipe(name, overrides).run_id
-    except RecipeError as error:
-        meant = nearest(name, runs)
-        raise RecipeError(f"{name}: no run below {results / 'runs'} and no recipe{meant}", hint=str(error)) from None
-    if run_id not in runs:
-        raise DataError(
-            f"{name}: its run {run_id} has no record below {results / 'runs'}", hint=f"harness run {name}"
-        )
-    return runs[run_id]
+    raise RecipeError(
+        f"{name}: no run below {results / 'runs'}, no suite and no recipe of that name"
+        f"{nearest(name, [*by_id, *suites(finished), *shipped(SUITE), *shipped(RECIPE)])}",
+        hint="`harness list` names what is there",
+    )
 
 
-__all__ = ["known_suites", "runs_named"]
+def _runs_of_suite(name: str, finished: Sequence[Run], results: Path) -> list[Run]:
+    arms = suites(finished).get(name)
+    if arms is None:
+        raise DataError(f"no finished run of suite {name} below {results / 'runs'}", hint="start it: harness run")
+    return [run for runs in arms.values() for run in runs]
+
+
+def _run_of_recipe(name: str, run_id: str, by_id: dict[str, Run], results: Path) -> Run:
+    if run_id in by_id:
+        return by_id[run_id]
+    recipe_name = run_id.rpartition("-")[0]
+    others = [run.id for run in by_id.values() if run.name == recipe_name]
+    raise DataError(
+        f"{name}: its run {run_id} has no record below {results / 'runs'}",
+        hint=f"harness run {name}" + (f"; with other settings there are {', '.join(others)}" if others else ""),
+    )
+
+
+def _too_few() -> RecipeError:
+    return RecipeError("compare takes two runs or more, by id, recipe or suite", hint="harness list runs names them")
+
+
+__all__ = ["NamedRuns", "known_suites", "resolve_runs", "run_of_beginning", "runs_to_compare"]

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.cli.arguments import load, results_folder, split
+from harness.cli.arguments import recipes_of, results_folder, split
 from harness.common.errors import DataError, HarnessError
 from harness.records.ledger import finished_step, read_events, read_steps
 
@@ -19,7 +19,7 @@ Status = dict[str, Any]
 def runs_status(arguments: Sequence[str]) -> list[Status]:
     """The status of each recipe's run, or of every run of the results folder where no recipe is named."""
     if split(arguments)[0]:
-        return [run_status(Path(recipe.paths.results) / "runs" / recipe.run_id) for recipe in load(arguments)]
+        return [run_status(Path(recipe.paths.results) / "runs" / recipe.run_id) for recipe in recipes_of(arguments)]
     return [run_status(folder) for folder in run_folders(results_folder(arguments))]
 
 

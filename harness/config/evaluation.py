@@ -10,13 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
 
+from harness.benchmarks import BENCHMARKS, PaperBenchmark
 from harness.common.hashing import digest
+from harness.config.explain import Problem, nearest
 from harness.config.model import Checkpoint, ModelSection
 from harness.config.recipe import Devices, EvaluateRecipe, Paths
 from harness.config.section import Strict
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator, Set
+    from pathlib import Path as FilePath
+
+    from harness.config.yaml_positions import Document, Path
 
 
 class LmmsEvalModel(ModelSection):
@@ -31,7 +36,7 @@ class LmmsEvalModel(ModelSection):
     args: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
     """Its other arguments."""
 
-    def missing(self, root: Path) -> list[str]:
+    def missing(self, root: FilePath) -> list[str]:
         """A folder that is named and not there."""
         if self.checkpoint is None or (root / self.checkpoint).is_dir():
             return []
@@ -86,3 +91,24 @@ class EvaluationRecipe(Strict):
     def run_id(self) -> str:
         """`name-` and eight hex digits of the identity."""
         return f"{self.name}-{digest(self.identity())[:8]}"
+
+
+def evaluation_rules(document: Document, wrong: Set[Path]) -> Iterator[Problem]:
+    """Benchmarks that are not known, ask about a training's own data, or are given twice.
+
+    Args:
+        wrong: unused; every rule reads values of the right type only.
+    """
+    names = document.data.get("benchmarks")
+    for index, name in enumerate(names if isinstance(names, list) else ()):
+        if not isinstance(name, str):
+            continue
+        message = None
+        if name not in BENCHMARKS:
+            message = f"unknown benchmark {name}{nearest(name, BENCHMARKS)}"
+        elif not isinstance(BENCHMARKS[name], PaperBenchmark):
+            message = f"benchmark {name} asks the held-out questions of a training; name it in that recipe"
+        elif name in names[:index]:
+            message = f"benchmark {name} is given twice"
+        if message:
+            yield Problem(document.value_at(("benchmarks", index)), ("benchmarks", index), message)

@@ -82,10 +82,15 @@ class Schema:
                 schema = items[part] if part < len(items) else schema.get("items", {})
                 data = data[part] if isinstance(data, list) and part < len(data) else None
             else:
-                schema = schema.get("properties", {}).get(part, {})
+                schema = schema.get("properties", {}).get(part) or self._any_key(schema)
                 data = data.get(part) if isinstance(data, dict) else None
             schema = self._resolve(schema, data)
         return schema
+
+    def _any_key(self, schema: dict[str, Any]) -> dict[str, Any]:
+        """The schema of the values of a mapping whose keys are free, as the arms of a suite are."""
+        free = [*schema.get("patternProperties", {}).values(), schema.get("additionalProperties")]
+        return next((values for values in free if isinstance(values, dict)), {})
 
     def keys(self, path: Path, data: Any) -> list[str]:
         return list(self.at(path, data).get("properties", {}))

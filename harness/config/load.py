@@ -1,108 +1,184 @@
-"""Recipes from files and from the command line: found, read, overridden, checked, all mistakes at once."""
+"""Documents from files and from the command line: located, read, overridden, checked, all mistakes at once.
+
+A document is a recipe, a suite or an evaluation. Each kind has one entry below: the model that it becomes, the folder
+of those that ship, and the rules between its keys.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from harness.benchmarks import BENCHMARKS
 from harness.common.errors import RecipeError
+from harness.config.evaluation import EvaluationRecipe, evaluation_rules
 from harness.config.explain import Problem, explain, nearest
-from harness.config.recipe import Paths, Recipe
+from harness.config.recipe import Paths, Recipe, SuiteMark
 from harness.config.rules import broken_rules
+from harness.config.suite import Suite, suite_rules
 from harness.config.yaml_positions import Document, Mark, YamlProblem, dotted, read_yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence, Set
 
     from harness.config.yaml_positions import Path
 
+Model = TypeVar("Model", bound=BaseModel)
 _LARGEST: Final = 1_000_000
 """Bytes; a recipe is a page of text, and a video given by mistake is not."""
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
-    """A recipe file after checking: the recipe, or the problems that keep it from being one."""
+class Kind(Generic[Model]):
+    """A kind of document.
+
+    Attributes:
+        name: in messages.
+        model: what a document becomes.
+        folder: of the shipped ones, below `recipes/`.
+        rules: what the keys of a document break between them, given the paths that are known to be wrong.
+    """
+
+    name: str
+    model: type[Model]
+    folder: str
+    rules: Callable[[Document, Set[Path]], Iterable[Problem]]
+
+
+@dataclass(frozen=True, slots=True)
+class Checked(Generic[Model]):
+    """A file after checking: what it says, or the problems that keep it from saying it."""
 
     source: str
-    recipe: Recipe | None
+    document: Model | None
     problems: tuple[Problem, ...]
 
 
-def load_recipe(path_or_name: str | FilePath, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe.
+def _recipe_rules(document: Document, wrong: Set[Path]) -> list[Problem]:
+    sources = {name: getattr(benchmark, "source", None) for name, benchmark in BENCHMARKS.items()}
+    return broken_rules(document, sources, wrong)
+
+
+RECIPE: Final = Kind("recipe", Recipe, "", _recipe_rules)
+SUITE: Final = Kind("suite", Suite, "suites", suite_rules)
+EVALUATION: Final = Kind("evaluation", EvaluationRecipe, "evaluate", evaluation_rules)
+
+
+def load(kind: Kind[Model], path_or_name: str | FilePath, overrides: Sequence[str] = ()) -> Model:
+    """Read a document.
 
     Args:
-        path_or_name: a file, or the name of a shipped recipe (`tiny_regate`).
+        path_or_name: a file, or the name of a shipped one (`tiny_regate`, `suites/tiny_claim`).
         overrides: `key=value` texts with dotted keys (`gate.keep_ratio=0.25`), applied from left to right.
 
     Raises:
-        RecipeError: every mistake of the file and the overrides, one a line, each with its place.
+        RecipeError: there is none of that name, or every mistake of the file and the overrides, one a line, each with
+            its place.
     """
-    return load_recipes([path_or_name], overrides)[0]
+    checked = check(kind, path_or_name, overrides)
+    raise_problems(checked.problems)
+    assert checked.document is not None
+    return checked.document
 
 
-def load_recipes(names: Sequence[str | FilePath], overrides: Sequence[str] = ()) -> list[Recipe]:
-    """Several recipes with the same overrides; the mistakes of all of them come in one error."""
-    if not names:
-        raise RecipeError("no recipe given", hint=f"shipped recipes: {', '.join(sorted(shipped_recipes()))}")
-    checked = [check_recipe(name, overrides) for name in names]
-    raise_problems(list(dict.fromkeys(problem for one in checked for problem in one.problems)))
-    recipes = [one.recipe for one in checked if one.recipe is not None]
-    first: dict[str, str] = {}
-    for one, recipe in zip(checked, recipes, strict=True):
-        if recipe.run_id in first:
-            raise RecipeError(
-                f"{first[recipe.run_id]} and {one.source} are the same run ({recipe.run_id})", hint="give it once"
-            )
-        first[recipe.run_id] = one.source
-    return recipes
-
-
-def check_recipe(path_or_name: str | FilePath, overrides: Sequence[str] = ()) -> Checked:
-    """What `load_recipe` does, with the problems as values.
+def check(kind: Kind[Model], path_or_name: str | FilePath, overrides: Sequence[str] = ()) -> Checked[Model]:
+    """What `load` does, with the problems as values.
 
     Raises:
-        RecipeError: there is no such recipe.
+        RecipeError: there is no such document.
     """
-    source, text = find_recipe(path_or_name)
+    source, text = _read(kind, path_or_name)
     try:
         document = read_yaml(text, source)
     except YamlProblem as problem:
         return Checked(source, None, (Problem(problem.mark, (), problem.message),))
     problems = [Problem(mark, (), message) for mark, message in document.problems]
     if not isinstance(document.data, dict):
-        return Checked(source, None, (*problems, Problem(Mark(source, 1, 1), (), _not_a_recipe(document.data))))
+        message = _no_mapping(kind, document.data)
+        return Checked(source, None, (*problems, Problem(Mark(source, 1, 1), (), message)))
     problems += apply_overrides(document, overrides)
-    recipe: Recipe | None = None
+    value: Model | None = None
     try:
-        recipe = Recipe.model_validate_json(json.dumps(document.data, allow_nan=False))
+        value = kind.model.model_validate_json(json.dumps(document.data, allow_nan=False))
     except ValidationError as error:
-        problems += explain(error.errors(include_url=False), document)
-    problems += broken_rules(document, _benchmarks(), {problem.path for problem in problems})
+        problems += explain(error.errors(include_url=False), document, kind.model)
+    problems += kind.rules(document, {problem.path for problem in problems})
     unique = tuple(sorted(dict.fromkeys(problems), key=lambda problem: (problem.mark.line == 0, problem.mark)))
-    return Checked(source, None if unique else recipe, unique)
+    return Checked(source, None if unique else value, unique)
 
 
-def raise_problems(problems: Sequence[Problem]) -> None:
-    """One error for all of them; nothing where there are none."""
-    if problems:
-        count = "1 mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
-        lines = "\n".join(str(problem) for problem in problems)
+def load_recipe(path_or_name: str | FilePath, overrides: Sequence[str] = ()) -> Recipe:
+    """`load` of a recipe."""
+    return load(RECIPE, path_or_name, overrides)
+
+
+def load_recipes(names: Sequence[str | FilePath], overrides: Sequence[str] = ()) -> list[Recipe]:
+    """Several recipes with the same overrides; the mistakes of all of them come in one error.
+
+    Raises:
+        RecipeError: a mistake in any of them, none was given, or two are the same run.
+    """
+    if not names:
+        raise RecipeError("no recipe given", hint=f"shipped recipes: {', '.join(sorted(shipped(RECIPE)))}")
+    checks = [check(RECIPE, name, overrides) for name in names]
+    raise_problems([problem for checked in checks for problem in checked.problems])
+    source_of_run: dict[str, str] = {}
+    recipes: list[Recipe] = []
+    for checked in checks:
+        recipe = checked.document
+        assert recipe is not None
+        if recipe.run_id in source_of_run:
+            raise RecipeError(
+                f"{source_of_run[recipe.run_id]} and {checked.source} are the same run ({recipe.run_id})",
+                hint="give it once",
+            )
+        source_of_run[recipe.run_id] = checked.source
+        recipes.append(recipe)
+    return recipes
+
+
+def suite_recipes(suite: Suite, overrides: Sequence[str] = ()) -> list[Recipe]:
+    """One recipe for each seed and arm of a suite, arms of a seed together. `overrides` reach all of them.
+
+    Raises:
+        RecipeError: every mistake in the arms' recipes and in what is set in them.
+    """
+    checks = [(arm, _check_arm(suite, arm, seed, overrides)) for seed in suite.seeds for arm in suite.arms]
+    raise_problems([problem for _, checked in checks for problem in checked.problems])
+    return [
+        checked.document.model_copy(update={"suite": SuiteMark(name=suite.name, arm=arm)})
+        for arm, checked in checks
+        if checked.document is not None
+    ]
+
+
+def _check_arm(suite: Suite, arm: str, seed: int, overrides: Sequence[str]) -> Checked[Recipe]:
+    own = [f"{key}={json.dumps(value)}" for key, value in suite.arms[arm].set.items()]
+    named = [f"name={suite.name}.{arm}.seed{seed}", f"seed={seed}"]
+    return check(RECIPE, suite.arms[arm].recipe, [*own, *named, *overrides])
+
+
+def raise_problems(problems: Iterable[Problem]) -> None:
+    """One error for all of them, each told once; nothing where there are none."""
+    distinct = list(dict.fromkeys(problems))
+    if distinct:
+        count = "1 mistake" if len(distinct) == 1 else f"{len(distinct)} mistakes"
+        lines = "\n".join(str(problem) for problem in distinct)
         raise RecipeError(f"{lines}\n{count}; nothing was run")
 
 
-# --- finding ---------------------------------------------------------------------------------------------
+# --- locating --------------------------------------------------------------------------------------------
 
 
-def shipped_recipes() -> dict[str, FilePath]:
-    """Name to file of the recipes that come with the package, or with the checkout it runs from."""
+def shipped(kind: Kind[Any]) -> dict[str, FilePath]:
+    """Name to file of the documents that come with the package, or with the checkout it runs from."""
     root = recipe_folder()
-    return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.glob("*.yaml"))}
+    files = sorted((root / kind.folder).glob("*.yaml"))
+    return {path.relative_to(root).with_suffix("").as_posix(): path for path in files}
 
 
 def recipe_folder() -> FilePath:
@@ -112,33 +188,66 @@ def recipe_folder() -> FilePath:
     return installed if installed.is_dir() else package.parent / "recipes"
 
 
-def find_recipe(path_or_name: str | FilePath) -> tuple[str, bytes]:
-    """How messages call the recipe, and its text.
+def kind_of(path_or_name: str | FilePath) -> Kind[Any] | None:
+    """The kind of a file, or of a shipped document; None where there is none of that name."""
+    path = FilePath(path_or_name)
+    if path.is_file():
+        return _kind_of_file(path)
+    return next((kind for kind in (SUITE, EVALUATION, RECIPE) if _shipped_file(kind, path) is not None), None)
 
-    Raises:
-        RecipeError: neither a readable file nor a shipped recipe.
-    """
-    given = FilePath(path_or_name)
-    shipped = shipped_recipes()
-    name = given.with_suffix("").as_posix() if given.suffix in (".yaml", ".yml") else given.as_posix()
-    path = given
-    if not given.is_file():
-        if given.is_dir():
-            raise RecipeError(f"{given} is a folder, not a recipe", hint="name a .yaml file in it")
-        found = shipped.get(name) or shipped.get(name.removeprefix("recipes/"))
-        if found is None:
-            what = "no such file" if given.suffix else "neither a file nor a shipped recipe"
-            raise RecipeError(f"{given}: {what}{nearest(given.stem, shipped)}", hint=_what_else(given))
-        path = found
+
+def _kind_of_file(path: FilePath) -> Kind[Any]:
+    """By the keys at its top. A file that cannot be read is a recipe: reading it as one says what is wrong."""
     try:
-        if path.stat().st_size > _LARGEST:
-            raise RecipeError(f"{path} is {path.stat().st_size:,} bytes long; a recipe is a page of YAML")
-        return str(path_or_name) if path is given else path.name, path.read_bytes()
+        _refuse_large(path)
+        data = read_yaml(path.read_bytes(), path.name).data
+    except (YamlProblem, RecipeError, OSError):
+        return RECIPE
+    if not isinstance(data, dict):
+        return RECIPE
+    if data.get("kind") == EVALUATION.name:
+        return EVALUATION
+    # A recipe has a key of that name, too: null, or a mapping that says which arm it is.
+    return RECIPE if isinstance(data.get("suite"), (dict, type(None))) else SUITE
+
+
+def _shipped_file(kind: Kind[Any], path: FilePath) -> FilePath | None:
+    stem = path.with_suffix("") if path.suffix in (".yaml", ".yml") else path
+    name, files = stem.as_posix().removeprefix("recipes/"), shipped(kind)
+    return files.get(name) or files.get(f"{kind.folder}/{name}")
+
+
+def _read(kind: Kind[Any], path_or_name: str | FilePath) -> tuple[str, bytes]:
+    """How messages call the document, and its text."""
+    given = FilePath(path_or_name)
+    # Any file may be read as a recipe, so that its mistakes are told.
+    is_file = given.is_file() and (kind is RECIPE or kind_of(given) is kind)
+    path = given if is_file else _shipped_file(kind, given)
+    if path is None or (kind is RECIPE and given.is_dir()):
+        raise _not_there(kind, given)
+    try:
+        _refuse_large(path)
+        return str(path_or_name) if is_file else path.name, path.read_bytes()
     except OSError as error:
         raise RecipeError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _what_else(given: FilePath) -> str | None:
+def _not_there(kind: Kind[Any], given: FilePath) -> RecipeError:
+    if kind is not RECIPE:
+        return RecipeError(f"{given}: no {kind.name} of that name{nearest(str(given), shipped(kind))}")
+    if given.is_dir():
+        return RecipeError(f"{given} is a folder, not a recipe", hint="name a .yaml file in it")
+    what = "no such file" if given.suffix else "neither a file nor a shipped recipe"
+    return RecipeError(f"{given}: {what}{nearest(given.stem, shipped(kind))}", hint=_hint(given))
+
+
+def _refuse_large(path: FilePath) -> None:
+    size = path.stat().st_size
+    if size > _LARGEST:
+        raise RecipeError(f"{path} is {size:,} bytes long; a recipe is a page of YAML")
+
+
+def _hint(given: FilePath) -> str | None:
     first = given.name.split(".")[0]
     if len(given.parts) == 1 and first in Recipe.model_fields:
         return f"to override a key, write {given}=VALUE"
@@ -147,18 +256,14 @@ def _what_else(given: FilePath) -> str | None:
     return f"relative paths start at the working directory, {FilePath.cwd()}"
 
 
-def _not_a_recipe(data: Any) -> str:
+def _no_mapping(kind: Kind[Any], data: Any) -> str:
+    article = "an" if kind is EVALUATION else "a"
     if data is None:
-        return "the file is empty; a recipe starts with `name: ...`"
+        return f"the file is empty; {article} {kind.name} starts with `{next(iter(kind.model.model_fields))}: ...`"
+    mapping = f"{article} {kind.name} is a mapping of keys to values"
     if isinstance(data, str) and ":" in data:
-        return "a recipe is a mapping of keys to values; write a space after each colon"
-    return f"a recipe is a mapping of keys to values, this is {'a list' if isinstance(data, list) else 'one value'}"
-
-
-def _benchmarks() -> dict[str, str | None]:
-    from harness.benchmarks import BENCHMARKS
-
-    return {name: getattr(benchmark, "source", None) for name, benchmark in BENCHMARKS.items()}
+        return f"{mapping}; write a space after each colon"
+    return f"{mapping}, this is {'a list' if isinstance(data, list) else 'one value'}"
 
 
 # --- overrides -------------------------------------------------------------------------------------------
@@ -203,10 +308,10 @@ def _apply(document: Document, path: Path, text: str, mark: Mark) -> list[Proble
         if not isinstance(section, dict):
             return [Problem(mark, path, _no_section(path[:depth], section, document))]
     section[path[-1]] = value
-    for places in (document.keys, document.values):
-        for old in [place for place in places if place[: len(path)] == path]:
-            del places[old]
-        places[path] = mark
+    for marks in (document.keys, document.values):
+        for replaced in [marked for marked in marks if marked[: len(path)] == path]:
+            del marks[replaced]
+        marks[path] = mark
     return []
 
 
@@ -219,7 +324,7 @@ def _no_section(path: Path, value: Any, document: Document) -> str:
 
 
 def load_paths(overrides: Sequence[str]) -> Paths:
-    """The places of a command that takes no recipe; only `paths.*` overrides mean anything there.
+    """The folders of a command that takes no recipe; only `paths.*` overrides mean anything there.
 
     Raises:
         RecipeError: another key, or a value that is not a text.
@@ -232,9 +337,8 @@ def load_paths(overrides: Sequence[str]) -> Paths:
         for key in others
     ]
     raise_problems(problems)
-    raw: Mapping[str, Any] = document.data["paths"]
     try:
-        return Paths.model_validate_json(json.dumps(raw))
+        return Paths.model_validate_json(json.dumps(document.data["paths"]))
     except ValidationError as error:
         nested = [{**problem, "loc": ("paths", *problem["loc"])} for problem in error.errors(include_url=False)]
         raise_problems(explain(nested, document))

@@ -11,7 +11,7 @@ import typer.main
 
 import regate
 from harness.cli.main import app
-from harness.config.load import is_override, shipped_recipes
+from harness.config.load import RECIPE, is_override, shipped
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -73,7 +73,7 @@ def test_commands_exist_and_recipes_are_found(path: Path) -> None:
         for word in words:
             if word.endswith(".yaml") and not is_override(word) and word != "RECIPE.yaml":
                 name = word.removeprefix("recipes/").removesuffix(".yaml")
-                assert name in shipped_recipes(), word
+                assert name in shipped(RECIPE), word
 
 
 def test_the_readme_has_exactly_two_set_up_commands() -> None:

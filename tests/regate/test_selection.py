@@ -148,13 +148,13 @@ from pathlib import Path
 import regate
 from regate.selection import SELECTIONS
 assert Path(regate.__file__).is_relative_to(Path.cwd()), regate.__file__
-from harness.config.load import check_recipe, load_recipe
+from harness.config.load import RECIPE, check, load_recipe
 from harness.plan import make_plan
 from tests.regate import tiny
 
 recipe = load_recipe("tiny_smoke_regate", ["gate.selection=easy", "gate.warmup_steps=0", "gate.dense_steps=1"])
 assert make_plan(recipe).teacher_pass and recipe.gate.needs_difficulty
-(problem,) = check_recipe("tiny_smoke_regate", ["gate.selection=eas"]).problems
+(problem,) = check(RECIPE, "tiny_smoke_regate", ["gate.selection=eas"]).problems
 assert problem.message.endswith("random, first, easy; did you mean easy?"), problem.message
 data, folder = tiny.rows(), Path(tempfile.mkdtemp(dir="."))
 store = tiny.reference_store(folder / "reference", [data])

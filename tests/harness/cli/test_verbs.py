@@ -95,7 +95,7 @@ def test_list(harness: Command, folder: Path) -> None:
     assert {entry["name"] for entry in answer["models"]} == families
     assert {entry["name"] for entry in answer["sources"]} == {"shapes", "llava", "videochat2_it"}
     assert "tiny_regate" in {entry["name"] for entry in answer["recipes"]}
-    assert [entry["words"] for entry in answer["runs"]] == ["complete", "complete"]
+    assert [entry["description"] for entry in answer["runs"]] == ["complete", "complete"]
     assert harness("list", "benchmarks") == 0
     assert harness.out.startswith("benchmarks\n  shapes ")
     mlvu = next(line for line in harness.out.splitlines() if line.strip().startswith("mlvu "))
@@ -299,7 +299,7 @@ def test_a_closed_pipe_is_no_error_worth_a_traceback(folder: Path) -> None:
 
 
 def test_evaluations_are_listed_and_checked(harness: Command, folder: Path) -> None:
-    listed = {entry["name"]: entry["words"] for entry in harness.json("list", "evaluations")["evaluations"]}
+    listed = {entry["name"]: entry["description"] for entry in harness.json("list", "evaluations")["evaluations"]}
     assert "VideoChat2" in listed["evaluate/videochat2_official"]
     assert harness("validate", "evaluate/videochat2_official", "tiny_regate") == 0
     Path("odd.yaml").write_text(

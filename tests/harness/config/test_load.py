@@ -8,7 +8,7 @@ import pytest
 
 from harness.benchmarks import PAPER_BENCHMARKS
 from harness.common.errors import RecipeError
-from harness.config.load import check_recipe, is_override, load_paths, load_recipe, load_recipes
+from harness.config.load import RECIPE, check, is_override, load_paths, load_recipe, load_recipes
 from harness.config.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def test_the_papers_benchmarks_may_be_asked_of_every_model(recipe: str) -> None:
 
 def problems(folder: Path, text: str, *overrides: str) -> list[str]:
     (folder / "r.yaml").write_text(text)
-    return [str(problem) for problem in check_recipe("r.yaml", overrides).problems]
+    return [str(problem) for problem in check(RECIPE, "r.yaml", overrides).problems]
 
 
 def test_a_good_recipe_loads_with_overrides(folder: Path) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from harness.config.load import load_recipe, shipped_recipes
+from harness.config.load import RECIPE, load_recipe, shipped
 from harness.plan import make_plan
 
 ROOT = Path(__file__).parents[3]
-NAMES = sorted(shipped_recipes())
+NAMES = sorted(shipped(RECIPE))
 PAIRS = sorted(name.removesuffix("_regate") for name in NAMES if name.endswith("_regate"))
 PAPER = yaml.safe_load((ROOT / "results" / "paper" / "tables.yaml").read_text())
 
@@ -82,7 +82,7 @@ def test_an_installed_package_finds_them_without_the_checkout(tmp_path: Path) ->
     build = ["setup.py", "-q", "egg_info", "-e", str(tmp_path)]
     build += ["build_py", "-d", str(tmp_path / "installed")]
     subprocess.run([sys.executable, *build], cwd=ROOT, check=True, capture_output=True)
-    script = "import harness.config.load as load; print(load.__file__, *sorted(load.shipped_recipes()))"
+    script = "import harness.config.load as load; print(load.__file__, *sorted(load.shipped(load.RECIPE)))"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
     found = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True

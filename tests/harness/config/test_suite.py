@@ -9,11 +9,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from harness.cli.arguments import load
+from harness.cli.arguments import recipes_of
 from harness.cli.main import app
 from harness.common.errors import RecipeError
-from harness.config.load import load_recipe
-from harness.config.suite import find_suite, load_suite, shipped_suites
+from harness.config.load import EVALUATION, RECIPE, SUITE, check, kind_of, load, load_recipe, shipped, suite_recipes
 from harness.plan import make_plan
 
 SMALL = {
@@ -35,7 +34,7 @@ def written(tmp_path: Path, **changes: object) -> str:
 
 
 def test_a_suite_is_one_run_for_each_seed_and_arm(tmp_path: Path) -> None:
-    recipes = load_suite(written(tmp_path)).recipes()
+    recipes = suite_recipes(load(SUITE, written(tmp_path)))
     assert [recipe.name for recipe in recipes] == [
         "small.dense.seed3",
         "small.gated.seed3",
@@ -48,30 +47,47 @@ def test_a_suite_is_one_run_for_each_seed_and_arm(tmp_path: Path) -> None:
 
 
 def test_an_arm_is_its_recipe_but_for_what_it_sets(tmp_path: Path) -> None:
-    gated = load_suite(written(tmp_path)).recipes()[1]
+    gated = suite_recipes(load(SUITE, written(tmp_path)))[1]
     plain = load_recipe("tiny_smoke_regate", ["gate.keep_ratio=0.25", "seed=3"])
     assert {**gated.identity(), "name": ""} == {**plain.identity(), "name": ""}
     assert gated.devices.threads == 1
 
 
 def test_the_mark_and_the_devices_are_not_part_of_a_runs_identity(tmp_path: Path) -> None:
-    gated = load_suite(written(tmp_path)).recipes()[1]
+    gated = suite_recipes(load(SUITE, written(tmp_path)))[1]
     changes = ["gate.keep_ratio=0.25", "seed=3", "name=small.gated.seed3"]
     assert gated.run_id == load_recipe("tiny_smoke_regate", changes).run_id
 
 
 def test_overrides_reach_every_run(tmp_path: Path) -> None:
-    recipes = load([written(tmp_path), "paths.results=elsewhere", "train.steps=7"])
+    recipes = recipes_of([written(tmp_path), "paths.results=elsewhere", "train.steps=7"])
     assert {(recipe.paths.results, recipe.train.steps) for recipe in recipes} == {("elsewhere", 7)}
 
 
 def test_a_suite_and_a_recipe_may_stand_side_by_side(tmp_path: Path) -> None:
-    assert len(load(["tiny_smoke_baseline", written(tmp_path)])) == 5
+    assert len(recipes_of(["tiny_smoke_baseline", written(tmp_path)])) == 5
 
 
-def test_a_recipe_is_no_suite() -> None:
-    assert find_suite("tiny_baseline") is None
-    assert find_suite("recipes/tiny_baseline.yaml") is None
+def test_a_file_is_of_the_kind_that_its_keys_say(tmp_path: Path) -> None:
+    assert kind_of("tiny_baseline") is kind_of("recipes/tiny_baseline.yaml") is RECIPE
+    assert kind_of("tiny_claim") is kind_of("recipes/suites/tiny_claim.yaml") is SUITE
+    assert kind_of("evaluate/videochat2_official") is kind_of("videochat2_official") is EVALUATION
+    assert kind_of("no_such_name") is kind_of(str(tmp_path)) is None
+    assert kind_of(written(tmp_path)) is SUITE
+    other = tmp_path / "other.yaml"
+    for text, kind in {
+        "# words\n\nseeds: [1]\nsuite: later\n": SUITE,
+        "name: x\nsuite: null\n": RECIPE,
+        "name: x\nsuite: {name: s, arm: a}\n": RECIPE,
+        "name: x\nkind: evaluation\n": EVALUATION,
+        "suite: [\n": RECIPE,
+        "- suite: x\n": RECIPE,
+        "": RECIPE,
+    }.items():
+        other.write_text(text)
+        assert kind_of(other) is kind, text
+    other.write_bytes(b"\xff\xfe")
+    assert kind_of(other) is RECIPE
 
 
 @pytest.mark.parametrize(
@@ -86,27 +102,53 @@ def test_a_recipe_is_no_suite() -> None:
 )
 def test_a_wrong_suite_says_what_is_wrong(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        load_suite(written(tmp_path, **changes)).recipes()
+        suite_recipes(load(SUITE, written(tmp_path, **changes)))
+
+
+def test_the_mistakes_of_a_suite_come_at_once_with_their_places(tmp_path: Path) -> None:
+    claims = [{"id": "same", "text": "as good", "first": "gatd", "second": "dense", "expect": "nicer"}]
+    arms = {"dense": {"recipe": "tiny_smoke_baseline", "sett": {}}, "gated": {"recipe": "tiny_smoke_regate"}}
+    path = written(tmp_path, baseline="dens", seeds=[3, 5, 3], claims=claims, arms=arms)
+    problems = [str(problem) for problem in check(SUITE, path).problems]
+    assert [problem.removeprefix(path) for problem in problems] == [
+        ":5:3: a seed is given twice: 3",
+        ":6:11: there is no arm dens; did you mean dense?",
+        ":10:5: unknown key sett under arms.dense; did you mean set?",
+        ":16:10: there is no arm gatd; did you mean gated?",
+        ":18:11: claims[0].expect is \"nicer\", not one of better, not_worse",
+    ]
+    with pytest.raises(RecipeError, match="5 mistakes; nothing was run"):
+        load(SUITE, path)
+
+
+def test_the_mistakes_of_all_arms_come_at_once(tmp_path: Path) -> None:
+    arms = {
+        "dense": {"recipe": "tiny_smoke_baseline", "set": {"train.stepz": 3}},
+        "gated": {"recipe": "tiny_smoke_regate", "set": {"gate.keep_ratio": 3}},
+    }
+    suite = load(SUITE, written(tmp_path, arms=arms))
+    with pytest.raises(RecipeError, match=r"(?s)stepz.*keep_ratio.*\n2 mistakes"):
+        suite_recipes(suite)
 
 
 def test_a_wrong_override_in_an_arm_names_it(tmp_path: Path) -> None:
     arms = {"dense": {"recipe": "tiny_smoke_baseline", "set": {"train.stepz": 3}}}
     with pytest.raises(RecipeError, match="stepz"):
-        load_suite(written(tmp_path, arms=arms, claims=[])).recipes()
+        suite_recipes(load(SUITE, written(tmp_path, arms=arms, claims=[])))
 
 
-@pytest.mark.parametrize("name", sorted(shipped_suites()))
+@pytest.mark.parametrize("name", sorted(shipped(SUITE)))
 def test_every_run_of_a_shipped_suite_plans(name: str) -> None:
-    suite = load_suite(name)
+    suite = load(SUITE, name)
     assert suite.name == Path(name).name
-    for recipe in suite.recipes():
+    for recipe in suite_recipes(suite):
         assert make_plan(recipe).steps > 0
 
 
 def test_the_arms_of_a_seed_start_from_the_same_things() -> None:
     """Model, data and batches are those of the baseline: only the gate, and once the length, is another."""
-    suite = load_suite("suites/tiny_claim")
-    for recipe in suite.recipes():
+    suite = load(SUITE, "suites/tiny_claim")
+    for recipe in suite_recipes(suite):
         base = load_recipe("tiny_baseline")
         assert (recipe.model, recipe.data, recipe.evaluate) == (base.model, base.data, base.evaluate)
         same = recipe.train.model_copy(update={"steps": base.train.steps})
@@ -116,7 +158,7 @@ def test_the_arms_of_a_seed_start_from_the_same_things() -> None:
 
 def test_the_arm_at_equal_targets_computes_what_regate_does() -> None:
     """By the schedule's closed form, to within the rounding within samples (a few parts in a hundred)."""
-    by_arm = {recipe.suite.arm: recipe for recipe in load_suite("suites/tiny_claim").recipes() if recipe.suite}
+    by_arm = {recipe.suite.arm: recipe for recipe in suite_recipes(load(SUITE, "suites/tiny_claim")) if recipe.suite}
     regate, short = make_plan(by_arm["regate"]), make_plan(by_arm["baseline_equal_targets"])
     assert short.steps / regate.steps == pytest.approx(1 - regate.expected_reduction, abs=0.02)
 

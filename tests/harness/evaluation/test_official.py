@@ -15,7 +15,7 @@ from harness.cli.status import run_status
 from harness.common.errors import DataError, EnvironmentProblem, HarnessError, RecipeError
 from harness.common.progress import Progress
 from harness.config.evaluation import EvaluationRecipe
-from harness.config.load_evaluation import find_evaluation, load_evaluation, shipped_evaluations
+from harness.config.load import EVALUATION, kind_of, load, shipped
 from harness.config.weight_files import missing_checkpoint
 from harness.data.loading.video import read_frames
 from harness.data.sample import Media, Sample, Turn
@@ -164,9 +164,9 @@ def test_missing_data_are_named_before_anything_is_loaded(folder: Path) -> None:
         evaluate_alone(recipe, Progress(quiet=True), child=("/nonexistent",))
 
 
-@pytest.mark.parametrize("name", sorted(shipped_evaluations()))
+@pytest.mark.parametrize("name", sorted(shipped(EVALUATION)))
 def test_a_shipped_evaluation_loads(name: str) -> None:
-    recipe = load_evaluation(name)
+    recipe = load(EVALUATION, name)
     assert name == f"evaluate/{recipe.name}"
     assert recipe.model.checkpoint is not None
     assert len(missing_checkpoint(recipe)) >= 1
@@ -178,10 +178,10 @@ def test_mistakes_in_an_evaluation_have_their_place(tmp_path: Path) -> None:
         "kind: evaluation\nname: mine\nmodel: {adapter: lmms_eval, nme: dummy}\n"
         "benchmarks: [pope, pop, shapes, pope]\n"
     )
-    assert find_evaluation(str(path)) == path
-    assert find_evaluation("tiny_regate") is None
+    assert kind_of(path) is EVALUATION
+    assert kind_of("tiny_regate") is not EVALUATION
     with pytest.raises(RecipeError) as caught:
-        load_evaluation(str(path), ["batch=none"])
+        load(EVALUATION, str(path), ["batch=none"])
     told = str(caught.value)
     assert "mine.yaml:3:29: unknown key nme under model; did you mean name?" in told
     assert "unknown benchmark pop; did you mean pope?" in told

@@ -194,7 +194,7 @@ def test_runs_are_named_by_id_suite_or_recipe(suite: Path, results: Path, capsys
     assert "its choices cannot be looked at: its reference losses are not here" in capsys.readouterr().err
     with pytest.raises(RecipeError, match="is the beginning of several runs"):
         make_reports(["demo.", place], QUIET)
-    with pytest.raises(RecipeError, match="neither a finished run nor a suite"):
+    with pytest.raises(RecipeError, match=r"no run below .*, no suite and no recipe"):
         make_reports(["nothing", place], QUIET)
     with pytest.raises(DataError, match="has no record"):
         make_reports(["tiny_smoke_regate", place], QUIET)

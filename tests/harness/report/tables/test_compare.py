@@ -12,7 +12,7 @@ import pytest
 from harness.analysis.runs import Run, load_runs
 from harness.analysis.statistics import mcnemar, score_difference
 from harness.benchmarks.scoring import Scoring
-from harness.cli.run_names import known_suites, runs_named
+from harness.cli.run_names import known_suites, runs_to_compare
 from harness.common.errors import DataError, RecipeError, StaleError
 from harness.records.record import read_record, write_record
 from harness.report import table as render
@@ -92,22 +92,22 @@ def test_runs_of_other_machines_are_labelled(results: Path) -> None:
 def test_runs_are_named_by_id_its_beginning_or_a_recipe(results: Path, tmp_path: Path) -> None:
     at = f"paths.results={results}"
     ids = [run.id for run in load_runs(results)]
-    assert [run.id for run in runs_named([ids[1], "demo_baseline", at])] == [ids[1], ids[0]]
-    assert [run.id for run in runs_named(["longer", ids[0], at])] == [ids[2], ids[0]]
+    assert [run.id for run in runs_to_compare([ids[1], "demo_baseline", at])] == [ids[1], ids[0]]
+    assert [run.id for run in runs_to_compare(["longer", ids[0], at])] == [ids[2], ids[0]]
     with pytest.raises(RecipeError, match="two runs or more"):
-        runs_named(["longer", at])
+        runs_to_compare(["longer", at])
     with pytest.raises(RecipeError, match="demo is the beginning of several runs"):
-        runs_named(["demo", "longer", at])
+        runs_to_compare(["demo", "longer", at])
     with pytest.raises(RecipeError, match="named twice"):
-        runs_named(["longer", ids[2], at])
+        runs_to_compare(["longer", ids[2], at])
     with pytest.raises(RecipeError, match=r"no run below .* and no recipe"):
-        runs_named(["longer", "nobody", at])
+        runs_to_compare(["longer", "nobody", at])
     with pytest.raises(DataError, match=r"tiny_regate: its run tiny_regate-.* has no record"):
-        runs_named(["longer", "tiny_regate", at])
+        runs_to_compare(["longer", "tiny_regate", at])
     shutil.copytree(results, tmp_path / "results")
     (tmp_path / "results" / "runs" / ids[2] / "record.json").unlink()
     with pytest.raises(DataError, match="no record yet"):
-        runs_named(["longer", ids[0], f"paths.results={tmp_path / 'results'}"])
+        runs_to_compare(["longer", ids[0], f"paths.results={tmp_path / 'results'}"])
 
 
 def test_other_prompts_and_items_that_are_not_kept_give_no_difference(results: Path, tmp_path: Path) -> None:
