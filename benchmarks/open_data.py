@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness.config.recipe import Annotation, Paths, VideoChat2Data
+from harness.config.data import Annotation, VideoChat2Data
+from harness.config.recipe import Paths
 from harness.data.sampler import Sampler
 from harness.data.sources import DataSet, open_data
 

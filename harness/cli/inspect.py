@@ -11,6 +11,7 @@ from harness.cli.arguments import results_folder, split
 from harness.cli.run_names import run_of_beginning
 from harness.cli.status import run_folders, run_status, status_lines
 from harness.common.errors import RecipeError
+from harness.config.data import Data
 from harness.config.explain import nearest
 from harness.config.load import (
     EVALUATION,
@@ -24,7 +25,6 @@ from harness.config.load import (
     suite_recipes,
 )
 from harness.config.model import Model
-from harness.config.recipe import Data
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

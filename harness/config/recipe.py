@@ -11,90 +11,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from harness.common.hashing import digest
+from harness.config.data import Data  # noqa: TC001 - pydantic reads it
 from harness.config.model import Model  # noqa: TC001 - pydantic reads it
 from harness.config.section import Strict
 from regate.config import GateConfig, ReferenceConfig
 
 SCHEMA_VERSION = 1
 Fraction = Annotated[float, Field(gt=0, le=1)]
-
-# --- data ------------------------------------------------------------------------------------------------
-
-
-class ShapesData(Strict):
-    """Rendered clips of moving shapes; made on the spot by `harness data make shapes`."""
-
-    source: Literal["shapes"]
-    train_clips: PositiveInt = 2000
-    test_clips: PositiveInt = 1200
-    stage_clips: PositiveInt = 3000
-    """Other clips, for the vision tower's and the projector's own training."""
-    frames: PositiveInt = 8
-    size: PositiveInt = 64
-    """Pixels, width and height."""
-    seed: NonNegativeInt | None = None
-    """None takes the recipe's seed."""
-    damaged: Literal["refuse", "exclude"] = "refuse"
-
-
-class LlavaData(Strict):
-    """A file in the LLaVA / Video-ChatGPT conversation format and the folder of its media."""
-
-    source: Literal["llava"]
-    annotations: tuple[str, ...]
-    """Relative to paths.data."""
-    media: str
-    frames: PositiveInt = 16
-    samples: PositiveInt | None = None
-    """How many samples the paper or the data card states; `plan` uses it while the files are not there."""
-    targets_per_sample: PositiveFloat | None = None
-    """Likewise, mean number of targets of a sample."""
-    damaged: Literal["refuse", "exclude"] = "refuse"
-
-
-class Annotation(Strict):
-    """A file of annotations and the folder of its media."""
-
-    file: str
-    """Relative to paths.data."""
-    media: str = "."
-    """Relative to data.media."""
-
-
-class Subset(Strict):
-    """A part of the data, drawn by the hash of each sample's id: of two sizes, the smaller is within the larger."""
-
-    size: PositiveInt
-    unit: Literal["samples", "pairs"] = "samples"
-    """pairs: questions with their answers, of which a sample of VideoChat2-IT has one or several."""
-    seed: NonNegativeInt = 0
-
-
-class VideoChat2Data(Strict):
-    """VideoChat2-IT: one train.json for each source set, and the folders of their media."""
-
-    source: Literal["videochat2_it"]
-    annotations: tuple[Annotation, ...]
-    media: str = "."
-    """The folder that the media folders of the annotations stand in, relative to paths.data."""
-    subset: Subset | None = None
-    frames: PositiveInt = 16
-    frame_sampling: Literal["uniform", "random"] = "uniform"
-    """Frames of a video in training: the middle of each of `frames` parts, or one drawn from each part in each epoch
-    (the official `rand`)."""
-    shuffle_turns: bool = False
-    """Show the pairs of a sample in another order in each epoch, the instruction being that of the pair shown first
-    (official). The stores keep the order of the file."""
-    augment: Literal["none", "official"] = "none"
-    """official: a random crop, resized to 224 pixels, and a random flip, the same for all frames of a clip."""
-    batches: Literal["one_medium", "mixed"] = "one_medium"
-    """one_medium: the samples of an optimizer step are all videos or all images (official)."""
-    samples: PositiveInt | None = None
-    targets_per_sample: PositiveFloat | None = None
-    damaged: Literal["refuse", "exclude"] = "refuse"
-
-
-Data = Annotated[ShapesData | LlavaData | VideoChat2Data, Field(discriminator="source")]
 
 # --- training and evaluation -----------------------------------------------------------------------------
 
@@ -215,18 +138,12 @@ class Recipe(Strict):
 
 __all__ = [
     "SCHEMA_VERSION",
-    "Annotation",
-    "Data",
     "Devices",
     "EvaluateRecipe",
     "GateConfig",
-    "LlavaData",
     "Paths",
     "Recipe",
     "ReferenceConfig",
-    "ShapesData",
-    "Subset",
     "SuiteMark",
     "TrainRecipe",
-    "VideoChat2Data",
 ]

@@ -10,7 +10,7 @@ import numpy as np
 from harness.common.errors import DataError
 
 if TYPE_CHECKING:
-    from harness.config.recipe import Subset
+    from harness.config.data import Subset
     from harness.data.packed import Rows
 
 

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from harness.common.errors import DataError
-from harness.config.recipe import Annotation, Data, LlavaData, Paths, ShapesData, Subset, VideoChat2Data
+from harness.config.data import Annotation, Data, LlavaData, ShapesData, Subset, VideoChat2Data
+from harness.config.recipe import Paths
 from harness.data.loading.video import read_frames
 from harness.data.packed import MODALITIES
 from harness.data.sample import SamplingPolicy, sample_id
@@ -258,7 +259,8 @@ def test_how_samples_are_shown_is_not_part_of_the_fingerprint(source: tuple[Data
 
 def test_opening_needs_no_torch(clips: Path) -> None:
     code = (
-        "import sys; from harness.data.sources import open_data; from harness.config.recipe import Paths, ShapesData;"
+        "import sys; from harness.data.sources import open_data;"
+        "from harness.config.data import ShapesData; from harness.config.recipe import Paths;"
         "d = ShapesData(source='shapes', train_clips=6, test_clips=7, stage_clips=1);"
         "assert len(open_data(d, Paths(data=sys.argv[1]), 0).samples) == 18; assert 'torch' not in sys.modules"
     )

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from harness.config.recipe import ShapesData
+    from harness.config.data import ShapesData
     from harness.data.shapes.questions import Asked
 
     Progress = Callable[[str, int, int], None]

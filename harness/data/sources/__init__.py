@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from harness.common.progress import Progress
-    from harness.config.recipe import Data, Paths
+    from harness.config.data import Data
+    from harness.config.recipe import Paths
     from harness.data.sample import Sample
     from harness.data.sources.source import Annotations, Source
 

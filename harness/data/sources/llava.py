@@ -14,7 +14,8 @@ from harness.data.sources.source import EXPECTED, Annotations, cache_file, missi
 
 if TYPE_CHECKING:
     from harness.common.progress import Progress
-    from harness.config.recipe import LlavaData, Paths
+    from harness.config.data import LlavaData
+    from harness.config.recipe import Paths
 
 _VIDEO_SUFFIXES: Final = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 

@@ -15,7 +15,8 @@ from harness.data.sources.source import Annotations, cache_file, pack
 
 if TYPE_CHECKING:
     from harness.common.progress import Progress
-    from harness.config.recipe import Paths, ShapesData
+    from harness.config.data import ShapesData
+    from harness.config.recipe import Paths
 
 
 @dataclass(frozen=True, slots=True)

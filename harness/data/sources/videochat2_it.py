@@ -15,7 +15,8 @@ from harness.data.subset import take
 
 if TYPE_CHECKING:
     from harness.common.progress import Progress
-    from harness.config.recipe import Paths, VideoChat2Data
+    from harness.config.data import VideoChat2Data
+    from harness.config.recipe import Paths
     from harness.data.check import Expected
     from harness.data.loading.frames import FrameRule
 

@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from transformers.utils import logging as transformers_logging
 
 from harness.common.errors import RecipeError
+from harness.config.data import ShapesData
 from harness.config.model import TinyModel
-from harness.config.recipe import ShapesData
 from harness.data.sample import Sample, Turn, sample_id
 from harness.data.shapes import stage_clips
 from harness.data.shapes.scene import COLOURS, MOTIONS, SHAPES

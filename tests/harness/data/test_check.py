@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.common.errors import DataError
-from harness.config.recipe import LlavaData, Paths, ShapesData
+from harness.config.data import LlavaData, ShapesData
+from harness.config.recipe import Paths
 from harness.data import shapes
 from harness.data.check import Expected, probe
 from harness.data.loading.video import probe_video

@@ -20,7 +20,7 @@ import pytest
 
 from harness.common.errors import DataError, RecipeError
 from harness.common.files import temporary_path
-from harness.config.recipe import ShapesData
+from harness.config.data import ShapesData
 from harness.data import shapes
 from harness.data.loading.video import decode
 from harness.data.shapes.questions import make_test
@@ -87,7 +87,7 @@ def test_stage_clips_are_the_first_ones_and_tell_when_there_are_too_few(made: Pa
 
 def test_a_killed_maker_leaves_no_set_behind(tmp_path: Path, made: Path) -> None:
     code = (
-        "import sys, pathlib; from harness.data import shapes; from harness.config.recipe import ShapesData;"
+        "import sys, pathlib; from harness.data import shapes; from harness.config.data import ShapesData;"
         "shapes.make(ShapesData(source='shapes', train_clips=4000), pathlib.Path(sys.argv[1]), 0)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])

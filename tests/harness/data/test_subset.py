@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.common.errors import DataError
-from harness.config.recipe import Subset
+from harness.config.data import Subset
 from harness.data.formats import File, Row
 from harness.data.packed import PackedSamples, Rows
 from harness.data.sample import Turn

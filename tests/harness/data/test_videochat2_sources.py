@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from harness.common.errors import DataError, RecipeError
+from harness.config.data import Annotation, Subset, VideoChat2Data
 from harness.config.load import load_recipe
-from harness.config.recipe import Annotation, Paths, Subset, VideoChat2Data
+from harness.config.recipe import Paths
 from harness.data.sources import check_data, open_data
 from harness.plan import make_plan, render
 

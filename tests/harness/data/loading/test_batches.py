@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from harness.common.errors import DataError
-from harness.config.recipe import Paths, ShapesData
+from harness.config.data import ShapesData
+from harness.config.recipe import Paths
 from harness.data.loading import batches, epoch_view
 from harness.data.loading.batches import load, text_batches, windows
 from harness.data.loading.video import VideoError, read_frames

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from harness.common.errors import EnvironmentProblem, RecipeError, StaleError
 from harness.common.files import temporary_path
 from harness.common.progress import Progress
-from harness.config.recipe import GateConfig, LlavaData, ReferenceConfig
+from harness.config.data import LlavaData
+from harness.config.recipe import GateConfig, ReferenceConfig
 from harness.data.shapes import stage_clips
 from harness.data.shapes.scene import COLOURS, SHAPES
 from harness.data.sources import make_data, open_data
