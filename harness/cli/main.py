@@ -79,7 +79,7 @@ def run(recipes: Recipes) -> None:
 @app.command()
 @guarded
 def prepare(recipes: Recipes) -> None:
-    """Make the data and weights that can be made here. All that must be brought instead is named."""
+    """Make the data and weights that can be made. What you have to supply yourself is named."""
     _stage(recipes)
 
 
@@ -147,25 +147,25 @@ def tables(
     """Write the tables and figures of all finished runs. The tables are printed."""
     from harness.cli.arguments import results_folder
     from harness.cli.run_names import known_suites
-    from harness.report import tables as made
+    from harness.report import tables as report_tables
     from harness.report.figures import build as figures
     from harness.report.tables.compare import as_json
 
     results, suites = results_folder(arguments or []), known_suites(arguments or [])
     if check:
-        files = made.check_tables(results, suites)
+        files = report_tables.check_tables(results, suites)
         if json:
             _print_json({"schema": 1, "current": [str(path) for path in files]})
             return
         typer.echo(f"{len(files)} files below {results / 'tables'} are what the records give")
         return
-    found = made.make_tables(results, suites)
-    made.write_tables(found, results)
+    built = report_tables.make_tables(results, suites)
+    report_tables.write_tables(built, results)
     figures.build_figures(results)
     if json:
-        _print_json(as_json([table for table in found if everything or table.printed]))
+        _print_json(as_json([table for table in built if everything or table.printed]))
     else:
-        typer.echo(made.printed(found, everything=everything))
+        typer.echo(report_tables.printed(built, everything=everything))
 
 
 @app.command("figures")
@@ -296,11 +296,11 @@ def compare(
     from harness.report.table import to_markdown
     from harness.report.tables.compare import as_json, compare_tables
 
-    made = compare_tables(runs_to_compare(runs))
+    compared = compare_tables(runs_to_compare(runs))
     if json:
-        _print_json(as_json(made))
+        _print_json(as_json(compared))
     else:
-        typer.echo("\n".join(to_markdown(table) for table in made))
+        typer.echo("\n".join(to_markdown(table) for table in compared))
 
 
 # --- data ------------------------------------------------------------------------------------------------
@@ -309,7 +309,7 @@ def compare(
 @data_app.command("make")
 @guarded
 def data_make(recipes: Recipes) -> None:
-    """Make the data that can be made here. `shapes` for a recipe means the data of tiny_regate."""
+    """Make the data that can be made. `shapes` for a recipe means the data of tiny_regate."""
     from harness.cli.arguments import recipes_of
     from harness.common.progress import Progress
     from harness.data.sources import make_data

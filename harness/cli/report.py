@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def make_figures(arguments: Sequence[str], arms: Sequence[str], progress: Progress) -> list[Path]:
-    """Look at the choices of the runs named, or of those that are shown (`runs_to_replay`), and draw everything.
+    """Replay the choices of the runs named, or of those that are shown (`runs_to_replay`), and draw everything.
 
     Raises:
         RecipeError: a name is neither a run nor a suite nor a recipe.
@@ -31,7 +31,7 @@ def make_figures(arguments: Sequence[str], arms: Sequence[str], progress: Progre
     from harness.report.figures.build import build_figures
 
     meant = resolve_runs(arguments)
-    look(meant.runs if meant.named else runs_to_replay(meant.finished), meant.paths, progress)
+    replay_choices(meant.runs if meant.named else runs_to_replay(meant.finished), meant.paths, progress)
     return build_figures(Path(meant.paths.results), arms=arms)
 
 
@@ -46,16 +46,16 @@ def make_reports(arguments: Sequence[str], progress: Progress) -> list[Path]:
     if not finished:
         raise DataError(f"no finished run below {results / 'runs'}", hint="start one: harness run RECIPE.yaml")
     if meant.named:
-        look(runs_to_replay(meant.runs) if len(meant.runs) > 2 else meant.runs, meant.paths, progress)
+        replay_choices(runs_to_replay(meant.runs) if len(meant.runs) > 2 else meant.runs, meant.paths, progress)
         return [write_report(results, meant.runs)]
-    look(runs_to_replay(finished), meant.paths, progress)
+    replay_choices(runs_to_replay(finished), meant.paths, progress)
     groups = [[run for runs in arms.values() for run in runs] for arms in suites(finished).values()]
     groups += [list(pair.runs) for pair in pair_runs([run for run in finished if not run.record.get("suite")])]
     return [write_report(results, group) for group in groups]
 
 
-def look(runs: Sequence[Run], paths: Paths, progress: Progress) -> None:
-    """Replay the choices of these runs where their stores are here; say of every other why not."""
+def replay_choices(runs: Sequence[Run], paths: Paths, progress: Progress) -> None:
+    """Replay the choices of these runs where their stores are at hand; say of every other why not."""
     gated = [run for run in runs if run.gate is not None]
     if not gated:
         return
@@ -65,5 +65,5 @@ def look(runs: Sequence[Run], paths: Paths, progress: Progress) -> None:
     for run in gated:
         reason = study(run, paths, progress)
         if reason is not None:
-            kept = " (what was found earlier is shown)" if read_selection(run.folder) is not None else ""
-            progress.say(f"{run.id}: its choices cannot be looked at: {reason}{kept}")
+            kept = " (an earlier replay is shown)" if read_selection(run.folder) is not None else ""
+            progress.say(f"{run.id}: its choices cannot be replayed: {reason}{kept}")

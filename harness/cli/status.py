@@ -30,7 +30,7 @@ def run_folders(results: Path) -> list[Path]:
 
 
 def run_status(folder: Path) -> Status:
-    """One run. A damaged file is told as the state `unreadable` with its message, so that the others still show."""
+    """One run. A damaged file gives the state `unreadable` and its message; the other runs are still shown."""
     status: Status = {
         "run_id": folder.name,
         "folder": str(folder),
@@ -73,14 +73,14 @@ def _done(folder: Path, status: Status, asked: dict[str, Any] | None) -> list[st
     started = status["attempts"] > 0
     expected = 0 if asked is None else len(asked["evaluate"]["benchmarks"]) * len(asked["evaluate"]["at"])
     ended = finished_step(folder / "ledger.jsonl") is not None
-    found = {
+    stages = {
         "prepare": asked is not None,
         "reference": started and asked is not None and asked["gate"] is not None,
         "train": ended,
         "eval": ended and asked is not None and len(status["evaluations"]) >= expected,
         "record": (folder / "record.json").is_file(),
     }
-    return [name for name, done in found.items() if done]
+    return [name for name, done in stages.items() if done]
 
 
 def _json(path: Path) -> dict[str, Any] | None:
@@ -94,15 +94,15 @@ def _json(path: Path) -> dict[str, Any] | None:
 
 
 def _evaluations(folder: Path) -> list[Status]:
-    found: list[Status] = []
+    evaluations: list[Status] = []
     for path in sorted((folder / "eval").glob("step-*/*.json")):
         result = _json(path) or {}
         try:
             score = {name: result[name] for name in ("step", "fraction", "benchmark")}
-            found.append({**score, "mean": result["mean"]["value"]})
+            evaluations.append({**score, "mean": result["mean"]["value"]})
         except (KeyError, TypeError) as error:
             raise DataError(f"{path}: not an evaluation result ({error})") from error
-    return found
+    return evaluations
 
 
 def _state(folder: Path, status: Status) -> str:
@@ -122,7 +122,7 @@ def status_lines(runs: Sequence[Status]) -> list[str]:
     width = max(len(run["run_id"]) for run in runs)
     lines: list[str] = []
     for run in runs:
-        lines.append(f"{run['run_id']:<{width}}  {', '.join(_words(run))}")
+        lines.append(f"{run['run_id']:<{width}}  {', '.join(_facts(run))}")
         lines += [
             f"{'':<{width}}  {score['benchmark']} after step {score['step']}: {_number(score['mean'])}"
             for score in run["evaluations"]
@@ -130,21 +130,21 @@ def status_lines(runs: Sequence[Status]) -> list[str]:
     return lines
 
 
-def _words(run: Status) -> list[str]:
-    words = [run["state"]]
+def _facts(run: Status) -> list[str]:
+    facts = [run["state"]]
     if run["problem"]:
         return [f"{run['state']}: {run['problem']}"]
     if run["attempts"]:
-        words.append(f"step {run['step']} of {run['steps'] or '?'}")
+        facts.append(f"step {run['step']} of {run['steps'] or '?'}")
     if run["loss"] is not None:
-        words.append(f"loss {run['loss']:.3f}")
+        facts.append(f"loss {run['loss']:.3f}")
     if run["attempts"] > 1:
-        words.append(f"{run['attempts']} attempts")
+        facts.append(f"{run['attempts']} attempts")
     if run["done"] and run["state"] != "complete":
-        words.append("done: " + " ".join(run["done"]))
+        facts.append("done: " + " ".join(run["done"]))
     if run["last"] and run["state"] != "complete":
-        words.append(f"last sign {run['last'][:19]} UTC")
-    return words
+        facts.append(f"last sign {run['last'][:19]} UTC")
+    return facts
 
 
 def _number(value: float | None) -> str:

@@ -97,17 +97,17 @@ class Schema:
 
     def homes(self, key: str) -> list[str]:
         """Every section that has `key`, for a key that was written in the wrong one."""
-        found: list[str] = []
-        self._search(self._root, key, (), found)
-        return found
+        sections: list[str] = []
+        self._search(self._root, key, (), sections)
+        return sections
 
-    def _search(self, schema: dict[str, Any], key: str, path: Path, found: list[str]) -> None:
+    def _search(self, schema: dict[str, Any], key: str, path: Path, sections: list[str]) -> None:
         for variant in self._variants(schema):
             properties = variant.get("properties", {})
-            if key in properties and path and dotted(path) not in found:
-                found.append(dotted(path))
+            if key in properties and path and dotted(path) not in sections:
+                sections.append(dotted(path))
             for name, inner in properties.items():
-                self._search(inner, key, (*path, name), found)
+                self._search(inner, key, (*path, name), sections)
 
     def _resolve(self, schema: dict[str, Any], data: Any) -> dict[str, Any]:
         if "discriminator" in schema:
@@ -140,17 +140,17 @@ def _problem(error: Mapping[str, Any], document: Document, schema: Schema) -> Pr
         return _missing(path, document)
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         path = (*path, _TAGS[str(path[0])])
-        words = _choice(path, context.get("tag"), _split(context.get("expected_tags", "")))
+        message = _choice(path, context.get("tag"), _split(context.get("expected_tags", "")))
         if kind == "union_tag_not_found":
-            words = f"{dotted(path)} is missing; it says which keys this section has"
-        return Problem(document.value_at(path), path, words)
+            message = f"{dotted(path)} is missing; it says which keys this section has"
+        return Problem(document.value_at(path), path, message)
     if kind == "value_error":
         return _own_rule(path, str(context.get("error", error["msg"])), document, schema)
     if kind == "literal_error":
         choices = [str(choice) for choice in schema.at(path, document.data).get("enum", [])]
         return Problem(document.value_at(path), path, _choice(path, value, choices))
-    words = f"{dotted(path)} {_demand(kind, path, value, context, str(error['msg']))}"
-    return Problem(document.value_at(path), path, words)
+    message = f"{dotted(path)} {_demand(kind, path, value, context, str(error['msg']))}"
+    return Problem(document.value_at(path), path, message)
 
 
 def _without_tag(path: Path, data: Any) -> Path:
@@ -164,20 +164,20 @@ def _without_tag(path: Path, data: Any) -> Path:
 
 def _unknown_key(path: Path, data: Any, schema: Schema) -> str:
     key, parent = str(path[-1]), path[:-1]
-    words = f"unknown key {key}" + (f" under {dotted(parent)}" if parent else "")
+    message = f"unknown key {key}" + (f" under {dotted(parent)}" if parent else "")
     known = schema.keys(parent, data)
     if not difflib.get_close_matches(key, known, n=1, cutoff=0.6):
         homes = [home for home in schema.homes(key) if home != dotted(parent)]
         if homes:
-            return f"{words}; it belongs under {' or '.join(homes[:3])}"
-    return words + nearest(key, known)
+            return f"{message}; it belongs under {' or '.join(homes[:3])}"
+    return message + nearest(key, known)
 
 
 def _missing(path: Path, document: Document) -> Problem:
     if isinstance(path[-1], int):
         parent = path[:-1]
-        words = f"{dotted(parent)} wants at least {path[-1] + 1} values"
-        return Problem(document.value_at(parent), parent, words)
+        message = f"{dotted(parent)} wants at least {path[-1] + 1} values"
+        return Problem(document.value_at(parent), parent, message)
     hint = "; write `gate: null` for a baseline" if path == ("gate",) else ""
     return Problem(document.key_at(path[:-1]), path, f"{dotted(path)} is missing{hint}")
 
@@ -228,8 +228,8 @@ _NEEDS: Final = {
 
 def _demand(kind: str, path: Path, value: Any, context: Mapping[str, Any], message: str) -> str:
     if kind in _BOUNDS:
-        name, words = _BOUNDS[kind]
-        return f"must be {words} {_plain(context[name])}, got {shown(value)}"
+        name, comparison = _BOUNDS[kind]
+        return f"must be {comparison} {_plain(context[name])}, got {shown(value)}"
     if kind in _NEEDS:
         return f"wants {_NEEDS[kind]}, got {shown(value)}{_way_out(kind, value)}"
     if kind == "too_long":

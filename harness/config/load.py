@@ -163,7 +163,7 @@ def _check_arm(suite: Suite, arm: str, seed: int, overrides: Sequence[str]) -> C
 
 
 def raise_problems(problems: Iterable[Problem]) -> None:
-    """One error for all of them, each told once; nothing where there are none."""
+    """One error that names each problem once; nothing where there are none."""
     distinct = list(dict.fromkeys(problems))
     if distinct:
         count = "1 mistake" if len(distinct) == 1 else f"{len(distinct)} mistakes"
@@ -220,7 +220,7 @@ def _shipped_file(kind: Kind[Any], path: FilePath) -> FilePath | None:
 def _read(kind: Kind[Any], path_or_name: str | FilePath) -> tuple[str, bytes]:
     """How messages call the document, and its text."""
     given = FilePath(path_or_name)
-    # Any file may be read as a recipe, so that its mistakes are told.
+    # Any file may be read as a recipe: its mistakes say why it is none.
     is_file = given.is_file() and (kind is RECIPE or kind_of(given) is kind)
     path = given if is_file else _shipped_file(kind, given)
     if path is None or (kind is RECIPE and given.is_dir()):

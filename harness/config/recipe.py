@@ -126,9 +126,9 @@ class Recipe(Strict):
     suite: SuiteMark | None = None
 
     def identity(self) -> dict[str, Any]:
-        """What makes two runs the same run: everything but where it runs and lies, words and tracking."""
-        aside = {"devices", "paths", "track", "suite", "description", "hardware"}
-        return self.model_dump(mode="json", exclude=aside)
+        """What makes two runs the same run: everything but devices, folders, descriptions and tracking."""
+        excluded = {"devices", "paths", "track", "suite", "description", "hardware"}
+        return self.model_dump(mode="json", exclude=excluded)
 
     @property
     def run_id(self) -> str:

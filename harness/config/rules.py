@@ -1,5 +1,5 @@
 """What must hold between the keys of a recipe. The checks read the plain data, so that a recipe with a wrong type
-in one place still hears about everything else."""
+in one place still gets every other message."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def broken_rules(document: Document, benchmarks: Mapping[str, str | None], wrong
     """
     data = document.data
     findings = [*_train(data), *_evaluate(data, benchmarks), *_model(data), *_data(data), *_gate(data, wrong)]
-    return [Problem(_place(document, path), path, words) for path, words in findings]
+    return [Problem(_place(document, path), path, message) for path, message in findings]
 
 
 def _place(document: Document, path: Path) -> Mark:
@@ -73,11 +73,12 @@ def _evaluate(data: Any, known: Mapping[str, str | None]) -> Iterator[Finding]:
         if not at:
             yield path, "evaluate.at is empty; [1.0] evaluates the end of the training"
         for index in range(1, len(at)):
-            before, here = at[index - 1], at[index]
-            if isinstance(before, (int, float)) and isinstance(here, (int, float)) and here <= before:
+            previous, current = at[index - 1], at[index]
+            if isinstance(previous, (int, float)) and isinstance(current, (int, float)) and current <= previous:
                 yield (
                     (*path, index),
-                    f"evaluate.at must go up: {here} stands after {before}; write each part of the training once",
+                    f"evaluate.at must go up: {current} stands after {previous}; "
+                    "write each part of the training once",
                 )
     path = ("evaluate", "benchmarks")
     names = value_at(data, path)
@@ -151,5 +152,5 @@ def _divisors(whole: int, near: int) -> str:
 
 def _near(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    words = "did you mean " + " or ".join(close) + "?" if close else "known: " + ", ".join(sorted(known))
-    return f"; {words}"
+    message = "did you mean " + " or ".join(close) + "?" if close else "known: " + ", ".join(sorted(known))
+    return f"; {message}"

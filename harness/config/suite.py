@@ -27,8 +27,8 @@ class Arm(Strict):
 
     recipe: str
     set: dict[str, Any] = Field(default_factory=dict)
-    words: str = ""
-    """What the arm shows, for the tables."""
+    description: str = ""
+    """What the arm shows."""
 
 
 class Claim(Strict):

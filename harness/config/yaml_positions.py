@@ -184,15 +184,15 @@ class _Reader:
             if not isinstance(event, ScalarEvent) or event.anchor is not None or event.tag is not None:
                 raise self._problem(event.start_mark, "a key must be a plain word")
             key = event.value
-            here = (*path, key)
+            key_path = (*path, key)
             if key in mapping:
-                first = self._document.keys[here]
-                words = f"{dotted(here)} is given twice, first in line {first.line}; keep one of them"
-                self._document.problems.append((_mark(self._source, event.start_mark), words))
+                first = self._document.keys[key_path]
+                message = f"{dotted(key_path)} is given twice, first in line {first.line}; keep one of them"
+                self._document.problems.append((_mark(self._source, event.start_mark), message))
                 self._node(next(self._events), (*path, f"{key} (again)"))
                 continue
-            self._document.keys[here] = _mark(self._source, event.start_mark)
-            mapping[key] = self._node(next(self._events), here)
+            self._document.keys[key_path] = _mark(self._source, event.start_mark)
+            mapping[key] = self._node(next(self._events), key_path)
         return mapping
 
     def _sequence(self, path: Path) -> list[Any]:

@@ -75,7 +75,11 @@ def test_the_folders_are_those_of_the_recipe_that_is_named(world: Path, tmp_path
 
 @pytest.mark.parametrize(
     "answer",
-    [resolve_runs, lambda arguments: runs_to_compare(["set.d", *arguments]), lambda names: shown(names[0], names[1:])],
+    [
+        resolve_runs,
+        lambda arguments: runs_to_compare(["set.d", *arguments]),
+        lambda arguments: shown(arguments[0], arguments[1:]),
+    ],
     ids=["report", "compare", "show"],
 )
 def test_the_beginning_of_several_runs_is_an_error_for_every_verb(

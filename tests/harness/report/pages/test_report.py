@@ -191,7 +191,7 @@ def test_runs_are_named_by_id_suite_or_recipe(suite: Path, results: Path, capsys
     assert everything == whole
     pair = make_reports(["demo.baseline.seed0", "demo.regate.seed0", place], Progress())
     assert pair[0].name.startswith("pair-demo.regate.seed0-")
-    assert "its choices cannot be looked at: its reference losses are not here" in capsys.readouterr().err
+    assert "its choices cannot be replayed: its reference losses are not here" in capsys.readouterr().err
     with pytest.raises(RecipeError, match="is the beginning of several runs"):
         make_reports(["demo.", place], QUIET)
     with pytest.raises(RecipeError, match=r"no run below .*, no suite and no recipe"):
