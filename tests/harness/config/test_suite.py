@@ -170,3 +170,19 @@ def test_validate_and_list_know_suites(tmp_path: Path) -> None:
     assert len(json.loads(found.stdout)["recipes"]) == 4
     listed = runner.invoke(app, ["list", "suites", "--json"])
     assert "suites/tiny_claim" in {entry["name"] for entry in json.loads(listed.stdout)["suites"]}
+
+
+def test_the_committed_runs_are_those_that_the_suite_names() -> None:
+    """A recipe's id is made from its model, data, training, gate and evaluation: no key or default of them moved."""
+    records = (Path(__file__).parents[3] / "results" / "evidence" / "tiny_claim" / "runs").glob("*/record.json")
+    by_id = {record["id"]: record for record in map(json.loads, (path.read_text() for path in records))}
+    recipes = {recipe.run_id: recipe for recipe in suite_recipes(load(SUITE, "suites/tiny_claim"))}
+    assert set(by_id) == set(recipes)
+    for run_id, recipe in recipes.items():
+        assert recipe.suite is not None
+        assert by_id[run_id]["suite"]["arm"] == recipe.suite.arm
+        gated = recipe.gate is not None and recipe.gate.selection == "regate"
+        # Those of lambda0 were made with a teacher's pass, which the recipe does not ask for any more.
+        assert (by_id[run_id]["reference"] is not None) == gated
+        if recipe.gate is not None and recipe.suite.arm == "lambda0":
+            assert not recipe.gate.needs_reference
