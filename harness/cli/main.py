@@ -127,7 +127,7 @@ def _stage(arguments: list[str], name: str | None = None) -> None:
     from harness import pipeline as stages
 
     for recipe in recipes:
-        run_dir = stages.do(recipe, name, progress)
+        run_dir = stages.run_stage(recipe, name, progress)
         if run_dir is not None:
             typer.echo("\n".join(status_lines([run_status(run_dir)])))
 

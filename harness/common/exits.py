@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import errno
 import functools
-import signal
 import sys
 import traceback
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, ParamSpec
 
 from harness.common.errors import HarnessError
+from harness.common.signals import terminate_as_interrupt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import FrameType
 
 P = ParamSpec("P")
 
@@ -109,17 +107,3 @@ def _stop(message: str, code: int) -> None:
     sys.stdout.flush()
     sys.stderr.write(message + "\n")
     raise SystemExit(code)
-
-
-@contextmanager
-def terminate_as_interrupt() -> Iterator[None]:
-    """A scheduler's SIGTERM is handled like Ctrl-C, with cleaning up, instead of ending the process at once."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -1,4 +1,4 @@
-"""Orderly stops: a scheduler's SIGTERM or the user's Ctrl-C end a run at the next safe point."""
+"""Orderly stops: a scheduler's SIGTERM or the user's Ctrl-C end a run at the next safe point, or with cleaning up."""
 
 from __future__ import annotations
 
@@ -8,22 +8,37 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import FrameType
 
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether a stop was asked for. A second Ctrl-C stops at once."""
+    """Yield a function that says whether a stop was requested. A second Ctrl-C stops at once."""
     requested = False
 
-    def ask(number: int, _frame: object) -> None:
+    def request(number: int, _frame: FrameType | None) -> None:
         nonlocal requested
         if requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         requested = True
 
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield lambda: requested
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def terminate_as_interrupt() -> Iterator[None]:
+    """A scheduler's SIGTERM is handled like Ctrl-C, with cleaning up, instead of ending the process at once."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -15,7 +15,7 @@ from harness.evaluation.evaluate import Job, checkpoint_digest, evaluate_checkpo
 from harness.evaluation.lmms.process import CHILD
 from harness.records import provenance
 from harness.records.record import evaluation_record, write_record
-from harness.records.run_folder import alone, check_disk, pin
+from harness.records.run_folder import check_disk, lock_run, pin, run_dir_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,11 +47,10 @@ def evaluate_alone(
     if missing:
         told = "\n".join(f"  {line}" for line in missing)
         raise EnvironmentProblem(f"{recipe.name}: weights are missing\n{told}")
-    results = Path(recipe.paths.results)
-    check_disk(results)
-    run_dir = results / "runs" / recipe.run_id
+    check_disk(Path(recipe.paths.results))
+    run_dir = run_dir_of(recipe)
     job = Job(0, 0.0, _checkpoint(recipe))
-    with alone(run_dir):
+    with lock_run(run_dir):
         write_json(run_dir / "recipe.json", recipe.identity())
         weights = weights_of(recipe)
         pin(run_dir, "weights", weights)

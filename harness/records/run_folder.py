@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import shutil
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.common.errors import EnvironmentProblem, StaleError
@@ -13,11 +14,18 @@ from harness.records.ledger import Clocks, Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+    from harness.config.evaluation import EvaluationRecipe
+    from harness.config.recipe import Recipe
 
 SCHEMA: Final = 1
 _SPARE_BYTES: Final = 1024**3
 """Refuse to start with less free disk than this: a full disk in the middle costs more than a message before."""
+
+
+def run_dir_of(recipe: Recipe | EvaluationRecipe) -> Path:
+    """Where the run of a recipe lies: results/runs/<run id>."""
+    return Path(recipe.paths.results) / "runs" / recipe.run_id
 
 
 @contextmanager
@@ -50,10 +58,10 @@ def pin(run_dir: Path, name: str, value: str) -> None:
 
 def check_disk(folder: Path, needed: int = _SPARE_BYTES) -> None:
     """Raises EnvironmentProblem when less than `needed` bytes are free where `folder` is or will be."""
-    there = folder.absolute()
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
     if free < needed:
         raise EnvironmentProblem(
             f"{folder}: {free / 1024**3:.2f} GiB of disk are free, at least {needed / 1024**3:.2f} GiB are needed",
@@ -62,7 +70,7 @@ def check_disk(folder: Path, needed: int = _SPARE_BYTES) -> None:
 
 
 @contextmanager
-def alone(run_dir: Path) -> Iterator[None]:
+def lock_run(run_dir: Path) -> Iterator[None]:
     """Hold the run's lock; it goes with the process, however that ends.
 
     Raises:

@@ -1,5 +1,5 @@
-"""Checkpoints that resume exactly: model, optimizer and random states as the placement keeps them, and beside them
-what it does not know (step, gate, ledger). A directory counts only once its COMPLETE file is there.
+"""Checkpoints that resume exactly: model, optimizer and random states as the wrapped model keeps them, and beside
+them what it does not know (step, gate, ledger). A directory counts only once its COMPLETE file is there.
 
 accelerate does not save the order of a map-style dataset, so the order is a function of the step
 (`harness.data.sampler`) and needs no state; and it ignores a missing file of random states without a word, so the
@@ -20,32 +20,32 @@ from harness.common.files import replace_folder, sync_tree
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from harness.training.parallel import Placement
+    from harness.training.parallel import ParallelModel
 
 SCHEMA: Final = 1
 _COMPLETE: Final = "COMPLETE"
 
 
-def save(placement: Placement, folder: Path, *, step: int, gate_state: dict[str, Any], identity: str) -> Path:
+def save(model: ParallelModel, folder: Path, *, step: int, gate_state: dict[str, Any], identity: str) -> Path:
     """Write `resume-<step>` below `folder`; older ones go once it is complete. Every process comes here.
 
     Args:
         step: the first step that a resumed run will do.
         identity: of the run; a checkpoint of another one is refused on `load`.
     """
-    accelerator = placement.accelerator
+    accelerator = model.accelerator
     final = folder / f"resume-{step:06d}"
     work = folder / f"resume-{step:06d}.tmp"
     if accelerator.is_main_process:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    placement.save(work)
+    model.save(work)
     torch.save(gate_state, work / f"gate-{accelerator.process_index}.pt")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         world = accelerator.num_processes
-        state = {"schema": SCHEMA, "step": step, "identity": identity, "world": world, "sharding": placement.sharding}
+        state = {"schema": SCHEMA, "step": step, "identity": identity, "world": world, "sharding": model.sharding}
         (work / "state.json").write_text(json.dumps(state))
         (work / _COMPLETE).touch()
         sync_tree(work)
@@ -63,7 +63,7 @@ def latest(folder: Path) -> Path | None:
     return max(found, default=None)
 
 
-def load(placement: Placement, path: Path, *, identity: str) -> tuple[int, list[dict[str, Any]]]:
+def load(model: ParallelModel, path: Path, *, identity: str) -> tuple[int, list[dict[str, Any]]]:
     """Restore what `save` wrote into the prepared objects.
 
     Returns:
@@ -75,7 +75,7 @@ def load(placement: Placement, path: Path, *, identity: str) -> tuple[int, list[
     state = json.loads((path / "state.json").read_text())
     if state["identity"] != identity or state["schema"] != SCHEMA:
         raise StaleError(f"{path} was written by another recipe or version", hint=f"move {path} away to start anew")
-    world, sharding = placement.accelerator.num_processes, placement.sharding
+    world, sharding = model.accelerator.num_processes, model.sharding
     wrote = (state["world"], state.get("sharding", "none"))
     if wrote != (world, sharding):
         raise StaleError(
@@ -87,6 +87,6 @@ def load(placement: Placement, path: Path, *, identity: str) -> tuple[int, list[
     absent = [name for name in wanted if not (path / name).exists()]
     if absent:
         raise StaleError(f"{path} lacks {', '.join(absent)}", hint=f"move {path} away to start anew")
-    placement.load(path)
+    model.load(path)
     gates = [torch.load(path / f"gate-{rank}.pt", weights_only=True) for rank in range(world)]
     return int(state["step"]), gates

@@ -1,13 +1,10 @@
-"""The gate of a run and the stores that it reads: reference losses and running losses.
-
-A store's place is the hash of all that it depends on, so several runs share one.
-"""
+"""The gate of a run and the stores that it reads: reference losses and running losses."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import time
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -20,67 +17,92 @@ from harness.common.files import write_json
 from harness.common.hashing import digest
 from harness.data.loading.batches import text_batches
 from harness.models import device
-from harness.records.run_folder import pin, stage
-from harness.training import launch, processes
 from harness.training.checkpoint import latest
 from regate import process
 
 if TYPE_CHECKING:
-    from harness.config.recipe import GateConfig
-    from harness.training.prepared import Prepared
+    from harness.training.run import Prepared
 
 _COST: Final = "cost.json"
-"""Beside a reference store: what the pass took, for the runs that find it there."""
+"""In the folder of a reference store once it is complete: what the pass took."""
 
 
-def reference(run: Prepared) -> regate.ReferenceStore | None:
-    """The reference losses of Eq. 1 for every target of the data set; None where the gate reads none.
+@dataclass(frozen=True, slots=True)
+class ReferencePlace:
+    """Where the reference losses of a run are, complete or not.
 
-    The store's place is the hash of all that the losses depend on, so several runs share one.
+    Attributes:
+        made_from: all that the losses depend on. The folder is named by its hash, so several runs share one.
     """
+
+    path: Path
+    made_from: dict[str, Any]
+
+    @property
+    def complete(self) -> bool:
+        return (self.path / _COST).exists()
+
+    def complete_with(self, *, seconds: float, devices: int) -> None:
+        """Mark the losses as complete, with what the pass took: for the runs that find them here."""
+        write_json(self.path / _COST, {"schema": 1, "seconds": seconds, "devices": devices}, durable=True)
+
+
+def reference_place(run: Prepared) -> ReferencePlace | None:
+    """Where the reference losses of Eq. 1 are; None where the gate reads none."""
     gate = run.recipe.gate
     if gate is None or not gate.needs_reference:
         return None
-    path, made_from = _place(run, gate)
-    pin(run.run_dir, "reference", digest(made_from))
-    if not (path / _COST).exists():
-        began = time.perf_counter()
-        devices = processes.count(run.recipe)
-        with stage(run.run_dir, "reference", "reference", devices=devices):
-            if devices == 1:
-                score(run)
-            else:
-                _writer(run, gate)  # made by one process, found by the others
-                launch.run_workers(run.recipe, run.run_dir, "reference", devices)
-        write_json(path / _COST, {"schema": 1, "seconds": time.perf_counter() - began, "devices": devices})
-    return open_reference(run)
+    made_from = {
+        "data": run.data.fingerprint,
+        "processor": run.adapter.processor().fingerprint,
+        "teacher": run.adapter.teacher_fingerprint,
+        "candidates": gate.candidates,
+        "placeholders": gate.reference.placeholders,
+        # What the teacher's forward pass will really compute in.
+        "dtype": gate.reference.dtype if device.computes_bfloat16() else "float32",
+    }
+    return ReferencePlace(Path(run.recipe.paths.stores) / f"reference-{digest(made_from)[:16]}", made_from)
 
 
 def open_reference(run: Prepared) -> regate.ReferenceStore | None:
-    """The finished store; None where the gate reads none.
+    """The complete store; None where the gate reads none.
 
     Raises:
-        StaleError: it is not there.
+        StaleError: it is not complete.
     """
-    gate = run.recipe.gate
-    if gate is None or not gate.needs_reference:
+    place = reference_place(run)
+    if place is None:
         return None
-    path, made_from = _place(run, gate)
-    if not (path / _COST).exists():
-        raise StaleError(f"{path}: no reference losses yet", hint="run `harness reference` first")
-    return regate.ReferenceStore.open(path, expect_fingerprint=made_from)
+    if not place.complete:
+        raise StaleError(f"{place.path}: no reference losses yet", hint="run `harness reference` first")
+    return regate.ReferenceStore.open(place.path, expect_fingerprint=place.made_from)
 
 
-def score(run: Prepared) -> None:
+def create_reference(run: Prepared) -> regate.ReferenceWriter:
+    """The store that the reference losses are written to, made unless it is there; for a gate that reads them."""
+    place = reference_place(run)
+    assert place is not None
+    index = run.index
+    return regate.ReferenceWriter.create(
+        place.path,
+        sample_ids=index.sample_ids.tolist(),
+        num_targets=index.num_targets.tolist(),
+        checksums=index.checksums.tolist(),
+        fingerprint=place.made_from,
+    )
+
+
+def compute_reference_losses(run: Prepared) -> None:
     """Compute what of the reference losses is missing: this process's part of them, where several do it together.
 
     Batches are dealt out whole, so the values do not depend on the number of processes.
     """
-    gate = run.recipe.gate
+    gate, place = run.recipe.gate, reference_place(run)
     assert gate is not None
-    writer, made_from = _writer(run, gate)
-    if made_from["dtype"] != gate.reference.dtype:
-        run.progress.say(f"the teacher computes in {made_from['dtype']}: this device has no fast bfloat16")
+    assert place is not None
+    writer, dtype = create_reference(run), place.made_from["dtype"]
+    if dtype != gate.reference.dtype:
+        run.progress.say(f"the teacher computes in {dtype}: this device has no fast bfloat16")
     processor = run.adapter.processor()
     teacher = run.adapter.teacher().to("cuda" if torch.cuda.is_available() else "cpu")
     # All batches, also those that a killed pass has done: which rows share a batch decides the last bits.
@@ -93,7 +115,7 @@ def score(run: Prepared) -> None:
             writer,
             placeholder_id=processor.placeholder_id,
             placeholders=gate.reference.placeholders,
-            dtype=made_from["dtype"],
+            dtype=dtype,
             candidates=gate.candidates,
             progress=lambda _: advance(int(writer.done_M.sum())),
         )
@@ -124,33 +146,6 @@ def make_gate(run: Prepared, store: regate.ReferenceStore | None) -> regate.Gate
             )
         process.barrier()  # nobody writes to it before everybody has opened it
     return regate.Gate(gate, store, difficulty, seed=run.recipe.seed)
-
-
-def _place(run: Prepared, gate: GateConfig) -> tuple[Path, dict[str, Any]]:
-    """Where the reference losses are, and what they are made from."""
-    made_from = {
-        "data": run.data.fingerprint,
-        "processor": run.adapter.processor().fingerprint,
-        "teacher": run.adapter.teacher_fingerprint,
-        "candidates": gate.candidates,
-        "placeholders": gate.reference.placeholders,
-        # What the teacher's forward pass will really compute in.
-        "dtype": gate.reference.dtype if device.computes_bfloat16() else "float32",
-    }
-    return Path(run.recipe.paths.stores) / f"reference-{digest(made_from)[:16]}", made_from
-
-
-def _writer(run: Prepared, gate: GateConfig) -> tuple[regate.ReferenceWriter, dict[str, Any]]:
-    path, made_from = _place(run, gate)
-    index = run.index
-    writer = regate.ReferenceWriter.create(
-        path,
-        sample_ids=index.sample_ids.tolist(),
-        num_targets=index.num_targets.tolist(),
-        checksums=index.checksums.tolist(),
-        fingerprint=made_from,
-    )
-    return writer, made_from
 
 
 def reference_facts(run: Prepared) -> dict[str, Any] | None:

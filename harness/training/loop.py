@@ -26,7 +26,7 @@ from harness.records.ledger import Clocks, Ledger, finished_step
 from harness.training import checkpoint
 from harness.training.flops import step_flops
 from harness.training.optimizer import lr_at, set_lr
-from harness.training.parallel import place
+from harness.training.parallel import wrap_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,8 +96,8 @@ class Loop:
         self.recipe = job.recipe.train
         self.accelerator = device.accelerator(self.recipe)
         set_seed(job.recipe.seed + self.accelerator.process_index)
-        self.placement = place(self.accelerator, job.recipe, job.adapter.student, self._dressed)
-        self.model = self.placement.model
+        self.parallel = wrap_model(self.accelerator, job.recipe, job.adapter.student, self._prepare_student)
+        self.model = self.parallel.model
         self.gate = job.make_gate()
         self.sampler = Sampler(
             len(job.data.samples),
@@ -111,7 +111,7 @@ class Loop:
         self.shape = job.adapter.shape()
         self.identity = digest(job.recipe.identity())
 
-    def _dressed(self, student: nn.Module) -> nn.Module:
+    def _prepare_student(self, student: nn.Module) -> nn.Module:
         """The student as it is trained: elided below its head, recomputed where the recipe says so."""
         if self.recipe.gradient_checkpointing:
             student.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
@@ -126,7 +126,7 @@ class Loop:
         scale = self.loss_scale(decisions)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         for batch, decision in zip(window, decisions, strict=True):
-            with self.placement.micro_batch(), self.elide(decision):
+            with self.parallel.micro_batch(), self.elide(decision):
                 logits_NV, targets_N = self.job.adapter.forward(self.model, batch, decision)
                 token_loss_N = regate.token_loss(logits_NV, targets_N)
                 scored_loss = (token_loss_N * self.gate.weights(decision, token_loss_N)).sum()
@@ -134,10 +134,10 @@ class Loop:
             self.gate.observe(decision, token_loss_N.detach())
             loss_sum += scored_loss.detach()
         limit = self.recipe.optimizer.max_grad_norm
-        grad_norm = self.placement.clip(math.inf if limit is None else limit)
-        set_lr(self.placement.optimizer, lr_at(self.recipe.optimizer, step, self.job.steps))
-        self.placement.optimizer.step()
-        self.placement.optimizer.zero_grad()
+        grad_norm = self.parallel.clip(math.inf if limit is None else limit)
+        set_lr(self.parallel.optimizer, lr_at(self.recipe.optimizer, step, self.job.steps))
+        self.parallel.optimizer.step()
+        self.parallel.optimizer.zero_grad()
         flops, flops_dense = _flops(self.shape, decisions, self.recipe.gradient_checkpointing)
         return StepResult(
             counts=sum((decision.counts for decision in decisions), regate.TokenCounts()),
@@ -236,14 +236,14 @@ def _keep(loop: Loop, ledger: Ledger, clocks: Clocks, done: int, *, stop: bool) 
     """Write the checkpoints that are due after `done` steps."""
     job = loop.job
     if done in job.evaluate_at:
-        loop.placement.export(lambda model: _write_model(job, model, done))
+        loop.parallel.export(lambda model: _write_model(job, model, done))
     stop = stop and done < job.steps
     due = stop or done % loop.recipe.checkpoint_every == 0
     if due:
         ledger.sync()
         state = loop.gate.state_dict()
         folder = job.run_dir / "checkpoints"
-        checkpoint.save(loop.placement, folder, step=done, gate_state=state, identity=loop.identity)
+        checkpoint.save(loop.parallel, folder, step=done, gate_state=state, identity=loop.identity)
     clocks.lap("io")
     if due or done == job.steps:
         ledger.append(
@@ -262,7 +262,7 @@ def _resume(loop: Loop) -> int:
     newest = checkpoint.latest(loop.job.run_dir / "checkpoints")
     if newest is None:
         return 0
-    step, gate_states = checkpoint.load(loop.placement, newest, identity=loop.identity)
+    step, gate_states = checkpoint.load(loop.parallel, newest, identity=loop.identity)
     # A process that the checkpoint's run did not have starts from the first one's state.
     rank = loop.accelerator.process_index
     loop.gate.load_state_dict(gate_states[rank if rank < len(gate_states) else 0])

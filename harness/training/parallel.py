@@ -1,33 +1,42 @@
-"""How a model lies on the processes that train it: whole on each (here), or every weight in parts
-(`harness.training.shard`).
+"""How a model lies on the processes that train it: whole on each (`Replicated`), or every weight in parts
+(`Sharded`). Both do the same for the loop; the loss, the gate and the order of the data know nothing of it.
 
-Both do the same for the loop; the loss, the gate and the order of the data know nothing of it.
+torch's modules for sharding are imported where they are used: they take two seconds that other runs do without.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, Protocol
+import math
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import nn
 
 from harness.training.optimizer import make_optimizer
+from regate.wrapping import decoder_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
-    import torch
     from accelerate import Accelerator
-    from torch import nn
+    from torch import Tensor
 
-    from harness.config.recipe import Recipe
+    from harness.config.recipe import OptimizerRecipe, Recipe
 
 Sharding = Literal["none", "full"]
 
+_PREFIX = "model."
+"""What `regate.ScoredLM` puts before the names of the model within."""
 
-class Placement(Protocol):
-    """What the loop and the checkpoints ask of a model's place.
+
+class ParallelModel(Protocol):
+    """What the loop and the checkpoints ask of a model on one process or several.
 
     Attributes:
         model: what is called; every process calls it in every micro-batch.
@@ -57,24 +66,26 @@ class Placement(Protocol):
     def load(self, folder: Path) -> None: ...
 
 
-def place(
+def wrap_model(
     accelerator: Accelerator,
     recipe: Recipe,
-    make: Callable[[], nn.Module],
-    dress: Callable[[nn.Module], nn.Module],
-) -> Placement:
-    """The student where the recipe wants it. One process holds it whole, whatever the recipe says of sharding.
+    build: Callable[[], nn.Module],
+    prepare: Callable[[nn.Module], nn.Module],
+) -> ParallelModel:
+    """The student as the recipe wants it on these processes. One process holds it whole, whatever the recipe says of
+    sharding.
 
     Args:
-        make: builds the student at its starting weights.
-        dress: puts on and around it what the loop needs, and gives the `regate.ScoredLM`.
+        build: makes the student at its starting weights.
+        prepare: puts on and around it what the loop needs, and gives the `regate.ScoredLM`.
     """
     if recipe.devices.sharding == "full" and accelerator.num_processes > 1:
-        from harness.training.shard import Sharded  # two seconds of imports that other runs do without
-
-        return Sharded(accelerator, make, dress, recipe.train.optimizer)
-    model = dress(make())
+        return Sharded(accelerator, build, prepare, recipe.train.optimizer)
+    model = prepare(build())
     return Replicated(accelerator, model, make_optimizer(model, recipe.train.optimizer))
+
+
+# --- whole on every process ------------------------------------------------------------------------------
 
 
 class Replicated:
@@ -118,3 +129,172 @@ def _without_tied_weights_warning() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(keep)
+
+
+# --- every weight in parts -------------------------------------------------------------------------------
+# Only the main process ever holds all weights at once, on the CPU. The others get the model without its weights,
+# and then their parts.
+
+
+@dataclass(slots=True)
+class Blueprint:
+    """A model whose parameters are shapes alone (torch's meta device); its buffers have their values.
+
+    Attributes:
+        model: on every process.
+        plain: another one like it, to be filled for a checkpoint; None but on the main process.
+        weights: of the whole model by name, until they are handed out; empty but on the main process.
+    """
+
+    model: nn.Module
+    plain: nn.Module | None
+    weights: dict[str, Any]
+
+
+class Sharded:
+    """Every weight, gradient and moment is spread over the processes (torch's fully_shard), each decoder layer put
+    together when it is needed.
+
+    Gradients are summed into their parts after every micro-batch: kept whole until the last one, they would take as
+    much memory as sharding saves.
+
+    Args:
+        build, prepare: as for `wrap_model`; `build` is called on the main process only.
+    """
+
+    sharding: Sharding = "full"
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        build: Callable[[], nn.Module],
+        prepare: Callable[[nn.Module], nn.Module],
+        recipe: OptimizerRecipe,
+    ) -> None:
+        self.accelerator = accelerator
+        self._blueprint = make_blueprint(build)
+        self.model = prepare(self._blueprint.model)
+        shard(self.model, self._blueprint, accelerator.device, half=accelerator.mixed_precision == "bf16")
+        self.optimizer: torch.optim.Optimizer = make_optimizer(self.model, recipe)
+
+    def micro_batch(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def clip(self, limit: float) -> float:
+        from torch.distributed.tensor import DTensor
+
+        parameters = list(self.model.parameters())
+        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        full_norm: Tensor = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if limit < math.inf:
+            torch.nn.utils.clip_grads_with_norm_(parameters, limit, full_norm)
+        return float(full_norm)
+
+    def export(self, write: Callable[[nn.Module], None]) -> None:
+        model = gather_model(self.model, self._blueprint)
+        if model is not None:
+            write(model)
+
+    def save(self, folder: Path) -> None:
+        from torch.distributed.checkpoint.state_dict_saver import save as save_shards
+
+        save_shards(self._state(), checkpoint_id=folder / "shards")
+        torch.save(_random_states(), folder / f"random_states_{self.accelerator.process_index}.pkl")
+
+    def load(self, folder: Path) -> None:
+        from torch.distributed.checkpoint.state_dict import set_state_dict
+        from torch.distributed.checkpoint.state_dict_loader import load as load_shards
+
+        state = self._state()
+        load_shards(state, checkpoint_id=folder / "shards")
+        set_state_dict(
+            self.model, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+        )
+        states = torch.load(folder / f"random_states_{self.accelerator.process_index}.pkl", weights_only=True)
+        torch.set_rng_state(states["cpu"])
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state(states["cuda"])
+
+    def _state(self) -> dict[str, Any]:
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+
+        model, optimizer = get_state_dict(self.model, self.optimizer, options=StateDictOptions())
+        return {"model": model, "optimizer": optimizer}
+
+
+def make_blueprint(build: Callable[[], nn.Module]) -> Blueprint:
+    """What the main process's `build` makes, without the weights, on every process."""
+    plain: nn.Module | None = None
+    weights: dict[str, Any] = {}
+    if dist.get_rank() == 0:
+        full = build()
+        weights = {_PREFIX + name: value for name, value in full.state_dict().items()}
+        plain = with_parameters(full, lambda _, value: torch.empty_like(value, device="meta"))
+    sent = [plain]
+    dist.broadcast_object_list(sent, src=0)
+    model = copy.deepcopy(plain) if plain is not None else sent[0]
+    assert model is not None
+    return Blueprint(model, plain, weights)
+
+
+def shard(scored: nn.Module, blueprint: Blueprint, device: torch.device, *, half: bool) -> None:
+    """Spread the weights of `blueprint.model`, which `scored` wraps, over all processes; `blueprint.weights` are
+    given up.
+
+    Each decoder layer is put together for its own pass and taken apart again, the rest once for a whole pass.
+
+    Args:
+        half: compute in bfloat16. The parts, their gradients' sum and the optimizer stay in float32.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    policy = MixedPrecisionPolicy()
+    if half:
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    decoder: Any = decoder_of(scored)
+    for layer in decoder.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(scored, mesh=mesh, mp_policy=policy)
+    buffers = {name: value.clone() for name, value in scored.named_buffers()}
+    scored.to_empty(device=device)
+    for name, value in scored.named_buffers():
+        value.copy_(buffers[name])
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(scored, blueprint.weights, options=options)
+    blueprint.weights = {}
+
+
+def gather_model(scored: nn.Module, blueprint: Blueprint) -> nn.Module | None:
+    """The whole model on the CPU of the main process, None on the others; every process comes here."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state: dict[str, Any] = get_model_state_dict(scored, options=options)
+    if blueprint.plain is None:
+        return None
+    model = with_parameters(blueprint.plain, lambda name, _: state[_PREFIX + name])
+    for name, value in model.named_buffers():
+        if _PREFIX + name in state:
+            value.copy_(state[_PREFIX + name])
+    return model
+
+
+def with_parameters(model: nn.Module, value: Callable[[str, nn.Parameter], Tensor]) -> nn.Module:
+    """A copy of a model with other values of its parameters. Those that are shared stay shared."""
+    memo: dict[int, Any] = {
+        id(old): nn.Parameter(value(name, old), requires_grad=old.requires_grad)
+        for name, old in model.named_parameters()
+    }
+    return copy.deepcopy(model, memo)
+
+
+def _random_states() -> dict[str, Tensor]:
+    """torch's: nothing else draws within a step."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states

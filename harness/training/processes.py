@@ -1,4 +1,4 @@
-"""The processes that compute one run together: how they meet, wait for each other and part.
+"""The processes that compute one run together: how many there are, and the process group that they form.
 
 `harness.training.launch` starts them on one machine; under torchrun they are there already, on one machine or
 several.
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
     from harness.config.recipe import Recipe
 
-PATIENCE: Final = timedelta(hours=1)
+FOLDER: Final = "workers"
+"""Below a run's folder: what the processes of one machine are started with, and how they ended."""
+JOB: Final = "job.json"
+_TIMEOUT: Final = timedelta(hours=1)
 """How long a process waits for the others: the main one may be writing a whole model to a slow disk meanwhile."""
 
 
@@ -63,21 +66,23 @@ def under_torchrun() -> bool:
     return bool(dist.is_torchelastic_launched())
 
 
-def meet(*, meeting: Path | None = None, rank: int = -1, world: int = -1) -> None:
-    """Join the others, with NCCL among GPUs and gloo among CPUs; this process's GPU becomes the current one.
+def init_process_group(*, rendezvous: Path | None = None, rank: int = -1, world: int = -1) -> None:
+    """torch's default process group, with NCCL among GPUs and gloo among CPUs; this process's GPU becomes the
+    current one.
 
     Args:
-        meeting: a file on this machine where all meet. None: where torchrun said, as the rank that it gave.
+        rendezvous: a file on this machine by which the processes find each other. None: the address and the rank
+            that torchrun gave.
     """
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(rank if meeting else dist.get_node_local_rank())
+        torch.cuda.set_device(rank if rendezvous else dist.get_node_local_rank())
         backend = "cpu:gloo,cuda:nccl"
-    method = f"file://{meeting.absolute()}" if meeting else "env://"
-    dist.init_process_group(backend, init_method=method, rank=rank, world_size=world, timeout=PATIENCE)
+    method = f"file://{rendezvous.absolute()}" if rendezvous else "env://"
+    dist.init_process_group(backend, init_method=method, rank=rank, world_size=world, timeout=_TIMEOUT)
 
 
-def part() -> None:
-    """Leave the others, after all of them came here."""
+def destroy_process_group() -> None:
+    """End the process group, after every process came here."""
     dist.barrier()
     dist.destroy_process_group()

@@ -1,7 +1,8 @@
-"""The training of a prepared run, as each of its processes does it."""
+"""A run whose data and starting weights are there: what every stage works on, on each of its processes."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,19 +11,34 @@ from transformers.utils.logging import disable_progress_bar
 from harness.data.sources import open_data
 from harness.models import adapter_for, device
 from harness.plan import make_plan
-from harness.training.gate_stores import make_gate, open_reference
-from harness.training.loop import TrainJob
-from harness.training.loop import train as run_training
-from harness.training.prepared import Prepared
+from harness.records.run_folder import run_dir_of
+from harness.training.target_index import TargetIndex, index_targets
 
 if TYPE_CHECKING:
-    import regate
     from harness.common.progress import Progress
     from harness.config.recipe import Recipe
+    from harness.data.sources import DataSet
+    from harness.models.adapter import Adapter
+    from harness.plan import Plan
 
 
-def run_dir_of(recipe: Recipe) -> Path:
-    return Path(recipe.paths.results) / "runs" / recipe.run_id
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A run whose data and starting weights are there."""
+
+    recipe: Recipe
+    plan: Plan
+    data: DataSet
+    adapter: Adapter
+    run_dir: Path
+    progress: Progress
+
+    @property
+    def index(self) -> TargetIndex:
+        """The targets of the data set, read from `paths.stores` or counted and kept there."""
+        folder = Path(self.recipe.paths.stores)
+        candidates = self.recipe.gate.candidates if self.recipe.gate else "targets"
+        return index_targets(self.data, self.adapter.processor(), candidates, folder, self.progress)
 
 
 def join(recipe: Recipe, progress: Progress) -> Prepared:
@@ -35,25 +51,4 @@ def join(recipe: Recipe, progress: Progress) -> Prepared:
 def use_settings(recipe: Recipe) -> None:
     """What is the same for every process of a run."""
     device.use_threads(recipe.devices.threads)
-    disable_progress_bar()  # transformers' own, for every file it reads or writes; ours tell what matters
-
-
-def train_job(run: Prepared, store: regate.ReferenceStore | None, *, began: float | None = None) -> TrainJob:
-    """What the training loop needs."""
-    recipe = run.recipe
-    return TrainJob(
-        recipe=recipe,
-        steps=run.plan.steps,
-        evaluate_at=run.plan.evaluation_steps,
-        adapter=run.adapter,
-        data=run.data,
-        make_gate=lambda: make_gate(run, store),
-        run_dir=run.run_dir,
-        progress=run.progress,
-        began=began,
-    )
-
-
-def train_here(run: Prepared, *, began: float | None = None) -> None:
-    """This process's part of the training, on one of several; the reference losses are there."""
-    run_training(train_job(run, open_reference(run), began=began))
+    disable_progress_bar()  # transformers' own, for every file it reads or writes; `Progress` reports the work

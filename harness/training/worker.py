@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -14,14 +13,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.common.exits import STOPPED, explained, terminate_as_interrupt
-from harness.common.files import write_json
-from harness.training.launch import FOLDER, JOB
+from harness.common.exits import STOPPED, explained
+from harness.common.files import read_json, write_json
+from harness.common.signals import terminate_as_interrupt
+from harness.training.processes import FOLDER, JOB
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from harness.training.prepared import Prepared
+    from harness.training.run import Prepared
 
 
 def main() -> None:
@@ -32,9 +32,9 @@ def main() -> None:
         try:
             _work(run_dir, rank)
         except KeyboardInterrupt:
-            code = _told(run_dir, rank, "stopped; nothing is lost", STOPPED)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the parent says it once
-            code = _told(run_dir, rank, *explained(error))
+            code = _write_outcome(run_dir, rank, "stopped; nothing is lost", STOPPED)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the parent reports it once
+            code = _write_outcome(run_dir, rank, *explained(error))
     sys.stdout.flush()
     sys.stderr.flush()
     # Not the interpreter's own end: it would wait for a collective that the others will never join.
@@ -42,25 +42,26 @@ def main() -> None:
 
 
 def _work(run_dir: Path, rank: int) -> None:
+    # Imported here, so that an import that fails is reported like any other error.
     from harness.common.progress import Progress
     from harness.config.recipe import Recipe
-    from harness.training import gate_stores as gating
-    from harness.training import processes
-    from harness.training import run as training
+    from harness.training import launch, processes
+    from harness.training.gate_stores import compute_reference_losses
+    from harness.training.run import join
 
-    job = json.loads((run_dir / FOLDER / JOB).read_text())
+    job = read_json(run_dir / FOLDER / JOB, "the job of a worker")
     recipe = Recipe.model_validate_json((run_dir / "recipe.json").read_text())
     tasks: dict[str, Callable[[Prepared], None]] = {
-        "reference": gating.score,
-        "train": lambda run: training.train_here(run, began=job["began"]),
+        "reference": compute_reference_losses,
+        "train": lambda run: launch.train_here(run, began=job["began"]),
     }
-    processes.meet(meeting=Path(job["meeting"]), rank=rank, world=job["world"])
-    tasks[job["task"]](training.join(recipe, Progress(quiet=rank > 0)))
-    processes.part()
+    processes.init_process_group(rendezvous=Path(job["rendezvous"]), rank=rank, world=job["world"])
+    tasks[job["task"]](join(recipe, Progress(quiet=rank > 0)))
+    processes.destroy_process_group()
 
 
-def _told(run_dir: Path, rank: int, message: str, code: int) -> int:
-    """Leave word for the parent, which reads the words of the earliest."""
+def _write_outcome(run_dir: Path, rank: int, message: str, code: int) -> int:
+    """Write how this process ended, for the parent, which reports the earliest failure; returns `code`."""
     outcome: dict[str, Any] = {"schema": 1, "message": message, "code": code, "time": time.time()}
     write_json(run_dir / FOLDER / f"outcome-{rank}.json", outcome)
     return code

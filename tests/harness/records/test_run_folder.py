@@ -58,12 +58,12 @@ from pathlib import Path
 from harness.records import run_folder
 from harness.common.errors import EnvironmentProblem
 try:
-    with run_folder.alone(Path({str(tmp_path)!r})):
+    with run_folder.lock_run(Path({str(tmp_path)!r})):
         print("alone")
 except EnvironmentProblem as error:
     print("refused", error)
 """
-    with run_folder.alone(tmp_path):
+    with run_folder.lock_run(tmp_path):
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert other.stdout.startswith("refused another process is working on")
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -24,7 +24,7 @@ STOPPED = (75, 1.0, "stopped after step 7 of 60")
 
 
 @pytest.mark.parametrize(
-    ("codes", "first", "told", "words", "kind", "message"),
+    ("codes", "first_failed", "stopped", "outcomes", "kind", "message"),
     [
         ([1, 4], [0, 1], False, {0: FELT, 1: DATA}, DataError, "the media of 9"),
         ([1, 4], [1], False, {0: FELT, 1: DATA}, DataError, "the media of 9"),
@@ -39,15 +39,15 @@ STOPPED = (75, 1.0, "stopped after step 7 of 60")
 def test_the_first_that_failed_is_the_error(
     tmp_path: Path,
     codes: list[int | None],
-    first: list[int],
-    told: bool,
-    words: dict[int, tuple[int, float, str]],
+    first_failed: list[int],
+    stopped: bool,
+    outcomes: dict[int, tuple[int, float, str]],
     kind: type[HarnessError],
     message: str,
 ) -> None:
-    for rank, (code, time, said) in words.items():
-        write_json(tmp_path / f"outcome-{rank}.json", {"schema": 1, "message": said, "code": code, "time": time})
-    error = _failure(tmp_path, codes, first, told=told)
+    for rank, (code, time, text) in outcomes.items():
+        write_json(tmp_path / f"outcome-{rank}.json", {"schema": 1, "message": text, "code": code, "time": time})
+    error = _failure(tmp_path, codes, first_failed, stopped=stopped)
     assert type(error) is kind
     with pytest.raises(kind, match=message):
         raise error
@@ -55,7 +55,7 @@ def test_the_first_that_failed_is_the_error(
 
 def test_what_a_silent_process_printed_last_is_shown(tmp_path: Path) -> None:
     (tmp_path / "log-1.txt").write_text("first line\n\nterminate called after throwing\n")
-    error = _failure(tmp_path, [None, ABORTED], [1], told=False)
+    error = _failure(tmp_path, [None, ABORTED], [1], stopped=False)
     assert f"The end of {tmp_path / 'log-1.txt'}:\n  first line\n  terminate called" in str(error)
 
 

@@ -62,19 +62,19 @@ def worker(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     from harness.training import checkpoint, processes
 
-    processes.meet(meeting=folder / "meeting", rank=rank, world=2)
+    processes.init_process_group(rendezvous=folder / "rendezvous", rank=rank, world=2)
     loop, batches = loop_of(folder)
     window = [batches[rank]]
     held = sum(value.to_local().numel() for value in loop.model.parameters())
     done = reports(loop, window, range(STEPS))
-    loop.placement.export(lambda model: loop.job.adapter.save(model, folder / "exported"))
-    path = checkpoint.save(loop.placement, folder / "kept", step=STEPS, gate_state={"difficulty": None}, identity="a")
+    loop.parallel.export(lambda model: loop.job.adapter.save(model, folder / "exported"))
+    path = checkpoint.save(loop.parallel, folder / "kept", step=STEPS, gate_state={"difficulty": None}, identity="a")
     done += reports(loop, window, range(STEPS, STEPS + 2))
     other, _ = loop_of(folder)
-    step, _ = checkpoint.load(other.placement, path, identity="a")
+    step, _ = checkpoint.load(other.parallel, path, identity="a")
     again = reports(other, window, range(step, STEPS + 2))
     torch.save({"done": done, "again": again, "held": held}, folder / f"reports-{rank}.pt")
-    processes.part()
+    processes.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_two_processes_train_the_model_of_one(world: Path) -> None:
     assert one["done"] == other["done"]
     torch.testing.assert_close(torch.tensor(one["done"][:STEPS]), torch.tensor(wanted), rtol=1e-5, atol=0)
     whole: list[Any] = []
-    loop.placement.export(whole.append)
+    loop.parallel.export(whole.append)
     total = sum(value.numel() for value in whole[0].parameters())
     assert one["held"] + other["held"] == total
     assert max(one["held"], other["held"]) < 0.6 * total
