@@ -56,34 +56,35 @@ def test_a_replay_is_what_the_gate_decided(choice_world: World) -> None:
 def test_study_adds_up_and_is_made_once(choice_world: World) -> None:
     assert study(choice_world.run, choice_world.recipe.paths, QUIET) is None
     folder = choice_world.run.folder
-    found = read_selection(folder)
-    assert found is not None
-    counts = [sum(row["targets"] for row in found[name]) for name in ("words", "kinds")]
+    selection = read_selection(folder)
+    assert selection is not None
+    counts = [sum(row["targets"] for row in selection[name]) for name in ("words", "kinds")]
     (reference,) = (choice_world.results.parent / "stores").glob("reference-*")
     store = ReferenceStore.open(reference)
-    assert counts == [found["targets"]] * 2 == [store.num_targets_total] * 2
+    assert counts == [selection["targets"]] * 2 == [store.num_targets_total] * 2
     budget = sum(max(1, n // 2) for n in np.diff(store.index.offsets_M1).tolist())
     for epoch in range(3):
-        left = sum(row["left_out"][epoch] for row in found["kinds"])
-        assert left == store.num_targets_total - budget == sum(row["left_out"][epoch] for row in found["words"])
-    mean = sum(row["mean_loss"] * row["targets"] for row in found["kinds"]) / found["targets"]
+        left = sum(row["left_out"][epoch] for row in selection["kinds"])
+        assert left == store.num_targets_total - budget == sum(row["left_out"][epoch] for row in selection["words"])
+    mean = sum(row["mean_loss"] * row["targets"] for row in selection["kinds"]) / selection["targets"]
     assert mean == pytest.approx(np.asarray(store.values, dtype=np.float64).mean(), rel=1e-4)
     marked = sum(len(sample.spans) for sample in choice_world.data.samples)
-    assert sum(row["words"] for row in found["grounded"]) == marked, "every grounded word is one word of an answer"
+    grounded = sum(row["words"] for row in selection["grounded"])
+    assert grounded == marked, "every grounded word is one word of an answer"
     before = (folder / "selection.json").stat().st_mtime_ns
     assert study(choice_world.run, choice_world.recipe.paths, QUIET) is None
-    assert (folder / "selection.json").stat().st_mtime_ns == before, "found to be current"
+    assert (folder / "selection.json").stat().st_mtime_ns == before, "the stored choices are current"
 
 
 def test_panels_show_real_losses_and_the_answers_own_words(choice_world: World) -> None:
     assert study(choice_world.run, choice_world.recipe.paths, QUIET) is None
-    found = read_selection(choice_world.run.folder)
-    assert found is not None
+    selection = read_selection(choice_world.run.folder)
+    assert selection is not None
     by_key = {sample.key: sample for sample in choice_world.data.samples}
     store = stores_of(choice_world).reference
     assert store is not None
-    assert len(found["panels"]) == 4
-    for panel in found["panels"]:
+    assert len(selection["panels"]) == 4
+    for panel in selection["panels"]:
         sample = by_key[panel["sample"]]
         start, stop = (int(store.index.offsets_M1[store.index.ids_M.searchsorted(sample.id) + i]) for i in (0, 1))
         losses = [token["loss"] for token in panel["tokens"]]
@@ -94,25 +95,25 @@ def test_panels_show_real_losses_and_the_answers_own_words(choice_world: World) 
         assert min(kept) >= max(left), "the upper half"
         text = "".join(token["text"] for token in panel["tokens"] if token["kind"] != "marker")
         assert text == sample.turns[-1].text.lower()
-        told = {sample.turns[turn].text[a:b].lower() for turn, a, b, _ in sample.spans}
-        assert {token["text"].strip() for token in panel["tokens"] if token["grounded"]} == told
+        grounded = {sample.turns[turn].text[a:b].lower() for turn, a, b, _ in sample.spans}
+        assert {token["text"].strip() for token in panel["tokens"] if token["grounded"]} == grounded
         assert panel["frames"], "a strip of the clip"
 
 
 def test_tables_name_all_epochs_and_are_the_same_each_time(choice_world: World, tmp_path: Path) -> None:
     assert study(choice_world.run, choice_world.recipe.paths, QUIET) is None
-    found = read_selection(choice_world.run.folder)
-    assert found is not None
-    first = {path.name: path.read_bytes() for path in write_tables(tmp_path, found)}
-    assert first == {path.name: path.read_bytes() for path in write_tables(tmp_path, found)}
+    selection = read_selection(choice_world.run.folder)
+    assert selection is not None
+    first = {path.name: path.read_bytes() for path in write_tables(tmp_path, selection)}
+    assert first == {path.name: path.read_bytes() for path in write_tables(tmp_path, selection)}
     assert len(first) == 7
-    rows = json.loads(first[f"elided_words_{found['run']}.json"])
-    assert rows["words"] == found["words"]
-    titles = [column.title for column in words_table(found).columns]
+    rows = json.loads(first[f"elided_words_{selection['run']}.json"])
+    assert rows["words"] == selection["words"]
+    titles = [column.title for column in words_table(selection).columns]
     assert [f"left out, epoch {epoch}" for epoch in (1, 2, 3)] == [t for t in titles if t.startswith("left out")]
-    assert len(words_table(found, limit=5).rows) == 5
-    assert kinds_table(found).rows[-1][0].text == "all"
-    compared = [row[0].text for row in overlap_table(found).rows]
+    assert len(words_table(selection, limit=5).rows) == 5
+    assert kinds_table(selection).rows[-1][0].text == "all"
+    compared = [row[0].text for row in overlap_table(selection).rows]
     assert compared == ["epoch 1 and 2", "epoch 2 and 3", "reference loss alone and epoch 3"]
 
 
@@ -141,9 +142,9 @@ def test_a_selection_of_another_run_is_refused(choice_world: World, tmp_path: Pa
 def test_what_cannot_be_replayed_says_why(choice_world: World, selection: str | None, reason: str) -> None:
     record = json.loads(json.dumps(choice_world.run.record))
     record["recipe"]["gate"] = None if selection is None else {**record["recipe"]["gate"], "selection": selection}
-    told = study(replace(choice_world.run, record=record, _read={}), choice_world.recipe.paths, QUIET)
-    assert told is not None
-    assert reason in told
+    answer = study(replace(choice_world.run, record=record, _read={}), choice_world.recipe.paths, QUIET)
+    assert answer is not None
+    assert reason in answer
 
 
 def test_a_gate_that_reads_the_reference_alone_has_one_choice(choice_world: World, tmp_path: Path) -> None:
@@ -151,12 +152,12 @@ def test_a_gate_that_reads_the_reference_alone_has_one_choice(choice_world: Worl
     record["recipe"]["gate"]["selection"] = "reference"
     run = replace(choice_world.run, record=record, folder=tmp_path / choice_world.run.id, _read={})
     assert study(run, choice_world.recipe.paths, QUIET) is None
-    found = read_selection(run.folder)
-    assert found is not None
-    assert found["epochs"] == [0]
-    assert found["overlap"] == []
-    assert found["by_reference"]["jaccard"] == 1.0
-    assert any("the same in every epoch" in note for note in overlap_table(found).notes)
+    selection = read_selection(run.folder)
+    assert selection is not None
+    assert selection["epochs"] == [0]
+    assert selection["overlap"] == []
+    assert selection["by_reference"]["jaccard"] == 1.0
+    assert any("the same in every epoch" in note for note in overlap_table(selection).notes)
 
 
 def test_overlap_is_the_mean_jaccard_index() -> None:
@@ -176,11 +177,11 @@ def test_chance_is_that_of_independent_choices() -> None:
     """2 of 4: in common 0, 1, 2 with probability 1/6, 4/6, 1/6."""
     assert expected_jaccard(4, 2) == pytest.approx(4 / 6 * 1 / 3 + 1 / 6)
     draw = np.random.default_rng(0)
-    found = []
+    indices = []
     for _ in range(4000):
         a, b = (set(draw.choice(11, 5, replace=False).tolist()) for _ in range(2))
-        found.append(len(a & b) / len(a | b))
-    assert expected_jaccard(11, 5) == pytest.approx(np.mean(found), abs=0.01)
+        indices.append(len(a & b) / len(a | b))
+    assert expected_jaccard(11, 5) == pytest.approx(np.mean(indices), abs=0.01)
 
 
 def test_pieces_keep_the_space_between_words(choice_world: World) -> None:

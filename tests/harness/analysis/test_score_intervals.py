@@ -55,10 +55,10 @@ def test_units_keep_their_coverage_where_items_of_one_image_belong_together() ->
             units[task] = {str(i): float(v) for i, v in enumerate(100 * (a + b) / 2 + both)}
             # The same score as a mean over questions: what belongs to the image is given to each of them.
             questions[task] = [*(100 * a + both).tolist(), *(100 * b + both).tolist()]
-        found = score_interval(MME, units, resamples=600, seed=trial)
+        interval = score_interval(MME, units, resamples=600, seed=trial)
         naive = macro_interval(questions, resamples=600, seed=trial)
-        assert 2 * naive.value == pytest.approx(found.value)
-        by_unit += found.low <= truth <= found.high
+        assert 2 * naive.value == pytest.approx(interval.value)
+        by_unit += interval.low <= truth <= interval.high
         by_item += 2 * naive.low <= truth <= 2 * naive.high
     assert 0.925 < by_unit / trials < 0.975
     assert by_item / trials < 0.88
@@ -73,26 +73,26 @@ def test_pooled_scores_cover_and_weigh_units_alike() -> None:
             name: {str(i): float(v) for i, v in enumerate(rng.random(n) < p)}
             for name, n, p in (("large", 300, 0.9), ("small", 60, 0.4))
         }
-        found = score_interval(POOLED, units, resamples=600, seed=trial)
-        hits += found.low <= truth <= found.high
-    assert found.value == pytest.approx(overall(POOLED, units))
+        interval = score_interval(POOLED, units, resamples=600, seed=trial)
+        hits += interval.low <= truth <= interval.high
+    assert interval.value == pytest.approx(overall(POOLED, units))
     assert 0.925 < hits / trials < 0.975
 
 
 def test_the_difference_of_scores_is_that_of_the_shared_units() -> None:
     first = {"a": {"1": 50.0, "2": 200.0, "only": 0.0}, "b": {"1": 200.0}}
     second = {"a": {"1": 200.0, "2": 200.0}, "b": {"1": 50.0}, "c": {"1": 200.0}}
-    found = score_difference(MME, first, second)
-    assert found.value == pytest.approx(75.0 - 150.0)
-    assert found.n == 3
+    difference = score_difference(MME, first, second)
+    assert difference.value == pytest.approx(75.0 - 150.0)
+    assert difference.n == 3
     assert shared_differences(first, second) == {"a": [150.0, 0.0], "b": [-150.0]}
 
 
 def test_the_standard_error_is_the_spread_of_the_bootstrap() -> None:
     rng = np.random.default_rng(7)
     strata = {"a": rng.random(200).tolist(), "b": (rng.random(80) < 0.4).astype(float).tolist()}
-    found = macro_interval(strata)
-    assert standard_error(Scoring(), strata) == pytest.approx((found.high - found.low) / (2 * 1.96), rel=0.03)
+    interval = macro_interval(strata)
+    assert standard_error(Scoring(), strata) == pytest.approx((interval.high - interval.low) / (2 * 1.96), rel=0.03)
 
 
 def test_the_minimum_detectable_difference_is_found_four_times_in_five() -> None:
@@ -168,11 +168,11 @@ def _keyed(values: np.ndarray) -> dict[str, float]:
 def test_seeds_are_paired_and_their_interval_is_students() -> None:
     first = {0: 0.81, 1: 0.84, 2: 0.79, 3: 0.86, 4: 0.82, 9: 0.1}
     second = {0: 0.83, 1: 0.85, 2: 0.82, 3: 0.86, 4: 0.85, 8: 0.9}
-    found = paired_spread(first, second)
+    difference = paired_spread(first, second)
     scipy = ttest_rel([second[seed] for seed in range(5)], [first[seed] for seed in range(5)]).confidence_interval()
-    assert found is not None
-    assert (found.low, found.high) == pytest.approx((scipy.low, scipy.high))
-    assert (found.n, found.mean, found.least, found.most) == pytest.approx((5, 0.018, 0.0, 0.03))
+    assert difference is not None
+    assert (difference.low, difference.high) == pytest.approx((scipy.low, scipy.high))
+    assert (difference.n, difference.mean, difference.least, difference.most) == pytest.approx((5, 0.018, 0.0, 0.03))
     assert paired_spread(first, {7: 0.5}) is None
     alone = spread([0.5])
     assert (alone.sd, alone.low, alone.interval) == (None, None, None)
@@ -182,8 +182,9 @@ def test_seeds_are_paired_and_their_interval_is_students() -> None:
 
 def test_the_t_interval_over_five_seeds_covers() -> None:
     rng = np.random.default_rng(12)
-    found = [spread(row) for row in rng.normal(0.02, 0.015, size=(3000, 5)).tolist()]
-    hits = sum(each.low <= 0.02 <= each.high for each in found if each.low is not None and each.high is not None)
+    spreads = [spread(row) for row in rng.normal(0.02, 0.015, size=(3000, 5)).tolist()]
+    intervals = [interval for seeds in spreads if (interval := seeds.interval) is not None]
+    hits = sum(interval.low <= 0.02 <= interval.high for interval in intervals)
     assert 0.94 < hits / 3000 < 0.96
 
 
@@ -193,15 +194,15 @@ def test_the_bootstrap_over_seeds_and_items() -> None:
     shifts = rng.normal(0.05, 0.04, size=8)
     first = {s: {"t": _keyed(rng.random(150) < 0.5)} for s in range(8)}
     second = {s: {"t": _keyed(rng.random(150) < 0.5 + shifts[s])} for s in range(8)}
-    found = two_level_difference(Scoring(), first, second)
-    assert found is not None
+    bootstrap = two_level_difference(Scoring(), first, second)
+    assert bootstrap is not None
     values = [overall(Scoring(), second[s]) - overall(Scoring(), first[s]) for s in range(8)]
-    assert found.value == pytest.approx(np.mean(values))
+    assert bootstrap.value == pytest.approx(np.mean(values))
     draws = []
     diffs = np.array([[second[s]["t"][k] - first[s]["t"][k] for k in first[s]["t"]] for s in range(8)])
     for _ in range(3000):
         seeds = rng.integers(8, size=8)
         draws.append(np.mean([rng.choice(diffs[s], size=150).mean() for s in seeds]))
     low, high = np.quantile(draws, [0.025, 0.975])
-    assert (found.low, found.high) == pytest.approx((low, high), abs=0.008)
+    assert (bootstrap.low, bootstrap.high) == pytest.approx((low, high), abs=0.008)
     assert two_level_difference(Scoring(), first, {99: first[0]}) is None

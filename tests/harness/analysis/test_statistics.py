@@ -59,8 +59,8 @@ def test_paired_interval_covers_and_is_narrower_than_an_unpaired_one() -> None:
         interval = paired_difference({"t": first}, {"t": second}, resamples=800, seed=trial)
         hits += interval.low <= truth <= interval.high
         widths.append(interval.high - interval.low)
-        one = mean_interval(list(first.values()))
-        unpaired.append(math.sqrt(2) * (one.high - one.low))
+        alone = mean_interval(list(first.values()))
+        unpaired.append(math.sqrt(2) * (alone.high - alone.low))
     assert 0.92 < hits / trials < 0.98
     assert np.mean(widths) < 0.85 * np.mean(unpaired)
 

@@ -29,7 +29,8 @@ def _answers(rng: np.random.Generator, levels: list[float], n: int) -> np.ndarra
 
 
 def _curve(rng: np.random.Generator, levels: list[float], n: int) -> list[Units]:
-    return [{"t": dict(zip(map(str, range(n)), each, strict=True))} for each in _answers(rng, levels, n).T.tolist()]
+    checkpoints = _answers(rng, levels, n).T.tolist()
+    return [{"t": dict(zip(map(str, range(n)), answers, strict=True))} for answers in checkpoints]
 
 
 def test_the_interval_covers_the_crossing_of_the_expected_curve() -> None:
@@ -41,18 +42,18 @@ def test_the_interval_covers_the_crossing_of_the_expected_curve() -> None:
     trials, hits = 200, 0
     for trial in range(trials):
         *curve, target = _curve(rng, [*levels, 0.55], 300)
-        found = time_to_target(Scoring(), {"x": xs}, curve, target, resamples=400, seed=trial)["x"]
-        assert found.low is not None
-        assert found.high is not None
-        hits += found.low <= truth <= found.high
+        reached = time_to_target(Scoring(), {"x": xs}, curve, target, resamples=400, seed=trial)["x"]
+        assert reached.low is not None
+        assert reached.high is not None
+        hits += reached.low <= truth <= reached.high
     assert 0.91 < hits / trials < 0.985
 
 
 def test_not_reached_is_a_result() -> None:
     rng = np.random.default_rng(4)
     *curve, target = _curve(rng, [0.2, 0.3, 0.5, 0.9], 400)
-    found = time_to_target(Scoring(), {"targets": [1.0, 2.0, 3.0]}, curve, target)["targets"]
-    assert found == Crossing(None, math.inf, math.inf, 0.0)
+    reached = time_to_target(Scoring(), {"targets": [1.0, 2.0, 3.0]}, curve, target)["targets"]
+    assert reached == Crossing(None, math.inf, math.inf, 0.0)
     # Nearly reached: some of the draws are.
     *curve, target = _curve(rng, [0.2, 0.3, 0.5, 0.51], 400)
     near = time_to_target(Scoring(), {"targets": [1.0, 2.0, 3.0]}, curve, target)["targets"]
@@ -64,13 +65,13 @@ def test_not_reached_is_a_result() -> None:
 def test_every_kind_of_spending_is_read_off_the_same_draws() -> None:
     rng = np.random.default_rng(5)
     *curve, target = _curve(rng, [0.3, 0.6, 0.5], 200)
-    found = time_to_target(Scoring(), {"a": [1.0, 2.0], "b": [100.0, 200.0]}, curve, target)
-    assert found["a"].at is not None
-    assert found["b"].at == pytest.approx(100 * found["a"].at)
-    assert found["b"].low == pytest.approx(100 * (found["a"].low or 0))
-    assert found["a"].share == found["b"].share
+    crossings = time_to_target(Scoring(), {"a": [1.0, 2.0], "b": [100.0, 200.0]}, curve, target)
+    assert crossings["a"].at is not None
+    assert crossings["b"].at == pytest.approx(100 * crossings["a"].at)
+    assert crossings["b"].low == pytest.approx(100 * (crossings["a"].low or 0))
+    assert crossings["a"].share == crossings["b"].share
     again = time_to_target(Scoring(), {"a": [1.0, 2.0]}, curve, target)
-    assert again["a"] == found["a"]
+    assert again["a"] == crossings["a"]
     with pytest.raises(ValueError, match="share no item"):
         time_to_target(Scoring(), {"a": [1.0]}, curve[:1], {"other": {"x": 1.0}})
 

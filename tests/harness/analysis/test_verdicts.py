@@ -25,8 +25,8 @@ def _around(value: float, half: float) -> Interval:
     ],
 )
 def test_a_score(paper: float | None, word: str) -> None:
-    found = verdicts.of_score(_around(0.50, 0.02), paper, detectable=0.03, rounding=0.0005)
-    assert found == word
+    verdict = verdicts.of_score(_around(0.50, 0.02), paper, detectable=0.03, rounding=0.0005)
+    assert verdict == word
     assert verdicts.of_score(None, paper, detectable=None) == "missing"
 
 

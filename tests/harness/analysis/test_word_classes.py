@@ -54,10 +54,10 @@ def test_lists_are_lower_case_and_every_kind_is_known() -> None:
 )
 def test_tokens_become_words(pieces: list[str], words: list[str]) -> None:
     numbers = group(pieces)
-    found = [
+    grouped = [
         "".join(p for p, n in zip(pieces, numbers, strict=True) if n == number) for number in sorted(set(numbers))
     ]
-    assert found == words
+    assert grouped == words
 
 
 @given(st.lists(st.text(alphabet="ab 1.,'-\n", min_size=1, max_size=5), max_size=30))

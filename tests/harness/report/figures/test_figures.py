@@ -51,9 +51,9 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     for arm, (gate, skill) in arms.items():
         for seed in SEEDS if arm != "mine" else SEEDS[:1]:
-            made = recipe(folder, f"demo.{arm}.seed{seed}", gate=gate, seed=seed)
-            run_dir = build_run(made, skill=skill + 0.1 * seed, noise=seed)
-            record = {**finish(made, run_dir), "suite": {"name": "demo", "arm": arm}}
+            asked = recipe(folder, f"demo.{arm}.seed{seed}", gate=gate, seed=seed)
+            run_dir = build_run(asked, skill=skill + 0.1 * seed, noise=seed)
+            record = {**finish(asked, run_dir), "suite": {"name": "demo", "arm": arm}}
             (run_dir / "record.json").write_text(json.dumps(record))
     return folder
 
@@ -123,15 +123,15 @@ def test_files_are_the_same_bytes_each_time_and_hold_searchable_text(results: Pa
 
 
 def test_one_arm_and_one_evaluation_are_enough(tmp_path: Path) -> None:
-    made = recipe(tmp_path, "lonely", evaluate={"benchmarks": ["shapes"], "at": [1.0]})
-    finish(made, build_run(made))
+    lonely = recipe(tmp_path, "lonely", evaluate={"benchmarks": ["shapes"], "at": [1.0]})
+    finish(lonely, build_run(lonely))
     assert len(build_figures(tmp_path)) == 2
 
 
 def test_no_evaluation_no_figure(tmp_path: Path) -> None:
     assert build_figures(tmp_path) == []
-    made = recipe(tmp_path, "silent", evaluate={"benchmarks": [], "at": [1.0]})
-    finish(made, build_run(made))
+    silent = recipe(tmp_path, "silent", evaluate={"benchmarks": [], "at": [1.0]})
+    finish(silent, build_run(silent))
     assert build_figures(tmp_path) == []
 
 
@@ -147,7 +147,7 @@ def test_device_hours_have_a_panel_where_devices_were_several(results: Path) -> 
     points = curve(pair.gated, "shapes")
     expected = [[3600 * p.device_hours, 100 * p.accuracy.value] for p in points]
     drawn = [points_of(container) for container in figure.axes[2].containers]
-    assert any(one == [pytest.approx(point) for point in expected] for one in drawn)
+    assert any(points == [pytest.approx(point) for point in expected] for points in drawn)
 
 
 def test_the_papers_points_stand_in_panels_of_their_own(tmp_path: Path) -> None:
@@ -259,15 +259,15 @@ def test_the_mean_curve_has_the_steps_that_all_seeds_have() -> None:
 def test_reference_losses_are_drawn_token_by_token(choice_world: World, tmp_path: Path) -> None:
     world = choice_world
     assert study(world.run, world.recipe.paths, Progress(quiet=True)) is None
-    found = read_selection(world.run.folder)
-    assert found is not None
+    selection = read_selection(world.run.folder)
+    assert selection is not None
     written = {path.name: path for path in build_figures(world.results)}
     svg = written[f"reference_loss_{world.run.id}.svg"].read_text()
     root = ElementTree.fromstring(svg)
     texts = {"".join(element.itertext()) for element in root.iter() if element.tag.endswith("}text")}
-    for panel in found["panels"]:
+    for panel in selection["panels"]:
         assert {token["text"].strip() for token in panel["tokens"]} <= texts
-    grounded = {token["text"].strip() for p in found["panels"] for token in p["tokens"] if token["grounded"]}
+    grounded = {token["text"].strip() for p in selection["panels"] for token in p["tokens"] if token["grounded"]}
     bold = {
         "".join(element.itertext())
         for element in root.iter()
@@ -277,6 +277,6 @@ def test_reference_losses_are_drawn_token_by_token(choice_world: World, tmp_path
     assert "50% of an answer's targets" in svg
     assert f"elided_words_{world.run.id}.json" in written
     page = written[f"reference_loss_{world.run.id}.html"].read_text()
-    for panel in found["panels"]:
+    for panel in selection["panels"]:
         assert f"<rt>{panel['tokens'][0]['loss']:.2f}</rt>" in page
     assert "<script" not in page

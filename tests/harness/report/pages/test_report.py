@@ -97,9 +97,9 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("suite")
     for arm, gate, skill in (("baseline", False, 1.2), ("regate", True, 1.1), ("keep25", {"keep_ratio": 0.25}, 1.0)):
         for seed in (0, 1):
-            made = recipe(folder, f"demo.{arm}.seed{seed}", gate=gate, seed=seed)
-            run_dir = build_run(made, skill=skill + 0.1 * seed, noise=seed)
-            record = {**finish(made, run_dir), "suite": {"name": "demo", "arm": arm}}
+            asked = recipe(folder, f"demo.{arm}.seed{seed}", gate=gate, seed=seed)
+            run_dir = build_run(asked, skill=skill + 0.1 * seed, noise=seed)
+            record = {**finish(asked, run_dir), "suite": {"name": "demo", "arm": arm}}
             (run_dir / "record.json").write_text(json.dumps(record))
     return folder
 
@@ -211,15 +211,15 @@ def test_an_inline_figure_keeps_to_itself() -> None:
         '<defs><path id="a" d="M0 0"/></defs><use xlink:href="#a" clip-path="url(#a)" '
         'style="fill: #0072b2; stroke: #123456"/><text>1 &lt; 2</text></svg>'
     )
-    found = inline_svg(svg, "p-", "a <b> figure")
-    assert "metadata" not in found
-    assert "<style" not in found
-    assert "http" not in found
-    assert 'href="#p-a" clip-path="url(#p-a)" style="fill: var(--kept); stroke: #123456"' in found.replace(
+    inline = inline_svg(svg, "p-", "a <b> figure")
+    assert "metadata" not in inline
+    assert "<style" not in inline
+    assert "http" not in inline
+    assert 'href="#p-a" clip-path="url(#p-a)" style="fill: var(--kept); stroke: #123456"' in inline.replace(
         "var(--arm-regate)", "var(--kept)"
     )
-    assert "1 &lt; 2" in found
-    assert '<title id="p-title">a &lt;b&gt; figure</title>' in found
+    assert "1 &lt; 2" in inline
+    assert '<title id="p-title">a &lt;b&gt; figure</title>' in inline
 
 
 def test_every_named_colour_has_a_value_in_both_schemes() -> None:

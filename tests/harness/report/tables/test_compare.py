@@ -28,9 +28,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pair, and a longer run of another machine. Not to be changed by a test."""
     folder = tmp_path_factory.mktemp("compare")
     build_pair(folder, "demo")
-    made = recipe(folder, "longer", gate={"keep_ratio": 0.25}, steps=50)
-    finish(made, build_run(made, skill=1.3))
-    path = folder / "runs" / made.run_id
+    longer = recipe(folder, "longer", gate={"keep_ratio": 0.25}, steps=50)
+    finish(longer, build_run(longer, skill=1.3))
+    path = folder / "runs" / longer.run_id
     record = read_record(path / "record.json")
     record["provenance"]["hardware"]["cpu"] = "Another CPU"
     for evaluation in record["evaluations"]:
@@ -66,8 +66,8 @@ def test_differences_are_paired_on_the_items_and_tested(results: Path) -> None:
     a, b = {task: ours[task] for task in tasks}, {task: theirs[task] for task in tasks}
     expected = score_difference(Scoring(), a, b)
     row = rows[gated.id]
-    found = [row["difference"], row["difference_low"], row["difference_high"]]
-    assert found == pytest.approx([expected.value, expected.low, expected.high])
+    difference = [row["difference"], row["difference_low"], row["difference_high"]]
+    assert difference == pytest.approx([expected.value, expected.low, expected.high])
     pooled = [{f"{task}.{key}": v for task in tasks for key, v in side[task].items()} for side in (a, b)]
     test = mcnemar(*pooled)
     assert (row["only_first"], row["only_this"], row["test"]) == (test.only_first, test.only_second, "McNemar")

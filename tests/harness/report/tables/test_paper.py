@@ -62,8 +62,8 @@ def test_the_papers_own_numbers_give_its_best_and_second_best(
     sources = [row[2].text for row in table.rows]
     labels = [row[0].text for row in table.rows]
     groups = {row.label: row.group for row in paper.benchmark_table(name)}
-    for one in TABLES[name]:
-        cells = _column(table, one.name)
+    for benchmark in TABLES[name]:
+        cells = _column(table, benchmark.name)
         printed = {
             label: cell
             for label, source, cell in zip(labels, sources, cells, strict=True)
@@ -78,9 +78,9 @@ def test_the_papers_own_numbers_give_its_best_and_second_best(
         }
         ours = {label: cell for label, source, cell in zip(labels, sources, cells, strict=True) if source == "ours"}
         for label, cell in ours.items():
-            assert cell.values[0] == pytest.approx(_paper_value(table, one.name, label))
+            assert cell.values[0] == pytest.approx(_paper_value(table, benchmark.name, label))
             if label in groups:
-                assert cell.mark == printed[label].mark, (one.name, label)
+                assert cell.mark == printed[label].mark, (benchmark.name, label)
         assert all(
             cell.mark == "" for label, cell in zip(labels, cells, strict=True) if groups.get(label) == "proprietary"
         )
@@ -150,9 +150,9 @@ def test_what_the_paper_prints_twice_is_computed_again(empty: dict[str, Table], 
     assert [(row["printed"], row["agree"]) for row in twice] == [(0.4122, "yes"), (0.4151, "no")]
     assert twice[0]["recomputed"] == pytest.approx(1 - 49.27 / 83.82)
     assert {row["agree"] for (name, _), row in rows.items() if "GPU-hours" in name} == {"yes"}
-    told = " ".join(paper.inconsistencies)
+    sentences = " ".join(paper.inconsistencies)
     for printed in ("41.22%", "41.51%", "43.51%", "41.41%"):
-        assert printed in told
+        assert printed in sentences
     notes = " ".join(empty["paper/inconsistencies"].notes)
     assert "reference loss only" in notes
 
@@ -165,7 +165,7 @@ def test_no_subset_of_the_printed_scores_has_the_printed_average(paper: Paper) -
     printed = np.array(
         [costs[label.removesuffix(GATED) + end]["avg_accuracy"] for label, end in zip(labels, ends, strict=True)]
     )
-    names = [one.name for columns in TABLES.values() for one in columns]
+    names = [benchmark.name for columns in TABLES.values() for benchmark in columns]
     scale = {"mme_cognition": 100 / 800, "mme_perception": 100 / 2000}
     scores = np.array([[(paper.reported(r, n) or 0) * scale.get(n, 100) for n in names] for r in labels])
     nearest = min(
@@ -210,16 +210,16 @@ def test_time_to_target_is_that_of_the_curve(paper: Paper, tmp_path: Path) -> No
                 run.gate.update(paper_gate(reference=run.gate["reference"]))
         table = next(t for t in paper_tables_of(paper, runs) if t.name == "paper/table4_efficiency_v1")
         rows = {(row["row"], row["quantity"]): row["ours"] for row in _rows(table)}
-        found = rows["VideoLLaMA2-ReGATE-extended", "time-to-target speed-up"]
+        speedup = rows["VideoLLaMA2-ReGATE-extended", "time-to-target speed-up"]
         if word is None:
-            assert found > 1
+            assert speedup > 1
             reach = reaches(runs[0], runs[1], "mvbench")
             assert reach is not None
             assert reach["seconds"].at is not None
             whole = runs[0].totals["seconds"]["train"]
-            assert found == pytest.approx(whole / reach["seconds"].at)
+            assert speedup == pytest.approx(whole / reach["seconds"].at)
         else:
-            assert found == word
+            assert speedup == word
             assert "not reached" in render.to_markdown(table)
 
 
@@ -239,11 +239,11 @@ def test_which_run_is_which_row_is_read_from_its_settings(paper: Paper) -> None:
     part = run_of("VideoChat2", "baseline", {})
     part.record["recipe"]["evaluate"]["limit"] = 10
     again = run_of("VideoLLaMA2", "zz again", {})
-    found = paper_runs(paper, [*papers_own_runs(paper), odd, own, teacher, part, again])
-    arms = {arm for model, arm in found.runs if model == "VideoLLaMA2"}
+    sorted_runs = paper_runs(paper, [*papers_own_runs(paper), odd, own, teacher, part, again])
+    arms = {arm for model, arm in sorted_runs.runs if model == "VideoLLaMA2"}
     assert arms == {"baseline", "extended", "fast", "lambda 0", "lambda 1", "teacher Qwen2-1.5B"}
-    assert len(found.left_out) == 4
-    assert any("limit" in note for note in found.left_out)
+    assert len(sorted_runs.left_out) == 4
+    assert any("limit" in note for note in sorted_runs.left_out)
 
 
 def test_weights_that_were_only_evaluated_have_a_row_of_their_own(paper: Paper) -> None:
@@ -260,12 +260,12 @@ def test_weights_that_were_only_evaluated_have_a_row_of_their_own(paper: Paper) 
 def test_the_shipped_recipes_are_the_papers_rows(paper: Paper) -> None:
     runs = []
     for name in (name for name in shipped(RECIPE) if name.startswith(("videollama2_", "videochat2_"))):
-        made = load_recipe(name)
-        run = run_of(MODELS[made.model.adapter], name, {}, steps=round(2000 * (made.train.epochs or 1)))
-        runs.append(Run({**run.record, "recipe": made.identity()}, run.folder))
-    found = {key: [run.name for run in by_seed.values()] for key, by_seed in paper_runs(paper, runs).runs.items()}
+        asked = load_recipe(name)
+        run = run_of(MODELS[asked.model.adapter], name, {}, steps=round(2000 * (asked.train.epochs or 1)))
+        runs.append(Run({**run.record, "recipe": asked.identity()}, run.folder))
+    rows = {key: [run.name for run in by_seed.values()] for key, by_seed in paper_runs(paper, runs).runs.items()}
     llama = "videollama2-videollama2"
-    assert found == {
+    assert rows == {
         ("VideoLLaMA2", "baseline"): [f"{llama}_baseline"],
         ("VideoLLaMA2", "extended"): [f"{llama}_regate"],
         ("VideoLLaMA2", "fast"): [f"{llama}_regate_fast"],
@@ -277,7 +277,7 @@ def test_the_shipped_recipes_are_the_papers_rows(paper: Paper) -> None:
         ("VideoChat2", "extended"): ["videochat2-videochat2_regate"],
         ("VideoChat2", "fast"): ["videochat2-videochat2_regate_fast"],
     }
-    assert set(LAMBDAS.values()) <= {arm for _, arm in found}
+    assert set(LAMBDAS.values()) <= {arm for _, arm in rows}
 
 
 def test_several_seeds_are_one_number_with_the_interval_of_the_seeds(paper: Paper) -> None:

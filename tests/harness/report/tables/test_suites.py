@@ -31,9 +31,9 @@ def _build(results: Path, arm: str, seed: int) -> None:
     gate: dict[str, Any] | bool = {"regate": True, "random": {"selection": "random"}}.get(arm, False)
     mark = {"name": "claim", "arm": arm}
     fields = {"seed": seed, "suite": mark, "evaluate": {"benchmarks": ["shapes"], "at": [0.5, 0.75, 1.0]}}
-    made = recipe(results, f"claim.{arm}.seed{seed}", gate=gate, steps=steps, **fields)
+    asked = recipe(results, f"claim.{arm}.seed{seed}", gate=gate, steps=steps, **fields)
     jitter = 0.1 * np.random.default_rng([seed, len(arm)]).normal()
-    finish(made, build_run(made, skill=skill + jitter))
+    finish(asked, build_run(asked, skill=skill + jitter))
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +79,8 @@ def _rows(table: Table) -> dict[str, dict[str, Any]]:
 
 
 def _scores(runs: list[Run], arm: str) -> dict[int, float]:
-    mine = [run for run in runs if run.suite == ("claim", arm)]
-    return {run.seed: run.record["evaluations"][-1]["mean"]["value"] for run in mine}
+    members = [run for run in runs if run.suite == ("claim", arm)]
+    return {run.seed: run.record["evaluations"][-1]["mean"]["value"] for run in members}
 
 
 def test_arms_are_means_of_their_records(runs: list[Run], tables: dict[str, Table]) -> None:
@@ -90,8 +90,8 @@ def test_arms_are_means_of_their_records(runs: list[Run], tables: dict[str, Tabl
         scores = list(_scores(runs, arm).values())
         counts = [run.totals["counts"] for run in runs if run.suite == ("claim", arm)]
         assert row["seeds"] == len(scores)
-        assert row["targets_computed"] == round(np.mean([each["scored"] for each in counts]))
-        assert row["positions_computed"] == round(np.mean([each["active"] for each in counts]))
+        assert row["targets_computed"] == round(np.mean([count["scored"] for count in counts]))
+        assert row["positions_computed"] == round(np.mean([count["active"] for count in counts]))
         assert row["shapes_mean"] == pytest.approx(np.mean(scores))
         assert row["shapes_sd"] == pytest.approx(np.std(scores, ddof=1))
     assert rows["baseline"]["targets_reduction"] == rows["baseline"]["shapes_difference"] == ""
@@ -101,17 +101,17 @@ def test_arms_are_means_of_their_records(runs: list[Run], tables: dict[str, Tabl
 def test_differences_are_paired_by_seed(runs: list[Run], tables: dict[str, Table]) -> None:
     rows = _rows(tables["suite_claim"])
     for arm in ("regate", "random"):
-        mine, base = _scores(runs, arm), _scores(runs, "baseline")
-        shared = sorted(mine.keys() & base.keys())
-        values = [mine[seed] - base[seed] for seed in shared]
-        interval = ttest_rel([mine[s] for s in shared], [base[s] for s in shared]).confidence_interval()
+        scores, base = _scores(runs, arm), _scores(runs, "baseline")
+        shared = sorted(scores.keys() & base.keys())
+        values = [scores[seed] - base[seed] for seed in shared]
+        interval = ttest_rel([scores[s] for s in shared], [base[s] for s in shared]).confidence_interval()
         row = rows[arm]
-        found = [row[f"shapes_difference{end}"] for end in ("", "_low", "_high", "_least", "_most", "_seeds")]
+        difference = [row[f"shapes_difference{end}"] for end in ("", "_low", "_high", "_least", "_most", "_seeds")]
         expected = [np.mean(values), interval.low, interval.high, min(values), max(values), len(values)]
-        assert found == pytest.approx(expected, rel=1e-9)
+        assert difference == pytest.approx(expected, rel=1e-9)
     # The arm without a gate that computed as many targets is found by its number of targets.
-    mine, short = _scores(runs, "regate"), _scores(runs, "short")
-    assert rows["regate"]["shapes_equal_targets"] == pytest.approx(np.mean([mine[s] - short[s] for s in SEEDS]))
+    scores, short = _scores(runs, "regate"), _scores(runs, "short")
+    assert rows["regate"]["shapes_equal_targets"] == pytest.approx(np.mean([scores[s] - short[s] for s in SEEDS]))
     assert rows["short"]["shapes_equal_targets"] == ""
     assert "random: no run with seed 3" in " ".join(tables["suite_claim"].notes)
 
@@ -126,7 +126,7 @@ def test_claims_get_their_verdict_from_the_interval_over_seeds(tables: dict[str,
     assert rows["loses"]["difference"] == pytest.approx(-rows["gains"]["difference"])
     assert rows["gains"]["detectable"] > 0
     facts = {
-        each["claim"]: each["bootstrap_over_seeds_and_items"] for each in json.loads(render.to_json(table))["facts"]
+        fact["claim"]: fact["bootstrap_over_seeds_and_items"] for fact in json.loads(render.to_json(table))["facts"]
     }
     assert facts["gains"]["value"] == pytest.approx(rows["gains"]["difference"], abs=1e-9)
     assert facts["gains"]["low"] < facts["gains"]["value"] < facts["gains"]["high"]
@@ -136,8 +136,8 @@ def test_claims_get_their_verdict_from_the_interval_over_seeds(tables: dict[str,
 
 def test_abilities_and_time_to_target(runs: list[Run], tables: dict[str, Table]) -> None:
     rows = _rows(tables["suite_claim_abilities_shapes"])
-    mine = [run for run in runs if run.suite == ("claim", "regate")]
-    colour = [run.record["evaluations"][-1]["tasks"][0]["value"] for run in mine]
+    members = [run for run in runs if run.suite == ("claim", "regate")]
+    colour = [run.record["evaluations"][-1]["tasks"][0]["value"] for run in members]
     assert rows["regate"]["colour"] == pytest.approx(np.mean(colour))
     assert rows["regate"]["colour_sd"] == pytest.approx(np.std(colour, ddof=1))
     reach = _rows(tables["suite_claim_target_shapes"])
@@ -174,8 +174,8 @@ def test_a_suite_without_its_definition_is_shown_without_claims(runs: list[Run])
 def test_recipes_run_with_several_seeds_get_a_table_without_a_suite(tmp_path: Path) -> None:
     for seed in (0, 1, 2):
         for name, gate, skill in (("plain", False, 1.2), ("gated", True, 1.0)):
-            made = recipe(tmp_path, name, gate=gate, seed=seed)
-            finish(made, build_run(made, skill=skill + 0.05 * seed))
+            asked = recipe(tmp_path, name, gate=gate, seed=seed)
+            finish(asked, build_run(asked, skill=skill + 0.05 * seed))
     other = recipe(tmp_path, "gated", gate={"keep_ratio": 0.25})
     finish(other, build_run(other))
     tables = {table.name: table for table in make_tables(tmp_path)}
@@ -192,8 +192,8 @@ def test_recipes_run_with_several_seeds_get_a_table_without_a_suite(tmp_path: Pa
 def test_two_runs_of_one_arm_and_seed_are_refused(tmp_path: Path) -> None:
     _build(tmp_path, "baseline", 0)
     mark = {"name": "claim", "arm": "baseline"}
-    made = recipe(tmp_path, "claim.baseline.seed0", steps=30, suite=mark)
-    finish(made, build_run(made))
+    twin = recipe(tmp_path, "claim.baseline.seed0", steps=30, suite=mark)
+    finish(twin, build_run(twin))
     with pytest.raises(DataError, match="a second run of arm baseline of suite claim with seed 0"):
         make_tables(tmp_path)
 

@@ -86,8 +86,8 @@ def test_accuracy_of_each_ability_with_its_interval_and_the_paired_difference(re
     baseline, gated, difference = _csv(results, "accuracy_shapes")[:3]
     task = read_records(results)[0]["evaluations"][-1]["tasks"][0]
     interval = wilson(round(task["value"] * task["n"]), task["n"])
-    found = [float(baseline[name]) for name in ("colour", "colour_low", "colour_high")]
-    assert found == pytest.approx([interval.value, interval.low, interval.high])
+    colour = [float(baseline[name]) for name in ("colour", "colour_low", "colour_high")]
+    assert colour == pytest.approx([interval.value, interval.low, interval.high])
     assert difference["run"] == f"{gated['run']} - {baseline['run']}"
     for name in ("mean", "colour", "collision"):
         assert float(difference[name]) == pytest.approx(float(gated[name]) - float(baseline[name]), abs=1e-9)
@@ -103,8 +103,8 @@ def test_same_records_same_bytes_wherever_they_lie(results: Path, tmp_path: Path
     first = _bytes(build_tables(results), results)
     shutil.copytree(results / "runs", tmp_path / "moved" / "runs")
     assert _bytes(build_tables(tmp_path / "moved"), tmp_path / "moved") == first
-    there = {path.relative_to(results / "tables").as_posix() for path in (results / "tables").rglob("*.*")}
-    assert there == first.keys(), "no temporary file stays"
+    present = {path.relative_to(results / "tables").as_posix() for path in (results / "tables").rglob("*.*")}
+    assert present == first.keys(), "no temporary file stays"
     shown = [table for table in make_tables(results) if table.printed]
     text = "\n".join(first[f"{table.name}.md"].decode() for table in shown)
     assert tables_markdown(results).startswith(text)
@@ -173,8 +173,8 @@ def test_intervals_are_the_same_from_items_and_from_their_number(tmp_path: Path)
 
 
 def test_an_arm_without_its_partner_is_shown_and_named(tmp_path: Path) -> None:
-    made = recipe(tmp_path, "lonely_regate", gate=True)
-    finish(made, build_run(made))
+    lonely = recipe(tmp_path, "lonely_regate", gate=True)
+    finish(lonely, build_run(lonely))
     assert "lonely_regate: its baseline has no record; differences are missing." in tables_markdown(tmp_path)
     assert _csv(tmp_path, "pairs")[0]["shapes_difference"] == "NA"
 
@@ -186,11 +186,11 @@ def test_pairs_are_runs_equal_but_for_name_and_gate(tmp_path: Path) -> None:
         ("demo_longer", {"gate": {"selection": "random"}, "steps": 50}),
         ("demo_again", {}),
     ):
-        made = recipe(tmp_path, name, **fields)
-        finish(made, build_run(made))
+        asked = recipe(tmp_path, name, **fields)
+        finish(asked, build_run(asked))
     pairs = pair_runs(load_runs(tmp_path))
-    found = [tuple(run.name if run else None for run in (pair.baseline, pair.gated)) for pair in pairs]
-    assert found == [
+    arms = [tuple(run.name if run else None for run in (pair.baseline, pair.gated)) for pair in pairs]
+    assert arms == [
         ("demo_baseline", None),
         (None, "demo_longer"),
         ("demo_again", "demo_random"),
