@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +19,7 @@ from regate import ConfigError, DenseGate, GateConfig, LayoutError
 from regate.hf import KEY, GatedTrainer, make_gate, with_sample_ids
 from regate.wrapping import unwrap
 from tests.regate import tiny, workers
+from tests.waiting import refused_port
 
 SPARSE = GateConfig(warmup_steps=1, cycle_steps=3, dense_steps=1, ema_decay=0.5)
 
@@ -230,9 +230,8 @@ def two_processes(rank, world, folder, port):
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     for world in (1, 2):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        held, port = refused_port()
+        held.close()
         assert workers.run(two_processes, world, str(tmp_path), port) == [0] * world
     one, two = (torch.load(tmp_path / f"weights-{world}.pt") for world in (1, 2))
     for name in one:

@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from dataclasses import replace
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 import regate
 from regate.teacher import write_losses
 from tests.regate import tiny
+from tests.waiting import HUNG_S
 
 CONFIG = regate.GateConfig(warmup_steps=0, cycle_steps=2, dense_steps=1, ema_decay=0.5)
 SAMPLES, GLOBAL_BATCH, STEPS_AN_EPOCH, STEPS = 12, 4, 3, 9
@@ -33,18 +35,17 @@ def context():
     return chosen
 
 
-def run(target, world, *args, timeout=100):
-    """Run `target(rank, world, *args)` in `world` processes; their exit codes."""
+def run(target, world, *args):
+    """Run `target(rank, world, *args)` in `world` processes; their exit codes. When one fails, the others are ended:
+    they would wait for it."""
     started = [context().Process(target=target, args=(rank, world, *args)) for rank in range(world)]
     for child in started:
         child.start()
-    deadline = time.monotonic() + timeout
-    while any(child.is_alive() for child in started) and time.monotonic() < deadline:
-        if any(child.exitcode not in (None, 0) for child in started):
-            time.sleep(0.2)
-            for child in started:
-                child.kill()  # the others would wait for it
-        time.sleep(0.02)
+    gives_up = time.monotonic() + HUNG_S
+    while any(child.is_alive() for child in started):
+        wait([child.sentinel for child in started if child.is_alive()], timeout=HUNG_S)
+        if any(child.exitcode not in (None, 0) for child in started) or time.monotonic() > gives_up:
+            break
     for child in started:
         child.kill()
         child.join()
@@ -214,8 +215,12 @@ def sharded(rank, world, folder):
     dist.destroy_process_group()
 
 
-def score(rank, world, folder, slow):
-    """Score this process's share of the samples, one at a time; seal the store if nothing is missing."""
+def score(rank, world, folder, dies_after):
+    """Score this process's share of the samples, one at a time; seal the store if nothing is missing.
+
+    Args:
+        dies_after: number of samples after which it dies without notice, or None.
+    """
     torch.set_num_threads(1)
     folder = Path(folder)
     rows = [data_of(sample) for sample in range(SAMPLES)]
@@ -229,4 +234,12 @@ def score(rank, world, folder, slow):
     )
     mine = [rows[sample] for sample in range(SAMPLES) if sample % world == rank]
     model = tiny.lm("Qwen2")
-    write_losses(model, mine, writer, placeholder_id=2, progress=lambda _: time.sleep(slow))
+    scored = 0
+
+    def progress(samples):
+        nonlocal scored
+        scored += samples
+        if scored == dies_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    write_losses(model, mine, writer, placeholder_id=2, progress=progress)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import pytest
 from harness.cli import main as cli
 from harness.config.load import load_recipe
 from harness.data.sources import make_data
+from tests.halting import Moment, halted
 from tests.harness.worlds import run_builder
 
 ROOT = Path(__file__).parents[3]
@@ -258,44 +257,40 @@ def test_a_folder_that_cannot_be_made(harness: Command, folder: Path) -> None:
 # --- stopping --------------------------------------------------------------------------------------------
 
 
-def spawn(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "harness", *arguments]
-    pipe = subprocess.PIPE
-    # A shell starts its background jobs deaf to Ctrl-C, and their children inherit it; a terminal does not.
-    hears = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
-    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True, preexec_fn=hears)
+def hears() -> None:
+    """A shell starts its background jobs deaf to Ctrl-C, and their children inherit it; a terminal does not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_command_ends_with_75_and_the_same_command_goes_on(
     harness: Command, folder: Path, number: signal.Signals
 ) -> None:
-    arguments = ["data", "make", "tiny_regate", "data.train_clips=3000"]
-    process = spawn(*arguments, cwd=folder)
-    deadline = time.monotonic() + 60
-    while not any((folder / "workspace" / "data").rglob("*.mp4")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    arguments = ["data", "make", "tiny_regate", "data.train_clips=20"]
+    moment = Moment("open", r"/clips/train/000007\.mp4$")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": hears}
+    with halted(moment, "-m", "harness", *arguments, cwd=folder, **pipes) as command:
+        command.process.send_signal(number)
+        out, err = command.process.communicate()
+    process = command.process
     assert process.returncode == 75, err
     assert out == ""
     assert "the same command resumes" in err
     assert "Traceback" not in err
-    recipe = load_recipe("tiny_regate", ["data.train_clips=3000"])
-    assert harness.json("plan", "tiny_regate", "data.train_clips=3000")["plans"][0]["to_make"], "nothing half made"
+    recipe = load_recipe("tiny_regate", ["data.train_clips=20"])
+    assert harness.json("plan", "tiny_regate", "data.train_clips=20")["plans"][0]["to_make"], "nothing half made"
     assert recipe.data.source == "shapes"
 
 
 def test_a_closed_pipe_is_no_error_worth_a_traceback(folder: Path) -> None:
-    process = spawn("show", "tiny_regate", cwd=folder)
-    assert process.stdout is not None
-    process.stdout.close()
-    assert process.stderr is not None
-    assert process.stderr.read() == ""
-    assert process.wait(timeout=60) == 1
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-m", "harness", "show", "tiny_regate"]
+    with subprocess.Popen(command, cwd=folder, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
 
 
 def test_evaluations_are_listed_and_checked(harness: Command, folder: Path) -> None:

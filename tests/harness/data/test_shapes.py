@@ -8,10 +8,6 @@ import json
 import os
 import random
 import re
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
@@ -27,6 +23,7 @@ from harness.data.shapes.questions import make_test
 from harness.data.shapes.render import RGB
 from harness.data.shapes.scene import BACKGROUNDS, COLOURS, KINDS, MOTIONS, SHAPES, Scene, make_scene
 from harness.data.shapes.text import ABILITIES, NUMBERS, converse
+from tests.halting import Moment, halted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,20 +85,17 @@ def test_stage_clips_are_the_first_ones_and_tell_when_there_are_too_few(made: Pa
 def test_a_killed_maker_leaves_no_set_behind(tmp_path: Path, made: Path) -> None:
     code = (
         "import sys, pathlib; from harness.data import shapes; from harness.config.data import ShapesData;"
-        "shapes.make(ShapesData(source='shapes', train_clips=4000), pathlib.Path(sys.argv[1]), 0)"
+        "shapes.make(ShapesData(source='shapes', train_clips=20), pathlib.Path(sys.argv[1]), 0)"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".shapes-*.tmp/clips/train/*.mp4")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with halted(Moment("open", r"/clips/train/000007\.mp4$"), "-c", code, tmp_path, cwd=tmp_path) as maker:
+        maker.process.kill()
+        maker.process.wait()
+    (left,) = tmp_path.glob(".shapes-*.tmp")
+    assert len(list(left.glob("clips/train/*.mp4"))) == 7
     assert not list(tmp_path.glob("shapes-*"))
     # A left-over of the very set is thrown away, not taken over.
     partial = temporary_path(tmp_path / made.name)
-    partial = partial.with_name(partial.name.replace(f"-{os.getpid()}.", f"-{process.pid}."))
+    partial = partial.with_name(partial.name.replace(f"-{os.getpid()}.", f"-{maker.process.pid}."))
     partial.mkdir()
     (partial / "rest.mp4").write_bytes(b"half")
     assert _tree(shapes.make(SMALL, tmp_path, 0)) == _tree(made)

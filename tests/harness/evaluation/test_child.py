@@ -160,7 +160,7 @@ def test_scores_are_those_worked_out_by_hand(world: World) -> None:
             "errors": 0,
         }
         assert result["versions"] == {"lmms_eval": "0.7.3", "task": 1}
-        assert 0 < result["seconds"] < 60
+        assert result["seconds"] > 0
     blue = COLOUR_OPTIONS.index("It is blue.")
     assert [item["prediction"] for item in world.items(5, "known")[:6]] == [blue] * 6
     colour, motion = trained["tasks"]

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from harness.evaluation.lmms.process import run_child
 from harness.evaluation.multiple_choice import select, summarise
 from harness.evaluation.task import Questions
 from tests.harness.worlds.evaluation import KNOWN, make_data, make_recipe
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -283,7 +283,7 @@ def test_a_share_that_dies_is_named_and_the_others_answers_stay(data: DataSet, t
     code = "from pathlib import Path\nmine = Path(job['results'][0]['path']).parent\n"
     code += "mine.mkdir(parents=True, exist_ok=True)\nplace = mine / 'known.answers-1.jsonl'\n"
     code += "if job['share'] == [1, 2]:\n    (mine / 'x').write_text('kept')\n    (mine / 'x').rename(place)\n"
-    code += "    time.sleep(60)\nwhile not place.exists():\n    time.sleep(0.02)\nos.kill(os.getpid(), 9)"
+    code += "    time.sleep(3600)\nwhile not place.exists():\n    time.sleep(0.02)\nos.kill(os.getpid(), 9)"
     with pytest.raises(HarnessError, match=r"process 1 of 2: evaluation failed: .*ended early \(exit -9\)"):
         evaluate(data, tmp_path, python(code), processes=2)
     assert (tmp_path / "run" / "eval" / "step-000003" / "known.answers-1.jsonl").read_text() == "kept"
@@ -357,24 +357,18 @@ def test_the_child_ends_with_a_killed_parent(tmp_path: Path) -> None:
     """SIGKILL tells the child nothing; its stdin closing does."""
     waits = "from harness.evaluation.lmms.child import watch_parent\nwatch_parent()\n"
     waits += f"open({str(tmp_path / 'pid')!r} + '.tmp', 'w').write(str(os.getpid()))\n"
-    waits += f"os.rename({str(tmp_path / 'pid')!r} + '.tmp', {str(tmp_path / 'pid')!r})\ntime.sleep(60)"
+    waits += f"os.rename({str(tmp_path / 'pid')!r} + '.tmp', {str(tmp_path / 'pid')!r})\ntime.sleep(3600)"
     parent_code = (
         "import pathlib, sys; from harness.evaluation.lmms.process import run_child\n"
         f"with run_child({python(waits)!r}, pathlib.Path({str(tmp_path)!r}), {{}}) as events:\n"
         "    list(events)"
     )
     parent = subprocess.Popen([sys.executable, "-c", parent_code], cwd=REPOSITORY)
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "pid").exists():
-        assert time.monotonic() < deadline
-        assert parent.poll() is None
-        time.sleep(0.02)
+    until((tmp_path / "pid").exists, parent)
     child = int((tmp_path / "pid").read_text())
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
-    while alive(child):
-        assert time.monotonic() < deadline, "the child outlived its parent"
-        time.sleep(0.02)
+    until(lambda: not alive(child))
 
 
 def alive(process: int) -> bool:
@@ -390,7 +384,7 @@ def test_leaving_the_block_ends_the_child(tmp_path: Path) -> None:
     code = (
         "events.write(json.dumps({'event': 'progress', 'result': os.getpid(), 'done': 0}) + '\\n'); events.flush()\n"
     )
-    code += "time.sleep(60)"
+    code += "time.sleep(3600)"
     with run_child(python(code), tmp_path, {}) as events:
         child = next(events)["result"]
         assert alive(child)
