@@ -91,17 +91,18 @@ def candidates_of(layout: Layout, which: config.Candidates = "targets") -> Candi
     if bool(orphan_B.any()):
         row = int(orphan_B.nonzero()[0])
         raise LayoutError(f"row {row}: a target stands first in its row, so no position predicts it")
-    found = _CANDIDATES[which](layout)
-    length = found.slot_BS.shape[1]
-    seen_BS = torch.zeros(found.slot_BS.shape[0], length + 1, dtype=torch.bool)
-    seen_BS.scatter_(1, found.slot_BS.clamp(-1, length - 1) + 1, True)
-    wrong_B = (seen_BS[:, 1:].cumprod(dim=1).sum(dim=1) != found.count_B) | (
-        found.mask_BS & ((found.slot_BS < 0) | (found.slot_BS >= length))
+    candidates = _CANDIDATES[which](layout)
+    length = candidates.slot_BS.shape[1]
+    seen_BS = torch.zeros(candidates.slot_BS.shape[0], length + 1, dtype=torch.bool)
+    seen_BS.scatter_(1, candidates.slot_BS.clamp(-1, length - 1) + 1, True)
+    wrong_B = (seen_BS[:, 1:].cumprod(dim=1).sum(dim=1) != candidates.count_B) | (
+        candidates.mask_BS & ((candidates.slot_BS < 0) | (candidates.slot_BS >= length))
     ).any(dim=1)
     if bool(wrong_B.any()):
         row = int(wrong_B.nonzero()[0])
-        raise LayoutError(f"row {row}: the ordinals of its {int(found.count_B[row])} targets are not 0, 1, 2, ...")
-    return found
+        count = int(candidates.count_B[row])
+        raise LayoutError(f"row {row}: the ordinals of its {count} targets are not 0, 1, 2, ...")
+    return candidates
 
 
 def target_checksum(ids: Tensor) -> int:
@@ -109,11 +110,12 @@ def target_checksum(ids: Tensor) -> int:
     return zlib.crc32(ids.to(torch.int64).contiguous().numpy().astype("<i8", copy=False).tobytes())
 
 
-def in_order(found: Candidates, value_BS: Tensor) -> list[Tensor]:
+def in_order(candidates: Candidates, value_BS: Tensor) -> list[Tensor]:
     """The values at each row's candidates, in canonical order: B tensors of count_B[b] entries."""
-    order_BS = torch.where(found.mask_BS, found.slot_BS, found.slot_BS.shape[1]).argsort(dim=1, stable=True)
+    slot_BS = candidates.slot_BS
+    order_BS = torch.where(candidates.mask_BS, slot_BS, slot_BS.shape[1]).argsort(dim=1, stable=True)
     sorted_BS = value_BS.gather(1, order_BS)
-    return [row[:count] for row, count in zip(sorted_BS, found.count_B.tolist(), strict=True)]
+    return [row[:count] for row, count in zip(sorted_BS, candidates.count_B.tolist(), strict=True)]
 
 
 def store_keys(layout: Layout, which: config.Candidates = "targets") -> tuple[list[int], list[int]]:
@@ -121,6 +123,6 @@ def store_keys(layout: Layout, which: config.Candidates = "targets") -> tuple[li
 
     With "targets" this is the number of targets and `target_checksum` of their ids by ordinal.
     """
-    found = candidates_of(layout, which)
-    checksums = [target_checksum(ids) for ids in in_order(found, found.tokens_BS)]
-    return found.count_B.tolist(), checksums
+    candidates = candidates_of(layout, which)
+    checksums = [target_checksum(ids) for ids in in_order(candidates, candidates.tokens_BS)]
+    return candidates.count_B.tolist(), checksums

@@ -159,13 +159,13 @@ class DifficultyStore:
         """The epochs whose values are still kept."""
         return sorted(_epoch_of(file) for file in self.path.glob("m.e*.npy"))
 
-    def values(self, found: Candidates, sample_ids_B: Tensor, *, epoch: int | None = None) -> Tensor:
+    def values(self, candidates: Candidates, sample_ids_B: Tensor, *, epoch: int | None = None) -> Tensor:
         """m at the candidates of a batch: float32 BS, nats, NaN elsewhere; 0 where nothing was observed yet.
 
         Args:
             epoch: an earlier epoch of `epochs`, for looking back; None is the present one.
         """
-        slots = self.index.slots(found, sample_ids_B, self.path)
+        slots = self.index.slots(candidates, sample_ids_B, self.path)
         values = self._values if epoch is None else self._map(epoch)
         return slots.spread(np.nan_to_num(values[slots.slot_n].astype(np.float32), nan=0.0))
 
@@ -238,9 +238,9 @@ class DifficultyStore:
         self._close_journal()
         epoch, step = int(state["epoch"]), int(state["step"])
         if not (self.path / f"m.e{epoch}.npy").exists():
-            there = sorted(_epoch_of(file) for file in self.path.glob("m.e*.npy"))
+            epochs = sorted(_epoch_of(file) for file in self.path.glob("m.e*.npy"))
             raise StoreError(
-                f"{self.path}: the checkpoint is of epoch {epoch}, the store has epochs {there}; "
+                f"{self.path}: the checkpoint is of epoch {epoch}, the store has epochs {epochs}; "
                 "resume from a later checkpoint, or start the run again"
             )
         offsets = {int(rank): int(end) for rank, end in state["offsets"].items()}

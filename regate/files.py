@@ -41,8 +41,8 @@ def read_json(path: Path, what: str, schema: int = 1) -> dict[str, Any]:
     except ValueError as error:
         raise StoreError(f"{path} is damaged ({error}); make the {what} again") from None
     if not isinstance(value, dict) or value.get("schema") != schema or value.get("kind") != what:
-        found = value.get("schema") if isinstance(value, dict) else None
-        raise StoreError(f"{path} does not describe a {what} of schema {schema} (schema {found}); make it again")
+        actual = value.get("schema") if isinstance(value, dict) else None
+        raise StoreError(f"{path} does not describe a {what} of schema {schema} (schema {actual}); make it again")
     return value
 
 

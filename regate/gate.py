@@ -111,15 +111,15 @@ class Gate:
             StoreError, MismatchError: a sample is unknown to a store, or its targets differ.
         """
         sample_ids_B = sample_ids_B.cpu()
-        found = candidates_of(layout, self.config.candidates)
+        candidates = candidates_of(layout, self.config.candidates)
         keep_ratio = self.schedule.keep_ratio_at(step)
         if keep_ratio < 1.0 and not self.config.selects_after_forward:
-            chosen_BS = top_k(self._score(found, sample_ids_B, step), found.mask_BS, keep_ratio)
+            chosen_BS = top_k(self._score(candidates, sample_ids_B, step), candidates.mask_BS, keep_ratio)
         else:
-            chosen_BS = found.mask_BS
+            chosen_BS = candidates.mask_BS
         active_BS = valid_BS = layout.valid_BS
         if keep_ratio < 1.0 and self.config.execution != "loss_only":
-            active_BS = valid_BS & (~found.mask_BS | ALIGN[self.config.align](chosen_BS))
+            active_BS = valid_BS & (~candidates.mask_BS | ALIGN[self.config.align](chosen_BS))
         targets_BS = chosen_BS & layout.target_BS
         counts = count_tokens(layout, active_BS, targets_BS)
         decision = Decision(active_BS, targets_BS, sample_ids_B, layout, keep_ratio, counts, step)
@@ -194,15 +194,15 @@ class Gate:
         if self._difficulty is not None:
             self._difficulty.rewind(state["difficulty"])
 
-    def _score(self, found: Candidates, sample_ids_B: Tensor, step: int) -> Tensor:
+    def _score(self, candidates: Candidates, sample_ids_B: Tensor, step: int) -> Tensor:
         reference_BS = difficulty_BS = None
         if self._reference is not None:
-            reference_BS = self._reference.losses_at(found, sample_ids_B)
+            reference_BS = self._reference.losses_at(candidates, sample_ids_B)
         if self._difficulty is not None:
-            difficulty_BS = self._difficulty.values(found, sample_ids_B)
+            difficulty_BS = self._difficulty.values(candidates, sample_ids_B)
         return score(
             self.config,
-            found.slot_BS,
+            candidates.slot_BS,
             sample_ids_B,
             student_BS=difficulty_BS,
             reference_BS=reference_BS,
@@ -244,9 +244,9 @@ class Gate:
             )
         if self._difficulty is None or (self.config.ema_observe == "all_dense" and decision.keep_ratio < 1.0):
             return
-        found = candidates_of(decision.layout, self.config.candidates)
-        slots = self._difficulty.index.slots(found, decision.sample_ids_B, self._difficulty.path)
-        seen_n = decision.losses_BS[found.mask_BS].numpy()
+        candidates = candidates_of(decision.layout, self.config.candidates)
+        slots = self._difficulty.index.slots(candidates, decision.sample_ids_B, self._difficulty.path)
+        seen_n = decision.losses_BS[candidates.mask_BS].numpy()
         self._difficulty.append(decision.step, slots, seen_n, losses_N.numpy())
 
 

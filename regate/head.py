@@ -128,8 +128,8 @@ def _softcap(model: nn.Module) -> float | None:
                     f"{type(model).__name__} changes its logits after the head ({name} = {value}): regate would "
                     "train on other logits than the model's own; call the model itself inside regate.scored_rows"
                 )
-    found = (getattr(place, "final_logit_softcapping", None) for place in places)
-    caps = {float(cap) for cap in found if cap}
+    values = (getattr(place, "final_logit_softcapping", None) for place in places)
+    caps = {float(cap) for cap in values if cap}
     if len(caps) > 1:
         raise UnsupportedModelError(f"{type(model).__name__} has several final_logit_softcapping values: {caps}")
     return caps.pop() if caps else None

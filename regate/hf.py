@@ -130,9 +130,9 @@ def make_gate(
             fingerprint={**fingerprint, **_settings(config)},
         )  # fmt: skip
         share = {*writer.share(process.rank(), process.world())}
-        mine = [place for place, sample_id in enumerate(ids) if sample_id in share]
+        places = [place for place, sample_id in enumerate(ids) if sample_id in share]
         store = score_reference(
-            teacher, _named(dataset, collator, mine, batch_size), writer, placeholder_id=placeholder_id,
+            teacher, _named(dataset, collator, places, batch_size), writer, placeholder_id=placeholder_id,
             placeholders=config.reference.placeholders, dtype=config.reference.dtype, candidates=config.candidates,
         )  # fmt: skip
     difficulty = None

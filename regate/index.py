@@ -122,15 +122,15 @@ class StoreIndex:
             )
         return np.asarray(rows_B, dtype=np.int64)
 
-    def slots(self, found: Candidates, sample_ids_B: Tensor, where: Path | str) -> Slots:
+    def slots(self, candidates: Candidates, sample_ids_B: Tensor, where: Path | str) -> Slots:
         """Where the batch's candidates stand in the flat array. Rows without candidates are left aside.
 
         Raises:
             StoreError: an id is unknown.
             MismatchError: a sample has another number of candidates than the store.
         """
-        row_n, column_n = (axis.numpy() for axis in found.mask_BS.nonzero(as_tuple=True))
-        count_B = found.count_B.numpy()
+        row_n, column_n = (axis.numpy() for axis in candidates.mask_BS.nonzero(as_tuple=True))
+        count_B = candidates.count_B.numpy()
         live_B = count_B > 0
         rows_B = np.full(count_B.shape, -1, dtype=np.int64)
         ids_B = sample_ids_B.numpy()
@@ -142,8 +142,8 @@ class StoreIndex:
                 f"sample {int(ids_B[wrong])} has {int(count_B[wrong])} targets here and {int(stored_B[wrong])} in "
                 f"{where}: the template, the tokenizer, the truncation or the data changed since; score again"
             )
-        slot_n = self.offsets_M1[rows_B[row_n]] + found.slot_BS.numpy()[row_n, column_n]
-        return Slots(rows_B, row_n, column_n, slot_n, (found.mask_BS.shape[0], found.mask_BS.shape[1]))
+        slot_n = self.offsets_M1[rows_B[row_n]] + candidates.slot_BS.numpy()[row_n, column_n]
+        return Slots(rows_B, row_n, column_n, slot_n, (candidates.mask_BS.shape[0], candidates.mask_BS.shape[1]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,7 +116,7 @@ def compact_mask(decoder: nn.Module, mask: Any, embeds_BSD: Tensor, compaction: 
     each of them.
     """
     if isinstance(mask, dict):
-        return {kind: compact_mask(decoder, one, embeds_BSD, compaction) for kind, one in mask.items()}
+        return {kind: compact_mask(decoder, of_kind, embeds_BSD, compaction) for kind, of_kind in mask.items()}
     if isinstance(mask, Tensor) and mask.dim() == 4:
         return _gather_4d(mask, compaction)
     if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):

@@ -86,12 +86,12 @@ class ReferenceWriter:
             write_json(folder / "manifest.json", manifest)
 
         if not make_folder(path, fill):
-            found = read_json(path / "manifest.json", KIND)
-            _same_fingerprint(path, found, fingerprint)
+            stored = read_json(path / "manifest.json", KIND)
+            _same_fingerprint(path, stored, fingerprint)
             for name in ("samples", "targets", "index_crc32", "checksums_crc32"):
-                if found[name] != manifest[name]:
+                if stored[name] != manifest[name]:
                     raise StoreError(
-                        f"{path} was made from other samples or targets ({name} {found[name]}, here "
+                        f"{path} was made from other samples or targets ({name} {stored[name]}, here "
                         f"{manifest[name]}); choose another folder"
                     )
         return cls(
@@ -206,10 +206,10 @@ class ReferenceStore:
         """
         return self.losses_at(candidates_of(layout, candidates), sample_ids_B)
 
-    def losses_at(self, found: Candidates, sample_ids_B: Tensor) -> Tensor:
-        """`losses`, for candidates that are already found."""
-        slots = self.index.slots(found, sample_ids_B, self.path)
-        for row, ids in zip(slots.rows_B.tolist(), in_order(found, found.tokens_BS), strict=True):
+    def losses_at(self, candidates: Candidates, sample_ids_B: Tensor) -> Tensor:
+        """`losses`, for candidates that are at hand already."""
+        slots = self.index.slots(candidates, sample_ids_B, self.path)
+        for row, ids in zip(slots.rows_B.tolist(), in_order(candidates, candidates.tokens_BS), strict=True):
             if row >= 0 and target_checksum(ids) != int(self.checksums_M[row]):
                 raise MismatchError(
                     f"sample {int(self.index.ids_M[row])}: checksum of its target ids is {target_checksum(ids):08x} "

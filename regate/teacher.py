@@ -133,10 +133,10 @@ def write_losses(
             ids = batch.sample_ids_B.tolist()
             new = [row for row, sample_id in enumerate(ids) if sample_id not in done]
             if new:  # the whole batch is read: a row's last bits depend on the rows beside it
-                found = candidates_of(batch.layout, candidates)
-                values_BS = torch.zeros(found.mask_BS.shape)
-                values_BS[found.mask_BS] = reader.losses(batch, found).float().cpu()
-                losses = in_order(found, values_BS)
+                of_batch = candidates_of(batch.layout, candidates)
+                values_BS = torch.zeros(of_batch.mask_BS.shape)
+                values_BS[of_batch.mask_BS] = reader.losses(batch, of_batch).float().cpu()
+                losses = in_order(of_batch, values_BS)
                 writer.write([ids[row] for row in new], [losses[row] for row in new])
             if progress is not None:
                 progress(len(ids))
@@ -152,17 +152,17 @@ class _Reader:
     placeholders: Placeholders
     device: torch.device
 
-    def losses(self, batch: TextBatch, found: Candidates) -> Tensor:
+    def losses(self, batch: TextBatch, candidates: Candidates) -> Tensor:
         """-log p_ref at every candidate: float32 N, row by row."""
-        if int(found.count_B.sum()) == 0:
+        if int(candidates.count_B.sum()) == 0:
             return torch.zeros(0)
         layout = batch.layout
         visual_BS = layout.kind_BS == Kind.VISUAL
-        read_BS = _read(layout, found, self.placeholders)
+        read_BS = _read(layout, candidates, self.placeholders)
         # A placeholder that is not read may lie outside the teacher's vocabulary.
         filler = self.placeholder_id if self.placeholders == "attended" else 0
         ids_BS = torch.where(visual_BS, filler, batch.input_ids_BS.cpu())
-        predictor_BS = torch.nn.functional.pad(found.mask_BS[:, 1:], (0, 1), value=False)
+        predictor_BS = torch.nn.functional.pad(candidates.mask_BS[:, 1:], (0, 1), value=False)
         if self.placeholders == "compact":
             compaction = compact(read_BS)
             predictor_BS = compaction.gather(predictor_BS) & compaction.valid_BK
@@ -172,7 +172,7 @@ class _Reader:
                 logits_NV = self._logits(predictor_BS, ids_BS, layout.valid_BS)
         else:
             logits_NV = self._logits(predictor_BS, ids_BS, layout.valid_BS)
-        return token_loss(logits_NV, found.tokens_BS[found.mask_BS].to(self.device, non_blocking=True))
+        return token_loss(logits_NV, candidates.tokens_BS[candidates.mask_BS].to(self.device, non_blocking=True))
 
     def _logits(self, predictor_BS: Tensor, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
         logits_NV: Tensor = self.scored(
@@ -183,14 +183,14 @@ class _Reader:
         return logits_NV
 
 
-def _read(layout: Layout, found: Candidates, placeholders: Placeholders) -> Tensor:
+def _read(layout: Layout, candidates: Candidates, placeholders: Placeholders) -> Tensor:
     """The positions that the teacher reads: bool BS."""
     if placeholders == "attended":
         return layout.valid_BS
     visual_BS = layout.kind_BS == Kind.VISUAL
     after_visual_BS = torch.nn.functional.pad(visual_BS[:, :-1], (1, 0), value=False)
-    if bool((found.mask_BS & after_visual_BS).any()):
-        row = int((found.mask_BS & after_visual_BS).any(dim=1).nonzero()[0])
+    if bool((candidates.mask_BS & after_visual_BS).any()):
+        row = int((candidates.mask_BS & after_visual_BS).any(dim=1).nonzero()[0])
         raise LayoutError(
             f"row {row}: a target directly follows a visual position, which the teacher does not read; put a "
             "template token between them, or use placeholders: attended"
