@@ -74,15 +74,15 @@ def test_no_environment_variable_changes_what_a_run_does() -> None:
 
 def test_no_state_lives_in_modules() -> None:
     """No `global`, and nothing mutable at the top of a module that is not a constant by name."""
-    found = [f"{name}:{node.lineno}" for name, node in nodes("regate", "harness") if isinstance(node, ast.Global)]
+    mutable = [f"{name}:{node.lineno}" for name, node in nodes("regate", "harness") if isinstance(node, ast.Global)]
     for path in sources("regate", "harness"):
         for node in tree_of(path).body:
             if isinstance(node, ast.Assign) and isinstance(node.value, (ast.List, ast.Dict, ast.Set)):
                 names = [target.id for target in node.targets if isinstance(target, ast.Name)]
-                found += [
+                mutable += [
                     f"{name_of(path)}:{node.lineno}" for name in names if not name.isupper() and name != "__all__"
                 ]
-    assert not found
+    assert not mutable
 
 
 def test_inheritance_is_one_level_deep() -> None:

@@ -36,13 +36,13 @@ SUFFIXES = {
 @pytest.mark.parametrize("what", FORBIDDEN)
 def test_no_file_holds(what: str) -> None:
     pattern = re.compile(FORBIDDEN[what])
-    found = []
+    matches = []
     for path in tracked():
         if path.suffix in SUFFIXES:
             match = pattern.search(path.read_text(encoding="utf-8", errors="replace"))
             if match:
-                found.append(f"{path.relative_to(ROOT)}: {match.group()}")
-    assert not found
+                matches.append(f"{path.relative_to(ROOT)}: {match.group()}")
+    assert not matches
 
 
 def test_heavy_files_are_not_tracked() -> None:

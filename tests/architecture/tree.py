@@ -14,11 +14,11 @@ def tracked() -> list[Path]:
     """Files under version control; in an unpacked archive, those of the project's folders."""
     if (ROOT / ".git").exists():
         listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
-        found = [ROOT / name for name in listed.stdout.split("\0") if name]
+        paths = [ROOT / name for name in listed.stdout.split("\0") if name]
     else:
-        found = [path for path in ROOT.iterdir() if path.is_file()]
-        found += [path for folder in _FOLDERS for path in (ROOT / folder).rglob("*")]
-    return [path for path in found if path.is_file() and not _LEFT_OUT.intersection(path.parts)]
+        paths = [path for path in ROOT.iterdir() if path.is_file()]
+        paths += [path for folder in _FOLDERS for path in (ROOT / folder).rglob("*")]
+    return [path for path in paths if path.is_file() and not _LEFT_OUT.intersection(path.parts)]
 
 
 def sources(*folders: str) -> list[Path]:

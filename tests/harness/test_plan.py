@@ -111,6 +111,14 @@ def test_what_a_run_should_be_warned_of(overrides: list[str], words: str) -> Non
     assert len(matching) == 1, plan(*overrides).warnings
 
 
+def test_a_weight_of_zero_needs_no_teacher() -> None:
+    assert plan().teacher_pass
+    weightless = plan("gate.reference_weight=0.0")
+    assert not weightless.teacher_pass
+    assert "  teacher     not needed: this gate reads no reference losses" in render(weightless)
+    assert plan("gate.reference_weight=0.0", "gate.ema_init=reference").teacher_pass
+
+
 @pytest.mark.parametrize("selection", ["reference", "random", "first"])
 def test_one_epoch_is_no_warning_where_no_difficulty_is_read(selection: str) -> None:
     assert not any("difficulty" in line for line in plan("train.steps=187", f"gate.selection={selection}").warnings)

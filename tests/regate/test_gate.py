@@ -135,14 +135,14 @@ def test_observing_only_dense_steps(tmp_path):
 def test_random_control_depends_on_seed_step_and_sample_only(tmp_path):
     data = tiny.rows(batch=3, pad="none")
     config = replace(SPARSE, selection="random")
-    one, other = Gate(config, None, seed=1), Gate(config, None, seed=2)
-    first = one.decide(data.layout, data.sample_ids_B, step=1).targets_BS
-    assert torch.equal(first, one.decide(data.layout, data.sample_ids_B, step=1).targets_BS)
-    assert not torch.equal(first, one.decide(data.layout, data.sample_ids_B, step=2).targets_BS)
+    gate, other = Gate(config, None, seed=1), Gate(config, None, seed=2)
+    first = gate.decide(data.layout, data.sample_ids_B, step=1).targets_BS
+    assert torch.equal(first, gate.decide(data.layout, data.sample_ids_B, step=1).targets_BS)
+    assert not torch.equal(first, gate.decide(data.layout, data.sample_ids_B, step=2).targets_BS)
     assert not torch.equal(first, other.decide(data.layout, data.sample_ids_B, step=1).targets_BS)
     order = torch.tensor([2, 0, 1])
     moved = regate.Layout(data.layout.labels_BS[order], data.layout.kind_BS[order], data.layout.ordinal_BS[order])
-    assert torch.equal(one.decide(moved, data.sample_ids_B[order], step=1).targets_BS, first[order])
+    assert torch.equal(gate.decide(moved, data.sample_ids_B[order], step=1).targets_BS, first[order])
 
 
 def test_first_control_takes_the_first_targets(tmp_path):

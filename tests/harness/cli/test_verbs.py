@@ -128,8 +128,8 @@ def test_show(harness: Command, folder: Path) -> None:
 
 
 def test_status(harness: Command, folder: Path) -> None:
-    made = run_builder.recipe(Path("results"), "half", gate=True, steps=40)
-    run_dir = run_builder.build_run(made, killed_at=27)
+    recipe = run_builder.recipe(Path("results"), "half", gate=True, steps=40)
+    run_dir = run_builder.build_run(recipe, killed_at=27)
     events = [json.loads(line) for line in (run_dir / "ledger.jsonl").read_text().splitlines()]
     assert harness("status") == 0
     assert "trained, step 40 of 40" in harness.out

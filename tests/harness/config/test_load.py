@@ -104,16 +104,16 @@ def test_a_mistake_is_told_with_its_place_and_the_way_out(
     folder: Path, change: tuple[str, str], place: str, words: str
 ) -> None:
     assert change[0] in GOOD
-    found = problems(folder, GOOD.replace(*change))
-    matching = [line for line in found if words in line]
-    assert matching, found
+    messages = problems(folder, GOOD.replace(*change))
+    matching = [line for line in messages if words in line]
+    assert matching, messages
     assert matching[0].startswith(f"r.yaml:{place}"), matching
 
 
 def test_all_mistakes_come_at_once_in_the_order_of_the_file(folder: Path) -> None:
     text = GOOD.replace("mine", "Mine").replace("steps: 10", "stepz: 10").replace("{keep_ratio: 0.5}", "{align: x}")
-    found = problems(folder, text, "gate.keep_ratio=3", "gate.nothing=1", "seed=x")
-    assert [line.split(": ")[0] for line in found] == [
+    messages = problems(folder, text, "gate.keep_ratio=3", "gate.nothing=1", "seed=x")
+    assert [line.split(": ")[0] for line in messages] == [
         "r.yaml:1:7",
         "r.yaml:4:1",  # neither steps nor epochs
         "r.yaml:5:3",
@@ -140,14 +140,14 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(folder: Path) -> Non
     ],
 )
 def test_a_wrong_override_is_named_as_the_source(folder: Path, override: str, words: str) -> None:
-    found = problems(folder, GOOD, override)
-    assert any(line.startswith(f"override {override}: ") and words in line for line in found), found
+    messages = problems(folder, GOOD, override)
+    assert any(line.startswith(f"override {override}: ") and words in line for line in messages), messages
 
 
 def test_an_override_below_a_null_gate_does_not_switch_the_gate_on(folder: Path) -> None:
-    found = problems(folder, GOOD.replace("{keep_ratio: 0.5}", "null"), "gate.keep_ratio=0.25")
-    assert len(found) == 1
-    assert "gate is null at r.yaml:9:7" in found[0]
+    messages = problems(folder, GOOD.replace("{keep_ratio: 0.5}", "null"), "gate.keep_ratio=0.25")
+    assert len(messages) == 1
+    assert "gate is null at r.yaml:9:7" in messages[0]
 
 
 @pytest.mark.parametrize(

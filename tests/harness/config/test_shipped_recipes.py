@@ -84,7 +84,7 @@ def test_an_installed_package_finds_them_without_the_checkout(tmp_path: Path) ->
     subprocess.run([sys.executable, *build], cwd=ROOT, check=True, capture_output=True)
     script = "import harness.config.load as load; print(load.__file__, *sorted(load.shipped(load.RECIPE)))"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
-    found = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
     ).stdout.split()
-    assert found == [str(tmp_path / "installed" / "harness" / "config" / "load.py"), *NAMES]
+    assert printed == [str(tmp_path / "installed" / "harness" / "config" / "load.py"), *NAMES]

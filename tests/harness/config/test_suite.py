@@ -165,9 +165,9 @@ def test_the_arm_at_equal_targets_computes_what_regate_does() -> None:
 
 def test_validate_and_list_know_suites(tmp_path: Path) -> None:
     runner = CliRunner()
-    found = runner.invoke(app, ["validate", "--json", written(tmp_path)])
-    assert found.exit_code == 0, found.output
-    assert len(json.loads(found.stdout)["recipes"]) == 4
+    answer = runner.invoke(app, ["validate", "--json", written(tmp_path)])
+    assert answer.exit_code == 0, answer.output
+    assert len(json.loads(answer.stdout)["recipes"]) == 4
     listed = runner.invoke(app, ["list", "suites", "--json"])
     assert "suites/tiny_claim" in {entry["name"] for entry in json.loads(listed.stdout)["suites"]}
 
