@@ -41,13 +41,16 @@ def unit_values(scoring: Scoring, items: Iterable[Mapping[str, Any]]) -> Units:
     Raises:
         ValueError: an item of a scoring over several items names no unit.
     """
-    found: dict[str, dict[str, list[float]]] = {}
+    results_by_unit: dict[str, dict[str, list[float]]] = {}
     for item in items:
         unit = item["key"] if scoring.unit == "item" else item.get("unit")
         if unit is None:
             raise ValueError(f"item {item['task']} {item['key']} names no unit, which {scoring.unit!r} needs")
-        found.setdefault(item["task"], {}).setdefault(str(unit), []).append(float(item["correct"]))
-    return {task: {unit: _unit(scoring, results) for unit, results in mine.items()} for task, mine in found.items()}
+        results_by_unit.setdefault(item["task"], {}).setdefault(str(unit), []).append(float(item["correct"]))
+    return {
+        task: {unit: _unit(scoring, results) for unit, results in by_unit.items()}
+        for task, by_unit in results_by_unit.items()
+    }
 
 
 def _unit(scoring: Scoring, results: list[float]) -> float:
@@ -67,8 +70,8 @@ def task_weights(scoring: Scoring, sizes: Mapping[str, int]) -> dict[str, float]
         return dict.fromkeys(sizes, 1.0)
     if scoring.combine == "mean":
         return dict.fromkeys(sizes, 1 / len(sizes))
-    whole = sum(sizes.values())
-    return {task: size / whole for task, size in sizes.items()}
+    total = sum(sizes.values())
+    return {task: size / total for task, size in sizes.items()}
 
 
 def overall(scoring: Scoring, units: Units) -> float:
@@ -79,5 +82,5 @@ def overall(scoring: Scoring, units: Units) -> float:
     """
     if not units or not all(units.values()):
         raise ValueError("a score needs at least one task, and a unit in each")
-    weights = task_weights(scoring, {task: len(mine) for task, mine in units.items()})
-    return sum(weights[task] * sum(mine.values()) / len(mine) for task, mine in units.items())
+    weights = task_weights(scoring, {task: len(values) for task, values in units.items()})
+    return sum(weights[task] * sum(values.values()) / len(values) for task, values in units.items())

@@ -111,10 +111,10 @@ def evaluate(recipes: Recipes) -> None:
     if runs or not as_they_are:
         _stage(others, "evaluate")
     if as_they_are:
-        from harness.evaluation.standalone import evaluate_alone
+        from harness.evaluation.standalone import evaluate_standalone
 
         for recipe in as_they_are:
-            typer.echo(evaluate_alone(recipe, Progress()))
+            typer.echo(evaluate_standalone(recipe, Progress()))
 
 
 def _stage(arguments: list[str], name: str | None = None) -> None:

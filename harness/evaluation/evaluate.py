@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from harness.benchmarks import BENCHMARKS, AnyBenchmark
 from harness.common.errors import HarnessError, StaleError
 from harness.common.hashing import digest
-from harness.evaluation.lmms.process import CHILD, places, run_child
-from harness.evaluation.task import Official, set_exams
+from harness.evaluation.lmms.process import CHILD, run_child, visible_gpus
+from harness.evaluation.task import LmmsEvalTask, build_tasks
 from harness.records.evaluations import SCHEMA
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from harness.config.evaluation import EvaluationRecipe
     from harness.config.recipe import Recipe
     from harness.data.sources import DataSet
-    from harness.evaluation.task import Exam
+    from harness.evaluation.task import EvalTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Job:
 class Wanted:
     """One result file and what it must be made of to count."""
 
-    exam: Exam
+    task: EvalTask
     job: Job
     identity: dict[str, Any]
     path: Path
@@ -80,8 +80,8 @@ def evaluate_checkpoints(
     given by the same checkpoint to the same question is not asked again. One process at a time may evaluate a run.
 
     Args:
-        data: what a training's own benchmarks ask about; None where nothing is trained.
-        timed: held open while the child works, and not entered when every result is there.
+        data: what this project's benchmarks ask about; None where nothing is trained.
+        timed: held open while the child works, and not entered when every result is current.
         benchmarks: what the names in the recipe mean.
         child: the command that gets the job file and the number of the events' file descriptor.
 
@@ -90,22 +90,22 @@ def evaluate_checkpoints(
         DataError: media files or questions are missing, or media cannot be read; they are named.
         HarnessError: a child failed, or its result does not hold what was asked; a part of its log is shown.
     """
-    asked = recipe.evaluate
-    exams = set_exams(
-        asked.benchmarks,
+    settings = recipe.evaluate
+    tasks = build_tasks(
+        settings.benchmarks,
         benchmarks,
         data=data,
         data_folder=recipe.paths.data,
-        prompts=asked.prompts,
-        limit=asked.limit,
+        prompts=settings.prompts,
+        limit=settings.limit,
     )
-    wanted = [make_wanted(run_dir, job, exam) for exam in exams for job in jobs]
-    pending = [one for one in wanted if not _current(one, progress)]
+    all_wanted = [make_wanted(run_dir, job, task) for task in tasks for job in jobs]
+    pending = [wanted for wanted in all_wanted if not _current(wanted, progress)]
     if pending:
         with timed or nullcontext():
             _evaluate(recipe, run_dir / "eval", pending, progress, child)
-    results = {(one.job.step, one.exam.name): read_result(one) for one in wanted}
-    return [results[job.step, name] for job in jobs for name in asked.benchmarks]
+    results = {(wanted.job.step, wanted.task.name): read_result(wanted) for wanted in all_wanted}
+    return [results[job.step, name] for job in jobs for name in settings.benchmarks]
 
 
 def checkpoint_digest(directory: Path | None) -> str:
@@ -121,7 +121,7 @@ def checkpoint_digest(directory: Path | None) -> str:
         with directory.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     kinds = ("*.safetensors", "*.bin", "*.pth")
-    files = next((found for kind in kinds if (found := sorted(directory.glob(kind)))), [])
+    files = next((paths for kind in kinds if (paths := sorted(directory.glob(kind)))), [])
     if not files:
         raise HarnessError(f"{directory} holds no *.safetensors to evaluate", hint="train again or restore it")
     files += sorted(directory.glob("adapter_config.json"))
@@ -132,18 +132,18 @@ def checkpoint_digest(directory: Path | None) -> str:
     return hashes["model.safetensors"] if list(hashes) == ["model.safetensors"] else digest(hashes)
 
 
-def make_wanted(run_dir: Path, job: Job, exam: Exam) -> Wanted:
+def make_wanted(run_dir: Path, job: Job, task: EvalTask) -> Wanted:
     """Where a result belongs and what it must be made of."""
     identity = {
         "schema": SCHEMA,
-        "benchmark": exam.name,
+        "benchmark": task.name,
         "step": job.step,
         "fraction": job.fraction,
         "checkpoint": checkpoint_digest(job.checkpoint),
-        **exam.identity(),
+        **task.identity(),
     }
-    path = run_dir / "eval" / f"step-{job.step:06d}" / f"{exam.name}.json"
-    return Wanted(exam, job, identity, path)
+    path = run_dir / "eval" / f"step-{job.step:06d}" / f"{task.name}.json"
+    return Wanted(task, job, identity, path)
 
 
 # --- judging a result ------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def read_result(wanted: Wanted) -> dict[str, Any]:
     if hashlib.sha256(lines).hexdigest() != result.get("items_sha256"):
         raise HarnessError(f"{path}: its items file is not the one it was made from")
     try:
-        summary = wanted.exam.summary(items)
+        summary = wanted.task.summary(items)
     except HarnessError as error:
         raise HarnessError(f"{path}: {error}") from None
     except (KeyError, TypeError, AttributeError) as error:
@@ -206,12 +206,12 @@ def _evaluate(
     child: Sequence[str],
 ) -> None:
     """Children for everything that is pending; each result is judged as soon as it is there."""
-    ordered = sorted(pending, key=lambda one: one.job.step)
-    gpus = places(recipe.devices.processes)
+    ordered = sorted(pending, key=lambda wanted: wanted.job.step)
+    gpus = visible_gpus(recipe.devices.processes)
     threads = recipe.devices.threads
     if len(gpus) > 1:
-        each = threads or max(1, (os.cpu_count() or 1) // len(gpus))
-        shares = [(_job(recipe, ordered, (i, len(gpus)), each), gpu) for i, gpu in enumerate(gpus)]
+        threads_each = threads or max(1, (os.cpu_count() or 1) // len(gpus))
+        shares = [(_job(recipe, ordered, (i, len(gpus)), threads_each), gpu) for i, gpu in enumerate(gpus)]
         _answer(recipe, folder, ordered, shares, progress, child)
     job = _job(recipe, ordered, (0, 1), threads)
     with run_child(child, folder, job, gpu=gpus[0]) as events:
@@ -227,20 +227,20 @@ def _answer(
     child: Sequence[str],
 ) -> None:
     """A child for each share, side by side. The first one that fails ends all; what was answered stays on disk."""
-    heard: queue.SimpleQueue[tuple[int, dict[str, Any] | Exception | None]] = queue.SimpleQueue()
+    received: queue.SimpleQueue[tuple[int, dict[str, Any] | Exception | None]] = queue.SimpleQueue()
 
-    def hear(number: int, events: Iterator[dict[str, Any]]) -> None:
+    def receive(number: int, events: Iterator[dict[str, Any]]) -> None:
         try:
             for event in events:
-                heard.put((number, event))
-            heard.put((number, None))
+                received.put((number, event))
+            received.put((number, None))
         except Exception as error:  # noqa: BLE001 - the thread that listens raises it
-            heard.put((number, error))
+            received.put((number, error))
 
-    def told() -> Iterator[tuple[int, dict[str, Any]]]:
+    def merged() -> Iterator[tuple[int, dict[str, Any]]]:
         working = set(range(len(shares)))
         while working:
-            number, event = heard.get()
+            number, event = received.get()
             if isinstance(event, HarnessError):
                 gpu = shares[number][1]
                 where = f"process {number + 1} of {len(shares)}" + ("" if gpu is None else f" (GPU {gpu})")
@@ -256,8 +256,10 @@ def _answer(
         for number, (job, gpu) in enumerate(shares):
             log = f"lmms_eval-{number}.log"
             events = stack.enter_context(run_child(child, folder, job, log_name=log, gpu=gpu))
-            threading.Thread(target=hear, args=(number, events), daemon=True, name=f"hear-{number}").start()
-        _follow(recipe, ordered, told(), progress)
+            threading.Thread(
+                target=receive, args=(number, events), daemon=True, name=f"events-{number}"
+            ).start()
+        _follow(recipe, ordered, merged(), progress)
 
 
 def _follow(
@@ -266,50 +268,50 @@ def _follow(
     events: Iterator[tuple[int, dict[str, Any]]],
     progress: Progress,
 ) -> None:
-    """Show what the children tell; judge each result that is done."""
-    total = sum(one.exam.expected for one in ordered)
+    """Show the children's progress; judge each result that is done."""
+    total = sum(wanted.task.expected for wanted in ordered)
     done: dict[tuple[int, int], int] = {}
     with progress.task(f"evaluate {recipe.name}", total) as advance:
         for process, event in events:
             if not 0 <= event["result"] < len(ordered):
-                raise HarnessError(f"the evaluation tells of a result that was not asked: {event['result']}")
-            one = ordered[event["result"]]
+                raise HarnessError(f"the evaluation reports a result that was not asked for: {event['result']}")
+            wanted = ordered[event["result"]]
             done[process, event["result"]] = event["done"]
             if event["event"] == "done":
-                progress.say(_line(recipe, one, read_result(one)))
+                progress.say(_line(recipe, wanted, read_result(wanted)))
             if event["event"] == "done" or sum(done.values()) < total:
-                advance(sum(done.values()), f"step {one.job.step} {one.exam.name}")
+                advance(sum(done.values()), f"step {wanted.job.step} {wanted.task.name}")
 
 
 def _job(
     recipe: Recipe | EvaluationRecipe, ordered: Sequence[Wanted], share: tuple[int, int], threads: int | None
 ) -> dict[str, Any]:
     """The job file: what is asked, and the results to write, those of a checkpoint together."""
-    exams = {one.exam.name: one.exam for one in ordered}
+    tasks = {wanted.task.name: wanted.task for wanted in ordered}
     return {
         "schema": SCHEMA,
         "recipe": recipe.model_dump(mode="json"),
         "threads": threads,
         "share": list(share),
-        "exams": [{"name": name, "exam": exam.job()} for name, exam in exams.items()],
+        "tasks": [{"name": name, "task": task.job()} for name, task in tasks.items()],
         "results": [
             {
-                "exam": one.exam.name,
-                "checkpoint": str((one.job.checkpoint or one.path.parent).absolute()),
-                "data": one.exam.data.digest if isinstance(one.exam, Official) else None,
-                "path": str(one.path.absolute()),
-                "identity": one.identity,
+                "task": wanted.task.name,
+                "checkpoint": str((wanted.job.checkpoint or wanted.path.parent).absolute()),
+                "data": wanted.task.data.digest if isinstance(wanted.task, LmmsEvalTask) else None,
+                "path": str(wanted.path.absolute()),
+                "identity": wanted.identity,
             }
-            for one in ordered
+            for wanted in ordered
         ],
     }
 
 
-def _line(recipe: Recipe | EvaluationRecipe, one: Wanted, result: Mapping[str, Any]) -> str:
+def _line(recipe: Recipe | EvaluationRecipe, wanted: Wanted, result: Mapping[str, Any]) -> str:
     mean, counts = result["mean"], result["counts"]
     error = "" if mean["stderr"] is None else f" +- {mean['stderr']:.3f}"
     odd = "".join(f", {counts[name]} {name}" for name in ("empty", "unparsable", "guessed") if counts[name])
     return (
-        f"{recipe.name} step {one.job.step}: {one.exam.name} {mean['value']:.3f}{error} "
+        f"{recipe.name} step {wanted.job.step}: {wanted.task.name} {mean['value']:.3f}{error} "
         f"({counts['scored']} questions{odd}, {result['seconds']:.1f} s)"
     )

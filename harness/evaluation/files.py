@@ -1,7 +1,7 @@
 """The data of the published benchmarks below `paths.data`: where they lie, and what is missing. No torch.
 
-Nothing is computed before all of it is there: `open_published` counts the rows, looks for every video and names what
-it does not find. `docs/benchmarks.md` describes the layout.
+Nothing is computed before the data are complete: `open_published` counts the rows, looks for every video and names
+what it does not find. `docs/benchmarks.md` describes the layout.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ENDINGS: Final = (".mp4", ".MP4", ".mkv")
 
 @dataclass(frozen=True, slots=True)
 class PublishedData:
-    """The data of a benchmark, all there.
+    """The data of a benchmark, checked to be complete.
 
     Attributes:
         root: the folder that holds the data of all published benchmarks.
@@ -74,32 +74,31 @@ def open_published(benchmark: PaperBenchmark, root: Path, limit: int | None = No
     asked: list[tuple[str, Row]] = []
     files: list[Path] = []
     everything: list[Any] = []
-    rows_there = 0
+    row_count = 0
     for source in benchmark.parts if benchmark.group else ("",):
-        here = row_files(benchmark, root, source)
-        if not here:
+        paths = row_files(benchmark, root, source)
+        if not paths:
             raise _absent(benchmark, root, f"no rows of {source}" if source else "no rows")
-        rows = [row for path in here for row in _checked(benchmark, path)]
-        rows_there += len(rows)
-        found = choose(benchmark, rows, None)
-        _count(benchmark, root, source, found)
+        rows = [row for path in paths for row in _checked(benchmark, path)]
+        row_count += len(rows)
+        _count(benchmark, root, source, choose(benchmark, rows, None))
         by_part = choose(benchmark, rows, limit)
         for part, numbers in by_part.items():
             expected[benchmark.part_task(source or part)] = len(numbers)
         asked += [(source, rows[number]) for number in chosen(by_part)]
-        files += here
+        files += paths
         everything += [source, rows]
-    if rows_there != benchmark.rows:
-        raise _other(benchmark, root, f"{rows_there:,} rows", f"{benchmark.rows:,}")
+    if row_count != benchmark.rows:
+        raise _other(benchmark, root, f"{row_count:,} rows", f"{benchmark.rows:,}")
     sizes = [[path.name, path.stat().st_size] for path in files]
     videos = _videos(benchmark, root, asked)
     ordered = {task: expected[task] for task in map(benchmark.part_task, benchmark.parts)}
-    print_of = digest([json.loads(json.dumps(everything, default=str)), sizes, videos])
-    return PublishedData(benchmark, root, limit, ordered, print_of)
+    fingerprint = digest([json.loads(json.dumps(everything, default=str)), sizes, videos])
+    return PublishedData(benchmark, root, limit, ordered, fingerprint)
 
 
 def missing_published(benchmark: PaperBenchmark, root: Path, limit: int | None = None) -> list[str]:
-    """What `plan` prints while data are not there: `file: where it comes from`; empty where all of it is there."""
+    """What `plan` prints while data are missing: `file: where it comes from`; empty where nothing is."""
     try:
         open_published(benchmark, root, limit)
     except DataError as error:
@@ -124,17 +123,17 @@ def _absent(benchmark: PaperBenchmark, root: Path, what: str) -> DataError:
     )
 
 
-def _other(benchmark: PaperBenchmark, root: Path, found: str, wanted: str) -> DataError:
+def _other(benchmark: PaperBenchmark, root: Path, actual: str, wanted: str) -> DataError:
     return DataError(
-        f"{benchmark.name}: {root / benchmark.folder / ROWS} holds {found}, the published split has {wanted}",
+        f"{benchmark.name}: {root / benchmark.folder / ROWS} holds {actual}, the published split has {wanted}",
         hint=f"keep the files of the split {benchmark.split} and no others: {origin_words(benchmark)}",
     )
 
 
-def _count(benchmark: PaperBenchmark, root: Path, source: str, found: dict[str, list[int]]) -> None:
+def _count(benchmark: PaperBenchmark, root: Path, source: str, chosen_by_part: dict[str, list[int]]) -> None:
     parts = {source: benchmark.parts[source]} if source else benchmark.parts
     for part, wanted in parts.items():
-        numbers = next(iter(found.values()), []) if source else found.get(part, [])
+        numbers = next(iter(chosen_by_part.values()), []) if source else chosen_by_part.get(part, [])
         if len(numbers) != wanted:
             words = f" of {part}" if part else ""
             raise _other(benchmark, root, f"{len(numbers):,} items{words}", f"{wanted:,}")
@@ -161,7 +160,7 @@ def _videos(benchmark: PaperBenchmark, root: Path, asked: Sequence[tuple[str, Ro
     """Name and size of every video that is asked about, once each.
 
     Raises:
-        DataError: some are not there; the first five are named.
+        DataError: some are missing; the first five are named.
     """
     if benchmark.media == "image":
         return []
@@ -169,7 +168,7 @@ def _videos(benchmark: PaperBenchmark, root: Path, asked: Sequence[tuple[str, Ro
     sizes: dict[str, int] = {}
     missing: dict[str, None] = {}
     for name in _names(benchmark, folder, asked):
-        path = _there(folder / name)
+        path = _existing(folder / name)
         if path is None:
             missing[name] = None
         elif name not in sizes:
@@ -212,14 +211,14 @@ def _indexed(benchmark: PaperBenchmark, folder: Path, rows: Sequence[Row]) -> It
         yield str(entries[index]["video_name"])
 
 
-def _there(path: Path) -> Path | None:
+def _existing(path: Path) -> Path | None:
     """The video, under one of the endings that lmms-eval's tasks try."""
     tried = [path.with_suffix(ending) for ending in _ENDINGS] if path.suffix == ".mp4" else [path]
-    return next((one for one in tried if one.exists()), None)
+    return next((candidate for candidate in tried if candidate.exists()), None)
 
 
 def _size(path: Path) -> int:
     """Bytes of a file, or of the pictures in a folder: some clips are folders of frames."""
     if path.is_dir():
-        return sum(one.stat().st_size for one in path.iterdir())
+        return sum(picture.stat().st_size for picture in path.iterdir())
     return path.stat().st_size

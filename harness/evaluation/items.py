@@ -32,18 +32,18 @@ def items_of(benchmark: PaperBenchmark, samples: Mapping[str, Sequence[Mapping[s
     Raises:
         HarnessError: a task was not run, or an item is there twice or belongs to no part; it is named.
     """
-    found: dict[str, dict[str, dict[str, Any]]] = {benchmark.part_task(part): {} for part in benchmark.parts}
+    by_task: dict[str, dict[str, dict[str, Any]]] = {benchmark.part_task(part): {} for part in benchmark.parts}
     for name in benchmark.lmms_tasks:
         if name not in samples:
             raise HarnessError(f"{benchmark.name}: lmms-eval did not run {name}")
-        for sample in sorted(samples[name], key=lambda one: int(one["doc_id"])):
+        for sample in sorted(samples[name], key=lambda sample: int(sample["doc_id"])):
             item = _item(sample)
-            mine = found.get(item["task"])
-            if mine is None or item["key"] in mine:
-                twice = "there twice" if mine else f"of {item['task']}, which is no part of {benchmark.name}"
-                raise HarnessError(f"{name}: item {item['key']} is {twice}")
-            mine[item["key"]] = item
-    return [item for mine in found.values() for item in mine.values()]
+            items = by_task.get(item["task"])
+            if items is None or item["key"] in items:
+                problem = "there twice" if items else f"of {item['task']}, which is no part of {benchmark.name}"
+                raise HarnessError(f"{name}: item {item['key']} is {problem}")
+            items[item["key"]] = item
+    return [item for items in by_task.values() for item in items.values()]
 
 
 def _item(sample: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,19 +60,19 @@ def summarise_published(benchmark: PaperBenchmark, items: Sequence[Mapping[str, 
     units = unit_values(benchmark.scoring, items)
     tasks = []
     for part in benchmark.parts:
-        mine = list(units.get(benchmark.part_task(part), {}).values())
-        if not mine:
+        values = list(units.get(benchmark.part_task(part), {}).values())
+        if not values:
             continue
-        value = sum(mine) / len(mine)
-        spread = sum((one - value) ** 2 for one in mine)
+        value = sum(values) / len(values)
+        spread = sum((result - value) ** 2 for result in values)
         tasks.append(
             {
                 "task": benchmark.part_task(part),
                 "ability": part or benchmark.name,
                 "metric": benchmark.metric,
                 "value": value,
-                "stderr": math.sqrt(spread / (len(mine) - 1) / len(mine)) if len(mine) > 1 else None,
-                "n": len(mine),
+                "stderr": math.sqrt(spread / (len(values) - 1) / len(values)) if len(values) > 1 else None,
+                "n": len(values),
                 "in_mean": True,
             }
         )
@@ -109,11 +109,12 @@ def check_aggregate(
     """
     if benchmark.aggregate == "complete" and len(items) < benchmark.items:
         return
-    for task, mine in _compared(benchmark, items):
+    for task, covered in _compared(benchmark, items):
         theirs = results.get(task, {}).get(f"{benchmark.metric},none")
         if benchmark.place is not None and isinstance(theirs, list | tuple):
             theirs = theirs[benchmark.place]
-        ours = benchmark.factor * (overall(benchmark.scoring, unit_values(benchmark.scoring, mine)) if mine else 0.0)
+        score = overall(benchmark.scoring, unit_values(benchmark.scoring, covered)) if covered else 0.0
+        ours = benchmark.factor * score
         near = 0.0 if benchmark.rounded is None else 10.0**-benchmark.rounded
         if not isinstance(theirs, int | float) or not math.isclose(ours, theirs, rel_tol=1e-9, abs_tol=1e-9 + near):
             raise HarnessError(f"{task}: lmms-eval says {benchmark.metric} {theirs}, its items say {ours}")

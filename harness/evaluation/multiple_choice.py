@@ -1,7 +1,7 @@
-"""The questions of a benchmark of our own: what is sent, and how an answer is scored. Pure functions, no torch.
+"""The questions of a benchmark of this project: what is sent, and how an answer is scored. Pure functions, no torch.
 
-What is sent to the model and how the items become a score stand here once, so that the child process that asks and
-the parent that checks the child agree by construction.
+What is sent to the model and how the items become a score is defined here once, so that the child process that asks
+and the parent that checks the child agree by construction.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def select(benchmark: Benchmark, source: str, questions: Sequence[Question], lim
         if problem:
             raise DataError(f"{benchmark.name}: question {question.key}: {problem}")
         tasks[question.ability].append(question)
-    empty = [ability for ability, found in tasks.items() if not found]
+    empty = [ability for ability, selected in tasks.items() if not selected]
     if empty:
         raise DataError(
             f"{benchmark.name}: no question of {', '.join(empty)} among {len(questions)}",
             hint="make more test clips (data.test_clips)",
         )
-    return {ability: tuple(found[:limit]) for ability, found in tasks.items()}
+    return {ability: tuple(selected[:limit]) for ability, selected in tasks.items()}
 
 
 def _problem(benchmark: Benchmark, question: Question, keys: set[tuple[str, str]]) -> str | None:
@@ -134,8 +134,8 @@ def parse_answer(form: Form, text: str, options: Sequence[str]) -> int | None:
     a sentence is compared without case, punctuation and spacing.
     """
     if form == "letter":
-        found = re.match(r"\s*\(?([A-Za-z])(?:[).:,]|\s*$)", text)
-        index = LETTERS.find(found.group(1).upper()) if found else -1
+        letter = re.match(r"\s*\(?([A-Za-z])(?:[).:,]|\s*$)", text)
+        index = LETTERS.find(letter.group(1).upper()) if letter else -1
         return index if 0 <= index < len(options) else None
     same = [i for i, option in enumerate(options) if _plain(option) == _plain(text)]
     return same[0] if len(same) == 1 else None
@@ -154,21 +154,21 @@ def summarise(benchmark: Benchmark, items: Sequence[Mapping[str, Any]]) -> dict[
     factor = 100.0 if benchmark.scale == "percent" else 1.0
     tasks = []
     for ability in benchmark.abilities:
-        mine = [item for item in items if item["task"] == benchmark.task(ability)]
-        if not mine:
+        own_items = [item for item in items if item["task"] == benchmark.task(ability)]
+        if not own_items:
             continue
-        value, error = _mean([item["correct"] for item in mine])
+        value, error = _mean([item["correct"] for item in own_items])
         entry = {
             "task": benchmark.task(ability),
             "ability": ability,
             "metric": benchmark.metric,
             "value": value * factor,
             "stderr": None if error is None else error * factor,
-            "n": len(mine),
+            "n": len(own_items),
             "in_mean": ability not in benchmark.left_out,
         }
         if benchmark.form == "options":
-            entry["value_per_token"] = _mean([per_token_correct(item) for item in mine])[0] * factor
+            entry["value_per_token"] = _mean([per_token_correct(item) for item in own_items])[0] * factor
         tasks.append(entry)
     counts = {
         "scored": len(items),

@@ -39,10 +39,10 @@ def row_files(benchmark: PaperBenchmark, root: Path, part: str) -> list[Path]:
     """
     folder = root / benchmark.folder / ROWS
     if benchmark.group:
-        found = [*folder.glob(f"{part}.*"), *(folder / part).rglob("*")]
+        candidates = [*folder.glob(f"{part}.*"), *(folder / part).rglob("*")]
     else:
-        found = list(folder.rglob("*"))
-    files = sorted(path for path in found if path.suffix in BUILDERS and path.is_file())
+        candidates = list(folder.rglob("*"))
+    files = sorted(path for path in candidates if path.suffix in BUILDERS and path.is_file())
     kinds = sorted({path.suffix for path in files})
     if len(kinds) > 1:
         raise DataError(f"{folder}: holds files of several kinds ({', '.join(kinds)}); keep those of one kind")
@@ -89,8 +89,8 @@ def pictures(path: Path) -> bool:
         return False
     import pyarrow.parquet as pq
 
-    noted = (pq.read_schema(path).metadata or {}).get(b"huggingface", b"{}")
-    feature = json.loads(noted).get("info", {}).get("features", {}).get("image", {})
+    metadata = (pq.read_schema(path).metadata or {}).get(b"huggingface", b"{}")
+    feature = json.loads(metadata).get("info", {}).get("features", {}).get("image", {})
     return "Image" in json.dumps(feature)
 
 
@@ -109,8 +109,8 @@ def part_of(benchmark: PaperBenchmark, row: Mapping[str, Any]) -> str | None:
         return next(iter(benchmark.parts)) if fnmatch.fnmatchcase(str(row[name]), pattern) else None
     if benchmark.by is None or benchmark.group:
         return next(iter(benchmark.parts))
-    found = str(row[benchmark.by])
-    return found if found in benchmark.parts else None
+    part = str(row[benchmark.by])
+    return part if part in benchmark.parts else None
 
 
 def unit_of(benchmark: PaperBenchmark, row: Mapping[str, Any]) -> str | None:
@@ -162,8 +162,8 @@ def choose(benchmark: PaperBenchmark, rows: Iterable[Mapping[str, Any]], limit: 
             name = unit_of(benchmark, row)
             units.setdefault(part, {}).setdefault(str(number) if name is None else name, []).append(number)
     size = 1 if benchmark.scoring.unit == "item" else _UNIT
-    for part, mine in units.items():
-        for name, numbers in mine.items():
+    for part, numbers_by_unit in units.items():
+        for name, numbers in numbers_by_unit.items():
             if len(numbers) != size:
                 where = f" of {part}" if part else ""
                 raise DataError(
@@ -175,7 +175,8 @@ def choose(benchmark: PaperBenchmark, rows: Iterable[Mapping[str, Any]], limit: 
         )
     keep = None if limit is None else limit // size
     return {
-        part: sorted(n for numbers in list(mine.values())[:keep] for n in numbers) for part, mine in units.items()
+        part: sorted(number for numbers in list(numbers_by_unit.values())[:keep] for number in numbers)
+        for part, numbers_by_unit in units.items()
     }
 
 

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from harness.config.evaluation import EvaluationRecipe
 
 
-def evaluate_alone(
+def evaluate_standalone(
     recipe: EvaluationRecipe,
     progress: Progress,
     *,
     benchmarks: Mapping[str, AnyBenchmark] = BENCHMARKS,
     child: Sequence[str] = CHILD,
 ) -> Path:
-    """Score the model on every benchmark and write its record; what is there and current is not repeated.
+    """Score the model on every benchmark and write its record; results that are current are not made again.
 
     Args:
         benchmarks, child: as for `evaluate_checkpoints`.
@@ -45,8 +45,8 @@ def evaluate_alone(
     """
     missing = missing_checkpoint(recipe)
     if missing:
-        told = "\n".join(f"  {line}" for line in missing)
-        raise EnvironmentProblem(f"{recipe.name}: weights are missing\n{told}")
+        lines = "\n".join(f"  {line}" for line in missing)
+        raise EnvironmentProblem(f"{recipe.name}: weights are missing\n{lines}")
     check_disk(Path(recipe.paths.results))
     run_dir = run_dir_of(recipe)
     job = Job(0, 0.0, _checkpoint(recipe))
@@ -64,15 +64,15 @@ def evaluate_alone(
 def weights_of(recipe: EvaluationRecipe) -> str:
     """What tells the model's weights from others: the digest of its checkpoint, and of the weights that it does not
     hold."""
-    own = checkpoint_digest(_checkpoint(recipe))
+    checkpoint = checkpoint_digest(_checkpoint(recipe))
     if not recipe.model.weights_beside:
-        return own
+        return checkpoint
     from harness.models.checkpoint_files import fingerprint, weight_files
 
     folders = [Path(recipe.paths.weights) / getattr(recipe.model, key) for key in recipe.model.weights_beside]
-    return digest([own, *(fingerprint(weight_files(folder)) for folder in folders)])
+    return digest([checkpoint, *(fingerprint(weight_files(folder)) for folder in folders)])
 
 
 def _checkpoint(recipe: EvaluationRecipe) -> Path | None:
-    named = recipe.model.checkpoint
-    return None if named is None else Path(recipe.paths.weights) / named
+    checkpoint = recipe.model.checkpoint
+    return None if checkpoint is None else Path(recipe.paths.weights) / checkpoint

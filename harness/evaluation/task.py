@@ -1,4 +1,4 @@
-"""What a checkpoint is asked for one result, and whether what came back is that: a benchmark of our own with its
+"""What a checkpoint is asked for one result, and whether the result holds it: a benchmark of this project with its
 questions, or a published one with its data. Pure functions of plain values, no torch and no lmms-eval.
 """
 
@@ -38,8 +38,8 @@ Prompts = Literal["task", "paper"]
 """How a published benchmark asks: as lmms-eval's task does, or with the paper's response formats."""
 
 
-class Exam(Protocol):
-    """What one result is about."""
+class EvalTask(Protocol):
+    """What is evaluated for one result: a benchmark with the items that are asked."""
 
     @property
     def name(self) -> str:
@@ -52,11 +52,11 @@ class Exam(Protocol):
         ...
 
     def identity(self) -> dict[str, Any]:
-        """What a result must say of itself to be this exam's."""
+        """What a result must hold to be this task's."""
         ...
 
     def job(self) -> dict[str, Any]:
-        """What the child needs to hold it, as plain values."""
+        """What the child needs to run it, as plain values; `task_of` reads them back."""
         ...
 
     def summary(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -69,8 +69,8 @@ class Exam(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Questions:
-    """A benchmark of our own."""
+class MultipleChoiceTask:
+    """A benchmark of this project: held-out questions of its data, with options."""
 
     benchmark: Benchmark
     tasks: Tasks
@@ -110,8 +110,8 @@ class Questions:
             problem = _item_problem(benchmark, item, len(question.options), question.answer)
             if problem:
                 raise HarnessError(f"{item['task']} {item['key']}: {problem}")
-        found = summarise(benchmark, items)
-        return {**found, "counts": {"expected": len(asked), **found["counts"], "guessed": 0, "errors": 0}}
+        summary = summarise(benchmark, items)
+        return {**summary, "counts": {"expected": len(asked), **summary["counts"], "guessed": 0, "errors": 0}}
 
 
 def _item_problem(benchmark: Benchmark, item: Mapping[str, Any], options: int, answer: int) -> str | None:
@@ -129,7 +129,7 @@ def _item_problem(benchmark: Benchmark, item: Mapping[str, Any], options: int, a
 
 
 @dataclass(frozen=True, slots=True)
-class Official:
+class LmmsEvalTask:
     """A published benchmark: lmms-eval's own task asks and judges, on data that are all there."""
 
     data: PublishedData
@@ -164,42 +164,42 @@ class Official:
         }
 
     def summary(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        found: dict[str, int] = dict.fromkeys(self.data.expected, 0)
+        counted: dict[str, int] = dict.fromkeys(self.data.expected, 0)
         seen: set[tuple[str, str]] = set()
         for item in items:
             name = (item["task"], item["key"])
-            if item["task"] not in found or name in seen:
-                raise HarnessError(f"{item['task']} {item['key']}: there twice, or of no part of {self.name}")
+            if item["task"] not in counted or name in seen:
+                raise HarnessError(f"{item['task']} {item['key']}: a second time, or of no part of {self.name}")
             if not 0 <= item["correct"] <= 1 or item["empty"] != (not item["text"].strip()):
                 raise HarnessError(f"{item['task']} {item['key']}: its verdict is wrong: {item}")
             seen.add(name)
-            found[item["task"]] += 1
-        if found != self.data.expected:
+            counted[item["task"]] += 1
+        if counted != self.data.expected:
             few = {
-                task: f"{found[task]} of {count}"
+                task: f"{counted[task]} of {count}"
                 for task, count in self.data.expected.items()
-                if found[task] != count
+                if counted[task] != count
             }
-            raise HarnessError(f"items scored: {', '.join(f'{task} {told}' for task, told in few.items())} asked")
+            raise HarnessError(f"items scored: {', '.join(f'{task} {words}' for task, words in few.items())} asked")
         if items and all(item["empty"] for item in items):
             raise HarnessError(f"all {len(items)} answers are empty: the model said nothing")
         summary = summarise_published(self.data.benchmark, items)
         return {**summary, "counts": {"expected": self.expected, **summary["counts"], "errors": 0}}
 
 
-def exam_of(job: Mapping[str, Any]) -> Exam:
-    """The exam that `Exam.job` wrote down."""
+def task_of(job: Mapping[str, Any]) -> EvalTask:
+    """The task that `EvalTask.job` wrote down."""
     if job["kind"] == "questions":
         benchmark = TypeAdapter(Benchmark).validate_python(job["benchmark"])
         questions = [question_of(record) for record in job["questions"]]
         tasks = {a: tuple(q for q in questions if q.ability == a) for a in benchmark.abilities}
-        return Questions(benchmark, tasks)
+        return MultipleChoiceTask(benchmark, tasks)
     published = TypeAdapter(PaperBenchmark).validate_python(job["benchmark"])
     data = PublishedData(published, Path(job["root"]), job["limit"], job["expected"], job["digest"])
-    return Official(data, job["prompts"])
+    return LmmsEvalTask(data, job["prompts"])
 
 
-def set_exams(
+def build_tasks(
     names: Sequence[str],
     known: Mapping[str, AnyBenchmark],
     *,
@@ -207,11 +207,12 @@ def set_exams(
     data_folder: str,
     prompts: Prompts,
     limit: int | None,
-) -> list[Exam]:
-    """The exams of the benchmarks, all of whose data are there.
+) -> list[EvalTask]:
+    """The evaluation task of each benchmark, in their order, once all of their data are complete.
 
     Args:
-        data: the training's data set, whose held-out questions our own benchmarks ask; None where nothing is trained.
+        data: the training's data set, whose held-out questions this project's benchmarks ask; None where nothing is
+            trained.
         data_folder: `paths.data`, below which the published benchmarks' data lie.
         prompts: how the published benchmarks ask, `task` or `paper`.
         limit: items of each task.
@@ -220,9 +221,10 @@ def set_exams(
         RecipeError: an unknown benchmark, or one for other data.
         DataError: media files, rows or questions are missing; they are named.
     """
-    exams = [_exam(find(name, known), data, data_folder, prompts, limit) for name in names]
-    own = [exam for exam in exams if isinstance(exam, Questions)]
-    paths = {m.path for exam in own for questions in exam.tasks.values() for q in questions for m in q.media}
+    tasks = [_build_task(find(name, known), data, data_folder, prompts, limit) for name in names]
+    multiple_choice = [task for task in tasks if isinstance(task, MultipleChoiceTask)]
+    questions = [question for task in multiple_choice for asked in task.tasks.values() for question in asked]
+    paths = {media.path for question in questions for media in question.media}
     missing = sorted(str(path) for path in paths if not path.is_file())
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
@@ -230,21 +232,23 @@ def set_exams(
             f"{len(missing)} media files of the questions are missing: {', '.join(missing[:5])}{more}",
             hint="make or fetch the data again: `harness data check` names what is damaged",
         )
-    return exams
+    return tasks
 
 
-def _exam(benchmark: AnyBenchmark, data: DataSet | None, folder: str, prompts: Prompts, limit: int | None) -> Exam:
+def _build_task(
+    benchmark: AnyBenchmark, data: DataSet | None, folder: str, prompts: Prompts, limit: int | None
+) -> EvalTask:
     if isinstance(benchmark, PaperBenchmark):
         if prompts == "paper" and benchmark.paper is None:
             raise RecipeError(
                 f"evaluate.prompts: paper; {benchmark.name} is not of the paper, which prints no prompt for it",
                 hint="ask it with evaluate.prompts: task, in an evaluation of its own",
             )
-        return Official(open_published(benchmark, benchmarks_root(folder), limit), prompts)
+        return LmmsEvalTask(open_published(benchmark, benchmarks_root(folder), limit), prompts)
     if data is None:
         raise RecipeError(
             f"benchmarks: {benchmark.name} asks the held-out questions of data.source {benchmark.source}, and this "
             "evaluation has no data",
             hint="name it in the training recipe's evaluate.benchmarks",
         )
-    return Questions(benchmark, select(benchmark, data.source, data.questions, limit))
+    return MultipleChoiceTask(benchmark, select(benchmark, data.source, data.questions, limit))

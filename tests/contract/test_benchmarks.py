@@ -15,7 +15,7 @@ from harness.benchmarks import BENCHMARKS, Benchmark, find
 from harness.common.errors import DataError, RecipeError
 from harness.data.sample import Media, Question
 from harness.data.shapes.text import ABILITIES
-from harness.evaluation.lmms.own_tasks import score, write_tasks
+from harness.evaluation.lmms.own_tasks import process_results, write_tasks
 from harness.evaluation.multiple_choice import (
     LETTERS,
     expected_prompt_hash,
@@ -174,7 +174,7 @@ def test_answers_are_read_strictly(form: str, text: str, expected: int | None) -
     options = ("It is one.", "It is two.", "It is three.")
     assert parse_answer(form, text, options) == expected  # type: ignore[arg-type]
     doc = {"form": form, "options": options, "answer": 1, "metric": "acc"}
-    assert score(doc, [text]) == {"acc": float(expected == 1)}
+    assert process_results(doc, [text]) == {"acc": float(expected == 1)}
 
 
 def test_two_options_that_only_differ_in_punctuation_are_unclear() -> None:

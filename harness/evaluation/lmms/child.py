@@ -23,7 +23,7 @@ from harness.common.errors import EnvironmentProblem, HarnessError
 from harness.common.files import write_atomic
 from harness.config.evaluation import EvaluationRecipe, LmmsEvalModel
 from harness.config.recipe import Recipe
-from harness.evaluation.task import Questions, exam_of
+from harness.evaluation.task import MultipleChoiceTask, task_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -59,26 +59,28 @@ class Events:
 
 def run(job: Mapping[str, Any], events: Events, make_adapter: Callable[[Recipe], Adapter]) -> None:
     """Write every result of the job, or keep this process's share of the answers to all of them."""
-    from harness.evaluation.lmms.answer_cache import Answers
-    from harness.evaluation.lmms.model import Desk, ShareAnswered
-    from harness.evaluation.lmms.run_task import ask, make_tasks
+    from harness.evaluation.lmms.answer_cache import AnswerCollector, Answers, ShareAnswered
+    from harness.evaluation.lmms.run_task import run_task, write_task_files
     from harness.models.device import use_threads
 
     recipe = read_recipe(job["recipe"])
     use_threads(job["threads"])
     work = Path(job["work"])
     subject = make_subject(recipe, make_adapter)
-    asked = {entry["name"]: make_tasks(exam_of(entry["exam"]), work / "tasks") for entry in job["exams"]}
+    tasks = {entry["name"]: write_task_files(task_of(entry["task"]), work / "tasks") for entry in job["tasks"]}
     process, processes = job["share"]
     for index, wanted in enumerate(job["results"]):
         began = time.monotonic()
-        path, exam = Path(wanted["path"]), asked[wanted["exam"]]
+        path, written = Path(wanted["path"]), tasks[wanted["task"]]
         made_by = {**subject.made_by(), "checkpoint": wanted["identity"]["checkpoint"], "data": wanted["data"]}
         with Answers(path, process) as answers:
-            desk = Desk(answers, made_by, events.progress(index), (process, processes))
-            model = subject.model(Path(wanted["checkpoint"]), desk, own=isinstance(exam[0], Questions))
+            collector = AnswerCollector(answers, made_by, events.progress(index), (process, processes))
+            is_project_benchmark = isinstance(written[0], MultipleChoiceTask)
+            model = subject.model(
+                Path(wanted["checkpoint"]), collector, is_project_benchmark=is_project_benchmark
+            )
             try:
-                result, items = ask(exam, desk, model)
+                result, items = run_task(written, collector, model)
             except ShareAnswered:
                 continue
         result["seconds"] = time.monotonic() - began
@@ -101,14 +103,14 @@ def make_subject(recipe: Recipe | EvaluationRecipe, make_adapter: Callable[[Reci
     from harness.models import evaluated_for
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rows = recipe.evaluate.batch
+    batch_size = recipe.evaluate.batch
     if isinstance(recipe, Recipe):
         dtype = compute_dtype(recipe.train.precision, device)
-        return Checkpoints(make_adapter(recipe), recipe.data.frames, rows, device, dtype)
+        return Checkpoints(make_adapter(recipe), recipe.data.frames, batch_size, device, dtype)
     if isinstance(recipe.model, LmmsEvalModel):
-        return Builtin(recipe.model, rows)
+        return Builtin(recipe.model, batch_size)
     dtype = compute_dtype(recipe.precision, device)
-    return Checkpoints(evaluated_for(recipe), recipe.frames, rows, device, dtype)
+    return Checkpoints(evaluated_for(recipe), recipe.frames, batch_size, device, dtype)
 
 
 def write_result(
@@ -116,11 +118,11 @@ def write_result(
 ) -> None:
     """The items first, then the result that names them: a result on disk is complete."""
     text = "".join(json.dumps(item) + "\n" for item in items)
-    place = path.with_name(f"{path.stem}.items.jsonl")
-    write_atomic(place, text, durable=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    whole = {**identity, **result, "items": place.name, "items_sha256": digest}
-    write_atomic(path, json.dumps(whole, indent=1) + "\n", durable=True)
+    items_path = path.with_name(f"{path.stem}.items.jsonl")
+    write_atomic(items_path, text, durable=True)
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    document = {**identity, **result, "items": items_path.name, "items_sha256": sha256}
+    write_atomic(path, json.dumps(document, indent=1) + "\n", durable=True)
 
 
 def watch_parent() -> None:

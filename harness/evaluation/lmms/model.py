@@ -7,7 +7,6 @@ lmms-eval scores where all answers are there.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from lmms_eval.api.instance import GenerationResult, TokenCounts, unwrap_generation_output
@@ -17,28 +16,20 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from loguru import logger
 
 from harness.common.errors import HarnessError, RecipeError
-from harness.evaluation.lmms.answer_cache import answer_id
 from harness.evaluation.lmms.generation import Limits
-from harness.evaluation.lmms.scorer import Ask, chunked
+from harness.evaluation.lmms.scorer import Request, chunked
 from harness.evaluation.lmms.visuals import shown
 from harness.evaluation.multiple_choice import media_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import torch
 
-    from harness.evaluation.lmms.answer_cache import Answers
-    from harness.evaluation.lmms.scorer import Shown
-    from harness.evaluation.lmms.subjects import Checkpoint
+    from harness.evaluation.lmms.answer_cache import AnswerCollector, Chunk
+    from harness.evaluation.lmms.scorer import Checkpoint, Shown
 
 MODEL_ID: Final = "regate_harness"
-Chunk = dict[int, Any]
-"""What is asked together, by its place among the requests."""
-
-
-class ShareAnswered(Exception):
-    """This process has answered its share; others have the rest, so there is nothing to score yet."""
 
 
 def model_class() -> type[HarnessModel]:
@@ -50,76 +41,22 @@ def model_class() -> type[HarnessModel]:
     return resolved
 
 
-@dataclass
-class Desk:
-    """Where the answers of one result are kept, and which of them this process finds.
-
-    Attributes:
-        made_by: what decides an answer beside the request: the checkpoint's digest and how it computes.
-        share: (this process, number of processes).
-        advance: told how many items are answered, those of a killed evaluation included.
-        sent: (task, key, prompt, continuations) of every item that was asked.
-    """
-
-    answers: Answers
-    made_by: Mapping[str, Any]
-    advance: Callable[[int], None]
-    share: tuple[int, int] = (0, 1)
-    sent: list[tuple[str, str, str, tuple[str, ...]]] = field(default_factory=list)
-
-    def collect(
-        self,
-        asked: Sequence[Mapping[str, Any]],
-        chunks: Sequence[Chunk],
-        ask: Callable[[Sequence[Chunk]], Iterable[Mapping[int, Any]]],
-    ) -> list[Any]:
-        """The answer of every item, as plain values.
-
-        Args:
-            asked: of each item, what decides its answer; `task`, `key` and `prompt` are told beside it.
-            chunks: every item once; each chunk is one process's.
-            ask: the answers of chunks, one after the other.
-
-        Raises:
-            ShareAnswered: items are left to other processes.
-        """
-        names = [answer_id(self.made_by, one) for one in asked]
-        process, processes = self.share
-        missing = [
-            {i: item for i, item in chunk.items() if self.answers.get(names[i]) is None}
-            for chunk in chunks[process::processes]
-        ]
-        missing = [chunk for chunk in missing if chunk]
-        done = sum(map(len, chunks[process::processes])) - sum(map(len, missing))
-        self.advance(done)
-        for found in ask(missing) if missing else ():
-            told = {i: {name: asked[i][name] for name in ("task", "key", "prompt")} for i in found}
-            self.answers.add((names[i], told[i], answer) for i, answer in found.items())
-            done += len(found)
-            self.advance(done)
-        answers = [self.answers.get(name) for name in names]
-        if processes > 1:
-            raise ShareAnswered
-        absent = [f"{one['task']} {one['key']}" for one, answer in zip(asked, answers, strict=True) if answer is None]
-        if absent:
-            raise HarnessError(f"{len(absent)} of {len(asked)} requests got no answer, first {absent[0]}")
-        return answers
-
-
 class HarnessModel(lmms):  # type: ignore[misc]
     """Scores options and generates answers with a checkpoint of this project. An instance serves one result.
 
     Args:
-        own: whether the documents are questions of this project's own data, which name their media.
+        is_project_benchmark: whether the documents are questions of this project's data, which name their media.
     """
 
     is_simple = True
 
-    def __init__(self, desk: Desk, checkpoint: Checkpoint, *, own: bool) -> None:
+    def __init__(
+        self, collector: AnswerCollector, checkpoint: Checkpoint, *, is_project_benchmark: bool
+    ) -> None:
         super().__init__()
-        self.desk = desk
+        self.collector = collector
         self.checkpoint = checkpoint
-        self.own = own
+        self.is_project_benchmark = is_project_benchmark
 
     @property
     def device(self) -> torch.device:
@@ -133,55 +70,60 @@ class HarnessModel(lmms):  # type: ignore[misc]
 
         lmms-eval 0.7.3 turns a bare (loss, greedy) pair into a string, but hands on what a GenerationResult holds.
         """
-        places: dict[tuple[str, int], dict[str, list[int]]] = {}
+        indices: dict[tuple[str, int], dict[str, list[int]]] = {}
         first: dict[tuple[str, int], tuple[str, Any, str]] = {}
-        for place, request in enumerate(requests):
-            context, continuation, doc_to_visual, doc_id, task, split = request.args
+        for index, instance in enumerate(requests):
+            context, continuation, doc_to_visual, doc_id, task, split = instance.args
             first.setdefault((task, doc_id), (context, doc_to_visual, split))
             # A continuation asked twice (lmms-eval repeats a request to even out processes) is scored once.
-            places.setdefault((task, doc_id), {}).setdefault(continuation, []).append(place)
-        asks = [
-            (task, self._ask(context, see, doc_id, task, split, options=tuple(places[task, doc_id])))
-            for (task, doc_id), (context, see, split) in first.items()
+            indices.setdefault((task, doc_id), {}).setdefault(continuation, []).append(index)
+        items = [
+            (task, self._request(context, doc_to_visual, doc_id, task, split, options=tuple(indices[task, doc_id])))
+            for (task, doc_id), (context, doc_to_visual, split) in first.items()
         ]
         results: list[GenerationResult] = [None] * len(requests)
-        for name, found in zip(first, self._collect(asks, self._losses), strict=True):
-            for there, (loss, tokens, greedy) in zip(places[name].values(), found, strict=True):
-                for place in there:
-                    results[place] = GenerationResult((loss, greedy), TokenCounts(output_tokens=tokens))
+        for document, losses in zip(first, self._collect(items, self._losses), strict=True):
+            for repeats, (loss, tokens, greedy) in zip(indices[document].values(), losses, strict=True):
+                for index in repeats:
+                    results[index] = GenerationResult((loss, greedy), TokenCounts(output_tokens=tokens))
         return results
 
     def generate_until(self, requests: Sequence[Any]) -> list[GenerationResult]:
         """The greedily generated answer of each context. Sampling is refused, not ignored."""
-        asks = []
-        for request in requests:
-            context, settings, doc_to_visual, doc_id, task, split = request.args
+        items = []
+        for instance in requests:
+            context, settings, doc_to_visual, doc_id, task, split = instance.args
             limits = greedy_limits(settings)
-            asks.append((task, self._ask(context, doc_to_visual, doc_id, task, split, limits=limits)))
-        found = self._collect(asks, self._answers)
-        return [GenerationResult(text, TokenCounts(output_tokens=tokens)) for text, tokens in found]
+            items.append((task, self._request(context, doc_to_visual, doc_id, task, split, limits=limits)))
+        answers = self._collect(items, self._answers)
+        return [GenerationResult(text, TokenCounts(output_tokens=tokens)) for text, tokens in answers]
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[GenerationResult]:
         raise NotImplementedError("no benchmark of this project asks in rounds")
 
-    def _collect(self, asks: Sequence[tuple[str, Ask]], ask: Callable[[Sequence[Chunk]], Any]) -> list[Any]:
-        chunks: Any = chunked([one for _, one in asks], self.checkpoint.rows)
-        return self.desk.collect([_asked(task, one) for task, one in asks], chunks, ask)
+    def _collect(
+        self, items: Sequence[tuple[str, Request]], compute: Callable[[Sequence[Chunk]], Any]
+    ) -> list[Any]:
+        chunks: Any = chunked([request for _, request in items], self.checkpoint.batch_size)
+        return self.collector.collect([_fields(task, request) for task, request in items], chunks, compute)
 
     def _losses(self, chunks: Sequence[Chunk]) -> Iterator[dict[int, Any]]:
-        for found in self.checkpoint.scorer().option_losses(chunks):
-            yield {i: [[one.loss, one.tokens, one.greedy] for one in losses] for i, losses in found.items()}
+        for by_item in self.checkpoint.scorer().option_losses(chunks):
+            yield {
+                i: [[option.loss, option.tokens, option.greedy] for option in losses] for i, losses in by_item.items()
+            }
 
     def _answers(self, chunks: Sequence[Chunk]) -> Iterator[dict[int, Any]]:
-        for found in self.checkpoint.scorer().answers(chunks):
-            yield {i: list(answer) for i, answer in found.items()}
+        for by_item in self.checkpoint.scorer().answers(chunks):
+            yield {i: list(answer) for i, answer in by_item.items()}
 
-    def _ask(self, prompt: str, doc_to_visual: Any, doc_id: int, task: str, split: str, **more: Any) -> Ask:
-        """Own questions name their media; what a published benchmark shows is read when the item's turn comes."""
+    def _request(self, prompt: str, doc_to_visual: Any, doc_id: int, task: str, split: str, **more: Any) -> Request:
+        """This project's questions name their media; what a published benchmark shows is read when the item's turn
+        comes."""
         docs = self.task_dict[task][split]
-        if self.own:
+        if self.is_project_benchmark:
             doc = docs[doc_id]
-            ask = Ask(doc["key"], tuple(media_of(fields) for fields in doc_to_visual(doc)), prompt, **more)
+            request = Request(doc["key"], tuple(media_of(fields) for fields in doc_to_visual(doc)), prompt, **more)
         else:
             frames, count = self.checkpoint.frames, self.checkpoint.count
             rule = self.checkpoint.adapter.frame_rule
@@ -189,9 +131,9 @@ class HarnessModel(lmms):  # type: ignore[misc]
             def see() -> Shown:
                 return shown(doc_to_visual(docs[doc_id]), frames, count, f"{task} {doc_id}", rule)
 
-            ask = Ask(str(doc_id), (), prompt, **more, show=see)
-        self.desk.sent.append((task, ask.key, prompt, ask.options))
-        return ask
+            request = Request(str(doc_id), (), prompt, **more, show=see)
+        self.collector.sent.append((task, request.key, prompt, request.options))
+        return request
 
 
 class BuiltinModel(lmms):  # type: ignore[misc]
@@ -200,16 +142,18 @@ class BuiltinModel(lmms):  # type: ignore[misc]
     lmms-eval's models catch what goes wrong in a generation, log it and answer with an empty text; that is no answer.
 
     Args:
-        inner: makes the model, or gives the one that is there; called where an answer is missing.
+        inner: loads the model, or returns the loaded one; called where an answer is missing.
         is_simple: which kind of requests it takes.
     """
 
-    def __init__(self, desk: Desk, inner: Callable[[], Any], *, is_simple: bool, rows: int) -> None:
+    def __init__(
+        self, collector: AnswerCollector, inner: Callable[[], Any], *, is_simple: bool, batch_size: int
+    ) -> None:
         super().__init__()
-        self.desk = desk
+        self.collector = collector
         self.inner = inner
         self.is_simple = is_simple
-        self.rows = rows
+        self.batch_size = batch_size
 
     def clean(self) -> None:
         """The model belongs to the caller, who asks it again."""
@@ -220,15 +164,16 @@ class BuiltinModel(lmms):  # type: ignore[misc]
         )
 
     def generate_until(self, requests: Sequence[Any]) -> list[GenerationResult]:
-        asked = []
-        for request in requests:
-            settings, (doc_id, task, _) = request.args[1 if self.is_simple else 2], request.args[-3:]
-            asked.append({"task": task, "key": str(doc_id), "prompt": request.args[0], "settings": settings})
-            self.desk.sent.append((task, str(doc_id), request.args[0], ()))
-        places = range(len(requests))
-        chunks = [{i: requests[i] for i in places[start : start + self.rows]} for start in places[:: self.rows]]
-        found = self.desk.collect(asked, chunks, self._answers)
-        return [GenerationResult(text, TokenCounts(output_tokens=tokens)) for text, tokens in found]
+        described = []
+        for instance in requests:
+            settings, (doc_id, task, _) = instance.args[1 if self.is_simple else 2], instance.args[-3:]
+            described.append({"task": task, "key": str(doc_id), "prompt": instance.args[0], "settings": settings})
+            self.collector.sent.append((task, str(doc_id), instance.args[0], ()))
+        indices = range(len(requests))
+        size = self.batch_size
+        chunks = [{i: requests[i] for i in indices[start : start + size]} for start in indices[::size]]
+        answers = self.collector.collect(described, chunks, self._answers)
+        return [GenerationResult(text, TokenCounts(output_tokens=tokens)) for text, tokens in answers]
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[GenerationResult]:
         raise NotImplementedError("no benchmark of this project asks in rounds")
@@ -237,14 +182,14 @@ class BuiltinModel(lmms):  # type: ignore[misc]
         inner = self.inner()
         inner.task_dict = self.task_dict
         for chunk in chunks:
-            names = ", ".join(f"{request.args[-2]} {request.args[-3]}" for request in chunk.values())
+            names = ", ".join(f"{instance.args[-2]} {instance.args[-3]}" for instance in chunk.values())
             with _errors_logged() as logged:
                 given = list(inner.generate_until(list(chunk.values())))
             if logged:
                 raise HarnessError(f"{type(inner).__name__} failed at {names}: {logged[0]}")
             if len(given) != len(chunk):
                 raise HarnessError(f"{type(inner).__name__} gave {len(given)} answers to {len(chunk)}: {names}")
-            answers = [unwrap_generation_output(one) for one in given]
+            answers = [unwrap_generation_output(output) for output in given]
             yield {
                 i: [str(text), counts.output_tokens if counts else None]
                 for i, (text, counts) in zip(chunk, answers, strict=True)
@@ -254,23 +199,23 @@ class BuiltinModel(lmms):  # type: ignore[misc]
 @contextmanager
 def _errors_logged() -> Iterator[list[str]]:
     """What is logged as an error within this block."""
-    found: list[str] = []
-    sink = logger.add(lambda message: found.append(message.record["message"]), level="ERROR")
+    messages: list[str] = []
+    sink = logger.add(lambda message: messages.append(message.record["message"]), level="ERROR")
     try:
-        yield found
+        yield messages
     finally:
         logger.remove(sink)
 
 
-def _asked(task: str, ask: Ask) -> dict[str, Any]:
+def _fields(task: str, request: Request) -> dict[str, Any]:
     """What decides an answer, beside the model and the benchmark's data."""
-    media = [[m.kind, m.sha256 or str(m.path), m.start, m.end] for m in ask.media]
-    limits = None if ask.limits is None else [ask.limits.max_new_tokens, list(ask.limits.until)]
+    media = [[m.kind, m.sha256 or str(m.path), m.start, m.end] for m in request.media]
+    limits = None if request.limits is None else [request.limits.max_new_tokens, list(request.limits.until)]
     return {
         "task": task,
-        "key": ask.key,
-        "prompt": ask.prompt,
-        "options": list(ask.options),
+        "key": request.key,
+        "prompt": request.prompt,
+        "options": list(request.options),
         "media": media,
         "limits": limits,
     }

@@ -94,8 +94,8 @@ def own_function(folder: Path, name: str) -> tuple[Callable[..., Any], ModuleTyp
     """A function of a task, and its module."""
     file, _, function = name.rpartition(".")
     module = _module(folder / f"{file}.py", os.environ["HF_HOME"])
-    found: Callable[..., Any] = getattr(module, function)
-    return found, module
+    task_function: Callable[..., Any] = getattr(module, function)
+    return task_function, module
 
 
 # --- writing ---------------------------------------------------------------------------------------------
@@ -183,10 +183,10 @@ def _changes(
     }
     words = settings.get("lmms_eval_specific_kwargs")
     if words is not None:  # the default's alone: how a question is put must not depend on a model's name
-        asked = dict(words["default"])
+        prompt_words = dict(words["default"])
         if prompts == "paper" and benchmark.paper is not None and benchmark.paper_differs:
-            asked["post_prompt"] = f"\n{benchmark.paper.prompt}" if benchmark.paper.prompt else ""
-        changed["lmms_eval_specific_kwargs"] = {"default": asked}
+            prompt_words["post_prompt"] = f"\n{benchmark.paper.prompt}" if benchmark.paper.prompt else ""
+        changed["lmms_eval_specific_kwargs"] = {"default": prompt_words}
     if benchmark.aggregate == "complete" and limit is not None:  # the task's aggregation works on all items alone
         changed["metric_list"] = [{"metric": benchmark.metric, "aggregation": "bypass", "higher_is_better": True}]
     return changed
@@ -200,18 +200,18 @@ def _line(functions: str, key: str, value: Any) -> str:
         return f"{key}: {json.dumps(value)}\n"
     lines = [f"{key}:\n"]
     for metric in value:
-        for mark, (name, one) in zip(["-", *" " * len(metric)], metric.items(), strict=False):
-            lines.append(f"  {mark} {_line(functions, name, one)}")
+        for mark, (name, setting) in zip(["-", *" " * len(metric)], metric.items(), strict=False):
+            lines.append(f"  {mark} {_line(functions, name, setting)}")
     return "".join(lines)
 
 
 def _names(settings: Mapping[str, Any]) -> dict[str, str]:
     """The task's own functions: the name in its module by what they are for, or by their own name."""
-    found = {key: str(value) for key, value in settings.items() if isinstance(value, Function)}
+    functions = {key: str(value) for key, value in settings.items() if isinstance(value, Function)}
     for metric in settings["metric_list"]:
         if isinstance(metric.get("aggregation"), Function):
-            found[metric["aggregation"].rpartition(".")[2]] = str(metric["aggregation"])
-    return {**{name.rpartition(".")[2]: name for name in found.values()}, **found}
+            functions[metric["aggregation"].rpartition(".")[2]] = str(metric["aggregation"])
+    return {**{name.rpartition(".")[2]: name for name in functions.values()}, **functions}
 
 
 # --- what lmms-eval calls --------------------------------------------------------------------------------

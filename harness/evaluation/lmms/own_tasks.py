@@ -40,9 +40,9 @@ def write_tasks(folder: Path, benchmark: Benchmark, tasks: Tasks) -> list[str]:
             **_form(benchmark),
         }
         text = "".join(f"{key}: {json.dumps(value)}\n" for key, value in lines.items())
-        text += "doc_to_visual: !function harness.evaluation.lmms.own_tasks.visuals\n"
+        text += "doc_to_visual: !function harness.evaluation.lmms.own_tasks.doc_to_visual\n"
         if benchmark.form != "options":
-            text += "process_results: !function harness.evaluation.lmms.own_tasks.score\n"
+            text += "process_results: !function harness.evaluation.lmms.own_tasks.process_results\n"
         (folder / f"{name}.yaml").write_text(text)
     return [benchmark.task(ability) for ability in tasks]
 
@@ -59,12 +59,12 @@ def _doc(benchmark: Benchmark, question: Question) -> dict[str, Any]:
     return {**question_record(question), **sent}
 
 
-def visuals(doc: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """`doc_to_visual`: the fields of `harness.data.sample.Media`, one a media."""
+def doc_to_visual(doc: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The fields of `harness.data.sample.Media`, one a media."""
     return [dict(media) for media in doc["media"]]
 
 
-def score(doc: Mapping[str, Any], results: list[str]) -> dict[str, float]:
-    """`process_results` of generated answers: 1 for the right option, 0 for another, none, or an unclear one."""
-    found = parse_answer(doc["form"], results[0], doc["options"])
-    return {doc["metric"]: float(found == doc["answer"])}
+def process_results(doc: Mapping[str, Any], results: list[str]) -> dict[str, float]:
+    """The score of a generated answer: 1 for the right option, 0 for another, none, or an unclear one."""
+    prediction = parse_answer(doc["form"], results[0], doc["options"])
+    return {doc["metric"]: float(prediction == doc["answer"])}

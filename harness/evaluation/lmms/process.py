@@ -1,4 +1,4 @@
-"""The parent's side of the child process: starts it, hears it, and ends it. Does not import lmms-eval."""
+"""The parent's side of the child process: starts it, reads its events, and ends it. Does not import lmms-eval."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _WORK: Final = ".work-"
 _TAIL: Final = 20
 """Lines of the child's log that an error shows."""
 _PATIENCE: Final = 30.0
-"""Seconds that a child may take to exit after its last word."""
+"""Seconds that a child may take to exit after its last event."""
 _EVENTS: Final[Mapping[Any, Mapping[str, type]]] = {
     "progress": {"result": int, "done": int},
     "done": {"result": int, "done": int},
     "error": {"message": str, "exit_code": int},
     "end": {},
 }
-"""What a child tells, and with which fields."""
+"""The events of a child, and the fields of each."""
 _FOREIGN: Final = ("LMMS_", "HF_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_")
 """Environment variables that would change what the child does: it is one process, offline, with its own caches."""
 
 
-def places(processes: int | None) -> list[str | None]:
+def visible_gpus(processes: int | None) -> list[str | None]:
     """Of each answering process its GPU as CUDA_VISIBLE_DEVICES names it, None where there is none to choose.
 
     Args:
@@ -55,8 +55,8 @@ def places(processes: int | None) -> list[str | None]:
         )
     if not count:
         return [None] * wanted
-    told = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    names = [name.strip() for name in told.split(",") if name.strip()] or [str(i) for i in range(count)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = [name.strip() for name in visible.split(",") if name.strip()] or [str(i) for i in range(count)]
     return list(names[:wanted])
 
 
@@ -142,8 +142,8 @@ def _events(
         if event is None:
             break  # the half line of a killed child
         if not _understood(event):
-            told = line.decode(errors="replace").strip()[:200]
-            message = f"its process told something that is no event: {told}"
+            text = line.decode(errors="replace").strip()[:200]
+            message = f"its process sent something that is no event: {text}"
             raise _error({"message": message, "hint": None, "exit_code": 1}, log, before)
         if event["event"] == "end":
             return

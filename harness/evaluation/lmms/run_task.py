@@ -1,4 +1,4 @@
-"""One exam through lmms-eval, and its samples as our items, counted."""
+"""One evaluation task through lmms-eval, and its samples as our items, counted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.evaluation.items import check_aggregate, items_of
 from harness.evaluation.lmms.official_tasks import write_official_tasks
 from harness.evaluation.lmms.own_tasks import write_tasks
 from harness.evaluation.multiple_choice import parse_answer, prompt_hash
-from harness.evaluation.task import Questions
+from harness.evaluation.task import MultipleChoiceTask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,36 +25,38 @@ if TYPE_CHECKING:
 
     from harness.benchmarks import Benchmark
     from harness.data.sample import Question
-    from harness.evaluation.lmms.model import Desk
-    from harness.evaluation.task import Exam, Official
+    from harness.evaluation.lmms.answer_cache import AnswerCollector
+    from harness.evaluation.task import EvalTask, LmmsEvalTask
 
-Asked = tuple["Exam", list[str], "Path"]
-"""An exam, and the names and folder of its tasks in lmms-eval."""
+WrittenTask = tuple["EvalTask", list[str], "Path"]
+"""An evaluation task, and the names and folder of its tasks in lmms-eval."""
 
 
-def make_tasks(exam: Exam, folder: Path) -> Asked:
-    """The exam's task files below `folder`."""
-    folder = folder / exam.name
-    if isinstance(exam, Questions):
-        return exam, write_tasks(folder, exam.benchmark, exam.tasks), folder
-    official: Any = exam
+def write_task_files(task: EvalTask, folder: Path) -> WrittenTask:
+    """Write the task's files for lmms-eval below `folder`."""
+    folder = folder / task.name
+    if isinstance(task, MultipleChoiceTask):
+        return task, write_tasks(folder, task.benchmark, task.tasks), folder
+    official: Any = task
     data = official.data
-    return exam, write_official_tasks(data.benchmark, data.root, folder, official.prompts, data.limit), folder
+    return task, write_official_tasks(data.benchmark, data.root, folder, official.prompts, data.limit), folder
 
 
-def ask(asked: Asked, desk: Desk, model: lmms) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def run_task(
+    written: WrittenTask, collector: AnswerCollector, model: lmms
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """One checkpoint through lmms-eval: the result without its identity, and the items.
 
     Raises:
         ShareAnswered: the rest of the answers is other processes' work.
         HarnessError: the items are not those that were asked, or lmms-eval's own score is another.
     """
-    exam, names, folder = asked
-    found = simple_evaluate(
+    task, names, folder = written
+    output = simple_evaluate(
         model=model,
         tasks=names,
         task_manager=TaskManager(include_path=str(folder), include_defaults=False),
-        batch_size=1,  # told to nobody: the model is made
+        batch_size=1,  # unused: the model is an object already
         bootstrap_iters=0,
         log_samples=True,
         process_docs_parallel=1,
@@ -62,35 +64,40 @@ def ask(asked: Asked, desk: Desk, model: lmms) -> tuple[dict[str, Any], list[dic
         datetime_str=time.strftime("%Y%m%d_%H%M%S", time.gmtime()),
     )
     version = importlib.metadata.version("lmms_eval")
-    judged = _own(exam, found) if isinstance(exam, Questions) else _official(exam, found)  # type: ignore[arg-type]
-    items, more = judged
-    benchmark: Any = exam.benchmark if isinstance(exam, Questions) else exam.data.benchmark  # type: ignore[attr-defined]
+    if isinstance(task, MultipleChoiceTask):
+        benchmark: Any = task.benchmark
+        items, more = _multiple_choice_items(task, output)
+    else:
+        benchmark = task.data.benchmark  # type: ignore[attr-defined]
+        items, more = _lmms_eval_items(task, output)  # type: ignore[arg-type]
     return {
-        "prompt_hash": prompt_hash(desk.sent),
+        "prompt_hash": prompt_hash(collector.sent),
         "lmms_eval": version,
         "versions": {"lmms_eval": version, "task": benchmark.version},
-        **exam.summary(items),
+        **task.summary(items),
         **more,
     }, items
 
 
-def _own(exam: Questions, found: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _multiple_choice_items(
+    task: MultipleChoiceTask, output: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     items = [
         item
-        for ability, questions in exam.tasks.items()
-        for item in task_items(exam.benchmark, ability, questions, found["samples"])
+        for ability, questions in task.tasks.items()
+        for item in task_items(task.benchmark, ability, questions, output["samples"])
     ]
-    compare_scores(exam.benchmark, exam.summary(items), found["results"])
+    compare_scores(task.benchmark, task.summary(items), output["results"])
     return items, {}
 
 
-def _official(exam: Official, found: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _lmms_eval_items(task: LmmsEvalTask, output: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The items, and the further numbers that lmms-eval makes of the same answers."""
-    benchmark = exam.data.benchmark
-    items = items_of(benchmark, found["samples"])
-    check_aggregate(benchmark, items, found["results"])
+    benchmark = task.data.benchmark
+    items = items_of(benchmark, output["samples"])
+    check_aggregate(benchmark, items, output["results"])
     (first, *_) = benchmark.lmms_tasks
-    beside = {name: found["results"][first][f"{name},none"] for name in benchmark.beside}
+    beside = {name: output["results"][first][f"{name},none"] for name in benchmark.beside}
     return items, {"beside": beside}
 
 
@@ -107,11 +114,10 @@ def task_items(
     keys = [sample["doc"]["key"] for sample in ordered]
     if keys != [question.key for question in questions]:
         raise HarnessError(f"{name}: lmms-eval scored {len(keys)} items, {len(questions)} other ones were asked")
-    make = _option_item if benchmark.form == "options" else _text_item
-    head = [{"task": name, "key": q.key, "ability": ability} for q in questions]
+    item_of = _option_item if benchmark.form == "options" else _text_item
     return [
-        {**first, **make(benchmark, question, sample)}
-        for first, question, sample in zip(head, questions, ordered, strict=True)
+        {"task": name, "key": question.key, "ability": ability, **item_of(benchmark, question, sample)}
+        for question, sample in zip(questions, ordered, strict=True)
     ]
 
 
@@ -139,15 +145,19 @@ def _text_item(benchmark: Benchmark, question: Question, sample: Mapping[str, An
     }
 
 
-def compare_scores(benchmark: Benchmark, summary: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+def compare_scores(benchmark: Benchmark, summary: Mapping[str, Any], results: Mapping[str, Any]) -> None:
     """Our count against lmms-eval's own score.
+
+    Args:
+        summary: ours.
+        results: lmms-eval's, by task.
 
     Raises:
         HarnessError: they differ.
     """
     factor = 100.0 if benchmark.scale == "percent" else 1.0
     for task in summary["tasks"]:
-        score = theirs[task["task"]].get(f"{benchmark.metric},none")
+        score = results[task["task"]].get(f"{benchmark.metric},none")
         if not isinstance(score, int | float) or abs(float(score) * factor - task["value"]) > 1e-9 * factor:
             raise HarnessError(
                 f"{task['task']}: lmms-eval says {benchmark.metric} {score}, its items say {task['value'] / factor}"

@@ -60,7 +60,7 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class Request:
     """One item: media, the user's turn, and the answers to score, or where the generated answer ends.
 
     Attributes:
@@ -76,7 +76,7 @@ class Ask:
     show: Callable[[], Shown] | None = field(default=None, compare=False)
 
 
-Chunk = dict[int, Ask]
+Chunk = dict[int, Request]
 """Items of one forward pass by their index."""
 
 
@@ -104,9 +104,9 @@ class FrameCache:
     _bytes: int = 0
 
     def __call__(self, media: Media) -> Tensor:
-        found = self._kept.get(media)
-        if found is not None:
-            return found
+        kept_T3HW = self._kept.get(media)
+        if kept_T3HW is not None:
+            return kept_T3HW
         frames_T3HW = self.read(media)
         if self._bytes + frames_T3HW.nbytes <= self.max_bytes:
             self._kept[media] = frames_T3HW
@@ -120,15 +120,15 @@ class Scorer:
 
     Attributes:
         model: as `Adapter.load` gives it, on its device.
-        rows: most sequences of one forward pass; the options of one item are never split, so an item with more
-            options than that makes a larger one.
+        batch_size: most sequences of one forward pass; the options of one item are never split, so an item with
+            more options than that makes a larger one.
         dtype: autocast type, None for none.
     """
 
     adapter: Evaluated
     model: nn.Module
     frames: Callable[[Media], Tensor]
-    rows: int = 64
+    batch_size: int = 64
     dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
@@ -148,15 +148,15 @@ class Scorer:
         for chunk, shown in self._read_ahead(chunks):
             rows: list[Encoded] = []
             clip_B: list[int] = []
-            for place, i in enumerate(chunk):
+            for clip, i in enumerate(chunk):
                 rows += self._encode_options(chunk[i], shown[i])
-                clip_B += [place] * len(chunk[i].options)
+                clip_B += [clip] * len(chunk[i].options)
             with one_tower_pass(self.model, clip_B):
                 losses = iter(self._losses(rows))
-            found = {i: [next(losses) for _ in ask.options] for i, ask in chunk.items()}
-            for i, ask in chunk.items():
-                _check(ask, found[i])
-            yield found
+            losses_of = {i: [next(losses) for _ in request.options] for i, request in chunk.items()}
+            for i, request in chunk.items():
+                _check(request, losses_of[i])
+            yield losses_of
 
     @torch.inference_mode()
     def answers(self, chunks: Sequence[Chunk]) -> Iterator[dict[int, tuple[str, int]]]:
@@ -172,10 +172,11 @@ class Scorer:
                 hint="choose a benchmark that scores options",
             )
         for chunk, shown in self._read_ahead(chunks):
-            (limits,) = {ask.limits for ask in chunk.values()}
+            (limits,) = {request.limits for request in chunk.values()}
             assert limits is not None
             rows = [
-                self.processor.encode_prompt(_sample(ask, shown[i], ()), shown[i].frames) for i, ask in chunk.items()
+                self.processor.encode_prompt(_sample(request, shown[i], ()), shown[i].frames)
+                for i, request in chunk.items()
             ]
             with self._autocast():
                 if generates(self.model):
@@ -187,14 +188,15 @@ class Scorer:
                 for i, ids in zip(chunk, written, strict=True)
             }
 
-    def _encode_options(self, ask: Ask, shown: Shown) -> list[Encoded]:
-        rows = [self.processor.encode(_sample(ask, shown, (option,)), shown.frames) for option in ask.options]
+    def _encode_options(self, request: Request, shown: Shown) -> list[Encoded]:
+        rows = [self.processor.encode(_sample(request, shown, (option,)), shown.frames) for option in request.options]
         targets = [tuple(row.labels_S[row.labels_S != IGNORE].tolist()) for row in rows]
-        for option, ids in zip(ask.options, targets, strict=True):
+        for option, ids in zip(request.options, targets, strict=True):
             if not ids:
-                raise HarnessError(f"question {ask.key}: option {option!r} has no target tokens to score")
+                raise HarnessError(f"question {request.key}: option {option!r} has no target tokens to score")
         if len(set(targets)) < len(targets):
-            raise HarnessError(f"question {ask.key}: two options are the same tokens: {', '.join(ask.options)}")
+            listed = ", ".join(request.options)
+            raise HarnessError(f"question {request.key}: two options are the same tokens: {listed}")
         return rows
 
     def _losses(self, rows: Sequence[Encoded]) -> list[OptionLoss]:
@@ -228,11 +230,13 @@ class Scorer:
     def _read_ahead(self, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, dict[int, Shown]]]:
         """The chunks with their decoded media; the next one is decoded while this one is computed."""
 
-        def show(ask: Ask) -> Shown:
-            return ask.show() if ask.show else Shown(ask.media, [self.frames(media) for media in ask.media])
+        def show(request: Request) -> Shown:
+            if request.show:
+                return request.show()
+            return Shown(request.media, [self.frames(media) for media in request.media])
 
         def read(chunk: Chunk) -> dict[int, Shown]:
-            return {i: show(ask) for i, ask in chunk.items()}
+            return {i: show(request) for i, request in chunk.items()}
 
         with ThreadPoolExecutor(max_workers=1) as pool:
             ahead = [pool.submit(read, chunk) for chunk in chunks[:1]]
@@ -242,44 +246,73 @@ class Scorer:
                 yield chunk, shown
 
 
-def chunked(asks: Sequence[Ask], rows: int) -> list[Chunk]:
+@dataclass
+class Checkpoint:
+    """A checkpoint of this project, loaded when the first answer is missing and not before.
+
+    Attributes:
+        directory: that `Adapter.load` reads.
+        frames: decodes media.
+        count: frames of a clip, chosen by the adapter's `frame_rule`.
+        batch_size: most sequences of a forward pass.
+        dtype: autocast type, None for none.
+    """
+
+    adapter: Evaluated
+    directory: Path
+    frames: FrameCache
+    count: int
+    batch_size: int
+    device: torch.device
+    dtype: torch.dtype | None
+    _scorer: Scorer | None = field(default=None, repr=False)
+
+    def scorer(self) -> Scorer:
+        """The model and its processor, on their device."""
+        if self._scorer is None:
+            model = self.adapter.load(self.directory).to(self.device)
+            self._scorer = Scorer(self.adapter, model, self.frames, batch_size=self.batch_size, dtype=self.dtype)
+        return self._scorer
+
+
+def chunked(requests: Sequence[Request], batch_size: int) -> list[Chunk]:
     """Items of about the same length together, longest first: memory runs out at once or not at all.
 
     It depends on the items alone, so that an evaluation that is resumed, or spread over processes, computes together
     what a whole one does. Answers that end by different limits are not written together.
 
     Args:
-        rows: most sequences of a chunk.
+        batch_size: most sequences of a chunk.
     """
-    limits = list(dict.fromkeys(ask.limits for ask in asks))
-    order = sorted(range(len(asks)), key=lambda i: (limits.index(asks[i].limits), -_length(asks[i]), i))
+    limits = list(dict.fromkeys(request.limits for request in requests))
+    order = sorted(range(len(requests)), key=lambda i: (limits.index(requests[i].limits), -_length(requests[i]), i))
     chunks: list[Chunk] = [{}]
     used = 0
     for i in order:
-        need = max(1, len(asks[i].options))
-        others = next(iter(chunks[-1].values()), asks[i])
-        if chunks[-1] and (used + need > rows or others.limits != asks[i].limits):
+        need = max(1, len(requests[i].options))
+        others = next(iter(chunks[-1].values()), requests[i])
+        if chunks[-1] and (used + need > batch_size or others.limits != requests[i].limits):
             chunks.append({})
             used = 0
-        chunks[-1][i] = asks[i]
+        chunks[-1][i] = requests[i]
         used += need
     return chunks if chunks[-1] else []
 
 
-def _length(ask: Ask) -> int:
-    return len(ask.prompt) + max((len(option) for option in ask.options), default=0)
+def _length(request: Request) -> int:
+    return len(request.prompt) + max((len(option) for option in request.options), default=0)
 
 
-def _sample(ask: Ask, shown: Shown, answer: tuple[str, ...]) -> Sample:
-    tags = "".join(f"<media:{i}>\n" for i in range(len(shown.media))) if ask.show else ""
-    turns = (Turn("user", tags + ask.prompt), *(Turn("assistant", text) for text in answer))
-    return Sample(sample_id("question", ask.key), ask.key, shown.media, turns)
+def _sample(request: Request, shown: Shown, answer: tuple[str, ...]) -> Sample:
+    tags = "".join(f"<media:{i}>\n" for i in range(len(shown.media))) if request.show else ""
+    turns = (Turn("user", tags + request.prompt), *(Turn("assistant", text) for text in answer))
+    return Sample(sample_id("question", request.key), request.key, shown.media, turns)
 
 
-def _check(ask: Ask, losses: Sequence[OptionLoss]) -> None:
-    for option, found in zip(ask.options, losses, strict=True):
-        if not math.isfinite(found.loss):
-            raise HarnessError(f"question {ask.key}: the loss of option {option!r} is {found.loss}")
+def _check(request: Request, losses: Sequence[OptionLoss]) -> None:
+    for option, option_loss in zip(request.options, losses, strict=True):
+        if not math.isfinite(option_loss.loss):
+            raise HarnessError(f"question {request.key}: the loss of option {option!r} is {option_loss.loss}")
 
 
 def _cut(text: str, until: Sequence[str]) -> str:

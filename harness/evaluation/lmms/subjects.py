@@ -1,9 +1,8 @@
-"""What a child evaluates, loaded when the first answer is missing and not before."""
+"""What a child evaluates: checkpoints of this project, or a model of lmms-eval's own."""
 
 from __future__ import annotations
 
 import importlib.metadata
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lmms_eval.models import get_model, list_available_models
@@ -12,7 +11,7 @@ from harness.common.errors import EnvironmentProblem, RecipeError
 from harness.config.explain import nearest
 from harness.data.loading.video import read_frames
 from harness.evaluation.lmms.model import BuiltinModel, model_class
-from harness.evaluation.lmms.scorer import FrameCache, Scorer
+from harness.evaluation.lmms.scorer import Checkpoint, FrameCache
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,37 +20,8 @@ if TYPE_CHECKING:
     from lmms_eval.api.model import lmms
 
     from harness.config.evaluation import LmmsEvalModel
-    from harness.evaluation.lmms.model import Desk
+    from harness.evaluation.lmms.answer_cache import AnswerCollector
     from harness.evaluation.lmms.scorer import Evaluated
-
-
-@dataclass
-class Checkpoint:
-    """A checkpoint of this project.
-
-    Attributes:
-        directory: that `Adapter.load` reads.
-        frames: decodes media.
-        count: frames of a clip, chosen by the adapter's `frame_rule`.
-        rows: most sequences of a forward pass.
-        dtype: autocast type, None for none.
-    """
-
-    adapter: Evaluated
-    directory: Path
-    frames: FrameCache
-    count: int
-    rows: int
-    device: torch.device
-    dtype: torch.dtype | None
-    _scorer: Scorer | None = field(default=None, repr=False)
-
-    def scorer(self) -> Scorer:
-        """The model and its processor, on their device."""
-        if self._scorer is None:
-            model = self.adapter.load(self.directory).to(self.device)
-            self._scorer = Scorer(self.adapter, model, self.frames, rows=self.rows, dtype=self.dtype)
-        return self._scorer
 
 
 class Checkpoints:
@@ -62,10 +32,10 @@ class Checkpoints:
     """
 
     def __init__(
-        self, adapter: Evaluated, count: int, rows: int, device: torch.device, dtype: torch.dtype | None
+        self, adapter: Evaluated, count: int, batch_size: int, device: torch.device, dtype: torch.dtype | None
     ) -> None:
         self._adapter = adapter
-        self._settings = {"count": count, "rows": rows, "device": device, "dtype": dtype}
+        self._settings = {"count": count, "batch_size": batch_size, "device": device, "dtype": dtype}
         rule = adapter.frame_rule
         self._frames = FrameCache(lambda media: read_frames(media, frames=count, rule=rule))
         self._open: Checkpoint | None = None
@@ -80,12 +50,12 @@ class Checkpoints:
             "dtype": str(self._settings["dtype"]),
         }
 
-    def model(self, directory: Path, desk: Desk, *, own: bool) -> lmms:
-        """lmms-eval's view of a checkpoint. The last one goes before the next one comes."""
+    def model(self, directory: Path, collector: AnswerCollector, *, is_project_benchmark: bool) -> lmms:
+        """lmms-eval's view of a checkpoint. The weights of the last one are freed before the next ones are loaded."""
         if self._open is None or self._open.directory != directory:
             self._open = None
             self._open = Checkpoint(self._adapter, directory, self._frames, **self._settings)  # type: ignore[arg-type]
-        return model_class()(desk, self._open, own=own)
+        return model_class()(collector, self._open, is_project_benchmark=is_project_benchmark)
 
 
 class Builtin:
@@ -96,9 +66,9 @@ class Builtin:
         EnvironmentProblem: a package that it needs is not installed.
     """
 
-    def __init__(self, model: LmmsEvalModel, rows: int) -> None:
+    def __init__(self, model: LmmsEvalModel, batch_size: int) -> None:
         self._model = model
-        self._rows = rows
+        self._batch_size = batch_size
         self._loaded: Any = None
         known = list_available_models(include_aliases=True)
         if model.name not in known:
@@ -112,19 +82,19 @@ class Builtin:
 
     def made_by(self) -> dict[str, Any]:
         """What decides an answer beside the checkpoint's weights and the request."""
-        told = {key: getattr(self._model, key) for key in ("name", "args")}
-        return {**told, "lmms_eval": importlib.metadata.version("lmms_eval")}
+        settings = {key: getattr(self._model, key) for key in ("name", "args")}
+        return {**settings, "lmms_eval": importlib.metadata.version("lmms_eval")}
 
-    def model(self, directory: Path, desk: Desk, *, own: bool) -> lmms:
+    def model(self, directory: Path, collector: AnswerCollector, *, is_project_benchmark: bool) -> lmms:
         """The model behind our own, which keeps its answers."""
 
         def load() -> Any:
             if self._loaded is None:
                 weights = {} if self._model.checkpoint is None else {self._model.argument: str(directory)}
                 try:
-                    self._loaded = self._class(**weights, **{"batch_size": self._rows, **self._model.args})
+                    self._loaded = self._class(**weights, **{"batch_size": self._batch_size, **self._model.args})
                 except TypeError as error:
                     raise RecipeError(f"model.args: lmms-eval's model {self._model.name}: {error}") from error
             return self._loaded
 
-        return BuiltinModel(desk, load, is_simple=self._class.is_simple, rows=self._rows)
+        return BuiltinModel(collector, load, is_simple=self._class.is_simple, batch_size=self._batch_size)

@@ -57,7 +57,7 @@ def shown(
             f"{name}: shows {type(unknown[0]).__name__} among {len(visuals)} media; known are videos and pictures"
         )
     media = tuple(Media("video", Path(visual)) for visual in visuals)
-    return Shown(media, [frames(one) for one in media])
+    return Shown(media, [frames(video) for video in media])
 
 
 def _pictures(pictures: Sequence[Image.Image], count: int, name: str, rule: FrameRule) -> Shown:

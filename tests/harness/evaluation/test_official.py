@@ -21,7 +21,7 @@ from harness.data.loading.video import read_frames
 from harness.data.sample import Media, Sample, Turn
 from harness.evaluation.evaluate import checkpoint_digest
 from harness.evaluation.lmms.visuals import shown
-from harness.evaluation.standalone import evaluate_alone
+from harness.evaluation.standalone import evaluate_standalone
 from harness.models import evaluated_for
 from harness.records.record import read_record
 from tests.harness.worlds.known_models import KnownAdapter
@@ -62,7 +62,7 @@ def tower() -> str:
 
 def run(recipe: EvaluationRecipe, cases: dict[str, Case]) -> dict[str, Any]:
     known = {name: case.benchmark for name, case in cases.items()}
-    path = evaluate_alone(recipe, Progress(quiet=True), benchmarks=known, child=CHILD)
+    path = evaluate_standalone(recipe, Progress(quiet=True), benchmarks=known, child=CHILD)
     return read_record(path)
 
 
@@ -161,7 +161,7 @@ def test_missing_weights_and_another_models_are_named(folder: Path, cases: dict[
 def test_missing_data_are_named_before_anything_is_loaded(folder: Path) -> None:
     recipe = document(folder / "empty", benchmarks=["pope"])
     with pytest.raises(DataError, match="pope"):
-        evaluate_alone(recipe, Progress(quiet=True), child=("/nonexistent",))
+        evaluate_standalone(recipe, Progress(quiet=True), child=("/nonexistent",))
 
 
 @pytest.mark.parametrize("name", sorted(shipped(EVALUATION)))
@@ -207,8 +207,8 @@ class Inner:
 def ask_inner(tmp_path: Path, say: Any) -> list[Any]:
     from lmms_eval.api.instance import Instance
 
-    from harness.evaluation.lmms.answer_cache import Answers
-    from harness.evaluation.lmms.model import BuiltinModel, Desk
+    from harness.evaluation.lmms.answer_cache import AnswerCollector, Answers
+    from harness.evaluation.lmms.model import BuiltinModel
 
     def request(i: int) -> Any:
         arguments = (f"What {i}?", {"max_new_tokens": 4}, None, i, "pope", "test")
@@ -216,8 +216,8 @@ def ask_inner(tmp_path: Path, say: Any) -> list[Any]:
         return Instance("generate_until", arguments, i, metadata)
 
     with Answers(tmp_path / "pope.json") as answers:
-        desk = Desk(answers, {}, lambda done: None)
-        model = BuiltinModel(desk, lambda: Inner(say), is_simple=True, rows=2)
+        collector = AnswerCollector(answers, {}, lambda done: None)
+        model = BuiltinModel(collector, lambda: Inner(say), is_simple=True, batch_size=2)
         return [given.text for given in model.generate_until([request(i) for i in range(3)])]
 
 
@@ -257,18 +257,17 @@ def test_several_pictures_are_one_clip_and_strangers_are_named() -> None:
 @pytest.mark.parametrize("rule", ["spread", "mvbench"])
 def test_a_model_sees_the_frames_of_its_own_rule(folder: Path, cases: dict[str, Case], rule: FrameRule) -> None:
     """Two rules never share an answer: the rule is among what the answers are kept by."""
-    from harness.evaluation.lmms.answer_cache import Answers
-    from harness.evaluation.lmms.model import Desk
+    from harness.evaluation.lmms.answer_cache import AnswerCollector, Answers
     from harness.evaluation.lmms.subjects import Checkpoints
 
     adapter = KnownAdapter()
     adapter.frame_rule = rule
     checkpoints = Checkpoints(adapter, 3, 1, torch.device("cpu"), None)
     assert checkpoints.made_by()["frame_rule"] == rule
-    desk = Desk(Answers(folder / "none.json"), {}, lambda done: None)
-    model: Any = checkpoints.model(folder, desk, own=False)
+    collector = AnswerCollector(Answers(folder / "none.json"), {}, lambda done: None)
+    model: Any = checkpoints.model(folder, collector, is_project_benchmark=False)
     clip = Media("video", next((folder / "data/benchmarks/mvbench").rglob("*.mp4")))
     assert torch.equal(model.checkpoint.frames(clip), read_frames(clip, frames=3, rule=rule))
     model.task_dict = {"film": {"test": [[Image.new("RGB", (6, 4), (i, 0, 0)) for i in range(9)]]}}
-    ask = model._ask("What?", lambda pictures: pictures, 0, "film", "test")
-    assert ask.show().frames[0][:, 0, 0, 0].tolist() == {"spread": [1, 4, 7], "mvbench": [1, 4, 6]}[rule]
+    request = model._request("What?", lambda pictures: pictures, 0, "film", "test")
+    assert request.show().frames[0][:, 0, 0, 0].tolist() == {"spread": [1, 4, 7], "mvbench": [1, 4, 6]}[rule]

@@ -24,7 +24,7 @@ from harness.evaluation.evaluate import Job, checkpoint_digest, evaluate_checkpo
 from harness.evaluation.lmms.child import report, write_result
 from harness.evaluation.lmms.process import run_child
 from harness.evaluation.multiple_choice import select, summarise
-from harness.evaluation.task import Questions
+from harness.evaluation.task import MultipleChoiceTask
 from tests.harness.worlds.evaluation import KNOWN, make_data, make_recipe
 from tests.waiting import until
 
@@ -52,22 +52,23 @@ def checkpoint(folder: Path, weights: bytes = b"weights") -> Path:
 
 def wanted_of(data: DataSet, folder: Path, name: str = "known") -> Wanted:
     tasks = select(KNOWN[name], data.source, data.questions, None)
-    return make_wanted(folder / "run", Job(3, 0.5, checkpoint(folder / "step-3")), Questions(KNOWN[name], tasks))
+    job = Job(3, 0.5, checkpoint(folder / "step-3"))
+    return make_wanted(folder / "run", job, MultipleChoiceTask(KNOWN[name], tasks))
 
 
-def exam(wanted: Wanted) -> Questions:
-    assert isinstance(wanted.exam, Questions)
-    return wanted.exam
+def task(wanted: Wanted) -> MultipleChoiceTask:
+    assert isinstance(wanted.task, MultipleChoiceTask)
+    return wanted.task
 
 
 def option_items(wanted: Wanted) -> Items:
     """Every first option is the likeliest."""
     items = []
-    for ability, questions in exam(wanted).tasks.items():
+    for ability, questions in task(wanted).tasks.items():
         for q in questions:
             losses = [1.0 + i for i in range(len(q.options))]
             scored = {"option_loss": losses, "option_tokens": [4] * len(losses)}
-            head = {"task": exam(wanted).benchmark.task(ability), "key": q.key, "ability": ability}
+            head = {"task": task(wanted).benchmark.task(ability), "key": q.key, "ability": ability}
             items.append({**head, "prediction": 0, "answer": q.answer, "correct": int(q.answer == 0), **scored})
     return items
 
@@ -78,8 +79,8 @@ def text_items(wanted: Wanted) -> Items:
 
 
 def write(wanted: Wanted, items: Items, numbers: dict[str, Any] | None = None, **changed: Any) -> None:
-    summary = numbers or summarise(exam(wanted).benchmark, items)
-    counts = {"expected": wanted.exam.expected, **summary["counts"], "guessed": 0, "errors": 0}
+    summary = numbers or summarise(task(wanted).benchmark, items)
+    counts = {"expected": wanted.task.expected, **summary["counts"], "guessed": 0, "errors": 0}
     result = {"tasks": summary["tasks"], "mean": summary["mean"], "counts": counts, "seconds": 1.0}
     write_result(wanted.path, wanted.identity, {**result, **changed}, items)
 
@@ -108,7 +109,7 @@ def test_another_checkpoint_question_prompt_or_scoring_is_stale(data: DataSet, t
         with pytest.raises(StaleError, match=f"made from another {name}"):
             read_result(other)
     newer = replace(KNOWN["known"], version=2)
-    again = make_wanted(tmp_path / "run", wanted.job, Questions(newer, exam(wanted).tasks))
+    again = make_wanted(tmp_path / "run", wanted.job, MultipleChoiceTask(newer, task(wanted).tasks))
     with pytest.raises(StaleError, match="another definition"):
         read_result(again)
 
@@ -139,7 +140,7 @@ def short_loss(items: Items) -> None:
 def test_wrong_items_are_named(data: DataSet, tmp_path: Path, spoil: Callable[[Items], Any], message: str) -> None:
     wanted = wanted_of(data, tmp_path)
     items = option_items(wanted)
-    numbers = summarise(exam(wanted).benchmark, items)
+    numbers = summarise(task(wanted).benchmark, items)
     spoil(items)
     write(wanted, items, numbers)
     with pytest.raises(HarnessError, match=message):
@@ -149,7 +150,7 @@ def test_wrong_items_are_named(data: DataSet, tmp_path: Path, spoil: Callable[[I
 def test_numbers_that_the_items_do_not_give_are_refused(data: DataSet, tmp_path: Path) -> None:
     wanted = wanted_of(data, tmp_path)
     items = option_items(wanted)
-    right = summarise(exam(wanted).benchmark, items)
+    right = summarise(task(wanted).benchmark, items)
     better = {**right["mean"], "value": 0.9}
     write(wanted, items, mean=better)
     with pytest.raises(HarnessError, match=r"mean are .*0\.9"):
@@ -167,7 +168,7 @@ def test_an_empty_answer_is_named_unless_the_benchmark_counts_it(data: DataSet, 
     with pytest.raises(HarnessError, match="letters_motion m1: the answer is empty"):
         read_result(wanted)
     lenient = replace(KNOWN["letters"], empty="count")
-    counting = make_wanted(tmp_path / "run", wanted.job, Questions(lenient, exam(wanted).tasks))
+    counting = make_wanted(tmp_path / "run", wanted.job, MultipleChoiceTask(lenient, task(wanted).tasks))
     write(counting, items)
     assert read_result(counting)["counts"]["empty"] == 1
 

@@ -17,8 +17,8 @@ from harness.config.weight_files import missing_checkpoint
 from harness.data.sample import Media
 from harness.evaluation.evaluate import checkpoint_digest
 from harness.evaluation.lmms.generation import Limits
-from harness.evaluation.lmms.scorer import Ask, Scorer, Shown
-from harness.evaluation.standalone import evaluate_alone, weights_of
+from harness.evaluation.lmms.scorer import Request, Scorer, Shown
+from harness.evaluation.standalone import evaluate_standalone, weights_of
 from harness.models import evaluated_for
 from harness.models.videochat2.official import OfficialVideoChat2
 from tests.harness.worlds.videochat2_fixture import Parity
@@ -66,10 +66,10 @@ def test_an_official_file_loads_and_answers(tmp_path: Path, parity: Parity, merg
     loaded = model.load(FIXTURE / FILE)
     clip = parity.clips("infer")[0]
     media = (Media("video", Path("clip")),)
-    ask = Ask("q", (), "What is the person doing?", limits=Limits(6, ()), show=lambda: Shown(media, [clip]))
-    scorer = Scorer(model, loaded, lambda media: clip, rows=1)
-    ((text, tokens),) = next(iter(scorer.answers([{0: ask}]))).values()
-    row = model.processor().encode_prompt(_sample(ask, media), [clip])
+    request = Request("q", (), "What is the person doing?", limits=Limits(6, ()), show=lambda: Shown(media, [clip]))
+    scorer = Scorer(model, loaded, lambda media: clip, batch_size=1)
+    ((text, tokens),) = next(iter(scorer.answers([{0: request}]))).values()
+    row = model.processor().encode_prompt(_sample(request, media), [clip])
     inputs = model.processor().collate([row]).inputs
     plain: Any = parity.model()
     with torch.no_grad():
@@ -79,10 +79,10 @@ def test_an_official_file_loads_and_answers(tmp_path: Path, parity: Parity, merg
     assert text == model.processor().decode(new)
 
 
-def _sample(ask: Ask, media: tuple[Media, ...]) -> Any:
+def _sample(request: Request, media: tuple[Media, ...]) -> Any:
     from harness.data.sample import Sample, Turn
 
-    return Sample(1, ask.key, media, (Turn("user", f"<media:0>\n{ask.prompt}"),))
+    return Sample(1, request.key, media, (Turn("user", f"<media:0>\n{request.prompt}"),))
 
 
 def test_hd_and_colours_reach_the_pictures(tmp_path: Path, parity: Parity) -> None:
@@ -102,7 +102,7 @@ def test_every_missing_file_is_named(tmp_path: Path) -> None:
     assert "named by model.checkpoint" in told
     assert "vocab.txt" in told
     with pytest.raises(EnvironmentProblem, match="weights are missing"):
-        evaluate_alone(recipe, Progress(quiet=True), child=("/nonexistent",))
+        evaluate_standalone(recipe, Progress(quiet=True), child=("/nonexistent",))
 
 
 def test_the_weights_are_those_of_the_base_too(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from harness.common.errors import DataError, HarnessError, RecipeError
 from harness.data.loading.video import read_frames
 from harness.data.sample import Sample, Turn
 from harness.evaluation.lmms.generation import Limits
-from harness.evaluation.lmms.scorer import Ask, FrameCache, OptionLoss, Scorer, chunked, compute_dtype
+from harness.evaluation.lmms.scorer import FrameCache, OptionLoss, Request, Scorer, chunked, compute_dtype
 from harness.evaluation.multiple_choice import prompt
 from harness.models.tiny.processor import TinyProcessor
 from tests.harness.worlds import known_models as known
@@ -45,40 +45,40 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
     return make_data(tmp_path_factory.mktemp("world"))
 
 
-def scorer(model: TinyVLMForConditionalGeneration, rows: int = 8) -> Scorer:
+def scorer(model: TinyVLMForConditionalGeneration, batch_size: int = 8) -> Scorer:
     frames = FrameCache(lambda media: read_frames(media, frames=known.FRAMES))
-    return Scorer(known.KnownAdapter(), model, frames, rows)
+    return Scorer(known.KnownAdapter(), model, frames, batch_size)
 
 
-def asks(data: DataSet) -> list[Ask]:
-    return [Ask(q.key, q.media, prompt("options", q), q.options) for q in data.questions]
+def asks(data: DataSet) -> list[Request]:
+    return [Request(q.key, q.media, prompt("options", q), q.options) for q in data.questions]
 
 
-def losses_of(speaker: Scorer, wanted: Sequence[Ask]) -> list[list[OptionLoss]]:
+def losses_of(speaker: Scorer, wanted: Sequence[Request]) -> list[list[OptionLoss]]:
     """In the order of the items."""
     found: dict[int, list[OptionLoss]] = {}
-    for some in speaker.option_losses(chunked(wanted, speaker.rows)):
+    for some in speaker.option_losses(chunked(wanted, speaker.batch_size)):
         found |= some
     return [found[i] for i in range(len(wanted))]
 
 
 def answers_of(
-    speaker: Scorer, wanted: Sequence[Ask], most: int, until: tuple[str, ...] = ()
+    speaker: Scorer, wanted: Sequence[Request], most: int, until: tuple[str, ...] = ()
 ) -> list[tuple[str, int]]:
     """In the order of the items."""
-    limited = [replace(ask, options=(), limits=Limits(most, until)) for ask in wanted]
+    limited = [replace(request, options=(), limits=Limits(most, until)) for request in wanted]
     found: dict[int, tuple[str, int]] = {}
-    for some in speaker.answers(chunked(limited, speaker.rows)):
+    for some in speaker.answers(chunked(limited, speaker.batch_size)):
         found |= some
     return [found[i] for i in range(len(wanted))]
 
 
 def test_the_loss_is_the_sum_worked_out_by_hand() -> None:
     model = known.bigram_model(COLOURS)
-    ask = Ask("q", (), "What is it?", ("It is red.", "It is blue.", "It is very very green."))
-    (found,) = losses_of(scorer(model), [ask])
+    request = Request("q", (), "What is it?", ("It is red.", "It is blue.", "It is very very green."))
+    (found,) = losses_of(scorer(model), [request])
     table_VV = known.log_table(known.processor(), COLOURS)
-    for option, loss in zip(ask.options, found, strict=True):
+    for option, loss in zip(request.options, found, strict=True):
         ids = [known.token(known.processor(), word) for word in known.words(option)]
         expected = -sum(float(table_VV[a, b]) for a, b in pairwise(ids))
         assert loss.loss == pytest.approx(expected, abs=1e-4)
@@ -88,19 +88,19 @@ def test_the_loss_is_the_sum_worked_out_by_hand() -> None:
 
 def test_greedy_tells_whether_every_word_is_the_likeliest() -> None:
     certain = {**COLOURS, "red": {".": 0.9}, "blue": {".": 0.9}, ".": {known.END: 0.9}}
-    ask = Ask("q", (), "What?", ("It is blue.", "It is red."))
-    (found,) = losses_of(scorer(known.bigram_model(certain)), [ask])
+    request = Request("q", (), "What?", ("It is blue.", "It is red."))
+    (found,) = losses_of(scorer(known.bigram_model(certain)), [request])
     assert [loss.greedy for loss in found] == [False, True]
 
 
-def oracle(model: TinyVLMForConditionalGeneration, ask: Ask) -> list[OptionLoss]:
+def oracle(model: TinyVLMForConditionalGeneration, request: Request) -> list[OptionLoss]:
     """One option at a time, all logits, torch's own cross entropy."""
     found = []
     processor = known.processor()
-    frames = [read_frames(media, frames=known.FRAMES) for media in ask.media]
-    for option in ask.options:
-        turns = (Turn("user", ask.prompt), Turn("assistant", option))
-        row = processor.encode(Sample(1, "k", ask.media, turns), frames)
+    frames = [read_frames(media, frames=known.FRAMES) for media in request.media]
+    for option in request.options:
+        turns = (Turn("user", request.prompt), Turn("assistant", option))
+        row = processor.encode(Sample(1, "k", request.media, turns), frames)
         batch = processor.collate([row])
         with torch.no_grad():
             logits_SV = model(**batch.inputs).logits[0]
@@ -116,15 +116,15 @@ def test_batches_give_what_a_plain_forward_of_each_option_gives(data: DataSet, r
     model = known.random_model(3)
     wanted = asks(data)
     found = losses_of(scorer(model, rows), wanted)
-    for ask, losses in zip(wanted, found, strict=True):
-        for ours, theirs in zip(losses, oracle(model, ask), strict=True):
+    for request, losses in zip(wanted, found, strict=True):
+        for ours, theirs in zip(losses, oracle(model, request), strict=True):
             assert ours.loss == pytest.approx(theirs.loss, abs=1e-4)
             assert (ours.tokens, ours.greedy) == (theirs.tokens, theirs.greedy)
 
 
 def test_the_clip_is_seen(data: DataSet) -> None:
     model = known.random_model(3)
-    same = [Ask(q.key, q.media, "<media:0>\nWhat is it?", q.options) for q in data.questions[:3]]
+    same = [Request(q.key, q.media, "<media:0>\nWhat is it?", q.options) for q in data.questions[:3]]
     losses = [found[0].loss for found in losses_of(scorer(model), same)]
     assert len({round(loss, 3) for loss in losses}) == 3, "three clips, one text"
 
@@ -142,11 +142,11 @@ def test_generation_equals_that_of_transformers(data: DataSet, way: str) -> None
     model = known.random_model(26)
     processor = known.processor()
     wanted = asks(data)
-    found = answers_of(scorer(model, rows=5), wanted, 6)
+    found = answers_of(scorer(model, batch_size=5), wanted, 6)
     settings = {"max_new_tokens": 6, "do_sample": False, "suppress_tokens": [processor.placeholder_id]}
-    for ask, (text, tokens) in zip(wanted, found, strict=True):
-        frames = [read_frames(media, frames=known.FRAMES) for media in ask.media]
-        row = processor.encode_prompt(Sample(1, "k", ask.media, (Turn("user", ask.prompt),)), frames)
+    for request, (text, tokens) in zip(wanted, found, strict=True):
+        frames = [read_frames(media, frames=known.FRAMES) for media in request.media]
+        row = processor.encode_prompt(Sample(1, "k", request.media, (Turn("user", request.prompt),)), frames)
         batch = processor.collate([row])
         ids = model.generate(**batch.inputs, **settings, eos_token_id=processor.end_id)
         new = [int(i) for i in ids[0, len(row.input_ids_S) :] if int(i) != processor.end_id]
@@ -158,9 +158,11 @@ def test_generation_equals_that_of_transformers(data: DataSet, way: str) -> None
 def test_prompts_of_different_lengths_are_written_together(data: DataSet, way: str) -> None:
     """Padding stands in front of a prompt then, and the answer is that of the prompt alone."""
     model = known.random_model(26)
-    wanted = [Ask(q.key, q.media, f"<media:0>\n{'What is it? ' * (1 + i % 4)}") for i, q in enumerate(data.questions)]
-    alone = [answers_of(scorer(model, rows=1), [ask], 6)[0] for ask in wanted]
-    assert answers_of(scorer(model, rows=11), wanted, 6) == alone
+    wanted = [
+        Request(q.key, q.media, f"<media:0>\n{'What is it? ' * (1 + i % 4)}") for i, q in enumerate(data.questions)
+    ]
+    alone = [answers_of(scorer(model, batch_size=1), [request], 6)[0] for request in wanted]
+    assert answers_of(scorer(model, batch_size=11), wanted, 6) == alone
     assert len(set(alone)) > 3
 
 
@@ -176,17 +178,17 @@ def test_the_settings_of_a_checkpoint_do_not_change_its_answers(data: DataSet) -
 
 def test_a_model_never_writes_the_token_that_stands_for_media(way: str) -> None:
     model = known.bigram_model({"<|assistant|>": {"<|video|>": 0.7, "b": 0.2}, "b": {known.END: 0.9}})
-    ask = Ask("q", (), "What?")
-    assert answers_of(scorer(model), [ask], 9) == [("b", 1)]
+    request = Request("q", (), "What?")
+    assert answers_of(scorer(model), [request], 9) == [("b", 1)]
 
 
 def test_generation_stops_at_the_end_marker_and_at_until(way: str) -> None:
     follows = {"<|assistant|>": {"b": 0.9}, "b": {".": 0.9}, ".": {"red": 0.9}, "red": {known.END: 0.9}}
     speaker = scorer(known.bigram_model(follows))
-    ask = Ask("q", (), "What?")
-    assert answers_of(speaker, [ask], 9) == [("b. red", 3)]
-    assert answers_of(speaker, [ask], 9, (". ",)) == [("b", 3)]
-    assert answers_of(speaker, [ask], 2) == [("b.", 2)]
+    request = Request("q", (), "What?")
+    assert answers_of(speaker, [request], 9) == [("b. red", 3)]
+    assert answers_of(speaker, [request], 9, (". ",)) == [("b", 3)]
+    assert answers_of(speaker, [request], 2) == [("b.", 2)]
 
 
 class Dumb:
@@ -201,13 +203,13 @@ def test_a_processor_that_cannot_speak_says_so() -> None:
     speaker = scorer(known.random_model(0))
     speaker.processor = Dumb()
     with pytest.raises(RecipeError, match="no end_id and decode"):
-        answers_of(speaker, [Ask("q", (), "What?")], 2)
+        answers_of(speaker, [Request("q", (), "What?")], 2)
 
 
 def test_options_without_targets_or_alike_to_the_tokenizer_are_named() -> None:
     speaker = scorer(known.random_model(0))
     with pytest.raises(HarnessError, match="question q7: two options are the same tokens"):
-        losses_of(speaker, [Ask("q7", (), "What?", ("It is red.", "it is RED ."))])
+        losses_of(speaker, [Request("q7", (), "What?", ("It is red.", "it is RED ."))])
 
     class Truncating(TinyProcessor):
         def encode(self, sample: Sample, frames: object) -> object:  # type: ignore[override]
@@ -218,7 +220,7 @@ def test_options_without_targets_or_alike_to_the_tokenizer_are_named() -> None:
     plain = known.processor()
     speaker.processor = Truncating(plain.tokenizer, plain.frames, plain.size, plain.visual_tokens)
     with pytest.raises(HarnessError, match=r"question q8: option 'It is red.' has no target tokens"):
-        losses_of(speaker, [Ask("q8", (), "What?", ("It is red.", "It is blue."))])
+        losses_of(speaker, [Request("q8", (), "What?", ("It is red.", "It is blue."))])
 
 
 def test_a_loss_that_is_not_finite_is_named() -> None:
@@ -226,14 +228,14 @@ def test_a_loss_that_is_not_finite_is_named() -> None:
     with torch.no_grad():
         model.get_output_embeddings().weight[known.token(known.processor(), "blue")] = float("nan")
     with pytest.raises(HarnessError, match=r"question q9: the loss of option .* is nan"):
-        losses_of(scorer(model), [Ask("q9", (), "What?", ("It is red.", "It is blue."))])
+        losses_of(scorer(model), [Request("q9", (), "What?", ("It is red.", "It is blue."))])
 
 
 def test_a_damaged_clip_is_named(data: DataSet, tmp_path: Path) -> None:
     (tmp_path / "damaged.mp4").write_bytes(b"not a video")
     broken = replace(data.questions[0].media[0], path=tmp_path / "damaged.mp4")
     with pytest.raises(DataError, match=r"damaged\.mp4"):
-        losses_of(scorer(known.random_model(0)), [Ask("q", (broken,), "<media:0>", ("red", "blue"))])
+        losses_of(scorer(known.random_model(0)), [Request("q", (broken,), "<media:0>", ("red", "blue"))])
 
 
 def test_media_are_decoded_once_while_they_fit(data: DataSet) -> None:
@@ -277,8 +279,8 @@ def test_the_order_of_the_answers_is_that_of_the_questions(data: DataSet) -> Non
     model = known.random_model(3)
     wanted = asks(data)
 
-    def keyed(order: Sequence[Ask]) -> dict[str, list[float]]:
-        found = losses_of(scorer(model, 6), order)
-        return {ask.key: [round(loss.loss, 3) for loss in losses] for ask, losses in zip(order, found, strict=True)}
+    def keyed(order: Sequence[Request]) -> dict[str, list[float]]:
+        by_request = zip(order, losses_of(scorer(model, 6), order), strict=True)
+        return {request.key: [round(loss.loss, 3) for loss in losses] for request, losses in by_request}
 
     assert keyed(wanted) == keyed(wanted[::-1])

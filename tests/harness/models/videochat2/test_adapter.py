@@ -17,7 +17,7 @@ from harness.data.loading.batches import load
 from harness.data.sample import Sample, Turn
 from harness.data.sources import DataSet, open_data
 from harness.evaluation.lmms.generation import Limits, Speaks
-from harness.evaluation.lmms.scorer import Ask, Scorer
+from harness.evaluation.lmms.scorer import Request, Scorer
 from harness.models import adapter_for
 from harness.models.videochat2.adapter import VideoChat2Adapter
 from harness.models.videochat2.checkpoint_names import LORA
@@ -142,14 +142,14 @@ def test_answers_of_the_evaluation_are_those_of_generate(
     model, processor = student.eval(), adapter.processor()
     media = [sample.media[0] for sample in data.samples if sample.media[0].kind == "video"]
     limits, options = Limits(4, ("\n\n",)), ("red", "a tree")
-    asks = [Ask(str(i), (one,), "<media:0>\nWhat happens?", options, limits) for i, one in enumerate(media)]
-    chunk = dict(enumerate(asks))
-    scorer = Scorer(adapter, model, lambda one: read_frames(one, frames=2), rows=4)
+    requests = [Request(str(i), (one,), "<media:0>\nWhat happens?", options, limits) for i, one in enumerate(media)]
+    chunk = dict(enumerate(requests))
+    scorer = Scorer(adapter, model, lambda one: read_frames(one, frames=2), batch_size=4)
     (answers,) = scorer.answers([chunk])
-    for i, ask in chunk.items():
+    for i, request in chunk.items():
         text, _ = answers[i]
-        question = Sample(1, ask.key, ask.media, (Turn("user", ask.prompt),))
-        prompt = processor.collate([processor.encode_prompt(question, [read_frames(ask.media[0], frames=2)])])
+        question = Sample(1, request.key, request.media, (Turn("user", request.prompt),))
+        prompt = processor.collate([processor.encode_prompt(question, [read_frames(request.media[0], frames=2)])])
         made = model.generate(**prompt.inputs, max_new_tokens=4, do_sample=False)  # type: ignore[operator]
         assert processor.decode(made[0, prompt.input_ids_BS.shape[1] :].tolist()) == text
     calls: list[int] = []
@@ -158,9 +158,9 @@ def test_answers_of_the_evaluation_are_those_of_generate(
     (together,) = scorer.option_losses([chunk])
     handle.remove()
     assert calls == [2], "a clip is read once for all its options"
-    alone = Scorer(adapter, model, lambda one: read_frames(one, frames=2), rows=1)
-    for i, ask in chunk.items():
-        (other,) = alone.option_losses([{i: ask}])
+    alone = Scorer(adapter, model, lambda one: read_frames(one, frames=2), batch_size=1)
+    for i, request in chunk.items():
+        (other,) = alone.option_losses([{i: request}])
         assert [o.loss for o in together[i]] == pytest.approx([o.loss for o in other[i]], abs=1e-4)
 
 

@@ -16,7 +16,7 @@ from harness.data.loading.batches import load
 from harness.data.sample import Sample, Turn
 from harness.data.sources import open_data
 from harness.evaluation.lmms.generation import Limits
-from harness.evaluation.lmms.scorer import Ask, Scorer
+from harness.evaluation.lmms.scorer import Request, Scorer
 from harness.models import adapter_for
 from harness.models.videollama2.config import VideoLLaMA2Config
 from harness.models.videollama2.model import VideoLLaMA2ForConditionalGeneration
@@ -98,27 +98,27 @@ def test_answers_of_the_evaluation_are_those_of_generate(adapter: Any) -> None:
     model.generation_config.eos_token_id = processor.end_id
     chosen = [sample for sample in adapter.data.samples if sample.media and sample.media[0].kind == "video"]
     limits = Limits(5, ("\n\n",))
-    asks = [Ask(sample.key, sample.media, "<media:0>\nWhat happens?", limits=limits) for sample in chosen]
-    frames = {ask.media[0]: load_frames(ask) for ask in asks}
-    scorer = Scorer(adapter, model, lambda media: frames[media], rows=2)
-    (found,) = scorer.answers([dict(enumerate(asks))])
-    for ask, (text, _) in zip(asks, [found[i] for i in range(len(asks))], strict=True):
-        prompt = prompt_of(adapter, ask, frames)
+    requests = [Request(sample.key, sample.media, "<media:0>\nWhat happens?", limits=limits) for sample in chosen]
+    frames = {request.media[0]: load_frames(request) for request in requests}
+    scorer = Scorer(adapter, model, lambda media: frames[media], batch_size=2)
+    (found,) = scorer.answers([dict(enumerate(requests))])
+    for request, (text, _) in zip(requests, [found[i] for i in range(len(requests))], strict=True):
+        prompt = prompt_of(adapter, request, frames)
         made = model.generate(**prompt.inputs, max_new_tokens=5, do_sample=False)
         ids = made[0, prompt.input_ids_BS.shape[1] :].tolist()
         assert processor.decode(ids).split("\n\n")[0] == text
 
 
-def load_frames(ask: Ask) -> torch.Tensor:
+def load_frames(request: Request) -> torch.Tensor:
     from harness.data.loading.video import read_frames
 
-    return read_frames(ask.media[0], frames=16)
+    return read_frames(request.media[0], frames=16)
 
 
-def prompt_of(adapter: Any, ask: Ask, frames: dict[Any, torch.Tensor]) -> Any:
+def prompt_of(adapter: Any, request: Request, frames: dict[Any, torch.Tensor]) -> Any:
     processor = adapter.processor()
-    question = Sample(1, ask.key, ask.media, (Turn("user", ask.prompt),))
-    return processor.collate([processor.encode_prompt(question, [frames[ask.media[0]]])])
+    question = Sample(1, request.key, request.media, (Turn("user", request.prompt),))
+    return processor.collate([processor.encode_prompt(question, [frames[request.media[0]]])])
 
 
 def test_beams_and_sampling_keep_the_frames_with_their_rows(adapter: Any, rows: list[Encoded]) -> None:
