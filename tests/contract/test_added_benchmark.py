@@ -22,7 +22,7 @@ import yaml
 from harness.analysis.paper import load_paper
 from harness.report.table import written
 from harness.report.tables import make_tables
-from harness.report.tables.paper import paper_tables_of
+from harness.report.tables.paper.build import paper_tables_of
 from tests.harness.worlds.paper_data import with_pictures, write_parquet
 from tests.harness.worlds.paper_runs import papers_own_runs
 
@@ -63,7 +63,7 @@ PAPER_TABLES = """
 import json
 from harness.analysis.paper import load_paper
 from harness.report.table import written
-from harness.report.tables.paper import paper_tables_of
+from harness.report.tables.paper.build import paper_tables_of
 from tests.harness.worlds.paper_runs import papers_own_runs, run_of
 
 paper = load_paper()

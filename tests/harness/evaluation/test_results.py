@@ -276,7 +276,7 @@ def test_what_is_no_event_is_shown(data: DataSet, tmp_path: Path) -> None:
         with pytest.raises(HarnessError, match=r"sent something that is no event: ") as caught:
             evaluate(data, tmp_path, python(f"events.write({told!r} + '\\n')"))
         assert told in str(caught.value)
-    with pytest.raises(HarnessError, match="a result that was not asked: 7"):
+    with pytest.raises(HarnessError, match="a result that was not asked for: 7"):
         evaluate(data, tmp_path, python('events.write(\'{"event": "done", "result": 7, "done": 1}\\n\')'))
 
 
