@@ -212,9 +212,13 @@ def _kind_of_file(path: FilePath) -> Kind[Any]:
 
 
 def _shipped_file(kind: Kind[Any], path: FilePath) -> FilePath | None:
-    stem = path.with_suffix("") if path.suffix in (".yaml", ".yml") else path
-    name, files = stem.as_posix().removeprefix("recipes/"), shipped(kind)
+    name, files = _shipped_name(path), shipped(kind)
     return files.get(name) or files.get(f"{kind.folder}/{name}")
+
+
+def _shipped_name(path: FilePath) -> str:
+    stem = path.with_suffix("") if path.suffix in (".yaml", ".yml") else path
+    return stem.as_posix().removeprefix("recipes/")
 
 
 def _read(kind: Kind[Any], path_or_name: str | FilePath) -> tuple[str, bytes]:
@@ -238,7 +242,10 @@ def _not_there(kind: Kind[Any], given: FilePath) -> RecipeError:
     if given.is_dir():
         return RecipeError(f"{given} is a folder, not a recipe", hint="name a .yaml file in it")
     what = "no such file" if given.suffix else "neither a file nor a shipped recipe"
-    return RecipeError(f"{given}: {what}{nearest(given.stem, shipped(kind))}", hint=_hint(given))
+    name = _shipped_name(given)
+    of_folder = next((other for other in (SUITE, EVALUATION) if name.startswith(f"{other.folder}/")), None)
+    suggestion = nearest(given.stem, shipped(kind)) if of_folder is None else nearest(name, shipped(of_folder))
+    return RecipeError(f"{given}: {what}{suggestion}", hint=_hint(given))
 
 
 def _refuse_large(path: FilePath) -> None:

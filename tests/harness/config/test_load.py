@@ -171,6 +171,8 @@ def test_what_cannot_be_found_or_read(folder: Path) -> None:
     for name, words in {
         "tiny_regat": "did you mean tiny_regate?",
         "recipes/tiny_regat.yaml": "did you mean tiny_regate?",
+        "suites/tiny_claims": "did you mean suites/tiny_claim?",
+        "recipes/evaluate/videochat_official.yaml": "did you mean evaluate/videochat2_official?",
         str(folder): "is a folder",
         "big.yaml": "bytes",
     }.items():
