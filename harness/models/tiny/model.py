@@ -10,7 +10,7 @@ a clip, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,7 @@ from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import BaseModelOutput
 
-from harness.models.multimodal import check_inputs, fill, head
-
-if TYPE_CHECKING:
-    from transformers import Cache
-    from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from harness.models.multimodal import MultimodalDecoder, MultimodalLM, MultimodalPreTrained
 
 FRAMES_A_TOKEN = 2
 CELLS_A_TOKEN = 2
@@ -137,30 +133,11 @@ class TinyProjector(nn.Module):
         return tokens_NPD
 
 
-class TinyVLMPreTrained(PreTrainedModel):  # type: ignore[misc]
-    """What the two classes below share: the flags that transformers reads from the class."""
+class TinyVLMModel(MultimodalDecoder, MultimodalPreTrained):
+    """Tower, projector and decoder, without the output embedding."""
 
     config_class = TinyVLMConfig
-    base_model_prefix = "model"
     input_modalities = ("video", "text")
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_attention_backend = True
-    _skip_keys_device_placement = ("past_key_values",)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """transformers' own; features of the projector as large as the places. (The tower has its own.)"""
-        super()._init_weights(module)
-        if isinstance(module, TinyProjector):
-            init.normal_(module.place_PD)
-            for linear in (module.linear_1, module.linear_2):
-                init.normal_(linear.weight, std=linear.in_features**-0.5)
-
-
-class TinyVLMModel(TinyVLMPreTrained):
-    """Tower, projector and decoder, without the output embedding."""
 
     def __init__(self, config: TinyVLMConfig) -> None:
         super().__init__(config)
@@ -177,51 +154,25 @@ class TinyVLMModel(TinyVLMPreTrained):
         features_NPD: Tensor = self.projector(cells.unflatten(0, (n, t)))
         return features_NPD
 
-    def merge(self, input_ids: Tensor, embeds_BSD: Tensor, pixel_values: Tensor | None) -> Tensor:
-        """Put the visual tokens, in order, where the placeholders stand.
-
-        Raises:
-            ValueError: placeholders and visual tokens differ in number, or there are no frames for them.
-        """
-        placeholder_BS = input_ids == self.config.placeholder_token_id
-        features = None if pixel_values is None else self.get_video_features(pixel_values)
-        filled = fill(embeds_BSD, placeholder_BS, features)
-        return filled + self._nothing() if features is None and self.training else filled
-
-    def _nothing(self) -> Tensor:
-        """Zero, through the projector: a micro-batch of text calls the same modules as all others, so processes that
-        share gradients or weights stay in step."""
+    def black_clip(self) -> dict[str, Any]:
         size = self.config.vision_config.image_size
-        black = torch.zeros(1, self.config.frames, 3, size, size, device=self.device)
-        return self.get_video_features(black).sum() * 0.0
+        return {"pixel_values": torch.zeros(1, self.config.frames, 3, size, size, device=self.device)}
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
-        """`inputs_embeds` stands for `input_ids` after the merge; exactly one of the two is given."""
-        check_inputs(input_ids, inputs_embeds, pixel_values)
-        if input_ids is not None:
-            inputs_embeds = self.merge(input_ids, self.get_input_embeddings()(input_ids), pixel_values)
-        return self.language_model(
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        )
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """transformers' own; features of the projector as large as the places. (The tower has its own.)"""
+        super()._init_weights(module)
+        if isinstance(module, TinyProjector):
+            init.normal_(module.place_PD)
+            for linear in (module.linear_1, module.linear_2):
+                init.normal_(linear.weight, std=linear.in_features**-0.5)
 
 
-class TinyVLMForConditionalGeneration(TinyVLMPreTrained, GenerationMixin):  # type: ignore[misc]
+class TinyVLMForConditionalGeneration(MultimodalLM, MultimodalPreTrained, GenerationMixin):  # type: ignore[misc]
     """The whole model."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
+    config_class = TinyVLMConfig
+    input_modalities = ("video", "text")
 
     def __init__(self, config: TinyVLMConfig) -> None:
         super().__init__(config)
@@ -229,48 +180,6 @@ class TinyVLMForConditionalGeneration(TinyVLMPreTrained, GenerationMixin):  # ty
         self.model = TinyVLMModel(config)
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)  # type: ignore[union-attr]
         self.post_init()
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        logits_to_keep: int | Tensor = 0,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Logits, and the loss where labels are given (transformers' own shift and normalisation)."""
-        outputs = self.model(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        )
-        return head(self, outputs, labels, logits_to_keep, **kwargs)
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        pixel_values: Tensor | None = None,
-        is_first_iteration: bool | None = False,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """The frames go in once, with the prompt; the cache carries them afterwards."""
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, **kwargs
-        )
-        if is_first_iteration or not kwargs.get("use_cache", True):
-            inputs["pixel_values"] = pixel_values
-        return inputs
 
 
 def check_sizes(config: TinyVLMConfig) -> None:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, GenerationMixin
 from transformers import initialization as init
 
 from harness.common.errors import EnvironmentProblem
 from harness.models.checkpoint_files import load_checked
-from harness.models.multimodal import check_inputs, fill, head
+from harness.models.multimodal import MultimodalDecoder, MultimodalLM, MultimodalPreTrained
 from harness.models.videochat2.config import VideoChat2Config
 from harness.models.videochat2.qformer import make_qformer
 from harness.models.videochat2.vision import UMTModel
@@ -27,8 +27,6 @@ from harness.models.videochat2.vision import UMTModel
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from transformers import Cache
-    from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 CHECKPOINT: Final = "stage3.safetensors"
 """The trained tensors of a checkpoint folder, by their official names; config.json beside it names the base."""
@@ -38,28 +36,11 @@ INPUTS: Final = ("pixel_values", "frame_counts", "qformer_input_ids", "qformer_a
 """What goes in once, with the prompt."""
 
 
-class VideoChat2PreTrained(PreTrainedModel):  # type: ignore[misc]
-    """What the two classes below share: the flags that transformers reads from the class."""
+class VideoChat2Model(MultimodalDecoder, MultimodalPreTrained):
+    """Everything but the output embedding."""
 
     config_class = VideoChat2Config
-    base_model_prefix = "model"
-    input_modalities = ("video", "image", "text")
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_attention_backend = True
-    _skip_keys_device_placement = ("past_key_values",)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, VideoChat2Model):
-            init.normal_(module.query_tokens, std=0.02)
-            init.zeros_(module.extra_query_tokens)
-
-
-class VideoChat2Model(VideoChat2PreTrained):
-    """Everything but the output embedding."""
+    visual_inputs = INPUTS
 
     def __init__(self, config: VideoChat2Config) -> None:
         super().__init__(config)
@@ -133,36 +114,14 @@ class VideoChat2Model(VideoChat2PreTrained):
         tokens_NQD: Tensor = self.projector(read.last_hidden_state[:, :count])
         return tokens_NQD
 
-    def merge(
-        self,
-        input_ids: Tensor,
-        pixel_values: Tensor | None = None,
-        frame_counts: Sequence[int] | None = None,
-        qformer_input_ids: Tensor | None = None,
-        qformer_attention_mask: Tensor | None = None,
-        bos_as_ones: Tensor | bool | None = None,
-    ) -> Tensor:
-        """Embeddings BSD with the visual tokens, in order, where the placeholders stand.
-
-        Raises:
-            ValueError: placeholders and visual tokens differ in number, or there are no frames for them.
-        """
-        placeholder_BS = input_ids == self.config.placeholder_token_id
-        embeds_BSD: Tensor = self.get_input_embeddings()(input_ids.masked_fill(placeholder_BS, 0))
-        embeds_BSD = self._begin(embeds_BSD, self.config.bos_as_ones if bos_as_ones is None else bos_as_ones)
-        features = None
-        if pixel_values is not None:
-            features = self.get_video_features(pixel_values, frame_counts, qformer_input_ids, qformer_attention_mask)
-        elif self.training and not bool(placeholder_BS.any()):
-            return embeds_BSD + self._nothing()
-        return fill(embeds_BSD, placeholder_BS, features)
-
-    def _begin(self, embeds_BSD: Tensor, ones: Tensor | bool) -> Tensor:
-        """The official training's first row: the number of the `<s>` token in every dimension.
+    def begin_rows(self, embeds_BSD: Tensor, visual: dict[str, Any]) -> Tensor:
+        """The official training's first embedding: the number of the `<s>` token in every dimension.
 
         Args:
-            ones: for all rows, or for each (bool B).
+            visual: holds `bos_as_ones`, for all rows or for each (bool B); None takes the configuration's.
         """
+        ones: Tensor | bool | None = visual.pop("bos_as_ones")
+        ones = self.config.bos_as_ones if ones is None else ones
         if ones is False:
             return embeds_BSD
         first_BS = torch.zeros(embeds_BSD.shape[:2], dtype=torch.bool, device=embeds_BSD.device)
@@ -170,51 +129,27 @@ class VideoChat2Model(VideoChat2PreTrained):
         number = float(self.config.text_config.bos_token_id)
         return torch.where(first_BS[..., None], embeds_BSD.new_tensor(number), embeds_BSD)
 
-    def _nothing(self) -> Tensor:
-        """Zero, through all that is trained beside the decoder: a micro-batch of text calls the same modules as all
-        others, so processes that share gradients or weights stay in step."""
+    def black_clip(self) -> dict[str, Any]:
+        """A picture and an instruction of two words: they reach all that is trained beside the decoder."""
         size = self.config.vision_config.image_size
         black = torch.zeros(1, 3, size, size, device=self.device, dtype=torch.float32)
         words = torch.zeros(1, 2, dtype=torch.long, device=self.device)
-        return self.get_video_features(black, [1], words).sum() * 0.0
+        return {"pixel_values": black, "frame_counts": [1], "qformer_input_ids": words}
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        frame_counts: Sequence[int] | None = None,
-        qformer_input_ids: Tensor | None = None,
-        qformer_attention_mask: Tensor | None = None,
-        bos_as_ones: Tensor | bool | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
-        """`inputs_embeds` stands for `input_ids` after the merge; exactly one of the two is given.
-
-        Args:
-            bos_as_ones: see `VideoChat2Config`; None takes the configuration's, a bool tensor says it for each row.
-        """
-        check_inputs(input_ids, inputs_embeds, pixel_values)
-        if input_ids is not None:
-            inputs_embeds = self.merge(
-                input_ids, pixel_values, frame_counts, qformer_input_ids, qformer_attention_mask, bos_as_ones
-            )
-        return self.language_model(
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        )
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self:
+            init.normal_(self.query_tokens, std=0.02)
+            init.zeros_(self.extra_query_tokens)
 
 
-class VideoChat2ForConditionalGeneration(VideoChat2PreTrained, GenerationMixin):  # type: ignore[misc]
+class VideoChat2ForConditionalGeneration(MultimodalLM, MultimodalPreTrained, GenerationMixin):  # type: ignore[misc]
     """The whole model."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
+    config_class = VideoChat2Config
+    visual_inputs = INPUTS
+    after_prompt = {"bos_as_ones": False}  # noqa: RUF012
 
     def __init__(self, config: VideoChat2Config) -> None:
         super().__init__(config)
@@ -239,49 +174,3 @@ class VideoChat2ForConditionalGeneration(VideoChat2PreTrained, GenerationMixin):
         if kwargs.get("output_loading_info"):
             return super().from_pretrained(where, *args, **kwargs)
         return load_checked(super().from_pretrained, where, args, kwargs)[0]
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        frame_counts: Sequence[int] | None = None,
-        qformer_input_ids: Tensor | None = None,
-        qformer_attention_mask: Tensor | None = None,
-        bos_as_ones: Tensor | bool | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        logits_to_keep: int | Tensor = 0,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Logits, and the loss where labels are given (transformers' own shift and normalisation)."""
-        outputs = self.model(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            frame_counts=frame_counts,
-            qformer_input_ids=qformer_input_ids,
-            qformer_attention_mask=qformer_attention_mask,
-            bos_as_ones=bos_as_ones,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        )
-        return head(self, outputs, labels, logits_to_keep, **kwargs)
-
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, is_first_iteration: bool | None = False, **kwargs: Any
-    ) -> dict[str, Any]:
-        """Frames and instruction go in once, with the prompt; the cache carries them afterwards."""
-        once = {name: kwargs.pop(name, None) for name in INPUTS}
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, **kwargs
-        )
-        whole = is_first_iteration or not kwargs.get("use_cache", True)
-        return inputs | (once if whole else {"bos_as_ones": False})

@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, GenerationMixin
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
 from harness.models.checkpoint_files import load_checked
-from harness.models.multimodal import check_inputs, fill, head
+from harness.models.multimodal import MultimodalDecoder, MultimodalLM, MultimodalPreTrained
 from harness.models.videollama2.config import VideoLLaMA2Config
 from harness.models.videollama2.connector import make_connector
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from transformers import Cache
-    from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+INPUTS = ("pixel_values", "frame_counts")
+"""What goes in once, with the prompt."""
 RENAMED = {
     "model.embed_tokens.": "model.language_model.embed_tokens.",
     "model.layers.": "model.language_model.layers.",
@@ -60,21 +60,11 @@ class VisionTower(nn.Module):
         return hidden_FPC[:, 1:] if with_class else hidden_FPC
 
 
-class VideoLLaMA2PreTrained(PreTrainedModel):  # type: ignore[misc]
-    """What the two classes below share: the flags that transformers reads from the class."""
+class VideoLLaMA2Model(MultimodalDecoder, MultimodalPreTrained):
+    """Tower, connector and decoder, without the output embedding."""
 
     config_class = VideoLLaMA2Config
-    base_model_prefix = "model"
-    input_modalities = ("video", "image", "text")
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_attention_backend = True
-    _skip_keys_device_placement = ("past_key_values",)
-
-
-class VideoLLaMA2Model(VideoLLaMA2PreTrained):
-    """Tower, connector and decoder, without the output embedding."""
+    visual_inputs = INPUTS
 
     def __init__(self, config: VideoLLaMA2Config) -> None:
         super().__init__(config)
@@ -111,58 +101,18 @@ class VideoLLaMA2Model(VideoLLaMA2PreTrained):
         tokens_NQD: Tensor = self.mm_projector(features_FPC.to(weight.dtype), frame_counts, frames)
         return tokens_NQD
 
-    def merge(
-        self, input_ids: Tensor, pixel_values: Tensor | None, frame_counts: Sequence[int] | None = None
-    ) -> Tensor:
-        """Embeddings BSD with the visual tokens, in order, where the placeholders stand.
-
-        Raises:
-            ValueError: placeholders and visual tokens differ in number, or there are no frames for them.
-        """
-        placeholder_BS = input_ids == self.config.placeholder_token_id
-        embeds_BSD: Tensor = self.get_input_embeddings()(input_ids.masked_fill(placeholder_BS, 0))
-        features_NQD = None
-        if pixel_values is not None:
-            features_NQD = self.get_video_features(pixel_values, frame_counts)
-        elif self.training and not bool(placeholder_BS.any()):
-            return embeds_BSD + self._nothing()
-        return fill(embeds_BSD, placeholder_BS, features_NQD)
-
-    def _nothing(self) -> Tensor:
-        """Zero, through the connector: a micro-batch of text calls the same modules as all others (as the official
-        code does with a black picture), so processes that share gradients or weights stay in step."""
+    def black_clip(self) -> dict[str, Any]:
+        """A picture, as in the official code."""
         size = self.config.vision_config.image_size
         black = torch.zeros(1, 3, size, size, device=self.device, dtype=torch.float32)
-        return self.get_video_features(black, [1]).sum() * 0.0
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        frame_counts: Sequence[int] | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
-        """`inputs_embeds` stands for `input_ids` after the merge; exactly one of the two is given."""
-        check_inputs(input_ids, inputs_embeds, pixel_values)
-        if input_ids is not None:
-            inputs_embeds = self.merge(input_ids, pixel_values, frame_counts)
-        return self.language_model(
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        )
+        return {"pixel_values": black, "frame_counts": [1]}
 
 
-class VideoLLaMA2ForConditionalGeneration(VideoLLaMA2PreTrained, GenerationMixin):  # type: ignore[misc]
+class VideoLLaMA2ForConditionalGeneration(MultimodalLM, MultimodalPreTrained, GenerationMixin):  # type: ignore[misc]
     """The whole model. The tower has `requires_grad` off."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
+    config_class = VideoLLaMA2Config
+    visual_inputs = INPUTS
 
     def __init__(self, config: VideoLLaMA2Config) -> None:
         super().__init__(config)
@@ -185,51 +135,6 @@ class VideoLLaMA2ForConditionalGeneration(VideoLLaMA2PreTrained, GenerationMixin
         model, loading = load_checked(super().from_pretrained, pretrained_model_name_or_path, args, kwargs)
         model.model.vision_tower.requires_grad_(False)  # loading puts new parameters in place of the frozen ones
         return (model, loading) if tell else model
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        frame_counts: Sequence[int] | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        logits_to_keep: int | Tensor = 0,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Logits, and the loss where labels are given (transformers' own shift and normalisation)."""
-        outputs = self.model(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            frame_counts=frame_counts,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        )
-        return head(self, outputs, labels, logits_to_keep, **kwargs)
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        pixel_values: Tensor | None = None,
-        frame_counts: Sequence[int] | None = None,
-        is_first_iteration: bool | None = False,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """The frames go in once, with the prompt; the cache carries them afterwards."""
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, **kwargs
-        )
-        if is_first_iteration or not kwargs.get("use_cache", True):
-            inputs |= {"pixel_values": pixel_values, "frame_counts": frame_counts}
-        return inputs
 
 
 def _register_names() -> None:
