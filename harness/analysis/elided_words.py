@@ -268,7 +268,8 @@ class Panels:
         """Frames side by side as a base64 JPEG, or None where the media cannot be read."""
         from PIL import Image
 
-        from harness.data.loading.video import VideoError, read_frames
+        from harness.data.loading.errors import VideoError
+        from harness.data.loading.video import read_frames
 
         frames, height = _STRIP
         try:

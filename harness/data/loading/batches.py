@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from harness.common.errors import DataError, HarnessError
 from harness.data.loading.epoch_view import EpochView, clips, encode, order_of
-from harness.data.loading.video import VideoError
+from harness.data.loading.errors import VideoError
 from regate.types import IGNORE, Kind
 
 if TYPE_CHECKING:

@@ -1,22 +1,31 @@
 """Frames out of video and image files, and out of folders of numbered pictures.
 
+A video is read by the list of its frames (`harness.data.loading.timeline`): the best video stream that is no
+attached picture, frames picked by time from that list, upright RGB of one size (`harness.data.loading.colour`).
+`inspect_video` reads every frame by the same rule, so that what it finds good can be read.
+
 Legend: T frames, H and W pixels.
 """
 
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import av
 import numpy as np
 
-from harness.common.errors import DataError
+from harness.data.loading.colour import RgbFrames
+from harness.data.loading.errors import VideoError
 from harness.data.loading.frames import FOLDER_FPS, choose
+from harness.data.loading.pictures import picture_notes, read_picture
+from harness.data.loading.timeline import MISCOUNT, Timeline, from_start, read_timeline
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -27,16 +36,24 @@ if TYPE_CHECKING:
 
 _PICTURES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _NUMBER: Final = re.compile(r"(\d+)$")
-_LONG: Final = 1500
-"""Frames beyond which it is worth knowing where the key frames are: one minute at 25 a second."""
-_SEEK_COST: Final = 15
-"""What a seek costs, in decoded frames."""
-_MISCOUNT: Final = 2
-"""Containers may promise a frame or two that the stream does not have."""
+_SKIPPABLE: Final = ("h264", "mpeg4", "mpeg2video", "mpeg1video", "vp8")
+"""Codecs in which no other frame is computed from one that is marked as no reference. In HEVC, frames of a higher
+temporal layer may be."""
 
 
-class VideoError(DataError):
-    """A media file is missing, damaged, or shorter than its bounds."""
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a media file that can be read.
+
+    Attributes:
+        frames: its number of frames or pictures.
+        fps: frames a second; 0 where the header has none.
+        notes: what the reader leaves out (`harness.data.loading.pictures`).
+    """
+
+    frames: int
+    fps: float = 0.0
+    notes: tuple[str, ...] = ()
 
 
 def read_frames(
@@ -61,7 +78,7 @@ def read_frames(
     import torch
 
     if media.kind == "image":
-        frame_1HW3 = _image(media.path)
+        frame_1HW3 = read_picture(media.path)
         count = frames if images == "repeat" else 1
         frames_THW3 = np.repeat(frame_1HW3, count, axis=0)
     else:
@@ -79,20 +96,19 @@ def decode(
     rng: np.random.Generator | None = None,
 ) -> NDArray[np.uint8]:
     """`read_frames` of a video file without torch: uint8 [T, H, W, 3]."""
-    try:
-        with av.open(str(path)) as container:
-            stream = _video_stream(container, path)
-            total = stream.frames or _count(container, stream)
-            fps = float(stream.average_rate or 0)
-            wanted = choose(rule, frames, total=total, fps=fps, start=start, end=end, rng=rng)
-            if not wanted:
-                raise VideoError(f"{path}: no frame between {start} s and {end} s; it has {total} frames")
-            found = _pick(container, stream, wanted, total, path)
-            return np.stack([found[index] for index in wanted])
-    except FileNotFoundError:
-        raise VideoError(f"{path}: not there") from None
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise VideoError(f"{path}: cannot be decoded: {error}") from None
+    with _opened(path) as video:
+        total = video.timeline.total
+        wanted = choose(rule, frames, total=total, fps=video.timeline.fps, start=start, end=end, rng=rng)
+        if not wanted:
+            raise VideoError(outside(start, end, total, video.timeline.fps))
+        pictures = video.pictures(wanted)
+        return np.stack([pictures[index] for index in wanted])
+
+
+def outside(start: float | None, end: float | None, total: int, fps: float) -> str:
+    """What is wrong with bounds that hold no frame."""
+    length = f", {total / fps:.2f} s" if fps else ""
+    return f"no frame between {start} s and {end} s; it has {total} frames{length}"
 
 
 def decode_folder(
@@ -108,11 +124,11 @@ def decode_folder(
     total = len(pictures)
     wanted = choose(rule, frames, total=total, fps=FOLDER_FPS, start=start, end=end, folder=True, rng=rng)
     if not wanted:
-        raise VideoError(f"{path}: no frame between {start} s and {end} s; it has {total} pictures")
-    found = {index: _image(pictures[index])[0] for index in set(wanted)}
-    if len({picture.shape for picture in found.values()}) > 1:
+        raise VideoError(f"{path}: {outside(start, end, total, FOLDER_FPS).replace('frames', 'pictures')}")
+    shown = {index: read_picture(pictures[index])[0] for index in set(wanted)}
+    if len({picture.shape for picture in shown.values()}) > 1:
         raise VideoError(f"{path}: its pictures are not of one size")
-    return np.stack([found[index] for index in wanted])
+    return np.stack([shown[index] for index in wanted])
 
 
 def folder_pictures(path: Path) -> list[Path]:
@@ -142,120 +158,207 @@ def folder_pictures(path: Path) -> list[Path]:
     return [numbered[number] for number in order]
 
 
+def inspect_video(path: Path) -> Facts:
+    """Read every frame of a video file as training does.
+
+    Raises:
+        VideoError: what is wrong with the file.
+    """
+    with _opened(path) as video:
+        video.check()
+        return Facts(video.timeline.total, video.timeline.fps)
+
+
+def inspect_folder(path: Path) -> Facts:
+    """Decode every picture of a folder. Errors as `inspect_video`."""
+    pictures = folder_pictures(path)
+    if len({read_picture(picture).shape for picture in pictures}) > 1:
+        raise VideoError(f"{path}: its pictures are not of one size")
+    notes = dict.fromkeys(note for picture in pictures for note in picture_notes(picture))
+    return Facts(len(pictures), FOLDER_FPS, tuple(notes))
+
+
+def inspect_picture(path: Path) -> Facts:
+    """Decode a picture. Errors as `inspect_video`."""
+    return Facts(1, notes=picture_notes(path))
+
+
 def probe_video(path: Path) -> str | None:
-    """Decode every frame; what is wrong with the file, or None."""
-    try:
-        with av.open(str(path)) as container:
-            stream = _video_stream(container, path)
-            promised = stream.frames
-            decoded = sum(1 for _ in container.decode(stream))
-    except VideoError as error:
-        return str(error).removeprefix(f"{path}: ")
-    except (av.FFmpegError, OSError, ValueError) as error:
-        return f"cannot be decoded: {error}"
-    if decoded == 0:
-        return "no frame can be decoded"
-    if promised - decoded > _MISCOUNT:
-        return f"{decoded} frames can be decoded, {promised} are promised: it is cut off"
-    return None
+    """What is wrong with a video file, or None."""
+    return _wrong(inspect_video, path)
 
 
 def probe_folder(path: Path) -> str | None:
-    """Decode every picture of a folder; what is wrong with it, or None."""
-    try:
-        sizes = {_image(picture).shape for picture in folder_pictures(path)}
-    except VideoError as error:
-        return str(error).removeprefix(f"{path}: ")
-    return None if len(sizes) == 1 else "its pictures are not of one size"
+    """What is wrong with a folder of pictures, or None."""
+    return _wrong(inspect_folder, path)
 
 
 def probe_image(path: Path) -> str | None:
-    """Decode an image; what is wrong with the file, or None."""
+    """What is wrong with a picture, or None."""
+    return _wrong(inspect_picture, path)
+
+
+def _wrong(inspect: Callable[[Path], Facts], path: Path) -> str | None:
     try:
-        _image(path)
+        inspect(path)
     except VideoError as error:
         return str(error).removeprefix(f"{path}: ")
     return None
 
 
-def _image(path: Path) -> NDArray[np.uint8]:
-    """uint8 [1, H, W, 3], through PIL as the official image processors do."""
-    from PIL import Image
-
+@contextmanager
+def _opened(path: Path) -> Iterator[_Video]:
+    """The video in a file, whose errors all name the file."""
     try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"), dtype=np.uint8)[None]
+        with av.open(str(path), metadata_errors="replace") as container:
+            yield _Video(container, _video_stream(container))
     except FileNotFoundError:
         raise VideoError(f"{path}: not there") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except VideoError as error:
+        raise VideoError(f"{path}: {error}") from None
+    except Exception as error:  # noqa: BLE001  whatever a damaged file makes the libraries stumble over
         raise VideoError(f"{path}: cannot be decoded: {error}") from None
 
 
-def _video_stream(container: Any, path: Path) -> Any:
-    if not container.streams.video:
-        raise VideoError(f"{path}: has no video stream")
-    stream = container.streams.video[0]
-    stream.codec_context.thread_count = 1  # processes decode side by side; threads would fight for the cores
+def _video_stream(container: Any) -> Any:
+    """The stream that players and decord choose; a cover or a thumbnail is a picture, not a video."""
+    stream = container.streams.best("video")
+    if stream is None:
+        raise VideoError("has no video stream")
+    if stream.disposition & stream.disposition.attached_pic:
+        raise VideoError("has no video stream, only a cover picture")
     return stream
 
 
-def _count(container: Any, stream: Any) -> int:
-    """Number of packets with a picture, for containers whose header does not tell the number of frames."""
-    total = sum(1 for packet in container.demux(stream) if packet.size)
-    container.seek(0)
-    return total
+class _Video:
+    """An open video: its frames by index.
 
+    Raises:
+        VideoError: it has no frame, or its end is missing.
+    """
 
-def _pick(container: Any, stream: Any, wanted: Sequence[int], total: int, path: Path) -> dict[int, NDArray[np.uint8]]:
-    """The wanted frames by index: decoding all of them up to the last, or from key frame to key frame."""
-    if wanted[-1] >= _LONG:
-        order, keys = _timeline(container, stream)
-        parts = _parts(wanted, keys)
-        cost = sum(part[-1] - key + 1 + _SEEK_COST for key, part in parts.items())
-        if order and wanted[-1] < len(order) and cost < wanted[-1] + 1:
-            return _seek(container, stream, parts, order, path)
-    found: dict[int, NDArray[np.uint8]] = {}
-    need, index, frame = set(wanted), -1, None
-    for index, frame in enumerate(container.decode(stream)):
-        if index in need:
-            found[index] = frame.to_ndarray(format="rgb24")
-        if index == wanted[-1]:
-            return found
-    if frame is None or total - (index + 1) > _MISCOUNT:
-        raise VideoError(f"{path}: {index + 1} frames can be decoded, {total} are promised: it is cut off")
-    late = frame.to_ndarray(format="rgb24")
-    return {index: found.get(index, late) for index in need}
+    def __init__(self, container: Any, stream: Any) -> None:
+        _one_thread(stream)
+        context = stream.codec_context
+        self._rgb = RgbFrames(context.width, context.height, stream.time_base)
+        self._container, self._stream = container, stream
+        self.timeline: Timeline = read_timeline(container, stream)
+        if self.timeline.cut_off is not None:
+            raise VideoError(self.timeline.cut_off)
+        if self.timeline.total == 0:
+            raise VideoError("no frame can be decoded")
 
+    def pictures(self, wanted: Sequence[int]) -> dict[int, NDArray[np.uint8]]:
+        """RGB of the wanted frames, uint8 [H, W, 3] by index."""
+        if self.timeline.times_N is None:
+            return self._counted(wanted)
+        pictures: dict[int, NDArray[np.uint8]] = {}
+        parts = self.timeline.parts(sorted(set(wanted)))
+        if self.timeline.worth_seeking(parts):
+            for key, part in parts.items():
+                with suppress(VideoError):  # decoding from the start decides
+                    for index, frame in self._from_key(key, part):
+                        pictures[index] = self._rgb(frame)
+        left = sorted(set(wanted) - pictures.keys())
+        if left:
+            for index, frame in self._from_start(left):
+                pictures[index] = self._rgb(frame)
+            left = sorted(set(left) - pictures.keys())
+        return self._mended(pictures, left) if left else pictures
 
-def _timeline(container: Any, stream: Any) -> tuple[list[int], list[int]]:
-    """Presentation times of all frames in order, and the indices of the key frames; nothing is decoded."""
-    packets = [(p.pts, p.is_keyframe) for p in container.demux(stream) if p.size and p.pts is not None]
-    container.seek(0)
-    packets.sort()
-    return [pts for pts, _ in packets], [index for index, (_, key) in enumerate(packets) if key]
+    def check(self) -> None:
+        """Decode every frame; raises what reading some of them could raise."""
+        total = self.timeline.total
+        if self.timeline.times_N is None:
+            decoded = set(range(sum(1 for _ in self._all())))
+        else:
+            decoded = {index for index, _ in self._from_start(range(total), skip=False)}
+        for index in sorted(set(range(total)) - decoded):
+            self._stand_in(index, decoded)
 
+    def _mended(self, pictures: dict[int, NDArray[np.uint8]], left: Sequence[int]) -> dict[int, NDArray[np.uint8]]:
+        """With stand-ins for frames that the decoder does not give: what a player shows in their place."""
+        near = {index + step for index in left for step in range(-MISCOUNT, MISCOUNT + 1)}
+        total = self.timeline.total
+        shown = {i: self._rgb(f) for i, f in self._from_start(sorted(i for i in near if 0 <= i < total), skip=False)}
+        return pictures | {index: shown[self._stand_in(index, shown.keys())] for index in left}
 
-def _parts(wanted: Sequence[int], keys: Sequence[int]) -> dict[int, list[int]]:
-    """Wanted frames by the key frame that decoding must start at."""
-    parts: dict[int, list[int]] = {}
-    for index in wanted:
-        place = bisect_right(keys, index) - 1
-        parts.setdefault(keys[place] if place >= 0 else 0, []).append(index)
-    return parts
+    def _stand_in(self, index: int, decoded: Collection[int]) -> int:
+        """The frame before one that is not given, or at the start the one behind it."""
+        before = [index - step for step in range(MISCOUNT + 1) if index - step in decoded]
+        behind = [index + step for step in range(MISCOUNT + 1) if index + step in decoded and index < MISCOUNT]
+        if not before and not behind:
+            raise VideoError(f"frame {index} of {self.timeline.total} cannot be decoded")
+        return (before or behind)[0]
 
+    def _counted(self, wanted: Sequence[int]) -> dict[int, NDArray[np.uint8]]:
+        """Frames known by the order they come in; where the last one or two do not come, the last that does."""
+        need, total, frame, index = set(wanted), self.timeline.total, None, -1
+        pictures: dict[int, NDArray[np.uint8]] = {}
+        for index, frame in enumerate(self._all()):
+            if index in need:
+                pictures[index] = self._rgb(frame)
+            if index == max(need):
+                return pictures
+        if frame is None or total - (index + 1) > MISCOUNT:
+            raise VideoError(f"{index + 1} frames can be decoded, {total} are promised: it is cut off")
+        last = self._rgb(frame)
+        return {index: pictures.get(index, last) for index in need}
 
-def _seek(
-    container: Any, stream: Any, parts: dict[int, list[int]], order: Sequence[int], path: Path
-) -> dict[int, NDArray[np.uint8]]:
-    found: dict[int, NDArray[np.uint8]] = {}
-    for key, part in parts.items():
-        container.seek(order[key], stream=stream, backward=True)
-        waiting = sorted(set(part), reverse=True)
-        for frame in container.decode(stream):
-            while waiting and frame.pts is not None and frame.pts >= order[waiting[-1]]:
-                found[waiting.pop()] = frame.to_ndarray(format="rgb24")
+    def _all(self) -> Iterator[Any]:
+        started = not self.timeline.has_keys
+        for packet in from_start(self._container, self._stream, self.timeline):
+            started = started or packet.is_keyframe
+            if started:
+                _one_thread(packet.stream)
+                for frame in packet.decode():
+                    if frame.is_corrupt:
+                        raise VideoError(f"the frame at {frame.time or 0:.2f} s is damaged")
+                    yield frame
+
+    def _from_start(self, wanted: Sequence[int], *, skip: bool = True) -> Iterator[tuple[int, Any]]:
+        packets = from_start(self._container, self._stream, self.timeline)
+        return self._decode(packets, wanted, skip=skip)
+
+    def _from_key(self, key: int, wanted: Sequence[int]) -> Iterator[tuple[int, Any]]:
+        """From a key frame on; nothing where the container goes to another place."""
+        self._container.seek(key, stream=self._stream, backward=True)
+        packets = self._container.demux(self._stream)
+        first = next(packets, None)
+        if first is None or not first.is_keyframe or first.pts is None or first.pts > key:
+            return iter(())
+        return self._decode(chain([first], packets), wanted, skip=True)
+
+    def _decode(self, packets: Iterable[Any], wanted: Sequence[int], *, skip: bool) -> Iterator[tuple[int, Any]]:
+        """(index, frame) of the wanted frames, from the first key frame of `packets` on.
+
+        With `skip`, frames that are not wanted and that no other frame needs are not decoded.
+        """
+        times_N = self.timeline.times_N
+        assert times_N is not None
+        waiting = {times_N[index]: index for index in wanted}
+        skip = skip and self._stream.codec_context.name in _SKIPPABLE
+        started, state = not self.timeline.has_keys, ""
+        for packet in packets:
+            started = started or packet.is_keyframe
+            if not started:
+                continue
+            context = packet.stream.codec_context
+            if not state:
+                _one_thread(packet.stream)
+            wish = "NONREF" if skip and packet.size and packet.pts not in waiting else "DEFAULT"
+            if wish != state:
+                context.skip_frame = state = wish
+            for frame in packet.decode():
+                if frame.pts in waiting:
+                    if frame.is_corrupt:
+                        raise VideoError(f"frame {waiting[frame.pts]} of {self.timeline.total} is damaged")
+                    yield waiting.pop(frame.pts), frame
             if not waiting:
                 break
-        if waiting:
-            raise VideoError(f"{path}: ends before frame {waiting[-1]} of {len(order)}: it is cut off")
-    return found
+
+
+def _one_thread(stream: Any) -> None:
+    """Processes decode side by side; threads would fight for the cores."""
+    if not stream.codec_context.is_open:
+        stream.codec_context.thread_count = 1

@@ -14,7 +14,8 @@ from harness.config.data import ShapesData
 from harness.config.recipe import Paths
 from harness.data.loading import batches, epoch_view
 from harness.data.loading.batches import load, text_batches, windows
-from harness.data.loading.video import VideoError, read_frames
+from harness.data.loading.errors import VideoError
+from harness.data.loading.video import read_frames
 from harness.data.sampler import Sampler
 from harness.data.sources import DataSet, make_data, open_data
 from harness.models.tiny.processor import TinyProcessor, train_tokenizer

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from harness.data.loading import video
+from harness.data.loading.errors import VideoError
 from harness.data.loading.frames import bounds, choose, middle, spread
-from harness.data.loading.video import VideoError, probe_folder, probe_video, read_frames
+from harness.data.loading.timeline import Timeline
+from harness.data.loading.video import probe_folder, probe_video, read_frames
 from harness.data.sample import Media
 
 if TYPE_CHECKING:
@@ -105,18 +107,20 @@ def test_seeking_gives_the_frames_that_decoding_everything_gives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = _write(tmp_path / "a.mp4", 900, g="20", bf="2")
-    every = read_frames(Media("video", path), frames=6)
-    sought: list[int] = []
-    real = video._seek
+    with monkeypatch.context() as patch:
+        patch.setattr(Timeline, "worth_seeking", lambda self, parts: False)
+        every = read_frames(Media("video", path), frames=6)
+    sought: list[list[int]] = []
+    real = video._Video._from_key
 
-    def counted(container: Any, stream: Any, parts: dict[int, list[int]], *rest: Any) -> Any:
-        sought.append(len(parts))
-        return real(container, stream, parts, *rest)
+    def counted(self: Any, key: int, part: list[int]) -> Any:
+        sought.append(part)
+        return real(self, key, part)
 
-    monkeypatch.setattr(video, "_LONG", 100)
-    monkeypatch.setattr(video, "_seek", counted)
+    monkeypatch.setattr(video._Video, "_from_key", counted)
+    monkeypatch.setattr(video._Video, "_from_start", None)  # every frame comes from its key frame
     assert torch.equal(read_frames(Media("video", path), frames=6), every)
-    assert sought == [6]
+    assert sought == [[i] for i in spread(900, 6)]
     assert _shown(every) == [i % 60 for i in spread(900, 6)]
 
 
