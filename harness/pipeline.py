@@ -16,10 +16,10 @@ import torch
 from harness.common.errors import RecipeError, StaleError
 from harness.common.files import write_json
 from harness.common.hashing import digest
-from harness.data.sources import make_data, open_data
+from harness.data.sources import make_data
 from harness.evaluation import evaluate as evaluation
 from harness.models import adapter_for
-from harness.plan import make_plan, require
+from harness.plan import Planner, require
 from harness.records import provenance, tracking
 from harness.records.ledger import finished_step
 from harness.records.record import build_record, write_record
@@ -48,8 +48,11 @@ if TYPE_CHECKING:
 _PROVENANCE: Final = "provenance.json"
 
 
-def prepare(recipe: Recipe, progress: Progress) -> Prepared:
+def prepare(recipe: Recipe, progress: Progress, planner: Planner | None = None) -> Prepared:
     """Make the data and weights that can be made here; name every one that the user must supply.
+
+    Args:
+        planner: holds what the command has planned and opened before; None for a command that only prepares.
 
     Raises:
         EnvironmentProblem: weights are missing, or the disk is nearly full.
@@ -59,7 +62,8 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
     use_settings(recipe)
     if finished_step(run_dir_of(recipe) / "ledger.jsonl") is None and not processes.under_torchrun():
         processes.count(recipe)  # a batch that cannot be split is refused before anything is made
-    plan = make_plan(recipe)
+    planner = planner or Planner()
+    plan = planner.plan(recipe)
     require(plan)
     for folder in (
         Path(recipe.paths.results),
@@ -73,7 +77,7 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
     if plan.to_make:
         with stage(run_dir, "prepare", "prepare"):
             make_data(recipe.data, recipe.paths, recipe.seed, progress)
-    data = open_data(recipe.data, recipe.paths, recipe.seed)
+    data = planner.open_data(recipe)
     _report_excluded(data, progress)
     adapter = adapter_for(recipe, data)
     if adapter.missing() or adapter.needs_check():
@@ -82,7 +86,7 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
     write_json(run_dir / "recipe.json", recipe.model_dump(mode="json"))
     pin(run_dir, "data", data.fingerprint)
     pin(run_dir, "weights", adapter.weights_fingerprint)
-    return Prepared(recipe, make_plan(recipe), data, adapter, run_dir, progress)
+    return Prepared(recipe, planner.plan(recipe), data, adapter, run_dir, progress)
 
 
 def reference(run: Prepared) -> regate.ReferenceStore | None:
@@ -156,7 +160,7 @@ def finish(run: Prepared) -> Path:
     return path
 
 
-def run_stage(recipe: Recipe, name: str | None, progress: Progress) -> Path | None:
+def run_stage(recipe: Recipe, name: str | None, progress: Progress, planner: Planner) -> Path | None:
     """Prepare a run and do one of its stages (None: no more than that), alone in its folder.
 
     Returns:
@@ -165,9 +169,9 @@ def run_stage(recipe: Recipe, name: str | None, progress: Progress) -> Path | No
     if processes.under_torchrun():
         if name != "train":
             raise _not_under_torchrun()
-        return launch.train_under_torchrun(recipe, lambda: _prepare_training(recipe, progress))
+        return launch.train_under_torchrun(recipe, lambda: _prepare_training(recipe, progress, planner))
     with lock_run(run_dir_of(recipe)):
-        prepared = prepare(recipe, progress)
+        prepared = prepare(recipe, progress, planner)
         if name is not None:
             _STAGES[name](prepared)
     return prepared.run_dir
@@ -176,8 +180,8 @@ def run_stage(recipe: Recipe, name: str | None, progress: Progress) -> Path | No
 _STAGES: Final[dict[str, Callable[[Prepared], Any]]] = {"reference": reference, "train": train, "evaluate": evaluate}
 
 
-def _prepare_training(recipe: Recipe, progress: Progress) -> Prepared:
-    run = prepare(recipe, progress)
+def _prepare_training(recipe: Recipe, progress: Progress, planner: Planner) -> Prepared:
+    run = prepare(recipe, progress, planner)
     _write_provenance(run)
     return run
 
@@ -189,20 +193,28 @@ def _not_under_torchrun() -> RecipeError:
     )
 
 
-def run(recipes: Sequence[Recipe], progress: Progress, suites: Mapping[str, Suite] | None = None) -> str:
+def run(
+    recipes: Sequence[Recipe],
+    progress: Progress,
+    suites: Mapping[str, Suite] | None = None,
+    *,
+    planner: Planner | None = None,
+) -> str:
     """Every stage of every recipe, then the tables and figures of all results.
 
     Args:
         suites: definitions of the suites that the runs belong to, by name, for the tables.
+        planner: holds what the command has planned and opened before.
 
     Returns:
         The tables as Markdown.
     """
     if processes.under_torchrun():
         raise _not_under_torchrun()
+    planner = planner or Planner()
     for recipe in recipes:
         with lock_run(run_dir_of(recipe)):
-            prepared = prepare(recipe, progress)
+            prepared = prepare(recipe, progress, planner)
             train(prepared)
             evaluate(prepared)
             progress.say(f"record: {finish(prepared)}")

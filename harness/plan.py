@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from harness.benchmarks import BENCHMARKS, PAPER_BENCHMARKS, PaperBenchmark
 from harness.common.errors import DataError, EnvironmentProblem, RecipeError
+from harness.common.hashing import digest
 from harness.config.weight_files import missing_weights
 from harness.data.sampler import steps_per_epoch
-from harness.data.sources import open_data, source_of
+from harness.data.sources import DataSets, source_of
 from harness.evaluation.files import benchmarks_root, missing_published
 from regate.schedule import DualCycle
 
@@ -107,6 +108,34 @@ class Plan:
         return {"schema": SCHEMA, **asdict(self)}
 
 
+class Planner:
+    """The plans of one command, each made once: and once more only where the command itself changed what the plan was
+    made from, by making the data or by finding media damaged. Recipes with the same data share one opened data set.
+    """
+
+    def __init__(self) -> None:
+        self._data_sets = DataSets()
+        self._plans: dict[str, tuple[Plan, DataSet | None]] = {}
+
+    def plan(self, recipe: Recipe) -> Plan:
+        """See `make_plan`."""
+        source = source_of(recipe.data, recipe.paths, recipe.seed)
+        missing = tuple(source.missing())
+        data = None
+        if not missing:
+            data = self._data_sets.open(recipe.data, recipe.paths, recipe.seed, decode=False)
+        key = digest(recipe.model_dump(mode="json"))
+        plan, planned_with = self._plans.get(key, (None, None))
+        if plan is None or planned_with is not data:
+            plan = _resolve(recipe, source, data, missing)
+            self._plans[key] = plan, data
+        return plan
+
+    def open_data(self, recipe: Recipe) -> DataSet:
+        """The recipe's data, with every media file looked into; see `harness.data.sources.open_data`."""
+        return self._data_sets.open(recipe.data, recipe.paths, recipe.seed)
+
+
 def make_plan(recipe: Recipe) -> Plan:
     """Resolve a recipe.
 
@@ -114,9 +143,10 @@ def make_plan(recipe: Recipe) -> Plan:
         RecipeError: the data are too few for one step, or their number is neither there nor stated.
         DataError: data are there and damaged.
     """
-    source = source_of(recipe.data, recipe.paths, recipe.seed)
-    lines = tuple(source.missing())
-    data = None if lines else open_data(recipe.data, recipe.paths, recipe.seed, decode=False)
+    return Planner().plan(recipe)
+
+
+def _resolve(recipe: Recipe, source: Source, data: DataSet | None, missing: tuple[str, ...]) -> Plan:
     samples, basis = _samples(recipe, source, data)
     train, gate = recipe.train, recipe.gate
     steps_per_epoch = _steps_per_epoch(data, samples, train.global_batch)
@@ -152,9 +182,9 @@ def make_plan(recipe: Recipe) -> Plan:
         evaluations=tuple(Evaluation(at, step) for step, at in sorted(points.items())),
         benchmarks=recipe.evaluate.benchmarks,
         warnings=(),
-        to_make=lines if source.made_here else (),
+        to_make=missing if source.made_here else (),
         missing_weights=tuple(missing_weights(recipe)),
-        missing_data=(*(() if source.made_here else lines), *_missing_benchmarks(recipe)),
+        missing_data=(*(() if source.made_here else missing), *_missing_benchmarks(recipe)),
     )
     return _with_warnings(plan, recipe)
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from harness.config.evaluation import EvaluationRecipe
     from harness.config.recipe import Recipe
+    from harness.plan import Planner
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -64,18 +65,21 @@ def documents_of(arguments: Sequence[str]) -> list[Recipe | EvaluationRecipe]:
     return documents
 
 
-def recipes_to_run(arguments: Sequence[str]) -> list[Recipe]:
+def recipes_to_run(arguments: Sequence[str], planner: Planner) -> list[Recipe]:
     """The recipes of a command that works: nothing of one is started while another could not run.
+
+    Args:
+        planner: makes their plans, and keeps them with the opened data for the stages that follow.
 
     Raises:
         RecipeError: a mistake in any of them, or none was given.
         EnvironmentProblem, DataError: weights or data that the user has to bring are not there.
     """
-    from harness.plan import make_plan, require
+    from harness.plan import require
 
     recipes = recipes_of(arguments)
     for recipe in recipes:
-        require(make_plan(recipe))
+        require(planner.plan(recipe))
     return recipes
 
 

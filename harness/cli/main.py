@@ -69,11 +69,13 @@ def run(recipes: Recipes) -> None:
     from harness.cli.arguments import recipes_to_run
     from harness.cli.run_names import known_suites
     from harness.common.progress import Progress
+    from harness.plan import Planner
 
-    loaded = recipes_to_run(recipes)
+    planner = Planner()
+    loaded = recipes_to_run(recipes, planner)
     from harness import pipeline as stages
 
-    typer.echo(stages.run(loaded, Progress(), known_suites(recipes)))
+    typer.echo(stages.run(loaded, Progress(), known_suites(recipes), planner=planner))
 
 
 @app.command()
@@ -122,12 +124,14 @@ def _stage(arguments: list[str], name: str | None = None) -> None:
     from harness.cli.arguments import recipes_to_run
     from harness.cli.status import run_status, status_lines
     from harness.common.progress import Progress
+    from harness.plan import Planner
 
-    recipes, progress = recipes_to_run(arguments), Progress()
+    planner, progress = Planner(), Progress()
+    recipes = recipes_to_run(arguments, planner)
     from harness import pipeline as stages
 
     for recipe in recipes:
-        run_dir = stages.run_stage(recipe, name, progress)
+        run_dir = stages.run_stage(recipe, name, progress, planner)
         if run_dir is not None:
             typer.echo("\n".join(status_lines([run_status(run_dir)])))
 
@@ -216,9 +220,10 @@ def validate(recipes: Recipes, json: Json = False) -> None:
 def plan(recipes: Recipes, json: Json = False) -> None:
     """Resolve recipes into numbers, and run nothing. Steps, targets, reduction, what is missing, warnings."""
     from harness.cli.arguments import recipes_of
-    from harness.plan import make_plan, render
+    from harness.plan import Planner, render
 
-    plans = [make_plan(recipe) for recipe in recipes_of(recipes)]
+    planner = Planner()
+    plans = [planner.plan(recipe) for recipe in recipes_of(recipes)]
     if json:
         _print_json({"schema": 1, "plans": [plan.as_dict() for plan in plans]})
         return

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from transformers.utils.logging import disable_progress_bar
 
-from harness.data.sources import open_data
 from harness.models import adapter_for, device
-from harness.plan import make_plan
+from harness.plan import Planner
 from harness.records.run_folder import run_dir_of
 from harness.training.target_index import TargetIndex, index_targets
 
@@ -44,8 +43,9 @@ class Prepared:
 def join(recipe: Recipe, progress: Progress) -> Prepared:
     """The same run on another process, which writes nothing: everything is there."""
     use_settings(recipe)
-    data = open_data(recipe.data, recipe.paths, recipe.seed)
-    return Prepared(recipe, make_plan(recipe), data, adapter_for(recipe, data), run_dir_of(recipe), progress)
+    planner = Planner()
+    data = planner.open_data(recipe)
+    return Prepared(recipe, planner.plan(recipe), data, adapter_for(recipe, data), run_dir_of(recipe), progress)
 
 
 def use_settings(recipe: Recipe) -> None:

@@ -122,10 +122,47 @@ def open_data(
             file:line:column. Damaged files of a made set are refused in any case where no training sample
             can be left out for them.
     """
-    source = source_of(data, paths, seed)
-    annotations = _read(source)
-    report = _probe(annotations, decode=decode, fresh=False, progress=progress)
-    return _assemble(data, source, annotations, report)
+    return DataSets().open(data, paths, seed, decode=decode, progress=progress)
+
+
+@dataclass(slots=True)
+class _Opened:
+    """A data set and what it was assembled from; `unchecked` are its annotations while not every media file was
+    looked into."""
+
+    data_set: DataSet
+    damaged: tuple[tuple[str, str], ...]
+    unchecked: Annotations | None
+
+
+class DataSets:
+    """The data sets of one command. Recipes that train on the same data share one, which is read once."""
+
+    def __init__(self) -> None:
+        self._opened: dict[str, _Opened] = {}
+
+    def open(
+        self, data: Data, paths: Paths, seed: int, *, decode: bool = True, progress: Progress | None = None
+    ) -> DataSet:
+        """See `open_data`. A later call gives the same object, unless it decodes media files that an earlier one did
+        not and finds damaged ones among them.
+        """
+        source = source_of(data, paths, seed)
+        # Only what is made here depends on the seed; files that a user supplies are the same for every seed.
+        key = digest([data.model_dump(mode="json"), paths.data, seed if source.made_here else None])
+        opened = self._opened.get(key)
+        if opened is None:
+            annotations = _read(source)
+            report = _probe(annotations, decode=decode, fresh=False, progress=progress)
+            data_set = _assemble(data, source, annotations, report)
+            opened = _Opened(data_set, report.damaged, annotations if report.unknown else None)
+            self._opened[key] = opened
+        elif decode and opened.unchecked is not None:
+            report = _probe(opened.unchecked, decode=True, fresh=False, progress=progress)
+            if report.damaged != opened.damaged:
+                opened.data_set = _assemble(data, source, opened.unchecked, report)
+            opened.damaged, opened.unchecked = report.damaged, None
+        return opened.data_set
 
 
 def check_data(

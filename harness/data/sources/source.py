@@ -52,7 +52,7 @@ class Source(Protocol):
 
     @property
     def made_here(self) -> bool:
-        """Whether `make` makes the files. Else they are brought by the user."""
+        """Whether `make` makes the files. Else the user brings them, and what is read does not depend on the seed."""
 
     @property
     def origin(self) -> str:

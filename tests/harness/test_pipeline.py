@@ -1,0 +1,135 @@
+"""The stages of a command: every data set is read once, and every plan made once."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from harness import plan
+from harness.cli import main as cli
+from harness.common.progress import Progress
+from harness.config.data import LlavaData
+from harness.data import sources
+from harness.plan import Planner, make_plan
+from harness.training.run import join
+from tests.harness.worlds.tiny import tiny_recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+GATES = {"base": None, "gated": {"cycle_steps": 2, "dense_steps": 1, "warmup_steps": 0}}
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often annotations are read, and plans resolved, from now on."""
+    calls: Counter[str] = Counter()
+
+    def count(module: Any, name: str) -> None:
+        function: Callable[..., Any] = getattr(module, name)
+
+        def counting(*arguments: Any) -> Any:
+            calls[name.lstrip("_")] += 1
+            return function(*arguments)
+
+        monkeypatch.setattr(module, name, counting)
+
+    count(sources, "_read")
+    count(plan, "_resolve")
+    return calls
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    return count_calls(monkeypatch)
+
+
+def harness(monkeypatch: pytest.MonkeyPatch, verb: str, folder: Path, *names: str) -> None:
+    """Run a verb in this process on the recipes that `prepared` wrote."""
+    monkeypatch.setattr(sys, "argv", ["harness", verb, *(str(folder / f"{name}.yaml") for name in names)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Counter[str]]:
+    """A folder with a pair of recipes on the same data, and what preparing the first in it called."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    recipe = tiny_recipe(folder).model_dump(mode="json")
+    for name, gate in GATES.items():
+        content = {**recipe, "name": name, "gate": gate, "track": {"mlflow": False}}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        calls = count_calls(monkeypatch)
+        harness(monkeypatch, "prepare", folder, "base")
+    return folder, calls
+
+
+@pytest.fixture
+def folder(prepared: tuple[Path, Counter[str]]) -> Path:
+    return prepared[0]
+
+
+def test_a_command_that_makes_its_data_reads_them_once(prepared: tuple[Path, Counter[str]]) -> None:
+    """The plan is made once without the data, and once more with them."""
+    assert prepared[1] == {"read": 1, "resolve": 2}
+
+
+@pytest.mark.parametrize("verb", ["plan", "prepare", "reference", "train", "run"])
+def test_one_recipe(verb: str, folder: Path, calls: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    harness(monkeypatch, verb, folder, "gated")
+    assert calls == {"read": 1, "resolve": 1}
+
+
+@pytest.mark.parametrize("verb", ["plan", "prepare", "run"])
+def test_a_pair_on_the_same_data(
+    verb: str, folder: Path, calls: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness(monkeypatch, verb, folder, *GATES)
+    assert calls == {"read": 1, "resolve": 2}
+
+
+def test_checking_a_recipe_opens_nothing(folder: Path, calls: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    harness(monkeypatch, "validate", folder, *GATES)
+    assert not calls
+
+
+def test_another_process_of_a_run_reads_and_plans_once(folder: Path, calls: Counter[str]) -> None:
+    recipe = tiny_recipe(folder)
+    run = join(recipe, Progress(quiet=True))
+    assert calls == {"read": 1, "resolve": 1}
+    assert run.plan == make_plan(recipe)
+
+
+def test_seeds_share_what_a_user_brought_and_not_what_is_made(folder: Path, calls: Counter[str]) -> None:
+    recipe = tiny_recipe(folder)
+    planner = Planner()
+    made = planner.open_data(recipe)
+    assert planner.plan(recipe.model_copy(update={"seed": 1})).to_make, "another seed makes other clips"
+    assert calls.pop("read") == 1
+    # The same clips as if a user had brought them.
+    data = LlavaData(source="llava", annotations=(f"{made.root.name}/train.json",), media=made.root.name, frames=4)
+    brought = recipe.model_copy(update={"data": data})
+    first, second = (planner.open_data(brought.model_copy(update={"seed": seed})) for seed in (0, 1))
+    assert first is second
+    assert len(first.samples) == len(made.samples)
+    assert calls["read"] == 1
+
+
+def test_damaged_media_found_by_a_command_change_its_plan(tmp_path: Path, calls: Counter[str]) -> None:
+    recipe = tiny_recipe(tmp_path)
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"damaged": "exclude"})})
+    root = sources.make_data(recipe.data, recipe.paths, recipe.seed)
+    (root / "clips" / "train" / "000003.mp4").write_bytes(b"not a video")
+    planner = Planner()
+    before = planner.plan(recipe)
+    assert planner.open_data(recipe) is planner.open_data(recipe)
+    after = planner.plan(recipe)
+    assert (before.excluded, after.excluded, after.samples) == (0, 3, before.samples - 3)
+    assert calls == {"read": 1, "resolve": 2}
+    assert after == make_plan(recipe)
