@@ -1,6 +1,9 @@
 """Index maths of the compact execution: which active position stands where once the elided ones are left out.
 
-Legend: B rows, S expanded length, K active length (the longest row's), D hidden size.
+Two arrangements of the same positions: `Compaction` keeps the rows apart and pads them to the longest, `Packing` puts
+them one after the other into a single row without padding.
+
+Legend: B rows, S expanded length, K active length (the longest row's), T active positions of all rows, D hidden size.
 """
 
 from __future__ import annotations
@@ -9,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from regate.transfer import on_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +46,7 @@ class Compaction:
 
     def to(self, device: torch.device | str) -> Compaction:
         index_BK, valid_BK, flat_n, kept_n = (
-            x.to(device, non_blocking=True) for x in (self.index_BK, self.valid_BK, self.flat_n, self.kept_n)
+            on_device(x, device) for x in (self.index_BK, self.valid_BK, self.flat_n, self.kept_n)
         )
         return Compaction(index_BK, valid_BK, flat_n, kept_n, self.shape)
 
@@ -77,3 +82,72 @@ def compact(active_BS: Tensor, *, multiple: int = 1) -> Compaction:
     index_BK[row_n, place_n] = column_n
     valid_BK = torch.arange(width, device=active_BS.device) < count_B.clamp(min=1)[:, None]
     return Compaction(index_BK, valid_BK, row_n * length + column_n, row_n * width + place_n, (rows, length))
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """Active positions of all rows in one row, row after row.
+
+    Attributes:
+        flat_T: int64, place of each packed position in a flattened B x S array; ascending but for the filling.
+        lengths: active positions of each row that has any, in order, and last the filling if there is any: its
+            entries stand for position 0 of the batch, see each other only, and are never scattered back.
+        filling: entries that only round T up, 0 without.
+        cu_seqlens: int32, where each of `lengths` starts and where the last ends.
+        shape: (B, S).
+    """
+
+    flat_T: Tensor
+    lengths: tuple[int, ...]
+    filling: int
+    cu_seqlens: Tensor
+    shape: tuple[int, int]
+
+    @property
+    def longest(self) -> int:
+        return max(self.lengths)
+
+    @property
+    def column_1T(self) -> Tensor:
+        """int64, original place of each packed position in its row."""
+        return (self.flat_T % self.shape[1])[None]
+
+    def to(self, device: torch.device | str) -> Packing:
+        flat_T, cu_seqlens = on_device(self.flat_T, device), on_device(self.cu_seqlens, device)
+        return Packing(flat_T, self.lengths, self.filling, cu_seqlens, self.shape)
+
+    def gather(self, value: Tensor, dim: int = 1) -> Tensor:
+        """The packed positions of an array that has S at `dim` and B (or 1) before it; its B becomes 1.
+
+        A mask is False on the filling.
+        """
+        if value.shape[dim - 1] != self.shape[0]:
+            value = value.expand(*value.shape[: dim - 1], self.shape[0], *value.shape[dim:])
+        packed = value.flatten(dim - 1, dim).index_select(dim - 1, self.flat_T)
+        if value.dtype == torch.bool and self.filling:
+            packed.narrow(dim - 1, packed.shape[dim - 1] - self.filling, self.filling).fill_(False)
+        return packed.unsqueeze(dim - 1)
+
+    def scatter(self, packed_1TD: Tensor, into_BSD: Tensor) -> Tensor:
+        """`into_BSD` with the active positions replaced: the elided ones keep what they hold there."""
+        count = self.flat_T.shape[0] - self.filling
+        rows_nD = packed_1TD[0, :count].to(into_BSD.dtype)
+        return into_BSD.flatten(0, 1).index_copy(0, self.flat_T[:count], rows_nD).view_as(into_BSD)
+
+
+def pack(active_BS: Tensor, *, multiple: int = 1) -> Packing:
+    """The packing of a mask of active positions, on the mask's device (normally the CPU).
+
+    Args:
+        active_BS: bool.
+        multiple: T is rounded up to it, by filling: fewer shapes for a compiled model. T is at least 1.
+    """
+    flat_n = active_BS.flatten().nonzero().squeeze(1)
+    lengths = [count for count in active_BS.sum(dim=1).tolist() if count]
+    total = flat_n.shape[0]
+    filling = max(-(-total // multiple) * multiple, multiple) - total
+    if filling:
+        lengths.append(filling)
+        flat_n = torch.cat([flat_n, flat_n.new_zeros(filling)])
+    bounds = torch.tensor([0, *lengths], dtype=torch.int32, device=active_BS.device).cumsum(0, dtype=torch.int32)
+    return Packing(flat_n, tuple(lengths), filling, bounds, (active_BS.shape[0], active_BS.shape[1]))

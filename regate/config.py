@@ -18,6 +18,7 @@ Align = Literal["predictor", "target", "union"]
 EmaInit = Literal["zero", "first_loss", "reference"]
 EmaObserve = Literal["scored", "all_dense"]
 Execution = Literal["compact", "layerwise", "loss_only"]
+Rows = Literal["padded", "packed"]
 Placeholders = Literal["masked", "compact", "attended"]
 if TYPE_CHECKING:
     Selection = str

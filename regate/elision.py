@@ -5,7 +5,11 @@ the last layer. Gathering the active positions once below the unchanged decoder 
 scattering once above it equals Algorithm 1 on every active position. Two hooks on the decoder stack do it; no
 model's code changes, and peft wrappers, gradient checkpointing and data parallelism stay as they are.
 
-Legend: B rows, S expanded length, K active length, D hidden size.
+The gathered positions stand in padded rows, one for each sample, or packed in one row without padding, whose bounds
+the attention kernel is given (`regate.attention`). A step that elides nothing is packed too: a baseline and a gated
+run then differ in what they compute and not in how.
+
+Legend: B rows, S expanded length, K active length, T active positions of all rows, D hidden size.
 """
 
 from __future__ import annotations
@@ -19,15 +23,27 @@ import torch
 from torch import Tensor, nn
 
 from regate.algorithm1 import layerwise
-from regate.compaction import Compaction, compact
+from regate.attention import NAME, PackedRows, check_kernel, choose_kernel, register
+from regate.compaction import Compaction, Packing, compact, pack
 from regate.errors import ConfigError, LayoutError, UnsupportedModelError
-from regate.inputs import check_rotary_axes, check_supported, compact_inputs, embeddings
+from regate.inputs import (
+    check_packable,
+    check_rotary_axes,
+    check_supported,
+    compact_inputs,
+    embeddings,
+    kernel_of,
+    packed_inputs,
+    window_of,
+    without_mask,
+)
+from regate.transfer import on_device
 from regate.wrapping import decoder_of, final_norm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from regate.config import Execution
+    from regate.config import Execution, Rows
     from regate.types import Decision
 
 
@@ -38,41 +54,59 @@ class _Plan:
     Attributes:
         any_layer_BS: bool, positions that are active in some layer.
         read_BS: bool, elided positions that the head reads all the same (`align: target`), or None.
-        compaction: index maths on the CPU.
+        arrangement: index maths on the CPU.
         visual: whether the batch has visual positions.
         embeds_BSD: what entered the decoder, for the elided positions on the way out.
         placed: the index maths on the device of the embeddings.
+        rows: what a packed batch's kernel knows, where it is regate's.
         used: whether the decoder ran.
     """
 
     any_layer_BS: Tensor
     read_BS: Tensor | None
-    compaction: Compaction
+    arrangement: Compaction | Packing
     visual: bool
     embeds_BSD: Tensor | None = None
-    placed: Compaction | None = None
+    placed: Compaction | Packing | None = None
+    rows: PackedRows | None = None
     used: bool = False
 
 
 class Elision:
-    """Made by `attach`. `with elide(decision): ...` runs the forward passes inside it on the active positions."""
+    """Made by `attach`. `with elide(decision): ...` runs the forward passes inside it on the active positions.
 
-    def __init__(self, model: nn.Module, execution: Execution, multiple: int) -> None:
+    Attributes:
+        rows: "padded" or "packed".
+        kernel: what computes the attention of packed rows, chosen at the first of them and the same from then on;
+            None before, and with padded rows.
+    """
+
+    def __init__(
+        self, model: nn.Module, execution: Execution, multiple: int, rows: Rows = "padded", kernel: str | None = None
+    ) -> None:
         self._decoder = decoder_of(model)
-        if execution != "loss_only":
-            check_supported(self._decoder)
+        self.rows = rows
+        self.kernel = kernel
         self._execution = execution
         self._multiple = multiple
+        self._loaded = kernel_of(self._decoder)
+        if rows == "packed":
+            self._check_packing(kernel)
+        if rows == "packed" or execution != "loss_only":
+            check_supported(self._decoder)
         self._signature = inspect.signature(self._decoder.forward)
         self._plan: _Plan | None = None
+        self._mask_checked = False
         self._handles = [
             self._decoder.register_forward_pre_hook(self._before, with_kwargs=True),
             self._decoder.register_forward_hook(self._after),
         ]
+        if rows == "packed":
+            self._start_packing()
 
     @contextmanager
     def __call__(self, decision: Decision, *, active_LBS: Tensor | None = None) -> Iterator[None]:
-        """Elide what the decision elides. One that elides nothing leaves the model untouched.
+        """Elide what the decision elides. With padded rows, one that elides nothing leaves the model untouched.
 
         Args:
             decision: of the batch that the model gets inside.
@@ -81,11 +115,12 @@ class Elision:
         Raises:
             UnsupportedModelError: the model never called its decoder stack, or cannot be elided exactly.
         """
-        if self._execution == "loss_only" or (active_LBS is None and not decision.elides):
-            yield
-            return
         if active_LBS is not None and self._execution != "layerwise":
             raise ConfigError('a mask for each layer needs attach(model, execution="layerwise")')
+        elides = active_LBS is not None or (decision.elides and self._execution != "loss_only")
+        if not elides and self.rows == "padded":
+            yield
+            return
         dead_BS = decision.predictor_BS & ~decision.active_BS
         read_BS = dead_BS if bool(dead_BS.any()) else None
         mask = decision.active_BS if active_LBS is None else active_LBS
@@ -95,19 +130,16 @@ class Elision:
     @contextmanager
     def only(self, active_BS: Tensor, read_BS: Tensor | None = None, *, visual: bool = False) -> Iterator[None]:
         """Run the decoder on the positions of a mask (bool BS), whoever decided it."""
-        if self._plan is not None:
-            raise ConfigError("`with elide(...)` is already open on this model")
-        if not self._handles:
-            raise ConfigError("this elision was removed from its model; attach again")
         any_layer_BS = active_BS if active_BS.dim() == 2 else active_BS.any(dim=0)
-        plan = _Plan(any_layer_BS, read_BS, compact(any_layer_BS, multiple=self._multiple), visual)
+        arrange = pack if self.rows == "packed" else compact
+        arrangement: Compaction | Packing = arrange(any_layer_BS, multiple=self._multiple)
+        plan = _Plan(any_layer_BS, read_BS, arrangement, visual)
         with ExitStack() as stack:
             if self._execution == "layerwise":
                 layers = len(self._decoder.layers)  # type: ignore[arg-type]
                 active_LBS = active_BS if active_BS.dim() == 3 else active_BS.expand(layers, *active_BS.shape)
                 stack.enter_context(layerwise(self._decoder, active_LBS))
-            stack.callback(self._close)
-            self._plan = plan
+            stack.enter_context(self._open(plan))
             yield
         if not plan.used:
             raise UnsupportedModelError(
@@ -116,10 +148,48 @@ class Elision:
             )
 
     def remove(self) -> None:
-        """Take the hooks off the model."""
+        """Take the hooks off the model. The backward pass of packed rows has to be over, if layers are recomputed."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        config: Any = self._decoder.config
+        if self.rows == "packed" and kernel_of(self._decoder) == NAME:
+            config._attn_implementation = self._loaded
+
+    def _check_packing(self, kernel: str | None) -> None:
+        if self._execution == "layerwise":
+            raise ConfigError("layerwise execution goes sample by sample: its rows cannot be packed")
+        if self._loaded == NAME:
+            raise ConfigError("the rows of this model are packed by another attach; remove() that one first")
+        check_packable(self._decoder)
+        choose_kernel(self._loaded, torch.device("cpu"), torch.float32)
+        if kernel is None:
+            return
+        if self._loaded != "sdpa":
+            raise ConfigError(
+                f'kernel "{kernel}" is for a model loaded with sdpa: this one computes packed rows by {self._loaded}'
+            )
+        check_kernel(kernel)
+
+    def _start_packing(self) -> None:
+        """Once, and not for each step: layers that are recomputed in the backward pass have to find it unchanged."""
+        config: Any = self._decoder.config
+        layers: Any = self._decoder.layers
+        if self._loaded == "sdpa":
+            config._attn_implementation = register()
+        self._handles += [layer.register_forward_pre_hook(without_mask, with_kwargs=True) for layer in layers]
+
+    @contextmanager
+    def _open(self, plan: _Plan) -> Iterator[None]:
+        if self._plan is not None:
+            raise ConfigError("`with elide(...)` is already open on this model")
+        if not self._handles:
+            raise ConfigError("this elision was removed from its model; attach again")
+        self._plan = plan
+        try:
+            yield
+        finally:
+            self._plan = None
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         plan = self._plan
@@ -128,24 +198,60 @@ class Elision:
         plan.used = True
         inputs = self._named(args, kwargs)
         embeds_BSD = embeddings(module, inputs)
-        if tuple(embeds_BSD.shape[:2]) != plan.compaction.shape:
+        if tuple(embeds_BSD.shape[:2]) != plan.arrangement.shape:
             raise LayoutError(
                 f"the decoder got {tuple(embeds_BSD.shape[:2])} positions, the decision is for "
-                f"{plan.compaction.shape}: the layout must be in expanded length, visual tokens included"
+                f"{plan.arrangement.shape}: the layout must be in expanded length, visual tokens included"
             )
         if plan.visual:
             check_rotary_axes(module, inputs.get("position_ids"))
         plan.embeds_BSD = embeds_BSD
         if self._execution == "layerwise":
             return (), inputs
-        plan.placed = plan.compaction.to(embeds_BSD.device)
-        return (), compact_inputs(module, inputs, embeds_BSD, plan.placed, full=plan.compaction.full)
+        plan.placed = plan.arrangement.to(embeds_BSD.device)
+        if isinstance(plan.placed, Compaction):
+            assert isinstance(plan.arrangement, Compaction)
+            return (), compact_inputs(module, inputs, embeds_BSD, plan.placed, full=plan.arrangement.full)
+        self._check_mask(inputs.get("attention_mask"), plan.any_layer_BS)
+        packed = packed_inputs(module, inputs, embeds_BSD, plan.placed, self._kernel_for(embeds_BSD))
+        plan.rows = packed.get("packed_rows")
+        return (), packed
+
+    def _kernel_for(self, embeds_BSD: Tensor) -> str:
+        """Chosen by the first batch. A later one that it would not be exact for is refused."""
+        device, dtype = embeds_BSD.device, embeds_BSD.dtype
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        window = window_of(self._decoder)
+        windowed = window is not None and window < embeds_BSD.shape[1]
+        if self.kernel is None:
+            dropout = float(getattr(self._decoder.config, "attention_dropout", 0.0) or 0.0)
+            self.kernel = choose_kernel(self._loaded, device, dtype, windowed=windowed, dropout=dropout)
+        elif windowed and self.kernel not in ("sdpa", "flex_attention"):
+            raise UnsupportedModelError(
+                f"{self.kernel} measures the sliding window of {window} on packed rows, not on positions, and this "
+                f'batch has rows of {embeds_BSD.shape[1]}: attach(model, rows="packed", kernel="sdpa")'
+            )
+        return self.kernel
+
+    def _check_mask(self, mask: Any, active_BS: Tensor) -> None:
+        """Once: packed rows do not read the mask, so it must not close what the layout calls valid."""
+        if self._mask_checked or not isinstance(mask, Tensor) or mask.dim() != 2:
+            return
+        self._mask_checked = True
+        closed_B = (active_BS & (mask.cpu() == 0)).any(dim=1)
+        if bool(closed_B.any()):
+            raise LayoutError(
+                f"row {int(closed_B.nonzero()[0])}: the attention mask closes a position that the layout does not "
+                "call padding"
+            )
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> Any:
         plan = self._plan
         if plan is None:
             return None
         assert plan.embeds_BSD is not None
+        self._check_calls(plan.rows)
         hidden = output[0] if isinstance(output, tuple) else output.last_hidden_state
         if plan.placed is not None:
             hidden_BSD = plan.placed.scatter(hidden, plan.embeds_BSD)
@@ -154,11 +260,20 @@ class Elision:
         else:
             kept_BS = plan.any_layer_BS if plan.read_BS is None else plan.any_layer_BS | plan.read_BS
             hidden_BSD = torch.where(kept_BS.to(hidden.device)[:, :, None], hidden, plan.embeds_BSD)
-        plan.embeds_BSD = plan.placed = None
+        plan.embeds_BSD = plan.placed = plan.rows = None
         if isinstance(output, tuple):
             return (hidden_BSD, *output[1:])
         output.last_hidden_state = hidden_BSD
         return output
+
+    def _check_calls(self, rows: PackedRows | None) -> None:
+        layers = len(self._decoder.layers)  # type: ignore[arg-type]
+        if rows is not None and rows.calls < layers:
+            raise UnsupportedModelError(
+                f"{type(self._decoder).__name__}: {rows.calls} of {layers} layers passed the bounds of the packed "
+                "rows on to their attention, so samples would see each other; keep padded rows "
+                '(attach(model, rows="padded"))'
+            )
 
     def _read_elided(self, read_BS: Tensor, hidden_BSD: Tensor, embeds_BSD: Tensor) -> Tensor:
         """Elided positions whose output the head reads: the residual carried the embedding to the final norm."""
@@ -168,12 +283,9 @@ class Elision:
                 f"{type(self._decoder).__name__}: `align: target` reads elided positions after the final norm, "
                 "which was not found; use align: predictor"
             )
-        place_n = read_BS.flatten().nonzero().squeeze(1).to(hidden_BSD.device, non_blocking=True)
+        place_n = on_device(read_BS.flatten().nonzero().squeeze(1), hidden_BSD.device)
         rows_nD = norm(embeds_BSD.flatten(0, 1).index_select(0, place_n))
         return hidden_BSD.flatten(0, 1).index_copy(0, place_n, rows_nD).view_as(hidden_BSD)
-
-    def _close(self) -> None:
-        self._plan = None
 
     def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """All arguments of the decoder by name."""
@@ -187,16 +299,29 @@ class Elision:
         return named
 
 
-def attach(model: nn.Module, *, execution: Execution = "compact", multiple: int = 1) -> Elision:
+def attach(
+    model: nn.Module,
+    *,
+    execution: Execution = "compact",
+    rows: Rows = "padded",
+    kernel: str | None = None,
+    multiple: int = 1,
+) -> Elision:
     """Hook a model's decoder stack, below whatever wraps the model.
 
     Args:
         model: a transformers model, or one wrapped by peft, `ScoredLM` or data parallelism. Nothing changes until
             `with elide(decision)` is open.
         execution: "compact" (the fast path), "layerwise" (Algorithm 1 as printed, slow) or "loss_only" (no elision).
-        multiple: active lengths are rounded up to it, so that a compiled model sees fewer shapes.
+        rows: "padded", or "packed" into one row without padding, in steps that elide nothing too.
+        kernel: of packed rows, for a model loaded with sdpa: "flash_attention_3", "flash_attention_2", "varlen"
+            (torch's own) or "sdpa" (row after row); None takes the first of them that can run. A model loaded with
+            flash attention or flex attention computes packed rows by that.
+        multiple: active lengths (of packed rows: all of them together) are rounded up to it, so that a compiled
+            model sees fewer shapes.
 
     Raises:
-        UnsupportedModelError: elision would not be exact on this model.
+        UnsupportedModelError: elision would not be exact on this model, or its rows cannot be packed.
+        ConfigError: the kernel is not there, or the settings contradict each other.
     """
-    return Elision(model, execution, multiple)
+    return Elision(model, execution, multiple, rows, kernel)

@@ -18,6 +18,7 @@ from regate.errors import ConfigError, NonFiniteLossError
 from regate.schedule import DualCycle
 from regate.scoring import score
 from regate.top_k import budget, top_k
+from regate.transfer import on_device
 from regate.types import Decision, Kind, Layout, TokenCounts
 
 if TYPE_CHECKING:
@@ -143,11 +144,11 @@ class Gate:
         place_N = decision.losses_BS.flatten().nonzero().squeeze(1)
         if not self.config.selects_after_forward:
             kept_N = decision.targets_BS.flatten()[place_N]
-            return kept_N.to(loss_N, non_blocking=True)
-        score_BS = self._after_forward(decision, loss_N, place_N.to(loss_N.device, non_blocking=True))
-        candidate_BS = decision.losses_BS.to(loss_N.device, non_blocking=True)
+            return on_device(kept_N, loss_N.device).to(loss_N.dtype)
+        score_BS = self._after_forward(decision, loss_N, on_device(place_N, loss_N.device))
+        candidate_BS = on_device(decision.losses_BS, loss_N.device)
         kept_BS = top_k(score_BS, candidate_BS, decision.keep_ratio)
-        return kept_BS.flatten()[place_N.to(loss_N.device, non_blocking=True)].to(loss_N)
+        return kept_BS.flatten()[on_device(place_N, loss_N.device)].to(loss_N)
 
     def observe(self, decision: Decision, token_loss_N: Tensor) -> None:
         """Eq. 2: note the losses of the step, in nats, in the order of `decision.predictor_BS`.
@@ -217,7 +218,7 @@ class Gate:
         reference_BS = None
         if self._reference is not None:
             reference_BS = self._reference.losses(decision.sample_ids_B, decision.layout, self.config.candidates)
-            reference_BS = reference_BS.to(loss_N.device, non_blocking=True)
+            reference_BS = on_device(reference_BS, loss_N.device)
         return score(
             self.config,
             candidates_of(decision.layout, self.config.candidates).slot_BS,

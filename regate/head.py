@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from regate.errors import LayoutError, UnsupportedModelError
+from regate.transfer import on_device
 from regate.wrapping import text_config, unwrap
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def scored_rows(model: nn.Module, predictor_BS: Tensor) -> Iterator[None]:
 
 
 def _rows(hidden_BSD: Tensor, predictor_BS: Tensor) -> Tensor:
-    place_N = predictor_BS.flatten().nonzero().squeeze(1).to(hidden_BSD.device, non_blocking=True)
+    place_N = on_device(predictor_BS.flatten().nonzero().squeeze(1), hidden_BSD.device)
     return hidden_BSD.flatten(0, 1).index_select(0, place_N)
 
 

@@ -31,7 +31,7 @@ from regate.types import Decision, Layout, layout_from_labels
 if TYPE_CHECKING:
     import transformers
 
-    from regate.config import Candidates, GateConfig
+    from regate.config import Candidates, GateConfig, Rows
 
 KEY = "regate"
 """Entry of a batch that holds what the gate needs."""
@@ -152,6 +152,7 @@ class GatedTrainer(Trainer):  # type: ignore[misc]
 
     Args:
         gate: made by `make_gate`, or by hand; `DenseGate()` trains the baseline on the same path.
+        rows: "padded" or "packed", as `regate.attach` takes it; `self.elide.kernel` says what computes packed rows.
         args, kwargs: Trainer's. The data collator is one made by `with_sample_ids`.
 
     Raises:
@@ -160,7 +161,7 @@ class GatedTrainer(Trainer):  # type: ignore[misc]
 
     loss_is_scaled_for_ga = True  # the loss is divided by the scored targets of the whole accumulated batch
 
-    def __init__(self, *args: Any, gate: Gate | DenseGate, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, gate: Gate | DenseGate, rows: Rows = "padded", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.args.remove_unused_columns:
             raise ConfigError("set remove_unused_columns=False in TrainingArguments: it drops the sample ids")
@@ -172,7 +173,7 @@ class GatedTrainer(Trainer):  # type: ignore[misc]
             )
         self.gate = gate
         execution = gate.config.execution if isinstance(gate, Gate) else "compact"
-        self.elide = attach(self.model, execution=execution)
+        self.elide = attach(self.model, execution=execution, rows=rows)
         self.model_accepts_loss_kwargs = True  # older Trainers read this in place of loss_is_scaled_for_ga
         self.add_callback(_EpochStart(self.gate))
 
