@@ -171,7 +171,7 @@ def shown(name: str, arguments: Sequence[str]) -> Answer:
         raise RecipeError(f"show takes one recipe or run; {others[0]} is neither an override nor asked for")
     results = results_folder([text for text in overrides if text.startswith("paths.")])
     folders = {folder.name: folder for folder in run_folders(results)}
-    if name not in folders and kind_of(name) is RECIPE:
+    if name not in folders and kind_of(name) is not None:
         recipe = load_recipe(name, overrides)
         return {"schema": 1, "run_id": recipe.run_id, "recipe": recipe.model_dump(mode="json")}
     run_id = run_of_beginning(name, folders)

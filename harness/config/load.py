@@ -224,8 +224,7 @@ def _shipped_name(path: FilePath) -> str:
 def _read(kind: Kind[Any], path_or_name: str | FilePath) -> tuple[str, bytes]:
     """How messages call the document, and its text."""
     given = FilePath(path_or_name)
-    # Any file may be read as a recipe: its mistakes say why it is none.
-    is_file = given.is_file() and (kind is RECIPE or kind_of(given) is kind)
+    is_file = given.is_file() and kind_of(given) is kind
     path = given if is_file else _shipped_file(kind, given)
     if path is None or (kind is RECIPE and given.is_dir()):
         raise _not_there(kind, given)
@@ -237,6 +236,10 @@ def _read(kind: Kind[Any], path_or_name: str | FilePath) -> tuple[str, bytes]:
 
 
 def _not_there(kind: Kind[Any], given: FilePath) -> RecipeError:
+    actual = kind_of(given)
+    if actual is not None and actual is not kind:
+        hint = f"harness eval {given}" if actual is EVALUATION else None
+        return RecipeError(f"{given} is {_a(actual)}, not {_a(kind)}", hint=hint)
     if kind is not RECIPE:
         return RecipeError(f"{given}: no {kind.name} of that name{nearest(str(given), shipped(kind))}")
     if given.is_dir():
@@ -263,11 +266,14 @@ def _hint(given: FilePath) -> str | None:
     return f"relative paths start at the working directory, {FilePath.cwd()}"
 
 
+def _a(kind: Kind[Any]) -> str:
+    return f"an {kind.name}" if kind is EVALUATION else f"a {kind.name}"
+
+
 def _no_mapping(kind: Kind[Any], data: Any) -> str:
-    article = "an" if kind is EVALUATION else "a"
     if data is None:
-        return f"the file is empty; {article} {kind.name} starts with `{next(iter(kind.model.model_fields))}: ...`"
-    mapping = f"{article} {kind.name} is a mapping of keys to values"
+        return f"the file is empty; {_a(kind)} starts with `{next(iter(kind.model.model_fields))}: ...`"
+    mapping = f"{_a(kind)} is a mapping of keys to values"
     if isinstance(data, str) and ":" in data:
         return f"{mapping}; write a space after each colon"
     return f"{mapping}, this is {'a list' if isinstance(data, list) else 'one value'}"

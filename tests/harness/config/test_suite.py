@@ -105,6 +105,20 @@ def test_a_wrong_suite_says_what_is_wrong(tmp_path: Path, changes: dict[str, obj
         suite_recipes(load(SUITE, written(tmp_path, **changes)))
 
 
+def test_a_document_of_another_kind_is_called_by_its_kind(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    for kind, name, message in (
+        (RECIPE, path, "is a suite, not a recipe"),
+        (RECIPE, "suites/tiny_claim", "is a suite, not a recipe"),
+        (RECIPE, "evaluate/videochat2_official", "is an evaluation, not a recipe"),
+        (SUITE, "tiny_regate", "is a recipe, not a suite"),
+        (EVALUATION, path, "is a suite, not an evaluation"),
+    ):
+        with pytest.raises(RecipeError, match=message) as caught:
+            load(kind, name)
+        assert caught.value.hint == (f"harness eval {name}" if name.startswith("evaluate/") else None)
+
+
 def test_the_mistakes_of_a_suite_come_at_once_with_their_places(tmp_path: Path) -> None:
     claims = [{"id": "same", "text": "as good", "first": "gatd", "second": "dense", "expect": "nicer"}]
     arms = {"dense": {"recipe": "tiny_smoke_baseline", "sett": {}}, "gated": {"recipe": "tiny_smoke_regate"}}
