@@ -7,13 +7,9 @@ paper's tables stay as they are, byte for byte, also where runs of the paper's m
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import pytest
@@ -25,13 +21,17 @@ from harness.report.tables import make_tables
 from harness.report.tables.paper.build import paper_tables_of
 from tests.harness.worlds.paper_data import with_pictures, write_parquet
 from tests.harness.worlds.paper_runs import papers_own_runs
+from tests.harness.worlds.tree_copy import ROOT, Edit, TreeCopy
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
-REGISTRY = "harness/benchmarks/__init__.py"
-END_OF_ENTRIES = "\n)\n\nBENCHMARKS"
-ENTRY = """
+ENTRY = Edit(
+    "harness/benchmarks/__init__.py",
+    before="\n)\n\nBENCHMARKS",
+    text="""
     PaperBenchmark(
         name="realworldqa",
         title="RealWorldQA",
@@ -51,7 +51,8 @@ ENTRY = """
         paper=None,
         columns="image question answer",
         origin=Origin("lmms-lab-encoder/RealWorldQA", "data/test-*.parquet", 0.68, "open", "CC BY-ND 4.0"),
-    ),"""
+    ),""",
+)
 ROWS = [  # right option, answer, correct, unparsable
     ("A", "A", 1.0, False),
     ("B", "B. That one", 1.0, False),
@@ -79,37 +80,23 @@ print(json.dumps({table.name: written(table) for table in tables}))
 """
 
 
-@dataclass
-class Copy:
+@dataclass(frozen=True)
+class Copy(TreeCopy):
     """A copy of the tree with one more entry."""
 
-    root: Path
-    data: Path
-    results: Path
+    @property
+    def data(self) -> Path:
+        return self.root.parent / "data"
 
-    def run(self, *command: str, status: int = 0) -> str:
-        environment = {**os.environ, "PYTHONPATH": str(self.root)}
-        done = subprocess.run(
-            [sys.executable, *command], cwd=self.root, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == status, done.stdout + done.stderr
-        return done.stdout if status == 0 else done.stderr
+    @property
+    def results(self) -> Path:
+        return self.root.parent / "results"
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Copy:
-    folder = tmp_path_factory.mktemp("added")
-    tree = Copy(folder / "tree", folder / "data", folder / "results")
-    ignored = shutil.ignore_patterns("__pycache__")
-    for name in ("harness", "regate", "recipes", "results/paper", "tests/contract", "tests/harness/worlds", "docs"):
-        shutil.copytree(ROOT / name, tree.root / name, ignore=ignored)
-    for name in ("pyproject.toml", "tests/__init__.py", "tests/conftest.py", "tests/harness/__init__.py"):
-        shutil.copyfile(ROOT / name, tree.root / name)
-    registry = tree.root / REGISTRY
-    text = registry.read_text()
-    assert text.count(END_OF_ENTRIES) == 1
-    registry.write_text(text.replace(END_OF_ENTRIES, ENTRY + END_OF_ENTRIES))
-    assert tree.run("-c", "import harness; print(harness.__file__)").startswith(str(tree.root))
+    tree = Copy(TreeCopy.make(tmp_path_factory.mktemp("added") / "tree").root)
+    tree.add(ENTRY)
     return tree
 
 
