@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import graphlib
 import resource
 import subprocess
 import sys
+
+import grimp
 
 from .tree import ROOT
 
@@ -71,3 +74,12 @@ def test_help_answers_at_once_and_without_torch() -> None:
         assert done.stderr.strip() == "[]"
         assert "harness run" in done.stdout or "Commands" in done.stdout
     assert min(times) < 0.4
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Also not by way of others, and not inside functions; what only the type checker sees does not count."""
+    graph = grimp.build_graph("regate", "harness", exclude_type_checking_imports=True, cache_dir=None)
+    order = graphlib.TopologicalSorter(
+        {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    )
+    order.prepare()  # raises CycleError, with the circle
