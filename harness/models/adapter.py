@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from harness.data.processor import Processor
     from harness.data.sample import Batch
     from harness.data.sources import DataSet
+    from harness.models.flops import Published
     from regate.types import Decision
 
 
@@ -131,10 +132,12 @@ class Family:
 
     Attributes:
         adapter: of a recipe, with the opened data set or None.
+        full_size: its published model, to count its work by part.
         official: of an evaluation; None where the family's published weights are not evaluated as they are.
     """
 
     adapter: Callable[[Recipe, DataSet | None], Adapter]
+    full_size: Callable[[], Published]
     official: Callable[[EvaluationRecipe], OfficialModel] | None = None
 
 

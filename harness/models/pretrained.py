@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Final, Generic, Protocol, TypeVar
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -16,7 +16,7 @@ from harness.common.errors import EnvironmentProblem
 from harness.common.hashing import digest
 from harness.config.weight_files import missing_weights
 from harness.data.processor import Processor
-from harness.models.adapter import DecoderShape, scored_forward
+from harness.models.adapter import scored_forward
 from harness.models.checkpoint_files import fingerprint, weight_files
 from harness.models.device import computes_bfloat16
 from regate.types import Kind
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from harness.data.loading.frames import FrameRule
     from harness.data.sample import Batch, Sample
     from harness.data.sources import DataSet
+    from harness.models.adapter import DecoderShape
     from harness.models.artifacts import Toy
     from regate.types import Decision
 
@@ -196,20 +197,6 @@ def load_teacher(recipe: Recipe, folder: Path) -> nn.Module:
     dtype = torch.bfloat16 if half else torch.float32
     model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     return model.eval().requires_grad_(False)
-
-
-def decoder_shape(text: Any, **more: Any) -> DecoderShape:
-    """Sizes of a language model's configuration; `more` are the fields that are not its own."""
-    return DecoderShape(
-        hidden=text.hidden_size,
-        layers=text.num_hidden_layers,
-        heads=text.num_attention_heads,
-        kv_heads=text.num_key_value_heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
-        intermediate=text.intermediate_size,
-        vocabulary=text.vocab_size,
-        **more,
-    )
 
 
 def check_lengths(name: str, data: DataSet, processor: LengthLimited, progress: Progress) -> None:

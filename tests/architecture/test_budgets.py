@@ -90,7 +90,8 @@ def test_inheritance_is_one_level_deep() -> None:
     bases: dict[str, set[str]] = {}
     for _, node in nodes("regate", "harness"):
         if isinstance(node, ast.ClassDef):
-            bases[node.name] = {base.id for base in node.bases if isinstance(base, ast.Name)}
+            named = (base.value if isinstance(base, ast.Subscript) else base for base in node.bases)
+            bases[node.name] = {base.id for base in named if isinstance(base, ast.Name)}
     deep = {
         f"{name} <- {parent} <- {grandparent}"
         for name, parents in bases.items()

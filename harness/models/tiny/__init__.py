@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from harness.config.recipe import Recipe
     from harness.data.sources import DataSet
     from harness.models.adapter import Adapter
+    from harness.models.flops import Published
 
 
 def _adapter(recipe: Recipe, data: DataSet | None) -> Adapter:
@@ -18,4 +19,10 @@ def _adapter(recipe: Recipe, data: DataSet | None) -> Adapter:
     return TinyAdapter(recipe, data)
 
 
-FAMILY: Final = Family(_adapter)
+def _full_size() -> Published:
+    from harness.models.tiny.flops import PUBLISHED
+
+    return PUBLISHED
+
+
+FAMILY: Final = Family(_adapter, _full_size)

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 from transformers import AutoModelForCausalLM
 
 from harness.common.errors import EnvironmentProblem, RecipeError
-from harness.models.adapter import DecoderShape, scored_forward
-from harness.models.tiny.model import TinyVLMConfig, TinyVLMForConditionalGeneration, tower_parameters, vision_flops
+from harness.models.adapter import scored_forward
+from harness.models.flops import decoder_shape
+from harness.models.tiny.config import TinyVLMConfig
+from harness.models.tiny.flops import vision_flops
+from harness.models.tiny.model import TinyVLMForConditionalGeneration, tower_parameters
 from harness.models.tiny.processor import TinyProcessor
 from harness.models.tiny.stages import make_stages, quiet_transformers, stages_of
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from harness.data.loading.frames import FrameRule
     from harness.data.sample import Batch
     from harness.data.sources import DataSet
+    from harness.models.adapter import DecoderShape
     from regate.types import Decision
 
 
@@ -79,17 +83,7 @@ class TinyAdapter:
 
     def shape(self) -> DecoderShape:
         config = TinyVLMConfig.from_pretrained(self.stages.folder("aligned"))
-        text = config.text_config
-        return DecoderShape(
-            hidden=text.hidden_size,
-            layers=text.num_hidden_layers,
-            heads=text.num_attention_heads,
-            kv_heads=text.num_key_value_heads,
-            head_dim=text.hidden_size // text.num_attention_heads,
-            intermediate=text.intermediate_size,
-            vocabulary=text.vocab_size,
-            vision_flops=vision_flops(config),
-        )
+        return decoder_shape(config.text_config, vision_flops=vision_flops(config))
 
     def forward(self, model: nn.Module, batch: Batch, decision: Decision) -> tuple[Tensor, Tensor]:
         return scored_forward(model, batch, decision)

@@ -14,61 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
-from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import BaseModelOutput
 
 from harness.models.multimodal import MultimodalDecoder, MultimodalLM, MultimodalPreTrained
+from harness.models.tiny.config import CELLS_A_TOKEN, FRAMES_A_TOKEN, TinyTowerConfig, TinyVLMConfig, check_sizes
 
-FRAMES_A_TOKEN = 2
-CELLS_A_TOKEN = 2
-"""A visual token is CELLS_A_TOKEN x CELLS_A_TOKEN cells of FRAMES_A_TOKEN neighbouring frames."""
 PROJECTOR_WIDTH = 2
 """Inner width of the projector, as a multiple of the decoder's hidden size."""
 NORM_GROUP = 8
 """Channels of a GroupNorm group."""
-
-
-class TinyTowerConfig(PreTrainedConfig):  # type: ignore[misc]
-    """Sizes of the vision tower. Each entry of `channels` and `kernels` is one convolution of stride 2."""
-
-    model_type = "regate_tiny_tower"
-
-    channels: list[int] | tuple[int, ...] = (16, 32, 64, 64)
-    kernels: list[int] | tuple[int, ...] = (5, 3, 3, 3)
-    image_size: int = 64
-
-    @property
-    def grid(self) -> int:
-        """Cells along one side of the feature map."""
-        return self.image_size // int(2 ** len(self.channels))
-
-
-class TinyVLMConfig(PreTrainedConfig):  # type: ignore[misc]
-    """Tower, number of frames and the decoder's own config."""
-
-    model_type = "regate_tiny_vlm"
-    sub_configs_defaults = {  # noqa: RUF012 - a ClassVar of transformers
-        "vision_config": SubConfigSpec(config_class=TinyTowerConfig),
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen2"),
-    }
-
-    vision_config: dict[str, Any] | PreTrainedConfig | None = None
-    text_config: dict[str, Any] | PreTrainedConfig | None = None
-    frames: int = 8
-    placeholder_token_id: int = 1
-    tie_word_embeddings: bool = True
-
-    @property
-    def visual_tokens(self) -> int:
-        """P, of one clip."""
-        return visual_tokens(self.frames, self.vision_config.grid)  # type: ignore[union-attr]
-
-
-def visual_tokens(frames: int, grid: int) -> int:
-    """P: merged frame pairs times merged 2 x 2 cells."""
-    return (frames // FRAMES_A_TOKEN) * (grid // CELLS_A_TOKEN) ** 2
 
 
 class TinyTower(PreTrainedModel):  # type: ignore[misc]
@@ -180,38 +136,6 @@ class TinyVLMForConditionalGeneration(MultimodalLM, MultimodalPreTrained, Genera
         self.model = TinyVLMModel(config)
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)  # type: ignore[union-attr]
         self.post_init()
-
-
-def check_sizes(config: TinyVLMConfig) -> None:
-    """Frames and cells must divide into visual tokens.
-
-    Raises:
-        ValueError: with the numbers that do.
-    """
-    grid = config.vision_config.grid  # type: ignore[union-attr]
-    stride = 2 ** len(config.vision_config.channels) * CELLS_A_TOKEN  # type: ignore[union-attr]
-    if grid < CELLS_A_TOKEN or config.vision_config.image_size % stride:  # type: ignore[union-attr]
-        size = config.vision_config.image_size  # type: ignore[union-attr]
-        raise ValueError(f"image size {size} is not a multiple of {stride}")
-    if config.frames < FRAMES_A_TOKEN or config.frames % FRAMES_A_TOKEN:
-        raise ValueError(f"frames must be a multiple of {FRAMES_A_TOKEN}, got {config.frames}")
-
-
-def vision_flops(config: TinyVLMConfig) -> float:
-    """Forward FLOPs of tower and projector for one clip, from the layer shapes (a multiply-add is two).
-
-    Norms and activations are left out, as in the usual counts.
-    """
-    vision, text = config.vision_config, config.text_config
-    side, before, tower = vision.image_size, 3, 0  # type: ignore[union-attr]
-    for channels, kernel in zip(vision.channels, vision.kernels, strict=True):  # type: ignore[union-attr]
-        side //= 2
-        tower += 2 * kernel**2 * before * channels * side**2
-        before = channels
-    width = before * CELLS_A_TOKEN**2 * FRAMES_A_TOKEN
-    hidden = text.hidden_size  # type: ignore[union-attr]
-    projector = 2 * config.visual_tokens * (width + hidden) * PROJECTOR_WIDTH * hidden
-    return float(config.frames * tower + projector)
 
 
 def tower_parameters(model: nn.Module) -> list[torch.nn.Parameter]:

@@ -25,14 +25,8 @@ from harness.data.shapes.scene import COLOURS, MOTIONS, SHAPES
 from harness.data.shapes.text import CONTACT, NUMBERS
 from harness.models.artifacts import artifacts_of
 from harness.models.tiny import pretraining as training
-from harness.models.tiny.model import (
-    TinyTower,
-    TinyTowerConfig,
-    TinyVLMConfig,
-    TinyVLMForConditionalGeneration,
-    tower_parameters,
-    visual_tokens,
-)
+from harness.models.tiny.config import TinyTowerConfig, TinyVLMConfig, visual_tokens
+from harness.models.tiny.model import TinyTower, TinyVLMForConditionalGeneration, tower_parameters
 from harness.models.tiny.processor import TinyProcessor, train_tokenizer
 
 if TYPE_CHECKING:

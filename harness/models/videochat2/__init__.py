@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from harness.config.recipe import Recipe
     from harness.data.sources import DataSet
     from harness.models.adapter import Adapter, OfficialModel
+    from harness.models.flops import Published
 
 
 def _adapter(recipe: Recipe, data: DataSet | None) -> Adapter:
@@ -27,4 +28,10 @@ def _official(recipe: EvaluationRecipe) -> OfficialModel:
     return OfficialVideoChat2(recipe, recipe.model)
 
 
-FAMILY: Final = Family(_adapter, _official)
+def _full_size() -> Published:
+    from harness.models.videochat2.flops import PUBLISHED
+
+    return PUBLISHED
+
+
+FAMILY: Final = Family(_adapter, _full_size, _official)

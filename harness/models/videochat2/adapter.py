@@ -11,7 +11,8 @@ from transformers import AutoTokenizer
 from harness.common.errors import RecipeError
 from harness.config.model import TinyVideoChat2Model, VideoChat2Model
 from harness.models.device import compute_dtype
-from harness.models.pretrained import PretrainedAdapter, decoder_shape, first_few
+from harness.models.flops import decoder_shape
+from harness.models.pretrained import PretrainedAdapter, first_few
 from harness.models.videochat2 import toy
 from harness.models.videochat2.flops import adapter_parameters, vision_flops
 from harness.models.videochat2.image_processing import Pixels

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoTokenizer
 
 from harness.config.model import TinyVideoLLaMA2Model, VideoLLaMA2Model
-from harness.models.pretrained import PretrainedAdapter, decoder_shape
+from harness.models.flops import decoder_shape
+from harness.models.pretrained import PretrainedAdapter
 from harness.models.videollama2 import toy
 from harness.models.videollama2.flops import vision_flops
 from harness.models.videollama2.image_processing import read_pixels

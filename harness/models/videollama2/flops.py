@@ -8,15 +8,25 @@ Legend: P patches of a frame, Q visual tokens of a clip.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+import torch
+
+from harness.models.flops import FullSize, Published, VisionPart, decoder_shape
 from harness.models.videollama2.connector import DEPTH, SQUEEZE, STRIDE, visual_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from harness.models.videollama2.config import VideoLLaMA2Config
+
+QWEN2_7B: Final[dict[str, Any]] = {
+    "model_type": "qwen2",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +99,41 @@ def _stage(before: int, after: int, cells: int, frames: int) -> tuple[float, flo
     return frames * total, frames * entry
 
 
-def convolution_backward(
-    grad_shape: Sequence[int], input_shape: Sequence[int], weight_shape: Sequence[int], *rest: Any, **outputs: Any
-) -> int:
-    """What torch's FlopCounterMode shall count for `aten.convolution_backward`: as much as forward for each of the
-    input's and the weight's gradient. Its own formula takes the weight gradient of a depthwise convolution for that
-    of a dense one, 3584 times too much at full size.
+def full_size(frames: int, layers: int | None = None) -> FullSize:
+    """VideoLLaMA2.1-7B on the meta device; its attention as two products, which are counted on every device.
 
     Args:
-        rest: as torch hands them on; the last says which gradients are wanted.
+        layers: of the decoder; None for all.
     """
-    wanted = rest[-1]
-    forward = 2 * prod(weight_shape) * grad_shape[0] * prod(grad_shape[2:])
-    return forward * (int(wanted[0]) + int(wanted[1]))
+    from harness.models.videollama2.config import TOWERS, VideoLLaMA2Config
+    from harness.models.videollama2.model import VideoLLaMA2ForConditionalGeneration
+
+    text = {**QWEN2_7B, "num_hidden_layers": layers or QWEN2_7B["num_hidden_layers"]}
+    tower = dict(TOWERS["siglip-so400m-patch14-384"])
+    config = VideoLLaMA2Config(text_config=text, vision_config=tower, num_frames=frames)
+    config._attn_implementation = "eager"
+    with torch.device("meta"):
+        model: Any = VideoLLaMA2ForConditionalGeneration(config)
+        pixels = torch.zeros(frames, 3, tower["image_size"], tower["image_size"])
+        features = torch.zeros(frames, config.grid**2, tower["hidden_size"])
+    inner, vision = model.model, vision_flops(config)
+    return FullSize(
+        vision=(
+            VisionPart("vision", lambda: inner.vision_tower(pixels), vision.tower, trained=False),
+            VisionPart(
+                "connector",
+                lambda: inner.mm_projector(features, [frames], frames),
+                vision.connector + vision.connector_backward,
+                vision.recomputed,
+            ),
+        ),
+        decoder=inner.language_model,
+        head=model.lm_head,
+        shape=decoder_shape(config.text_config),
+        visual_tokens=config.visual_tokens,
+        checkpointed=True,
+    )
+
+
+PUBLISHED: Final = Published(full_size, frames=(8, 16), prompt=40, targets=280)
+"""Targets: the paper's 83.82 M tokens over 300,000 pairs."""

@@ -20,7 +20,8 @@ import torch
 
 from harness.evaluation.lmms.child import main
 from harness.models.adapter import scored_forward
-from harness.models.tiny.model import TinyVLMConfig, TinyVLMForConditionalGeneration, visual_tokens
+from harness.models.tiny.config import TinyVLMConfig, visual_tokens
+from harness.models.tiny.model import TinyVLMForConditionalGeneration
 from harness.models.tiny.processor import END, TinyProcessor, train_tokenizer
 
 if TYPE_CHECKING:

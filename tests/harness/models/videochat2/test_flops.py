@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from harness.models.flops import convolution_backward
 from harness.models.videochat2.config import UMTConfig, VideoChat2Config
 from harness.models.videochat2.flops import adapter_parameters, vision_flops
 from harness.models.videochat2.model import VideoChat2ForConditionalGeneration, VideoChat2Model
 from harness.models.videochat2.vision import UMTModel
 from harness.models.videochat2.weights import Lora, add_adapters
-from harness.models.videollama2.flops import convolution_backward
 
 PARTS = ("vision", "qformer", "projector", "decoder", "head", "all")
 
@@ -94,8 +94,8 @@ def test_sixteen_frames_at_full_size() -> None:
 @pytest.mark.slow
 def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Every part beside the decoder is counted as the formula says, digit by digit."""
-    path = Path(__file__).parents[4] / "benchmarks" / "videochat2_flops.py"
-    monkeypatch.setattr(sys, "argv", [str(path), "--frames", "8", "--layers", "2"])
+    path = Path(__file__).parents[4] / "benchmarks" / "model_flops.py"
+    monkeypatch.setattr(sys, "argv", [str(path), "videochat2", "--frames", "8", "--layers", "2"])
     runpy.run_path(str(path), run_name="__main__")
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
     assert [row[:3] for row in rows[:6]] == [["8", "1.00", part] for part in PARTS]

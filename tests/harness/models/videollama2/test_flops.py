@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from harness.models.flops import convolution_backward
 from harness.models.videollama2.config import VideoLLaMA2Config
 from harness.models.videollama2.connector import CONNECTORS
-from harness.models.videollama2.flops import convolution_backward, vision_flops
+from harness.models.videollama2.flops import vision_flops
 from harness.models.videollama2.model import VideoLLaMA2Model
 
 PARTS = ("vision", "connector", "decoder", "head", "all")
@@ -77,7 +78,7 @@ def test_the_backward_ratio_counts_what_is_recomputed() -> None:
 def test_the_table_at_full_size() -> None:
     """Eight frames of VideoLLaMA2.1-7B: every part but the decoder is counted as the formula says, digit by digit."""
     root = Path(__file__).parents[4]
-    command = [sys.executable, "benchmarks/videollama2_flops.py", "--frames", "8"]
+    command = [sys.executable, "benchmarks/model_flops.py", "videollama2", "--frames", "8"]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
     rows = [line.split() for line in done.stdout.splitlines()[2:]]
