@@ -178,11 +178,12 @@ def _remove_leftovers(path: Path) -> None:
         prefix = _prefix(path.with_name(name))
         for leftover in path.parent.glob(f"{glob.escape(prefix)}*.tmp"):
             owner = leftover.name[len(prefix) : -len(".tmp")]
-            if owner.isdecimal() and (int(owner) == os.getpid() or not _is_alive(int(owner))):
+            if owner.isdecimal() and (int(owner) == os.getpid() or not is_alive(int(owner))):
                 shutil.rmtree(leftover)
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether this machine has a process of that id."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

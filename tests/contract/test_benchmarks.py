@@ -28,7 +28,7 @@ from harness.evaluation.multiple_choice import (
     summarise,
 )
 
-OWN = {name: one for name, one in BENCHMARKS.items() if isinstance(one, Benchmark)}
+OWN = {name: entry for name, entry in BENCHMARKS.items() if isinstance(entry, Benchmark)}
 
 
 def questions(benchmark: Benchmark, each: int = 3) -> tuple[Question, ...]:
@@ -84,7 +84,7 @@ def test_task_files_hold_the_questions_under_one_name_each(benchmark: Benchmark,
 
 def test_a_limit_takes_the_first_of_each_ability(benchmark: Benchmark) -> None:
     tasks = select(benchmark, benchmark.source, questions(benchmark), 2)
-    assert {ability: [q.key for q in found] for ability, found in tasks.items()} == {
+    assert {ability: [q.key for q in selected] for ability, selected in tasks.items()} == {
         ability: [f"{ability}/0", f"{ability}/1"] for ability in benchmark.abilities
     }
 

@@ -48,20 +48,20 @@ def settings(benchmark: PaperBenchmark) -> list[dict[str, Any]]:
 
 
 def test_the_installed_tasks_are_those_of_the_entry(benchmark: PaperBenchmark) -> None:
-    found = settings(benchmark)
-    assert [one["task"] for one in found] == list(benchmark.lmms_tasks)
-    for one in found:
-        assert one.get("output_type", "generate_until") == "generate_until"
-        assert one.get("test_split") == benchmark.split
-        assert benchmark.metric in [metric["metric"] for metric in one["metric_list"]]
-        assert set(benchmark.beside) <= {metric["metric"] for metric in one["metric_list"]}
-        assert one["dataset_path"] == benchmark.origin.repository.split(" ")[0]
-        assert all(metric["higher_is_better"] for metric in one["metric_list"])
+    installed = settings(benchmark)
+    assert [task["task"] for task in installed] == list(benchmark.lmms_tasks)
+    for task in installed:
+        assert task.get("output_type", "generate_until") == "generate_until"
+        assert task.get("test_split") == benchmark.split
+        assert benchmark.metric in [metric["metric"] for metric in task["metric_list"]]
+        assert set(benchmark.beside) <= {metric["metric"] for metric in task["metric_list"]}
+        assert task["dataset_path"] == benchmark.origin.repository.split(" ")[0]
+        assert all(metric["higher_is_better"] for metric in task["metric_list"])
 
 
 def test_the_cap_is_the_tasks_where_it_sets_one(benchmark: PaperBenchmark) -> None:
-    for one in settings(benchmark):
-        own = one.get("generation_kwargs") or {}
+    for task in settings(benchmark):
+        own = task.get("generation_kwargs") or {}
         assert own.get("max_new_tokens", benchmark.max_new_tokens) == benchmark.max_new_tokens
         assert not own.get("do_sample")
         assert not own.get("temperature")
@@ -70,23 +70,23 @@ def test_the_cap_is_the_tasks_where_it_sets_one(benchmark: PaperBenchmark) -> No
 
 def test_words_that_the_task_file_holds_are_those_of_the_entry(benchmark: PaperBenchmark) -> None:
     """Those that stand in functions are compared where the tasks are run."""
-    for one in settings(benchmark):
-        words = (one.get("lmms_eval_specific_kwargs") or {}).get("default", {})
+    for task in settings(benchmark):
+        words = (task.get("lmms_eval_specific_kwargs") or {}).get("default", {})
         assert words.get("pre_prompt", "") == ""
         if words.get("post_prompt"):
             assert benchmark.prompt.removeprefix("\n") == words["post_prompt"].removeprefix("\n")
 
 
 def test_only_words_that_a_task_file_holds_can_be_changed_to_the_papers() -> None:
-    for one in PAPER_BENCHMARKS.values():
-        if one.paper_differs:
-            words = settings(one)[0]["lmms_eval_specific_kwargs"]["default"]
-            assert words["post_prompt"] == one.prompt
+    for entry in PAPER_BENCHMARKS.values():
+        if entry.paper_differs:
+            words = settings(entry)[0]["lmms_eval_specific_kwargs"]["default"]
+            assert words["post_prompt"] == entry.prompt
 
 
 def test_videos_are_looked_for_where_the_task_does(benchmark: PaperBenchmark) -> None:
-    for one in settings(benchmark):
-        cache = (one.get("dataset_kwargs") or {}).get("cache_dir")
+    for task in settings(benchmark):
+        cache = (task.get("dataset_kwargs") or {}).get("cache_dir")
         assert (cache is None) == (benchmark.media == "image") == (benchmark.home is None)
         if cache is not None and benchmark.home is not None:
             assert benchmark.home.startswith(cache)
@@ -128,12 +128,12 @@ def test_the_numbers_of_items_are_the_published_ones(name: str, items: int) -> N
 
 
 def test_the_scores_are_combined_as_published() -> None:
-    assert {name for name, one in PAPER_BENCHMARKS.items() if one.scoring != Scoring()} == {
+    assert {name for name, entry in PAPER_BENCHMARKS.items() if entry.scoring != Scoring()} == {
         "mme_perception", "mme_cognition", "vinoground",
     }  # fmt: skip
     assert PAPER_BENCHMARKS["mme_cognition"].scoring == Scoring(unit="mme", combine="sum", scale="points")
     assert PAPER_BENCHMARKS["vinoground"].scoring.unit == "all_right"
-    assert {name for name, one in PAPER_BENCHMARKS.items() if len(one.parts) > 1} == {
+    assert {name for name, entry in PAPER_BENCHMARKS.items() if len(entry.parts) > 1} == {
         "mme_perception", "mme_cognition", "mlvu", "mvbench",
     }  # fmt: skip
 
@@ -155,12 +155,12 @@ def test_the_parts_are_those_of_the_installed_tasks(tmp_path: Path, monkeypatch:
 
 
 def test_functions_are_read_as_names() -> None:
-    found, folder = installed_task(PAPER_BENCHMARKS["egoschema"], "egoschema_subset")
+    task, folder = installed_task(PAPER_BENCHMARKS["egoschema"], "egoschema_subset")
     assert folder == TASKS / "egoschema"
-    assert found["doc_to_text"] == "utils.egoschema_doc_to_text"
-    assert isinstance(found["doc_to_text"], Function)
-    assert found["dataset_kwargs"]["cache_dir"] == "egoschema", "of the included file"
-    assert found["lmms_eval_specific_kwargs"]["default"]["post_prompt"], "and not of the included file"
+    assert task["doc_to_text"] == "utils.egoschema_doc_to_text"
+    assert isinstance(task["doc_to_text"], Function)
+    assert task["dataset_kwargs"]["cache_dir"] == "egoschema", "of the included file"
+    assert task["lmms_eval_specific_kwargs"]["default"]["post_prompt"], "and not of the included file"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from harness.common.errors import DataError, EnvironmentProblem, HarnessError, RecipeError, StaleError
+from harness.common.files import is_alive
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ LOG: Final = "lmms_eval.log"
 _WORK: Final = ".work-"
 _TAIL: Final = 20
 """Lines of the child's log that an error shows."""
-_PATIENCE: Final = 30.0
+_EXIT_GRACE_S: Final = 30.0
 """Seconds that a child may take to exit after its last event."""
 _EVENTS: Final[Mapping[Any, Mapping[str, type]]] = {
     "progress": {"result": int, "done": int},
@@ -141,7 +142,7 @@ def _events(
         event = _parse(line)
         if event is None:
             break  # the half line of a killed child
-        if not _understood(event):
+        if not _is_event(event):
             text = line.decode(errors="replace").strip()[:200]
             message = f"its process sent something that is no event: {text}"
             raise _error({"message": message, "hint": None, "exit_code": 1}, log, before)
@@ -149,11 +150,11 @@ def _events(
             return
         if event["event"] == "error":
             with suppress(subprocess.TimeoutExpired):  # its traceback is still on the way to the log
-                process.wait(_PATIENCE)
+                process.wait(_EXIT_GRACE_S)
             raise _error(event, log, before)
         yield event
     with suppress(subprocess.TimeoutExpired):
-        process.wait(_PATIENCE)
+        process.wait(_EXIT_GRACE_S)
     message = f"its process ended early (exit {process.returncode})"
     raise _error({"message": message, "hint": None, "exit_code": 1}, log, before)
 
@@ -168,7 +169,7 @@ def _parse(line: bytes) -> Any | None:
         return line.decode(errors="replace")
 
 
-def _understood(event: Any) -> bool:
+def _is_event(event: Any) -> bool:
     """Whether it is an event with the fields of its kind."""
     if not isinstance(event, dict):
         return False
@@ -194,15 +195,5 @@ def _sweep(folder: Path) -> None:
     """Remove what killed evaluations left behind."""
     for work in folder.glob(f"{_WORK}*"):
         owner = int(work.name.removeprefix(_WORK).split("-")[0])
-        if not _alive(owner):
+        if not is_alive(owner):
             shutil.rmtree(work, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -104,35 +104,35 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("evaluation")
-    made = World(folder, make_data(folder))
+    world = World(folder, make_data(folder))
     adapter = known.KnownAdapter()
-    adapter.save(known.random_model(1), made.checkpoint(0))
-    adapter.save(known.bigram_model(WORDS), made.checkpoint(5))
-    return made
+    adapter.save(known.random_model(1), world.checkpoint(0))
+    adapter.save(known.bigram_model(WORDS), world.checkpoint(5))
+    return world
 
 
 def by_hand(question: Question) -> list[float]:
     """Losses of the bigram model, from its table."""
     table_VV = known.log_table(known.processor(), WORDS)
-    found = []
+    losses = []
     for option in question.options:
         ids = [known.token(known.processor(), word) for word in known.words(option)]
-        found.append(-sum(float(table_VV[a, b]) for a, b in pairwise(ids)))
-    return found
+        losses.append(-sum(float(table_VV[a, b]) for a, b in pairwise(ids)))
+    return losses
 
 
 def by_plain_forward(question: Question) -> list[float]:
     """Losses of the random model, one option at a time, by torch's own cross entropy on all logits."""
     model, processor = known.random_model(1), known.processor()
     frames = [read_frames(media, frames=known.FRAMES) for media in question.media]
-    found = []
+    losses = []
     for option in question.options:
         turns = (Turn("user", prompt("options", question)), Turn("assistant", option))
         row = processor.encode(Sample(1, "k", question.media, turns), frames)
         with torch.no_grad():
             logits_SV = model(**processor.collate([row]).inputs).logits[0]
-        found.append(float(torch.nn.functional.cross_entropy(logits_SV[:-1], row.labels_S[1:], reduction="sum")))
-    return found
+        losses.append(float(torch.nn.functional.cross_entropy(logits_SV[:-1], row.labels_S[1:], reduction="sum")))
+    return losses
 
 
 def test_scores_are_those_worked_out_by_hand(world: World) -> None:
@@ -226,8 +226,8 @@ def test_two_processes_score_as_one(world: World) -> None:
         keys = [line["key"] for line in (*lines[0], *lines[1])]
         assert len(keys) == len(set(keys)) == 11
         assert (spread / f"{name}.items.jsonl").read_bytes() == (alone / f"{name}.items.jsonl").read_bytes()
-        one, two = (json.loads((place / f"{name}.json").read_text()) for place in (alone, spread))
-        assert {**one, "seconds": 0} == {**two, "seconds": 0}
+        alone_result, spread_result = (json.loads((place / f"{name}.json").read_text()) for place in (alone, spread))
+        assert {**alone_result, "seconds": 0} == {**spread_result, "seconds": 0}
 
 
 def test_what_goes_wrong_in_the_child_is_named(world: World, tmp_path: Path) -> None:

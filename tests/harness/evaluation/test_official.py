@@ -74,7 +74,7 @@ def test_a_whole_checkpoint_is_evaluated_as_it_is(folder: Path, cases: dict[str,
     record = run(recipe, cases)
     assert (record["status"], record["totals"], record["plan"]) == ("evaluated", None, None)
     assert record["provenance"]["weights"] == checkpoint_digest(FIXTURE)
-    assert [one["benchmark"] for one in record["evaluations"]] == sorted(names)
+    assert [evaluation["benchmark"] for evaluation in record["evaluations"]] == sorted(names)
     for evaluation in record["evaluations"]:
         counts = evaluation["counts"]
         assert counts["expected"] == counts["scored"] > 0
@@ -99,14 +99,14 @@ def plain_answers(recipe: EvaluationRecipe) -> Callable[[Media, Tensor, str], li
     """One prompt at a time through transformers' own loop: its text, and the number of tokens."""
     model = evaluated_for(recipe)
     processor = model.processor()
-    made: Any = model.load(FIXTURE).eval()
+    loaded: Any = model.load(FIXTURE).eval()
 
     def answer(media: Media, frames: Tensor, prompt: str) -> list[Any]:
         sample = Sample(1, "k", (media,), (Turn("user", f"<media:0>\n{prompt}"),))
         row = processor.encode_prompt(sample, [frames])
         settings = {"max_new_tokens": 16, "do_sample": False, "eos_token_id": processor.end_id}
         with torch.no_grad():
-            ids = made.generate(**processor.collate([row]).inputs, **settings)
+            ids = loaded.generate(**processor.collate([row]).inputs, **settings)
         new = [int(i) for i in ids[0, len(row.input_ids_S) :] if int(i) != processor.end_id]
         return [processor.decode(new).split("\n\n")[0], len(new)]
 
@@ -130,8 +130,8 @@ def test_a_model_of_lmms_evals_own_is_asked(folder: Path, cases: dict[str, Case]
     assert pope["beside"].keys() == {"pope_f1_score", "pope_precision", "pope_recall"}
     assert len(lines_of(folder, record, "pope.answers-0.jsonl")) == pope["counts"]["expected"]
     assert run(recipe, cases)["evaluations"] == record["evaluations"], "current: nothing is asked"
-    told = run_status(folder / "results" / "runs" / record["id"])
-    assert (told["state"], len(told["evaluations"])) == ("complete", 2)
+    status = run_status(folder / "results" / "runs" / record["id"])
+    assert (status["state"], len(status["evaluations"])) == ("complete", 2)
     other = document(folder, name="nobody", model={**model, "name": "dumy"}, benchmarks=["scienceqa"])
     with pytest.raises(RecipeError, match=r"no model 'dumy'; did you mean dummy\?"):
         run(other, cases)
@@ -182,12 +182,12 @@ def test_mistakes_in_an_evaluation_have_their_place(tmp_path: Path) -> None:
     assert kind_of("tiny_regate") is not EVALUATION
     with pytest.raises(RecipeError) as caught:
         load(EVALUATION, str(path), ["batch=none"])
-    told = str(caught.value)
-    assert "mine.yaml:3:29: unknown key nme under model; did you mean name?" in told
-    assert "unknown benchmark pop; did you mean pope?" in told
-    assert "shapes asks the held-out questions" in told
-    assert "pope is given twice" in told
-    assert "batch" in told
+    message = str(caught.value)
+    assert "mine.yaml:3:29: unknown key nme under model; did you mean name?" in message
+    assert "unknown benchmark pop; did you mean pope?" in message
+    assert "shapes asks the held-out questions" in message
+    assert "pope is given twice" in message
+    assert "batch" in message
 
 
 # --- a model of lmms-eval's that goes wrong --------------------------------------------------------------

@@ -46,11 +46,11 @@ class Ran:
     def items(self, name: str, special: str = "") -> list[dict[str, Any]]:
         outcome = self.outcomes[name, special]
         assert "error" not in outcome, outcome
-        found: list[dict[str, Any]] = outcome["items"]
-        return found
+        items: list[dict[str, Any]] = outcome["items"]
+        return items
 
     def prompts(self, name: str, special: str = "") -> list[str]:
-        return [one["prompt"] for one in self.outcomes[name, special]["asked"]]
+        return [asked["prompt"] for asked in self.outcomes[name, special]["asked"]]
 
 
 @pytest.fixture(scope="module")
@@ -143,8 +143,8 @@ def _numbers(ran: Ran, name: str) -> dict[tuple[str, str], int]:
     """The number in the tag of each item's question: lmms-eval asks a task's documents in their order."""
     benchmark = ran.cases[name].benchmark
     seen: dict[str, list[int]] = {task: [] for task in benchmark.lmms_tasks}
-    for one, tag in zip(ran.outcomes[name, ""]["asked"], _tags(ran.prompts(name)), strict=True):
-        seen[one["task"]].append(int(tag.split()[1].rstrip("]")))
+    for sent, tag in zip(ran.outcomes[name, ""]["asked"], _tags(ran.prompts(name)), strict=True):
+        seen[sent["task"]].append(int(tag.split()[1].rstrip("]")))
     return {
         (item["task"], item["key"]): seen[item["task"] if benchmark.group else benchmark.task][int(item["key"])]
         for item in ran.items(name)
@@ -154,10 +154,10 @@ def _numbers(ran: Ran, name: str) -> dict[tuple[str, str], int]:
 @pytest.mark.parametrize("name", PAPER_BENCHMARKS)
 def test_what_is_sent_is_what_the_entry_says(ran: Ran, name: str) -> None:
     benchmark = ran.cases[name].benchmark
-    for one in ran.outcomes[name, ""]["asked"]:
-        assert one["prompt"].startswith(benchmark.lead)
-        assert one["prompt"].endswith(benchmark.prompt)
-        settings = one["settings"]
+    for sent in ran.outcomes[name, ""]["asked"]:
+        assert sent["prompt"].startswith(benchmark.lead)
+        assert sent["prompt"].endswith(benchmark.prompt)
+        settings = sent["settings"]
         assert settings["max_new_tokens"] == benchmark.max_new_tokens
         assert (settings["do_sample"], settings["temperature"]) == (False, 0)
         assert settings["until"]
@@ -165,7 +165,7 @@ def test_what_is_sent_is_what_the_entry_says(ran: Ran, name: str) -> None:
 
 
 def test_table_6_changes_the_words_after_the_question_only(ran: Ran) -> None:
-    assert {name for name, one in PAPER_BENCHMARKS.items() if one.paper_differs} == set(DIFFERENT)
+    assert {name for name, entry in PAPER_BENCHMARKS.items() if entry.paper_differs} == set(DIFFERENT)
     for name in DIFFERENT:
         benchmark = ran.cases[name].benchmark
         words = f"\n{benchmark.paper.prompt}" if benchmark.paper.prompt else ""
@@ -176,15 +176,15 @@ def test_table_6_changes_the_words_after_the_question_only(ran: Ran) -> None:
 
 def test_pictures_and_videos_are_those_of_the_document(ran: Ran) -> None:
     for name, benchmark in PAPER_BENCHMARKS.items():
-        for one, tag in zip(ran.outcomes[name, ""]["asked"], _tags(ran.prompts(name)), strict=True):
+        for sent, tag in zip(ran.outcomes[name, ""]["asked"], _tags(ran.prompts(name)), strict=True):
             if benchmark.media == "image":
-                assert one["shown"] == [[8 + int(tag.split()[1].rstrip("]")), one["shown"][0][1]]]
-            elif "episodic" in one["task"]:
-                reds = [red for _, red in one["shown"]]
+                assert sent["shown"] == [[8 + int(tag.split()[1].rstrip("]")), sent["shown"][0][1]]]
+            elif "episodic" in sent["task"]:
+                reds = [red for _, red in sent["shown"]]
                 assert reds == sorted(reds, reverse=True), "the frames in the order of their names"
                 assert len(reds) == 3
             else:
-                assert one["shown"][0].startswith(f"{benchmark.home}/")
+                assert sent["shown"][0].startswith(f"{benchmark.home}/")
     assert ran.outcomes["videomme", ""]["asked"][1]["shown"] == ["videomme/data/clip1.mkv"]
 
 

@@ -196,8 +196,8 @@ def test_a_torn_or_exchanged_file_is_refused(data: DataSet, tmp_path: Path) -> N
 
 
 def test_the_digest_is_that_of_the_weights(tmp_path: Path) -> None:
-    one = checkpoint(tmp_path / "one")
-    assert checkpoint_digest(one) == hashlib.sha256(b"weights").hexdigest()
+    single = checkpoint(tmp_path / "one")
+    assert checkpoint_digest(single) == hashlib.sha256(b"weights").hexdigest()
     sharded = tmp_path / "sharded"
     sharded.mkdir()
     for name in ("model-00001-of-00002", "model-00002-of-00002"):
@@ -266,7 +266,7 @@ def test_a_childs_last_words_are_shown(data: DataSet, tmp_path: Path) -> None:
 
 def test_what_is_no_event_is_shown(data: DataSet, tmp_path: Path) -> None:
     """A broken plugin may print into the events, or tell of nothing that there is."""
-    for told in (
+    for line in (
         "garbage",
         "[1]",
         '{"event": "done"}',
@@ -274,16 +274,16 @@ def test_what_is_no_event_is_shown(data: DataSet, tmp_path: Path) -> None:
         '{"event": 7}',
     ):
         with pytest.raises(HarnessError, match=r"sent something that is no event: ") as caught:
-            evaluate(data, tmp_path, python(f"events.write({told!r} + '\\n')"))
-        assert told in str(caught.value)
+            evaluate(data, tmp_path, python(f"events.write({line!r} + '\\n')"))
+        assert line in str(caught.value)
     with pytest.raises(HarnessError, match="a result that was not asked for: 7"):
         evaluate(data, tmp_path, python('events.write(\'{"event": "done", "result": 7, "done": 1}\\n\')'))
 
 
 def test_a_share_that_dies_is_named_and_the_others_answers_stay(data: DataSet, tmp_path: Path) -> None:
-    code = "from pathlib import Path\nmine = Path(job['results'][0]['path']).parent\n"
-    code += "mine.mkdir(parents=True, exist_ok=True)\nplace = mine / 'known.answers-1.jsonl'\n"
-    code += "if job['share'] == [1, 2]:\n    (mine / 'x').write_text('kept')\n    (mine / 'x').rename(place)\n"
+    code = "from pathlib import Path\nfolder = Path(job['results'][0]['path']).parent\n"
+    code += "folder.mkdir(parents=True, exist_ok=True)\nplace = folder / 'known.answers-1.jsonl'\n"
+    code += "if job['share'] == [1, 2]:\n    (folder / 'x').write_text('kept')\n    (folder / 'x').rename(place)\n"
     code += "    time.sleep(3600)\nwhile not place.exists():\n    time.sleep(0.02)\nos.kill(os.getpid(), 9)"
     with pytest.raises(HarnessError, match=r"process 1 of 2: evaluation failed: .*ended early \(exit -9\)"):
         evaluate(data, tmp_path, python(code), processes=2)
@@ -291,8 +291,8 @@ def test_a_share_that_dies_is_named_and_the_others_answers_stay(data: DataSet, t
 
 
 def test_the_childs_errors_keep_their_kind_and_hint(data: DataSet, tmp_path: Path) -> None:
-    told = report(DataError("clip 7 is damaged", hint="fetch it again"))
-    code = f"events.write(json.dumps({{'event': 'error', **{told!r}}}) + '\\n')"
+    failure = report(DataError("clip 7 is damaged", hint="fetch it again"))
+    code = f"events.write(json.dumps({{'event': 'error', **{failure!r}}}) + '\\n')"
     with pytest.raises(DataError, match="clip 7 is damaged") as caught:
         evaluate(data, tmp_path, python(code))
     assert caught.value.hint == "fetch it again"

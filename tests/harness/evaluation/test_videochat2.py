@@ -96,11 +96,11 @@ def test_hd_and_colours_reach_the_pictures(tmp_path: Path, parity: Parity) -> No
 
 def test_every_missing_file_is_named(tmp_path: Path) -> None:
     recipe = document(tmp_path, weights=tmp_path, checkpoint="stage3.pth")
-    told = "\n".join(missing_checkpoint(recipe))
+    message = "\n".join(missing_checkpoint(recipe))
     assert len(missing_checkpoint(recipe)) == 6
-    assert "stage3.pth: from OpenGVLab/VideoChat2_stage3_Mistral_7B" in told
-    assert "named by model.checkpoint" in told
-    assert "vocab.txt" in told
+    assert "stage3.pth: from OpenGVLab/VideoChat2_stage3_Mistral_7B" in message
+    assert "named by model.checkpoint" in message
+    assert "vocab.txt" in message
     with pytest.raises(EnvironmentProblem, match="weights are missing"):
         evaluate_standalone(recipe, Progress(quiet=True), child=("/nonexistent",))
 

@@ -68,11 +68,11 @@ def model(text: Mapping[str, Any], seed: int = 0) -> TinyVLMForConditionalGenera
 
 def random_model(seed: int) -> TinyVLMForConditionalGeneration:
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    made = model(sizes, seed)
+    network = model(sizes, seed)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in network.parameters():
             parameter.mul_(3.0)  # far enough from uniform that every input matters
-    return made
+    return network
 
 
 def bigram_model(follows: Mapping[str, Mapping[str, float]]) -> TinyVLMForConditionalGeneration:
@@ -84,17 +84,17 @@ def bigram_model(follows: Mapping[str, Mapping[str, float]]) -> TinyVLMForCondit
     known = processor()
     size = known.vocabulary + known.vocabulary % 2
     sizes = {"hidden_size": size, "intermediate_size": 2, "num_hidden_layers": 1, "num_attention_heads": 1}
-    made = model({**sizes, "rms_norm_eps": 0.0})
+    network = model({**sizes, "rms_norm_eps": 0.0})
     with torch.no_grad():
-        for name, parameter in made.named_parameters():
+        for name, parameter in network.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 parameter.zero_()
-        made.get_input_embeddings().weight.copy_(torch.eye(known.vocabulary, size))
+        network.get_input_embeddings().weight.copy_(torch.eye(known.vocabulary, size))
         table_VV = log_table(known, follows)
-        made.get_output_embeddings().weight.copy_(
+        network.get_output_embeddings().weight.copy_(
             torch.nn.functional.pad(table_VV.T, (0, size - known.vocabulary)) / math.sqrt(size)
         )
-    return made
+    return network
 
 
 def log_table(known: TinyProcessor, follows: Mapping[str, Mapping[str, float]]) -> Tensor:
@@ -109,9 +109,9 @@ def log_table(known: TinyProcessor, follows: Mapping[str, Mapping[str, float]]) 
 
 
 def token(known: TinyProcessor, word: str) -> int:
-    found = known.tokenizer.convert_tokens_to_ids(word)
-    assert found != known.tokenizer.unk_token_id, word
-    return int(found)
+    token = known.tokenizer.convert_tokens_to_ids(word)
+    assert token != known.tokenizer.unk_token_id, word
+    return int(token)
 
 
 def words(text: str) -> list[str]:
@@ -133,9 +133,9 @@ class KnownAdapter:
     def processor(self) -> TinyProcessor:
         return processor()
 
-    def save(self, made: nn.Module, directory: Path) -> None:
+    def save(self, model: nn.Module, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        made.save_pretrained(directory)  # type: ignore[operator]
+        model.save_pretrained(directory)  # type: ignore[operator]
 
     def load(self, directory: Path) -> nn.Module:
         if (directory / "broken").exists():
@@ -143,7 +143,7 @@ class KnownAdapter:
         self.directory = directory
         return TinyVLMForConditionalGeneration.from_pretrained(directory)
 
-    def forward(self, made: nn.Module, batch: Batch, decision: Decision) -> tuple[Tensor, Tensor]:
+    def forward(self, model: nn.Module, batch: Batch, decision: Decision) -> tuple[Tensor, Tensor]:
         """Where a file says so, the process that finds it first is killed after that many forward passes."""
         if self.directory is not None:
             with suppress(FileNotFoundError):
@@ -154,7 +154,7 @@ class KnownAdapter:
             self.left -= 1
             with (self.directory / "forwards").open("a") as file:
                 file.write(f"{os.getpid()}\n")
-        return scored_forward(made, batch, decision)
+        return scored_forward(model, batch, decision)
 
 
 def without_network(*arguments: Any, **settings: Any) -> None:

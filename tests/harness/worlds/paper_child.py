@@ -30,7 +30,7 @@ from tests.harness.worlds.known_models import without_network
 
 
 class Oracle(lmms):  # type: ignore[misc]
-    """Says what it was told to. Keeps what it was sent and shown."""
+    """Gives the answers that it holds. Keeps what it was sent and shown."""
 
     is_simple = True
 
@@ -43,16 +43,16 @@ class Oracle(lmms):  # type: ignore[misc]
         """There is nothing to free, and looking for it takes lmms-eval a second."""
 
     def generate_until(self, requests: Any) -> list[GenerationResult]:
-        found = []
+        answers = []
         for request in requests:
             prompt, settings, doc_to_visual, doc_id, task, split = request.args
             visuals = doc_to_visual(self.task_dict[task][split][doc_id])
             name, number = re.findall(r"\[(\w+) (\d+)\]", prompt)[0]
             self.asked.append(
-                {"task": task, "prompt": prompt, "settings": settings, "shown": list(map(told, visuals))}
+                {"task": task, "prompt": prompt, "settings": settings, "shown": list(map(description_of, visuals))}
             )
-            found.append(GenerationResult(self.answers[name][int(number)], TokenCounts(output_tokens=1)))
-        return found
+            answers.append(GenerationResult(self.answers[name][int(number)], TokenCounts(output_tokens=1)))
+        return answers
 
     def loglikelihood(self, requests: Any) -> list[GenerationResult]:
         raise NotImplementedError
@@ -61,7 +61,7 @@ class Oracle(lmms):  # type: ignore[misc]
         raise NotImplementedError
 
 
-def told(visual: Any) -> Any:
+def description_of(visual: Any) -> Any:
     """A picture as its width and the red of its first pixel, a video as its path."""
     if isinstance(visual, Image.Image):
         return [visual.width, visual.convert("RGB").getpixel((0, 0))[0]]
@@ -74,7 +74,7 @@ def evaluate(entry: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
     folder = Path(job["work"]) / "tasks" / entry["name"]
     names = write_official_tasks(benchmark, Path(entry["root"]), folder, entry["prompts"], entry["limit"])
     model = Oracle(job["answers"])
-    found = simple_evaluate(
+    output = simple_evaluate(
         model=model,
         tasks=names,
         task_manager=TaskManager(include_path=str(folder), include_defaults=False),
@@ -85,11 +85,11 @@ def evaluate(entry: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
         cli_args=Namespace(output_path=str(folder / "output"), process_with_media=False, reasoning_tags=None),
         datetime_str="20260101_000000",
     )
-    items = items_of(benchmark, found["samples"])
-    check_aggregate(benchmark, items, found["results"])
+    items = items_of(benchmark, output["samples"])
+    check_aggregate(benchmark, items, output["results"])
     numbers = {
-        task: {k: v for k, v in mine.items() if k.startswith(benchmark.metric)}
-        for task, mine in found["results"].items()
+        task: {k: v for k, v in metrics.items() if k.startswith(benchmark.metric)}
+        for task, metrics in output["results"].items()
     }
     summary = summarise_published(benchmark, items)
     return {"items": items, "asked": model.asked, "summary": summary, "numbers": numbers, "tasks": names}

@@ -45,12 +45,12 @@ class Case:
 
 def make_cases(root: Path) -> dict[str, Case]:
     """Write the data of all fourteen entries below `root`."""
-    made = {}
+    cases = {}
     for build in (_scienceqa, _mme, _vizwiz, _pope, _seed, _videomme, _longvideobench, _mlvu, _egoschema):
-        made.update({case.benchmark.name: case for case in build(root)})
+        cases.update({case.benchmark.name: case for case in build(root)})
     for build in (_mvbench, _perceptiontest, _vinoground, _nextqa):
-        made.update({case.benchmark.name: case for case in build(root)})
-    return made
+        cases.update({case.benchmark.name: case for case in build(root)})
+    return cases
 
 
 # --- writing ---------------------------------------------------------------------------------------------

@@ -24,8 +24,8 @@ LETTERS = {"7_pos": "A", "7_neg": "B"}
 
 
 def verdict(name: str, doc: dict[str, Any], text: str, results: Any, part: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = judged(PAPER_BENCHMARKS[name], part, results, {})(doc, [text])[VERDICT]
-    return found
+    item: dict[str, Any] = judged(PAPER_BENCHMARKS[name], part, results, {})(doc, [text])[VERDICT]
+    return item
 
 
 def test_a_task_that_draws_a_number_has_guessed() -> None:
@@ -64,8 +64,8 @@ def test_what_is_scored_together_is_named() -> None:
     def says(doc: dict[str, Any], answers: list[str]) -> dict[str, Any]:
         return {"mme_perception_score": {"score": float(answers[0] == doc["answer"])}}
 
-    found = verdict("mme_perception", doc, "Yes", says)
-    assert (found["task"], found["unit"], found["correct"]) == ("mme_perception_artwork", "art/3.png", 1.0)
+    item = verdict("mme_perception", doc, "Yes", says)
+    assert (item["task"], item["unit"], item["correct"]) == ("mme_perception_artwork", "art/3.png", 1.0)
 
 
 def test_an_entry_can_name_only_what_is_known_as_right() -> None:
@@ -103,7 +103,7 @@ def test_a_folder_of_frames_is_its_pictures_in_order(tmp_path: Path) -> None:
         else:
             Image.new("RGB", (4, 4), (red, 0, 0)).save(tmp_path / name)
     shown = seen(lambda doc: [str(tmp_path), "clip.mp4"])({})
-    assert [one.getpixel((0, 0))[0] // 100 for one in shown[:2]] == [1, 2]
+    assert [picture.getpixel((0, 0))[0] // 100 for picture in shown[:2]] == [1, 2]
     assert shown[2:] == ["clip.mp4"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: is a folder without pictures"):

@@ -56,10 +56,10 @@ def asks(data: DataSet) -> list[Request]:
 
 def losses_of(speaker: Scorer, wanted: Sequence[Request]) -> list[list[OptionLoss]]:
     """In the order of the items."""
-    found: dict[int, list[OptionLoss]] = {}
+    losses: dict[int, list[OptionLoss]] = {}
     for some in speaker.option_losses(chunked(wanted, speaker.batch_size)):
-        found |= some
-    return [found[i] for i in range(len(wanted))]
+        losses |= some
+    return [losses[i] for i in range(len(wanted))]
 
 
 def answers_of(
@@ -67,35 +67,35 @@ def answers_of(
 ) -> list[tuple[str, int]]:
     """In the order of the items."""
     limited = [replace(request, options=(), limits=Limits(most, until)) for request in wanted]
-    found: dict[int, tuple[str, int]] = {}
+    answers: dict[int, tuple[str, int]] = {}
     for some in speaker.answers(chunked(limited, speaker.batch_size)):
-        found |= some
-    return [found[i] for i in range(len(wanted))]
+        answers |= some
+    return [answers[i] for i in range(len(wanted))]
 
 
 def test_the_loss_is_the_sum_worked_out_by_hand() -> None:
     model = known.bigram_model(COLOURS)
     request = Request("q", (), "What is it?", ("It is red.", "It is blue.", "It is very very green."))
-    (found,) = losses_of(scorer(model), [request])
+    (losses,) = losses_of(scorer(model), [request])
     table_VV = known.log_table(known.processor(), COLOURS)
-    for option, loss in zip(request.options, found, strict=True):
+    for option, loss in zip(request.options, losses, strict=True):
         ids = [known.token(known.processor(), word) for word in known.words(option)]
         expected = -sum(float(table_VV[a, b]) for a, b in pairwise(ids))
         assert loss.loss == pytest.approx(expected, abs=1e-4)
         assert loss.tokens == len(ids) - 1
-    assert not any(loss.greedy for loss in found)
+    assert not any(loss.greedy for loss in losses)
 
 
 def test_greedy_tells_whether_every_word_is_the_likeliest() -> None:
     certain = {**COLOURS, "red": {".": 0.9}, "blue": {".": 0.9}, ".": {known.END: 0.9}}
     request = Request("q", (), "What?", ("It is blue.", "It is red."))
-    (found,) = losses_of(scorer(known.bigram_model(certain)), [request])
-    assert [loss.greedy for loss in found] == [False, True]
+    (losses,) = losses_of(scorer(known.bigram_model(certain)), [request])
+    assert [loss.greedy for loss in losses] == [False, True]
 
 
 def oracle(model: TinyVLMForConditionalGeneration, request: Request) -> list[OptionLoss]:
     """One option at a time, all logits, torch's own cross entropy."""
-    found = []
+    losses = []
     processor = known.processor()
     frames = [read_frames(media, frames=known.FRAMES) for media in request.media]
     for option in request.options:
@@ -107,16 +107,16 @@ def oracle(model: TinyVLMForConditionalGeneration, request: Request) -> list[Opt
         loss_S = torch.nn.functional.cross_entropy(logits_SV[:-1], row.labels_S[1:], reduction="none")
         scored_S = row.labels_S[1:] != -100
         greedy = bool((logits_SV[:-1].argmax(-1) == row.labels_S[1:])[scored_S].all())
-        found.append(OptionLoss(float(loss_S[scored_S].sum()), int(scored_S.sum()), greedy))
-    return found
+        losses.append(OptionLoss(float(loss_S[scored_S].sum()), int(scored_S.sum()), greedy))
+    return losses
 
 
 @pytest.mark.parametrize("rows", [1, 4, 64])
 def test_batches_give_what_a_plain_forward_of_each_option_gives(data: DataSet, rows: int) -> None:
     model = known.random_model(3)
     wanted = asks(data)
-    found = losses_of(scorer(model, rows), wanted)
-    for request, losses in zip(wanted, found, strict=True):
+    scored = losses_of(scorer(model, rows), wanted)
+    for request, losses in zip(wanted, scored, strict=True):
         for ours, theirs in zip(losses, oracle(model, request), strict=True):
             assert ours.loss == pytest.approx(theirs.loss, abs=1e-4)
             assert (ours.tokens, ours.greedy) == (theirs.tokens, theirs.greedy)
@@ -125,7 +125,7 @@ def test_batches_give_what_a_plain_forward_of_each_option_gives(data: DataSet, r
 def test_the_clip_is_seen(data: DataSet) -> None:
     model = known.random_model(3)
     same = [Request(q.key, q.media, "<media:0>\nWhat is it?", q.options) for q in data.questions[:3]]
-    losses = [found[0].loss for found in losses_of(scorer(model), same)]
+    losses = [options[0].loss for options in losses_of(scorer(model), same)]
     assert len({round(loss, 3) for loss in losses}) == 3, "three clips, one text"
 
 
@@ -142,9 +142,9 @@ def test_generation_equals_that_of_transformers(data: DataSet, way: str) -> None
     model = known.random_model(26)
     processor = known.processor()
     wanted = asks(data)
-    found = answers_of(scorer(model, batch_size=5), wanted, 6)
+    answers = answers_of(scorer(model, batch_size=5), wanted, 6)
     settings = {"max_new_tokens": 6, "do_sample": False, "suppress_tokens": [processor.placeholder_id]}
-    for request, (text, tokens) in zip(wanted, found, strict=True):
+    for request, (text, tokens) in zip(wanted, answers, strict=True):
         frames = [read_frames(media, frames=known.FRAMES) for media in request.media]
         row = processor.encode_prompt(Sample(1, "k", request.media, (Turn("user", request.prompt),)), frames)
         batch = processor.collate([row])
@@ -152,7 +152,7 @@ def test_generation_equals_that_of_transformers(data: DataSet, way: str) -> None
         new = [int(i) for i in ids[0, len(row.input_ids_S) :] if int(i) != processor.end_id]
         assert text == processor.decode(new)
         assert tokens == len(new)
-    assert len({tokens for _, tokens in found}) > 2
+    assert len({tokens for _, tokens in answers}) > 2
 
 
 def test_prompts_of_different_lengths_are_written_together(data: DataSet, way: str) -> None:
@@ -251,9 +251,9 @@ def test_media_are_decoded_once_while_they_fit(data: DataSet) -> None:
             losses_of(Scorer(known.KnownAdapter(), known.random_model(0), cache, 4), asks(data))
         return len(read)
 
-    one = 2 * 3 * 32 * 32
+    clip_bytes = 2 * 3 * 32 * 32
     assert run(FrameCache(counting)) == 3
-    assert run(FrameCache(counting, max_bytes=one)) > 3
+    assert run(FrameCache(counting, max_bytes=clip_bytes)) > 3
     assert run(FrameCache(counting, max_bytes=0)) == 2 * len(data.questions)
 
 

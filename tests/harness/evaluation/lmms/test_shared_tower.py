@@ -53,10 +53,10 @@ def test_each_clip_is_computed_once_and_every_row_gets_its_own(form: str, frames
     pixels = clips[clip_B].flatten(0, 1)
     expected = tensors(model.tower(pixels, scale=2.0))
     with one_tower_pass(model, clip_B):
-        found = model.tower(pixels, scale=2.0)
+        by_keyword = model.tower(pixels, scale=2.0)
         by_name = model.tower(pixels=pixels, scale=2.0)
     assert model.tower.seen == [6 * frames] + [len(set(clip_B)) * frames] * 2
-    for output in (found, by_name):
+    for output in (by_keyword, by_name):
         assert type(output) is type(model.tower(pixels))
         for ours, theirs in zip(tensors(output), expected, strict=True):
             assert torch.equal(ours, theirs)
