@@ -131,8 +131,9 @@ def test_the_entry_passes_the_contract_of_every_benchmark(copy: Copy) -> None:
 
 def test_it_is_listed_and_its_data_are_asked_for(copy: Copy) -> None:
     listed = {entry["name"]: entry for entry in json.loads(copy.run("-m", "harness", "list", "--json"))["benchmarks"]}
-    assert listed["realworldqa"]["paper_table"] is None
-    assert "RealWorldQA (not of the paper): lmms-eval realworldqa, 5 of split test" in listed["realworldqa"]["description"]
+    entry = listed["realworldqa"]
+    assert entry["paper_table"] is None
+    assert "RealWorldQA (not of the paper): lmms-eval realworldqa, 5 of split test" in entry["description"]
     shutil.rmtree(copy.data, ignore_errors=True)
     error = copy.run("-m", "harness", "eval", str(evaluation_of(copy)), status=4)
     assert "realworldqa: no rows" in error
