@@ -128,11 +128,23 @@ class Packing:
             packed.narrow(dim - 1, packed.shape[dim - 1] - self.filling, self.filling).fill_(False)
         return packed.unsqueeze(dim - 1)
 
-    def scatter(self, packed_1TD: Tensor, into_BSD: Tensor) -> Tensor:
-        """`into_BSD` with the active positions replaced: the elided ones keep what they hold there."""
+    def scatter(self, packed_1TD: Tensor, into_BSD: Tensor, read_n: Tensor | None = None) -> Tensor:
+        """`into_BSD` with the active positions replaced: the elided ones keep what they hold there.
+
+        Args:
+            read_n: int64, the packed positions to put there, in place of all.
+        """
+        if read_n is None:
+            count = self.flat_T.shape[0] - self.filling
+            flat_n, rows_nD = self.flat_T[:count], packed_1TD[0, :count]
+        else:
+            flat_n, rows_nD = self.flat_T[read_n], packed_1TD[0].index_select(0, read_n)
+        return into_BSD.flatten(0, 1).index_copy(0, flat_n, rows_nD.to(into_BSD.dtype)).view_as(into_BSD)
+
+    def places_of(self, mask_BS: Tensor) -> Tensor:
+        """int64, where the positions of a mask stand among the packed ones. All of them are active."""
         count = self.flat_T.shape[0] - self.filling
-        rows_nD = packed_1TD[0, :count].to(into_BSD.dtype)
-        return into_BSD.flatten(0, 1).index_copy(0, self.flat_T[:count], rows_nD).view_as(into_BSD)
+        return mask_BS.flatten()[self.flat_T[:count]].nonzero().squeeze(1)
 
 
 def pack(active_BS: Tensor, *, multiple: int = 1) -> Packing:

@@ -19,6 +19,7 @@ EmaInit = Literal["zero", "first_loss", "reference"]
 EmaObserve = Literal["scored", "all_dense"]
 Execution = Literal["compact", "layerwise", "loss_only"]
 Rows = Literal["padded", "packed"]
+Outputs = Literal["active", "predictors"]
 Placeholders = Literal["masked", "compact", "attended"]
 if TYPE_CHECKING:
     Selection = str

@@ -37,13 +37,14 @@ from regate.inputs import (
     window_of,
     without_mask,
 )
+from regate.last_layer import LastLayer
 from regate.transfer import on_device
 from regate.wrapping import decoder_of, final_norm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from regate.config import Execution, Rows
+    from regate.config import Execution, Outputs, Rows
     from regate.types import Decision
 
 
@@ -59,6 +60,7 @@ class _Plan:
         embeds_BSD: what entered the decoder, for the elided positions on the way out.
         placed: the index maths on the device of the embeddings.
         rows: what a packed batch's kernel knows, where it is regate's.
+        outputs_n: packed positions whose output is read, on the CPU until the decoder runs; None for all.
         used: whether the decoder ran.
     """
 
@@ -69,6 +71,7 @@ class _Plan:
     embeds_BSD: Tensor | None = None
     placed: Compaction | Packing | None = None
     rows: PackedRows | None = None
+    outputs_n: Tensor | None = None
     used: bool = False
 
 
@@ -82,7 +85,14 @@ class Elision:
     """
 
     def __init__(
-        self, model: nn.Module, execution: Execution, multiple: int, rows: Rows = "padded", kernel: str | None = None
+        self,
+        model: nn.Module,
+        execution: Execution = "compact",
+        *,
+        rows: Rows = "padded",
+        kernel: str | None = None,
+        outputs: Outputs = "active",
+        multiple: int = 1,
     ) -> None:
         self._decoder = decoder_of(model)
         self.rows = rows
@@ -92,6 +102,8 @@ class Elision:
         self._loaded = kernel_of(self._decoder)
         if rows == "packed":
             self._check_packing(kernel)
+        elif outputs == "predictors":
+            raise ConfigError('outputs="predictors" limits the last layer of packed rows: attach(rows="packed")')
         if rows == "packed" or execution != "loss_only":
             check_supported(self._decoder)
         self._signature = inspect.signature(self._decoder.forward)
@@ -101,6 +113,8 @@ class Elision:
             self._decoder.register_forward_pre_hook(self._before, with_kwargs=True),
             self._decoder.register_forward_hook(self._after),
         ]
+        self._last_layer = LastLayer(self._decoder) if outputs == "predictors" else None
+        self._limited = ExitStack()
         if rows == "packed":
             self._start_packing()
 
@@ -124,16 +138,34 @@ class Elision:
         dead_BS = decision.predictor_BS & ~decision.active_BS
         read_BS = dead_BS if bool(dead_BS.any()) else None
         mask = decision.active_BS if active_LBS is None else active_LBS
-        with self.only(mask, read_BS, visual=decision.counts.visual > 0):
+        outputs_BS = decision.predictor_BS & decision.active_BS
+        with self.only(mask, read_BS, visual=decision.counts.visual > 0, outputs_BS=outputs_BS):
             yield
 
     @contextmanager
-    def only(self, active_BS: Tensor, read_BS: Tensor | None = None, *, visual: bool = False) -> Iterator[None]:
-        """Run the decoder on the positions of a mask (bool BS), whoever decided it."""
+    def only(
+        self,
+        active_BS: Tensor,
+        read_BS: Tensor | None = None,
+        *,
+        visual: bool = False,
+        outputs_BS: Tensor | None = None,
+    ) -> Iterator[None]:
+        """Run the decoder on the positions of a mask (bool BS), whoever decided it.
+
+        Args:
+            active_BS: bool, or [L, B, S] for one mask a layer.
+            read_BS: bool, elided positions that are read all the same.
+            visual: whether the batch has visual positions.
+            outputs_BS: bool, the active positions that are read; for `outputs="predictors"`.
+        """
         any_layer_BS = active_BS if active_BS.dim() == 2 else active_BS.any(dim=0)
         arrange = pack if self.rows == "packed" else compact
         arrangement: Compaction | Packing = arrange(any_layer_BS, multiple=self._multiple)
         plan = _Plan(any_layer_BS, read_BS, arrangement, visual)
+        if self._last_layer is not None and outputs_BS is not None:
+            assert isinstance(arrangement, Packing)
+            plan.outputs_n = arrangement.places_of(outputs_BS)
         with ExitStack() as stack:
             if self._execution == "layerwise":
                 layers = len(self._decoder.layers)  # type: ignore[arg-type]
@@ -152,6 +184,8 @@ class Elision:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        if self._last_layer is not None:
+            self._last_layer.remove()
         config: Any = self._decoder.config
         if self.rows == "packed" and kernel_of(self._decoder) == NAME:
             config._attn_implementation = self._loaded
@@ -190,6 +224,7 @@ class Elision:
             yield
         finally:
             self._plan = None
+            self._limited.close()
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         plan = self._plan
@@ -215,6 +250,10 @@ class Elision:
         self._check_mask(inputs.get("attention_mask"), plan.any_layer_BS)
         packed = packed_inputs(module, inputs, embeds_BSD, plan.placed, self._kernel_for(embeds_BSD))
         plan.rows = packed.get("packed_rows")
+        if plan.outputs_n is not None:
+            assert self._last_layer is not None
+            plan.outputs_n = on_device(plan.outputs_n, embeds_BSD.device)
+            self._limited.enter_context(self._last_layer.only(plan.outputs_n))
         return (), packed
 
     def _kernel_for(self, embeds_BSD: Tensor) -> str:
@@ -253,8 +292,12 @@ class Elision:
         assert plan.embeds_BSD is not None
         self._check_calls(plan.rows)
         hidden = output[0] if isinstance(output, tuple) else output.last_hidden_state
+        self._limited.close()
         if plan.placed is not None:
-            hidden_BSD = plan.placed.scatter(hidden, plan.embeds_BSD)
+            if isinstance(plan.placed, Packing):
+                hidden_BSD = plan.placed.scatter(hidden, plan.embeds_BSD, plan.outputs_n)
+            else:
+                hidden_BSD = plan.placed.scatter(hidden, plan.embeds_BSD)
             if plan.read_BS is not None:
                 hidden_BSD = self._read_elided(plan.read_BS, hidden_BSD, plan.embeds_BSD)
         else:
@@ -305,6 +348,7 @@ def attach(
     execution: Execution = "compact",
     rows: Rows = "padded",
     kernel: str | None = None,
+    outputs: Outputs = "active",
     multiple: int = 1,
 ) -> Elision:
     """Hook a model's decoder stack, below whatever wraps the model.
@@ -317,6 +361,9 @@ def attach(
         kernel: of packed rows, for a model loaded with sdpa: "flash_attention_3", "flash_attention_2", "varlen"
             (torch's own) or "sdpa" (row after row); None takes the first of them that can run. A model loaded with
             flash attention or flex attention computes packed rows by that.
+        outputs: which positions the decoder's output holds. With "predictors" (packed rows only) those alone that
+            predict a scored target, which is all that `ScoredLM`, `scored_rows` and `causal_token_loss` read: the
+            last layer computes queries, output and MLP for them alone, and every other position holds its embedding.
         multiple: active lengths (of packed rows: all of them together) are rounded up to it, so that a compiled
             model sees fewer shapes.
 
@@ -324,4 +371,4 @@ def attach(
         UnsupportedModelError: elision would not be exact on this model, or its rows cannot be packed.
         ConfigError: the kernel is not there, or the settings contradict each other.
     """
-    return Elision(model, execution, multiple, rows, kernel)
+    return Elision(model, execution, rows=rows, kernel=kernel, outputs=outputs, multiple=multiple)

@@ -31,7 +31,7 @@ from regate.types import Decision, Layout, layout_from_labels
 if TYPE_CHECKING:
     import transformers
 
-    from regate.config import Candidates, GateConfig, Rows
+    from regate.config import Candidates, GateConfig, Outputs, Rows
 
 KEY = "regate"
 """Entry of a batch that holds what the gate needs."""
@@ -173,7 +173,8 @@ class GatedTrainer(Trainer):  # type: ignore[misc]
             )
         self.gate = gate
         execution = gate.config.execution if isinstance(gate, Gate) else "compact"
-        self.elide = attach(self.model, execution=execution, rows=rows)
+        outputs: Outputs = "predictors" if rows == "packed" else "active"
+        self.elide = attach(self.model, execution=execution, rows=rows, outputs=outputs)
         self.model_accepts_loss_kwargs = True  # older Trainers read this in place of loss_is_scaled_for_ga
         self.add_callback(_EpochStart(self.gate))
 

@@ -78,13 +78,14 @@ def gate_for(folder, config=SPARSE, model=None):
     return make_gate(folder, config, teacher=teacher, dataset=Rows(), collator=COLLATE, fingerprint={"t": 1})
 
 
-def trained(folder, gate, model=None, resume=None, data_collator=COLLATE, **settings):
+def trained(folder, gate, model=None, resume=None, data_collator=COLLATE, rows="padded", **settings):
     trainer = GatedTrainer(
         model=tiny.lm("Qwen2") if model is None else model,
         args=arguments(folder, **settings),
         train_dataset=Rows(),
         data_collator=data_collator,
         gate=gate,
+        rows=rows,
     )
     trainer.train(resume_from_checkpoint=resume)
     return trainer
@@ -107,6 +108,16 @@ def test_dense_gate_trains_as_trainer_does(tmp_path):
     assert_same_weights(gated.model, plain.model, limit=1e-6)  # Trainer's own loss is float32
     ours, theirs = ([entry["loss"] for entry in t.state.log_history if "loss" in entry] for t in (gated, plain))
     assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_packed_rows_train_the_same_weights(tmp_path, gated):
+    gates = [gate_for(tmp_path / rows) if gated else DenseGate() for rows in ("padded", "packed")]
+    padded, packed = (
+        trained(tmp_path, gate, rows=rows) for gate, rows in zip(gates, ("padded", "packed"), strict=True)
+    )
+    assert packed.elide.kernel == "sdpa"
+    assert_same_weights(padded.model, packed.model)
 
 
 def pad_only(examples):

@@ -394,6 +394,77 @@ def _sixty_steps(folder, rows):
     return losses
 
 
+# The last layer on the positions that are read.
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", ["one", "some", "all", "empty row"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_last_layer_on_read_positions_changes_nothing(family, kind, recompute):
+    model = model_of(family)
+    data, decision = decided(11, "both", kind)
+    plain = run(model, data.inputs, decision, execution="layerwise")
+    if recompute:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    try:
+        assert_same(packed(model, data.inputs, decision, outputs="predictors"), plain)
+    finally:
+        if recompute:
+            assert all(layer.gradient_checkpointing for layer in model.model.layers)
+            model.activation_checkpointing_disable()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("align", ["predictor", "target"])
+def test_the_last_layer_of_families_on_read_positions(name, align):
+    case = case_of(name)
+    for step in (0, 1):
+        decision = gated(case, step=step, align=align)
+        assert_same(
+            packed(case.model, case.inputs, decision, outputs="predictors"),
+            packed(case.model, case.inputs, decision),
+        )
+
+
+def test_what_the_last_layer_computes_and_leaves():
+    model, data, seen = tiny.lm("Qwen2"), tiny.rows(seed=4), {}
+    decision = half(data, align="union")
+    first, last = model.model.layers[0], model.model.layers[-1]
+
+    def count(name, module):
+        def note(module, args):
+            seen[name] = args[0].shape[1]
+
+        module.register_forward_pre_hook(note)
+
+    for name, module in (
+        ("first", first.mlp), ("mlp", last.mlp.up_proj), ("keys", last.self_attn.k_proj),
+    ):  # fmt: skip
+        count(name, module)
+    elide = regate.attach(model, rows="packed", outputs="predictors")
+    for name in ("q_proj", "o_proj"):  # after the hooks that limit them
+        count(name, getattr(last.self_attn, name))
+    with elide(decision):
+        hidden_BSD = model.model(**data.inputs).last_hidden_state
+    assert decision.counts.scored < decision.counts.active
+    active, scored = decision.counts.active, decision.counts.scored
+    assert seen == {"first": active, "keys": active, "mlp": scored, "q_proj": scored, "o_proj": scored}
+    embeds_BSD = model.model.embed_tokens(data.input_ids_BS)
+    unread_BS = ~decision.predictor_BS
+    assert torch.equal(hidden_BSD[unread_BS], embeds_BSD[unread_BS])
+    plain = model(**data.inputs).logits  # outside, the layer is whole
+    elide.remove()
+    assert torch.equal(plain, model(**data.inputs).logits)
+
+
+def test_a_last_layer_that_cannot_be_limited_is_refused():
+    with pytest.raises(ConfigError, match="packed"):
+        regate.attach(model_of("Qwen2"), outputs="predictors")
+    model = tiny.lm("Qwen3Moe", num_experts=2, num_experts_per_tok=1, moe_intermediate_size=8, double=False)
+    with pytest.raises(UnsupportedModelError, match="no plain `mlp`"):
+        regate.attach(model, rows="packed", outputs="predictors")
+
+
 # What is refused.
 
 
