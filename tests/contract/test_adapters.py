@@ -54,13 +54,13 @@ BUILDABLE: dict[str, Callable[[Path], Recipe]] = {
     "tiny_videollama2": toy_videollama2,
 }
 """Families whose weights can be made here, and a recipe that a test can pay for."""
-BROUGHT: dict[str, Any] = {
+USER_SUPPLIED: dict[str, Any] = {
     "videollama2": VideoLLaMA2Model(
         adapter="videollama2", language_model="qwen2", vision_tower="siglip", projector="base/mm_projector.bin"
     ),
     "videochat2": VideoChat2Model(adapter="videochat2", language_model="mistral", stage1="one", stage2="two.pth"),
 }
-"""Families whose weights must be brought."""
+"""Families whose weights the user supplies."""
 LAST = TinyVideoChat2Model.model_fields["qformer_layers"].default - 1
 
 
@@ -68,12 +68,12 @@ LAST = TinyVideoChat2Model.model_fields["qformer_layers"].default - 1
 def adapter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Adapter:
     recipe = BUILDABLE[request.param](tmp_path_factory.mktemp(request.param))
     make_data(recipe.data, recipe.paths, recipe.seed)
-    made = adapter_for(recipe, open_data(recipe.data, recipe.paths, recipe.seed))
-    assert made.name == request.param
-    assert made.missing()
-    made.prepare(Progress(quiet=True))
-    assert made.missing() == []
-    return made
+    adapter = adapter_for(recipe, open_data(recipe.data, recipe.paths, recipe.seed))
+    assert adapter.name == request.param
+    assert adapter.missing()
+    adapter.prepare(Progress(quiet=True))
+    assert adapter.missing() == []
+    return adapter
 
 
 def rows(adapter: Any, count: int = 4, *, media: bool = True) -> list[Encoded]:
@@ -90,18 +90,18 @@ def dense(adapter: Adapter, batch: Any) -> regate.Decision:
 
 
 def test_every_family_is_buildable_or_says_what_is_missing() -> None:
-    assert set(MODELS) == set(BUILDABLE) | set(BROUGHT) == set(SECTIONS)
+    assert set(MODELS) == set(BUILDABLE) | set(USER_SUPPLIED) == set(SECTIONS)
     assert {name for name, section in SECTIONS.items() if section.generated} == set(BUILDABLE)
-    assert {name for name, section in SECTIONS.items() if section.weight_files} == set(BROUGHT)
+    assert {name for name, section in SECTIONS.items() if section.weight_files} == set(USER_SUPPLIED)
 
 
 def test_processor_is_deterministic_and_survives_a_new_adapter(adapter: Any) -> None:
     other = adapter_for(adapter.recipe, adapter.data)
     assert other.processor().fingerprint == adapter.processor().fingerprint
-    for one, two in zip(rows(adapter), rows(other), strict=True):
-        assert torch.equal(one.input_ids_S, two.input_ids_S)
-        assert torch.equal(one.labels_S, two.labels_S)
-        assert torch.equal(one.pixels, two.pixels)  # type: ignore[arg-type]
+    for row, again in zip(rows(adapter), rows(other), strict=True):
+        assert torch.equal(row.input_ids_S, again.input_ids_S)
+        assert torch.equal(row.labels_S, again.labels_S)
+        assert torch.equal(row.pixels, again.pixels)  # type: ignore[arg-type]
 
 
 def test_text_only_view_has_the_layout_of_the_full_one(adapter: Any) -> None:
@@ -222,9 +222,9 @@ def test_generation_from_a_prompt(adapter: Any) -> None:
     processor, sample = adapter.processor(), adapter.data.samples[0]
     frames = [read_frames(media, frames=adapter.data.frames) for media in sample.media]
     prompt = processor.collate([processor.encode_prompt(sample, frames)])
-    made = student.generate(**prompt.inputs, max_new_tokens=3, do_sample=False)
-    assert torch.equal(made[:, : prompt.input_ids_BS.shape[1]], prompt.input_ids_BS)
-    assert made.shape[1] > prompt.input_ids_BS.shape[1]
+    generated = student.generate(**prompt.inputs, max_new_tokens=3, do_sample=False)
+    assert torch.equal(generated[:, : prompt.input_ids_BS.shape[1]], prompt.input_ids_BS)
+    assert generated.shape[1] > prompt.input_ids_BS.shape[1]
 
 
 def test_shape_is_that_of_the_decoder(adapter: Any) -> None:
@@ -245,32 +245,32 @@ def test_fingerprints_follow_the_weights(adapter: Any) -> None:
     assert other.teacher_fingerprint == adapter.teacher_fingerprint
 
 
-# --- weights that must be brought ------------------------------------------------------------------------
+# --- weights that the user supplies ------------------------------------------------------------------------
 
 
-def brought(name: str, folder: Path) -> Recipe:
-    return tiny_recipe(folder).model_copy(update={"model": BROUGHT[name]})
+def user_supplied(name: str, folder: Path) -> Recipe:
+    return tiny_recipe(folder).model_copy(update={"model": USER_SUPPLIED[name]})
 
 
-@pytest.mark.parametrize("name", sorted(BROUGHT))
+@pytest.mark.parametrize("name", sorted(USER_SUPPLIED))
 def test_every_missing_file_is_named_with_its_origin(name: str, tmp_path: Path) -> None:
-    recipe = brought(name, tmp_path)
+    recipe = user_supplied(name, tmp_path)
     lines = missing_weights(recipe)
     needs = [need for need in SECTIONS[name].weight_files if getattr(recipe.model, need.field) is not None]
     assert len(lines) == sum(len(need.files) for need in needs)
     for need in needs:
-        mine = [line for line in lines if line.endswith(f"named by model.{need.field}")]
-        assert len(mine) == len(need.files)
-        assert all(need.hub_id in line and need.licence in line for line in mine)
-        assert all(line.startswith(str(Path(recipe.paths.weights))) for line in mine)
+        own_lines = [line for line in lines if line.endswith(f"named by model.{need.field}")]
+        assert len(own_lines) == len(need.files)
+        assert all(need.hub_id in line and need.licence in line for line in own_lines)
+        assert all(line.startswith(str(Path(recipe.paths.weights))) for line in own_lines)
     with pytest.raises(EnvironmentProblem) as caught:
         adapter_for(recipe, None).student()
     assert all(line in str(caught.value) for line in lines)
 
 
-@pytest.mark.parametrize("name", sorted(BROUGHT))
+@pytest.mark.parametrize("name", sorted(USER_SUPPLIED))
 def test_files_that_are_there_are_not_asked_for(name: str, tmp_path: Path) -> None:
-    recipe = brought(name, tmp_path)
+    recipe = user_supplied(name, tmp_path)
     while lines := missing_weights(recipe):
         for line in lines:
             file = Path(line.split(": from ")[0])
@@ -280,7 +280,7 @@ def test_files_that_are_there_are_not_asked_for(name: str, tmp_path: Path) -> No
 
 
 def test_shards_that_an_index_names_are_asked_for(tmp_path: Path) -> None:
-    recipe = brought("videochat2", tmp_path)
+    recipe = user_supplied("videochat2", tmp_path)
     folder = Path(recipe.paths.weights) / "mistral"
     folder.mkdir(parents=True)
     (folder / "model.safetensors.index.json").write_text(
@@ -292,7 +292,7 @@ def test_shards_that_an_index_names_are_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_field_without_a_value_needs_nothing(tmp_path: Path) -> None:
-    model = BROUGHT["videollama2"].model_copy(update={"projector": None})
+    model = USER_SUPPLIED["videollama2"].model_copy(update={"projector": None})
     recipe = tiny_recipe(tmp_path).model_copy(update={"model": model})
     assert not any("projector" in line for line in missing_weights(recipe))
 

@@ -171,11 +171,11 @@ def cell_loss(logits_NCGG: Tensor, labels_NCGG: Tensor) -> tuple[Tensor, float]:
 @torch.no_grad()
 def cell_features(tower: TinyTower, pixels_NTCHW: Tensor) -> Tensor:
     """What the frozen tower says of the clips, once for all: float32 [N, T, C, G, G]."""
-    made = [
+    features = [
         tower(normalise(part.flatten(0, 1))).last_hidden_state.unflatten(0, part.shape[:2])
         for part in torch.split(pixels_NTCHW, ENCODE_ROWS)
     ]
-    return torch.cat(made)
+    return torch.cat(features)
 
 
 # --- (b) the text backbone -------------------------------------------------------------------------------
@@ -231,11 +231,11 @@ def _by_length(texts: Sequence[tuple[Tensor, ...]], recipe: StageRecipe, generat
     """Batches of indices, rows of like length together, batches in random order."""
     length = torch.tensor([len(text[0]) for text in texts])
     pools = -(-recipe.steps // POOL)
-    made: list[Tensor] = []
+    batches: list[Tensor] = []
     for pool in draws(len(texts), recipe.batch * POOL, pools, generator):
         parts = pool[length[pool].argsort(stable=True)].split(recipe.batch)
-        made += [parts[i] for i in torch.randperm(len(parts), generator=generator).tolist()]
-    return made[: recipe.steps]
+        batches += [parts[i] for i in torch.randperm(len(parts), generator=generator).tolist()]
+    return batches[: recipe.steps]
 
 
 # --- (c) the projector -----------------------------------------------------------------------------------

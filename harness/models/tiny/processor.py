@@ -257,8 +257,8 @@ class TinyProcessor:
             return None
         expected = (self.frames, 3, self.size, self.size)
         if len(frames) != 1 or frames[0].shape != expected or frames[0].dtype != torch.uint8:
-            found = [(tuple(clip.shape), str(clip.dtype)) for clip in frames]
-            raise DataError(f"sample {sample.key}: one uint8 clip {expected} expected, found {found}")
+            shapes = [(tuple(clip.shape), str(clip.dtype)) for clip in frames]
+            raise DataError(f"sample {sample.key}: one uint8 clip {expected} expected, found {shapes}")
         return frames[0]
 
     def _pixels(self, rows: Sequence[Encoded]) -> Tensor | None:

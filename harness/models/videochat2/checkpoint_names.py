@@ -62,10 +62,10 @@ class Account:
     unused: tuple[str, ...]
 
     def __str__(self) -> str:
-        told = f"{self.path.name}: {self.used} tensors used"
+        line = f"{self.path.name}: {self.used} tensors used"
         if self.replaced:
-            told += f", {self.replaced} taken from the later file"
-        return f"{told}, {len(self.unused)} of no use here: {some(self.unused)}" if self.unused else told
+            line += f", {self.replaced} taken from the later file"
+        return f"{line}, {len(self.unused)} of no use here: {some(self.unused)}" if self.unused else line
 
 
 def our_name(official: str) -> str:
@@ -93,17 +93,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         EnvironmentProblem: the file is damaged, or holds more than tensors and plain values.
     """
     try:
-        found: Any = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
+        stored: Any = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
     except FileNotFoundError:
         raise EnvironmentProblem(f"{path}: not there") from None
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
         raise _unreadable(path, str(error) or type(error).__name__) from None
-    if isinstance(found, dict) and isinstance(found.get("model"), dict):
-        found = found["model"]
-    tensors = isinstance(found, dict) and all(isinstance(value, torch.Tensor) for value in found.values())
-    if not found or not tensors:
+    if isinstance(stored, dict) and isinstance(stored.get("model"), dict):
+        stored = stored["model"]
+    tensors = isinstance(stored, dict) and all(isinstance(value, torch.Tensor) for value in stored.values())
+    if not stored or not tensors:
         raise EnvironmentProblem(f'{path}: no table of tensors, neither flat nor below "model"')
-    return dict(found)
+    return dict(stored)
 
 
 def _unpickle(path: Path) -> Any:
@@ -112,11 +112,11 @@ def _unpickle(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
 
 
-def _unreadable(path: Path, told: str) -> EnvironmentProblem:
-    foreign = re.search(r"GLOBAL (\S+)", told)
+def _unreadable(path: Path, reason: str) -> EnvironmentProblem:
+    foreign = re.search(r"GLOBAL (\S+)", reason)
     if foreign is None:
         return EnvironmentProblem(
-            f"{path}: cannot be read as a file of tensors: {told.splitlines()[0]}", hint="is it whole?"
+            f"{path}: cannot be read as a file of tensors: {reason.splitlines()[0]}", hint="is it whole?"
         )
     return EnvironmentProblem(
         f"{path}: beside tensors it holds {foreign[1]}, and such a thing can run any code when it is read",
@@ -126,13 +126,13 @@ def _unreadable(path: Path, told: str) -> EnvironmentProblem:
     )
 
 
-def check_shapes(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Sequence[int]], hint: str) -> None:
+def check_shapes(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Sequence[int]], hint: str) -> None:
     """Raises:
     EnvironmentProblem: naming tensors of another shape than the model's."""
     wrong = [
-        f"{name} is {list(found[name].shape)}, not {list(shape)}"
+        f"{name} is {list(tensors[name].shape)}, not {list(shape)}"
         for name, shape in wanted.items()
-        if name in found and tuple(found[name].shape) != tuple(shape)
+        if name in tensors and tuple(tensors[name].shape) != tuple(shape)
     ]
     if wrong:
         raise EnvironmentProblem(f"{path}: {len(wrong)} tensors of another size: {some(wrong)}", hint=hint)

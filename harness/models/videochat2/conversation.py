@@ -46,8 +46,8 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class Talk:
-    """A conversation in text.
+class Conversation:
+    """A sample's turns as text.
 
     Attributes:
         instruction: what the QFormer reads.
@@ -77,9 +77,9 @@ def check(sample: Sample, frames: int) -> None:
     for place, turn in enumerate(turns):
         if turn.role != ("user", "assistant")[place % 2]:
             raise DataError(f"sample {sample.key}: turn {place} is the {turn.role}'s; they must take turns")
-        found = MEDIA.findall(turn.text)
-        if found and place:
-            raise DataError(f"sample {sample.key}: turn {place} holds <media:{found[0]}>; only the first one may")
+        named = MEDIA.findall(turn.text)
+        if named and place:
+            raise DataError(f"sample {sample.key}: turn {place} holds <media:{named[0]}>; only the first one may")
     tags = len(MEDIA.findall(turns[0].text)) if turns else 0
     if tags != len(sample.media) or tags > 1:
         raise DataError(
@@ -102,7 +102,7 @@ def tags_of(sample: Sample, frames: int) -> tuple[str, str]:
     return TAGS["image" if sample.media[0].kind == "image" or frames == 1 else "video"]
 
 
-def training(sample: Sample, frames: int) -> Talk:
+def training_conversation(sample: Sample, frames: int) -> Conversation:
     """A conversation with all its answers.
 
     Raises:
@@ -112,10 +112,10 @@ def training(sample: Sample, frames: int) -> Talk:
     turns = [turn.text for turn in sample.turns if turn.role != "system"]
     if len(turns) % 2 or not turns:
         raise DataError(f"sample {sample.key}: {len(turns)} turns; every question needs an answer")
-    return _talk(sample, frames, turns, opening="", speak=True)
+    return _conversation(sample, frames, turns, opening="", speak=True)
 
 
-def prompt(sample: Sample, frames: int, *, opening: str = "", speak: bool = True) -> Talk:
+def prompt_conversation(sample: Sample, frames: int, *, opening: str = "", speak: bool = True) -> Conversation:
     """The turns before the last answer.
 
     Args:
@@ -131,10 +131,10 @@ def prompt(sample: Sample, frames: int, *, opening: str = "", speak: bool = True
     turns = turns[:-1] if len(turns) % 2 == 0 else turns
     if not turns:
         raise DataError(f"sample {sample.key}: no question")
-    return _talk(sample, frames, turns, opening=opening, speak=speak)
+    return _conversation(sample, frames, turns, opening=opening, speak=speak)
 
 
-def _talk(sample: Sample, frames: int, turns: Sequence[str], *, opening: str, speak: bool) -> Talk:
+def _conversation(sample: Sample, frames: int, turns: Sequence[str], *, opening: str, speak: bool) -> Conversation:
     instruction = " ".join(turn.text for turn in sample.turns if turn.role == "system")
     spoken = instruction.lstrip() if speak else ""
     lead = f"{spoken} " if spoken else ""
@@ -157,4 +157,4 @@ def _talk(sample: Sample, frames: int, turns: Sequence[str], *, opening: str, sp
     tail = " ".join(part for part in (learned, opening) if part)
     if tail:
         blocks.append(Block(tail, ""))
-    return Talk(instruction.strip(), before, spoken, tuple(blocks))
+    return Conversation(instruction.strip(), before, spoken, tuple(blocks))

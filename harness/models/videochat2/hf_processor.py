@@ -34,7 +34,7 @@ class VideoChat2Processor(ProcessorMixin):  # type: ignore[misc]
 
     Args:
         tokenizer: the language model's.
-        qformer_tokenizer: as `videochat2_weights.qformer_tokenizer` gives it.
+        qformer_tokenizer: as `weights.qformer_tokenizer` gives it.
         visual_tokens: placeholders of one clip, `VideoChat2Config.visual_tokens`.
         placeholder_token_id: must be the model's; the default is that of the released sizes.
         size: pixels along a side of the model's input.
@@ -81,9 +81,9 @@ class VideoChat2Processor(ProcessorMixin):  # type: ignore[misc]
             ValueError: marks and media, or prompts and instructions, differ in number.
         """
         prompts = [text] if isinstance(text, str) else list(text or ())
-        told = [instructions] * len(prompts) if isinstance(instructions, str) else list(instructions)
-        if len(told) != len(prompts):
-            raise ValueError(f"{len(told)} instructions for {len(prompts)} prompts")
+        instruction_texts = [instructions] * len(prompts) if isinstance(instructions, str) else list(instructions)
+        if len(instruction_texts) != len(prompts):
+            raise ValueError(f"{len(instruction_texts)} instructions for {len(prompts)} prompts")
         waiting = {
             "<Image></Image>": [image[None] for image in images or ()],
             "<Video></Video>": list(videos or ()),
@@ -92,11 +92,11 @@ class VideoChat2Processor(ProcessorMixin):  # type: ignore[misc]
         rows: list[Tensor] = []
         clips: list[Tensor] = []
         words: list[str] = []
-        for prompt, instruction in zip(prompts, told, strict=True):
-            made = self._clips(prompt, waiting, pixels)
-            rows.append(torch.tensor(self._ids(prompt, len(made))))
-            clips += made
-            words += [instruction] * len(made)
+        for prompt, instruction in zip(prompts, instruction_texts, strict=True):
+            own_clips = self._clips(prompt, waiting, pixels)
+            rows.append(torch.tensor(self._ids(prompt, len(own_clips))))
+            clips += own_clips
+            words += [instruction] * len(own_clips)
         left = {mark: len(media) for mark, media in waiting.items() if media}
         if left:
             raise ValueError(f"more media than marks in the text: {left}")
@@ -109,18 +109,18 @@ class VideoChat2Processor(ProcessorMixin):  # type: ignore[misc]
         }
         if clips:
             read: Any = self.qformer_tokenizer
-            found = read(words, padding="longest", padding_side="left", return_tensors="pt")
+            encoding = read(words, padding="longest", padding_side="left", return_tensors="pt")
             data["pixel_values"] = pixels.normalise(torch.cat(clips))
             data["frame_counts"] = tuple(len(clip) for clip in clips)
-            data["qformer_input_ids"] = found["input_ids"]
-            data["qformer_attention_mask"] = found["attention_mask"]
+            data["qformer_input_ids"] = encoding["input_ids"]
+            data["qformer_attention_mask"] = encoding["attention_mask"]
         return BatchFeature(data)
 
     def decode(self, token_ids: Any, **kwargs: Any) -> str:
         """The text of a row, placeholders left out."""
         ids = torch.as_tensor(token_ids).tolist()
-        told: str = self.tokenizer.decode([i for i in ids if i != self.placeholder_token_id], **kwargs)
-        return told
+        text: str = self.tokenizer.decode([i for i in ids if i != self.placeholder_token_id], **kwargs)
+        return text
 
     def batch_decode(self, sequences: Any, **kwargs: Any) -> list[str]:
         """`decode` of each row."""

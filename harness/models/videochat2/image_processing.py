@@ -73,11 +73,11 @@ class Pixels:
         high, wide = (self.size if side == short else int(self.size * side / short) for side in (height, width))
         top, left = round((high - self.size) / 2), round((wide - self.size) / 2)
         box = (left, top, left + self.size, top + self.size)
-        made = []
+        squares = []
         for frame in frames_T3HW.permute(0, 2, 3, 1).contiguous().numpy():
             resized = Image.fromarray(frame).resize((wide, high), resample=Image.Resampling.BICUBIC)
-            made.append(np.asarray(resized.crop(box)))
-        return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2).contiguous()
+            squares.append(np.asarray(resized.crop(box)))
+        return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).contiguous()
 
 
 def tile_grid(height: int, width: int, size: int) -> tuple[int, int]:

@@ -90,14 +90,14 @@ class VideoChat2Model(MultimodalDecoder, MultimodalPreTrained):
             qformer_attention_mask = torch.ones_like(qformer_input_ids)
         clips = pixel_values.split(counts)  # type: ignore[no-untyped-call]
         order: list[int] = []
-        found: list[Tensor] = []
+        tokens: list[Tensor] = []
         for count in dict.fromkeys(counts):  # clips of one length together: images beside videos
             rows = [row for row, own in enumerate(counts) if own == count]
             pixels_NTCHW = torch.stack([clips[row] for row in rows])
-            found.append(self._clips(pixels_NTCHW, qformer_input_ids[rows], qformer_attention_mask[rows]))
+            tokens.append(self._clips(pixels_NTCHW, qformer_input_ids[rows], qformer_attention_mask[rows]))
             order += rows
-        tokens_NQD = torch.cat(found)
-        if len(found) == 1:
+        tokens_NQD = torch.cat(tokens)
+        if len(tokens) == 1:
             return tokens_NQD
         return tokens_NQD[torch.tensor(order).argsort().to(tokens_NQD.device)]
 

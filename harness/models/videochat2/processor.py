@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from harness.common.errors import DataError
 from harness.common.hashing import digest
 from harness.data.processor import make_row, pad_rows, refuse_missing_pixels
-from harness.models.videochat2 import conversation as talk
+from harness.models.videochat2.conversation import Conversation, prompt_conversation, training_conversation
 from regate.types import Kind
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class VideoChat2Conversations:
     """The `Processor` protocol for VideoChat2.
 
     Attributes:
-        qformer_tokenizer: as `videochat2_weights.qformer_tokenizer` gives it.
+        qformer_tokenizer: as `weights.qformer_tokenizer` gives it.
         frames: T, of every video. The text of a row does not depend on it.
         visual_tokens: placeholders of one clip or image.
         placeholder_id: outside the vocabulary: no text can hold it.
@@ -117,9 +117,9 @@ class VideoChat2Conversations:
         Raises:
             DataError: turns or tags do not match, or the instruction leaves no room for the visual tokens.
         """
-        told = talk.training(sample, self.frames)
-        text = self._tokens(sample, told)
-        return self._row(sample, told, text, frames)
+        conversation = training_conversation(sample, self.frames)
+        text = self._tokens(sample, conversation)
+        return self._row(sample, conversation, text, frames)
 
     def encode_prompt(self, sample: Sample, frames: Sequence[Tensor] | None) -> Encoded:
         """The turns before the last answer; nothing is a target. Errors as `prompt`."""
@@ -128,32 +128,33 @@ class VideoChat2Conversations:
     def prompt(
         self, sample: Sample, frames: Sequence[Tensor] | None, *, opening: str = "", speak: bool = True
     ) -> Encoded:
-        """Everything up to the answer, and the words that it starts with; `talk.prompt` explains the choices.
+        """Everything up to the answer, and the words that it starts with; `prompt_conversation` explains the choices.
 
         Raises:
             DataError: as `encode`, and for a question longer than `max_length`, of which nothing is cut.
         """
-        told = talk.prompt(sample, self.frames, opening=opening, speak=speak)
-        text = self._tokens(sample, told)
+        conversation = prompt_conversation(sample, self.frames, opening=opening, speak=speak)
+        text = self._tokens(sample, conversation)
         if self._length(text) > self.max_length:
             raise DataError(
                 f"sample {sample.key}: a question of {self._length(text)} tokens, more than {self.max_length}"
             )
         kinds = [int(Kind.PROMPT) if kind == Kind.TARGET else kind for kind in text.kinds_after]
-        return self._row(sample, told, _Text(text.before, text.kinds_before, text.after, kinds), frames, asks=True)
+        asked = _Text(text.before, text.kinds_before, text.after, kinds)
+        return self._row(sample, conversation, asked, frames, asks=True)
 
     def check(self, sample: Sample) -> None:
         """What can be said of a conversation without a tokenizer. Errors as `encode`."""
-        talk.training(sample, self.frames)
+        training_conversation(sample, self.frames)
 
     def tokens(self, sample: Sample) -> int:
         """Positions of the whole conversation beside the visual ones, before anything is cut."""
-        return self._length(self._tokens(sample, talk.training(sample, self.frames)))
+        return self._length(self._tokens(sample, training_conversation(sample, self.frames)))
 
     def instruction_tokens(self, sample: Sample) -> int:
         """Tokens of what the QFormer reads, before anything is cut."""
-        told = talk.training(sample, self.frames)
-        return len(self.qformer_tokenizer(told.instruction, verbose=False)["input_ids"])
+        conversation = training_conversation(sample, self.frames)
+        return len(self.qformer_tokenizer(conversation.instruction, verbose=False)["input_ids"])
 
     def collate(self, rows: Sequence[Encoded]) -> Batch:
         """Right-padded int64 input_ids and attention_mask [B, S]; bos_as_ones bool [B]; and of all clips pixel_values
@@ -196,21 +197,21 @@ class VideoChat2Conversations:
     def _length(text: _Text) -> int:
         return 1 + len(text.before) + len(text.after)
 
-    def _tokens(self, sample: Sample, told: talk.Talk) -> _Text:
+    def _tokens(self, sample: Sample, conversation: Conversation) -> _Text:
         """Both texts in tokens. Which are answers is told by the lengths of the pieces, tokenized on their own, as
         the official code does."""
-        before, kinds_before = self._pieces(told.before, [told.spoken])
-        questions = [block.words for block in told.blocks if block.words]
-        lead = [told.spoken] if not told.before else []
-        after, kinds_after = self._pieces(told.after, [*lead, *questions])
-        lengths = [self._count(block.text) for block in told.blocks]
+        before, kinds_before = self._pieces(conversation.before, [conversation.spoken])
+        questions = [block.words for block in conversation.blocks if block.words]
+        lead = [conversation.spoken] if not conversation.before else []
+        after, kinds_after = self._pieces(conversation.after, [*lead, *questions])
+        lengths = [self._count(block.text) for block in conversation.blocks]
         if sum(lengths) != len(after):
             raise DataError(
                 f"sample {sample.key}: its turns are {sum(lengths)} tokens one by one and {len(after)} together, so "
                 "its answers cannot be told from its questions",
                 hint="leave the sample out of the annotations",
             )
-        for block, stop, length in zip(told.blocks, accumulate(lengths), lengths, strict=True):
+        for block, stop, length in zip(conversation.blocks, accumulate(lengths), lengths, strict=True):
             learned = self._count(block.learned)
             kinds_after[stop - length : stop - length + learned] = [int(Kind.TARGET)] * learned
         return _Text(before, kinds_before, after, kinds_after)
@@ -219,7 +220,7 @@ class VideoChat2Conversations:
         """Ids and kinds of a text in which `words` are prompts, in their order, and the rest are markers."""
         if not text:
             return [], []
-        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         kinds = [int(Kind.SPECIAL)] * len(text)
         begin = 0
         for part in filter(None, words):
@@ -227,13 +228,19 @@ class VideoChat2Conversations:
             kinds[begin : begin + len(part)] = [int(Kind.PROMPT)] * len(part)
             begin += len(part)
         # A token's last character: its first may be the space in front of the word.
-        return found["input_ids"], [kinds[max(start, stop - 1)] for start, stop in found["offset_mapping"]]
+        return encoding["input_ids"], [kinds[max(start, stop - 1)] for start, stop in encoding["offset_mapping"]]
 
     def _count(self, text: str) -> int:
         return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else 0
 
     def _row(
-        self, sample: Sample, told: talk.Talk, text: _Text, frames: Sequence[Tensor] | None, *, asks: bool = False
+        self,
+        sample: Sample,
+        conversation: Conversation,
+        text: _Text,
+        frames: Sequence[Tensor] | None,
+        *,
+        asks: bool = False,
     ) -> Encoded:
         pixels = self._clips(sample, frames)
         visual = self._visual(sample, pixels)
@@ -247,7 +254,8 @@ class VideoChat2Conversations:
         ids = [int(self.tokenizer.bos_token_id), *text.before, *media, *text.after]
         kinds = [int(Kind.SPECIAL), *text.kinds_before, *([int(Kind.VISUAL)] * visual), *text.kinds_after]
         limit = self.max_length + visual
-        words = self.qformer_tokenizer(told.instruction, truncation=True, max_length=self.qformer_length)["input_ids"]
+        read: Any = self.qformer_tokenizer
+        words = read(conversation.instruction, truncation=True, max_length=self.qformer_length)["input_ids"]
         return make_row(
             sample,
             ids[:limit],

@@ -17,8 +17,8 @@ from harness.common.errors import RecipeError
 from harness.config.model import TinyVideoChat2Model
 from harness.models.artifacts import Toy
 from harness.models.videochat2 import checkpoint_names as names
-from harness.models.videochat2 import conversation
 from harness.models.videochat2.config import UMTConfig, VideoChat2Config
+from harness.models.videochat2.conversation import training_conversation
 from harness.models.videochat2.model import VideoChat2ForConditionalGeneration
 from harness.models.videochat2.weights import Lora, ModelFiles
 
@@ -101,7 +101,7 @@ def _spaces() -> Any:
 
 
 def _make_language_model(model: TinyVideoChat2Model, data: DataSet, folder: Path) -> None:
-    conversations = [conversation.training(sample, data.frames) for sample in data.samples]
+    conversations = [training_conversation(sample, data.frames) for sample in data.samples]
     texts = [text for spoken in conversations for text in (spoken.before, spoken.after)]
     tokenizer = train_tokenizer(texts, model.vocabulary)
     config = MistralConfig(

@@ -114,10 +114,10 @@ class VideoLLaMA2Config(PreTrainedConfig):  # type: ignore[misc]
         cls, pretrained_model_name_or_path: Any, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Both forms are read: the flat one of the official checkpoints and the nested one."""
-        found, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if found and "text_config" not in found:
-            found = nested(found, Path(pretrained_model_name_or_path))
-        return found, rest
+        stored, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if stored and "text_config" not in stored:
+            stored = nested(stored, Path(pretrained_model_name_or_path))
+        return stored, rest
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """The flat form, so that the official code reads what is saved."""
@@ -207,12 +207,12 @@ def tower_config(name: str, folder: Path | None = None) -> dict[str, Any]:
     """
     place = Path(name) if folder is None else folder / name
     if (place / "config.json").is_file():
-        found: dict[str, Any] = json.loads((place / "config.json").read_text())
-        if "vision_config" in found:  # the config of a whole CLIP or SigLIP
-            found = {**found["vision_config"], "model_type": f"{found['model_type']}_vision_model"}
-        if found.get("model_type") not in ("siglip_vision_model", "clip_vision_model"):
-            raise EnvironmentProblem(f"{place}: a SigLIP or CLIP tower is expected, not {found.get('model_type')!r}")
-        return found
+        stored: dict[str, Any] = json.loads((place / "config.json").read_text())
+        if "vision_config" in stored:  # the config of a whole CLIP or SigLIP
+            stored = {**stored["vision_config"], "model_type": f"{stored['model_type']}_vision_model"}
+        if stored.get("model_type") not in ("siglip_vision_model", "clip_vision_model"):
+            raise EnvironmentProblem(f"{place}: a SigLIP or CLIP tower is expected, not {stored.get('model_type')!r}")
+        return stored
     known = TOWERS.get(Path(name).name)
     if known is None:
         raise EnvironmentProblem(

@@ -1,7 +1,7 @@
 """VideoLLaMA2's processor in transformers' own form, for use without the harness.
 
     processor = VideoLLaMA2Processor(image_processor, tokenizer, num_frames=16, visual_tokens=1352)
-    inputs = processor(text=processor.apply_chat_template(talk, add_generation_prompt=True), videos=[frames])
+    inputs = processor(text=processor.apply_chat_template(conversation, add_generation_prompt=True), videos=[frames])
     model.generate(**inputs)
 
 Legend: T frames, H and W pixels, S expanded length.
@@ -96,8 +96,8 @@ class VideoLLaMA2Processor(ProcessorMixin):  # type: ignore[misc]
     def decode(self, token_ids: Any, **kwargs: Any) -> str:
         """The text of a row, placeholders left out."""
         ids = torch.as_tensor(token_ids).tolist()
-        told: str = self.tokenizer.decode([i for i in ids if i != self.placeholder_token_id], **kwargs)
-        return told
+        text: str = self.tokenizer.decode([i for i in ids if i != self.placeholder_token_id], **kwargs)
+        return text
 
     def batch_decode(self, sequences: Any, **kwargs: Any) -> list[str]:
         """`decode` of each row."""

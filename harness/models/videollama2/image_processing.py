@@ -45,8 +45,8 @@ class Pixels:
     def squares(self, frames_T3HW: Tensor) -> Tensor:
         """uint8 frames of any size to uint8 [T, 3, Z, Z]."""
         frames = [Image.fromarray(frame) for frame in frames_T3HW.permute(0, 2, 3, 1).contiguous().numpy()]
-        made = [np.asarray(self._square(frame)) for frame in frames]
-        return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2).contiguous()
+        squares = [np.asarray(self._square(frame)) for frame in frames]
+        return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).contiguous()
 
     def normalise(self, squares_F3ZZ: Tensor) -> Tensor:
         """uint8 to float32, by a table of the 256 values of each colour, so that rounding is numpy's."""
@@ -97,17 +97,17 @@ def read_pixels(tower: Path, aspect: Literal["pad", "square"]) -> Pixels:
     path = tower / SETTINGS
     if not path.is_file():
         raise EnvironmentProblem(f"{path}: not there", hint=f"fetch {tower.name} again")
-    found: Mapping[str, Any] = json.loads(path.read_text())
-    resize = found.get("size", {})
+    stored: Mapping[str, Any] = json.loads(path.read_text())
+    resize = stored.get("size", {})
     size = resize if isinstance(resize, int) else resize.get("height") or resize.get("shortest_edge")
     wanted = {
-        "resample": found.get("resample", _BICUBIC) == _BICUBIC,
-        "rescale_factor": abs(found.get("rescale_factor", 1 / 255) - 1 / 255) < 1e-9,
+        "resample": stored.get("resample", _BICUBIC) == _BICUBIC,
+        "rescale_factor": abs(stored.get("rescale_factor", 1 / 255) - 1 / 255) < 1e-9,
         "size": bool(size) and (isinstance(resize, int) or resize.get("width", size) == size),
     }
     for key, right in wanted.items():
         if not right:
-            raise EnvironmentProblem(f"{path}: {key} is {found.get(key)!r}, which this program does not do")
-    mean, std = (tuple(float(part) for part in found[key]) for key in ("image_mean", "image_std"))
+            raise EnvironmentProblem(f"{path}: {key} is {stored.get(key)!r}, which this program does not do")
+    mean, std = (tuple(float(part) for part in stored[key]) for key in ("image_mean", "image_std"))
     assert len(mean) == len(std) == 3
-    return Pixels(int(size), mean, std, aspect, crop=bool(found.get("do_center_crop", False)))
+    return Pixels(int(size), mean, std, aspect, crop=bool(stored.get("do_center_crop", False)))

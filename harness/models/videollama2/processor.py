@@ -77,8 +77,8 @@ class VideoLLaMA2Conversations:
     @property
     def pad_id(self) -> int:
         tokenizer: Any = self.tokenizer
-        found = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id)
-        return next(int(token) for token in found if token is not None)
+        candidates = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id)
+        return next(int(token) for token in candidates if token is not None)
 
     @property
     def end_id(self) -> int:
@@ -190,10 +190,10 @@ class VideoLLaMA2Conversations:
         system = [{"role": "system", "content": turn.text} for turn in sample.turns if turn.role == "system"]
 
         def render(count: int, opened: bool) -> str:
-            told: str = tokenizer.apply_chat_template(
+            rendered: str = tokenizer.apply_chat_template(
                 [*system, *messages[:count]], tokenize=False, add_generation_prompt=opened
             )
-            return told
+            return rendered
 
         whole = render(len(messages), opened)
         kinds = [int(Kind.SPECIAL)] * len(whole)
@@ -222,9 +222,9 @@ class VideoLLaMA2Conversations:
             end = len(whole) if mark is None else mark.start()
             if end > begin:
                 piece = whole[begin:end]  # too long is told by `_cut`, with the sample
-                found = tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-                text.ids.extend(found["input_ids"])
-                text.kinds.extend(kinds[begin + start] for start, _ in found["offset_mapping"])
+                encoding = tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+                text.ids.extend(encoding["input_ids"])
+                text.kinds.extend(kinds[begin + start] for start, _ in encoding["offset_mapping"])
             if mark is not None:
                 text.ids.append(MEDIA_TOKEN)
                 text.kinds.append(int(Kind.VISUAL))
@@ -243,10 +243,10 @@ class VideoLLaMA2Conversations:
         return kept
 
     def _encoded(self, sample: Sample, text: _Text, frames: Sequence[Tensor] | None) -> Encoded:
-        found = text.ids.count(MEDIA_TOKEN)
-        _check_media(sample, found)
+        media = text.ids.count(MEDIA_TOKEN)
+        _check_media(sample, media)
         ids, kinds = list(text.ids), list(text.kinds)
-        if found:
+        if media:
             place = ids.index(MEDIA_TOKEN)
             ids[place : place + 1] = [self.placeholder_id] * self.visual_tokens
             kinds[place : place + 1] = [int(Kind.VISUAL)] * self.visual_tokens

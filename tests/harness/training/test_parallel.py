@@ -18,7 +18,7 @@ from harness.data.sources import open_data
 from harness.models import adapter_for
 from harness.training.loop import Loop, TrainJob
 from harness.training.processes import check_split
-from tests.harness.worlds.videollama2 import brought, write_world
+from tests.harness.worlds.videollama2 import user_supplied, write_world
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +32,7 @@ STEPS = 3
 def recipe_of(folder: Path) -> Recipe:
     """A global batch of two micro-batches: two passes of one process, or one of each of two."""
     changes = ("train.loss_norm=global_tokens", "train.precision=float32", "train.optimizer.lr=1e-3")
-    return brought(folder, *changes, "devices.sharding=full")
+    return user_supplied(folder, *changes, "devices.sharding=full")
 
 
 def loop_of(folder: Path) -> tuple[Loop, list[Batch]]:
@@ -114,9 +114,9 @@ def test_a_resumed_sharded_training_is_the_same_training(world: Path) -> None:
 
 
 def test_loss_scaling_and_sharding_are_not_combined(tmp_path: Path) -> None:
-    recipe = brought(tmp_path, "devices.sharding=full", "train.precision=float16")
+    recipe = user_supplied(tmp_path, "devices.sharding=full", "train.precision=float16")
     check_split(recipe, 1)
     with pytest.raises(RecipeError, match="float16"):
         check_split(recipe, 2)
     with pytest.raises(RecipeError, match="2 x 3"):
-        check_split(brought(tmp_path), 3)
+        check_split(user_supplied(tmp_path), 3)

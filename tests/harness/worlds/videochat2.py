@@ -62,7 +62,7 @@ def write_world(folder: Path) -> Path:
     return folder
 
 
-def brought(folder: Path, *overrides: str, run: bool = True) -> Recipe:
+def user_supplied(folder: Path, *overrides: str, run: bool = True) -> Recipe:
     """The shipped recipe with its paths in a folder; what is missing is raised as `harness run` does."""
     places = [f"paths.{name}={folder / 'workspace' / name}" for name in ("data", "weights", "stores")]
     small = [

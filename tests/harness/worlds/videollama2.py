@@ -63,7 +63,7 @@ def _write_data(folder: Path, fixture: Path) -> None:
     (folder / "videollava_sft" / "videochatgpt_tune.json").write_text(json.dumps(records))
 
 
-def brought(folder: Path, *overrides: str, run: bool = True) -> Recipe:
+def user_supplied(folder: Path, *overrides: str, run: bool = True) -> Recipe:
     """The shipped recipe with its paths in a folder; what is missing is raised as `harness run` does."""
     places = [f"paths.{name}={folder / 'workspace' / name}" for name in ("data", "weights", "stores")]
     recipe = load_recipe(

@@ -1,4 +1,4 @@
-"""The adapter: files brought or made, what is missing, what is saved, and what is told of the conversations."""
+"""The adapter: files supplied or made, what is missing, what is saved, and what is told of the conversations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from harness.models.videochat2.adapter import VideoChat2Adapter
 from harness.models.videochat2.checkpoint_names import LORA
 from harness.models.videochat2.weights import save_stage3
 from regate.types import Kind
-from tests.harness.worlds.videochat2 import NAME, brought, write_world
+from tests.harness.worlds.videochat2 import NAME, user_supplied, write_world
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,7 +52,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def recipe(world: Path) -> Recipe:
-    return brought(world, "data.frames=2", run=False)
+    return user_supplied(world, "data.frames=2", run=False)
 
 
 @pytest.fixture(scope="module")
@@ -182,9 +182,9 @@ def test_it_goes_on_from_stage_3_and_evaluates_hd(world: Path, student: nn.Modul
     """One file instead of two. The HD variant has the same tensors and cuts pictures into tiles."""
     save_stage3(student, world / "workspace" / "weights" / "three.pth")
     third = "model={adapter: videochat2, language_model: Mistral-7B-Instruct-v0.2, stage3: three.pth%s}"
-    again = adapter_for(brought(world, third % "", run=False), None).student()
+    again = adapter_for(user_supplied(world, third % "", run=False), None).student()
     assert all(torch.equal(value, student.state_dict()[name]) for name, value in again.state_dict().items())
-    hd = adapter_for(brought(world, "data.frames=2", third % ", hd: true, merged: true"), None)
+    hd = adapter_for(user_supplied(world, "data.frames=2", third % ", hd: true, merged: true"), None)
     with pytest.raises(RecipeError, match="evaluated, not trained"):
         hd.student()
     model: Any = hd.load(world / "workspace" / "weights" / "three.pth").eval()
@@ -200,7 +200,7 @@ def test_it_goes_on_from_stage_3_and_evaluates_hd(world: Path, student: nn.Modul
 
 def test_the_recipe_s_choices_reach_model_and_processor(world: Path) -> None:
     changes = ["model.bos_as_ones=false", "model.vision_checkpointing=0", "model.colours=clip"]
-    other: Any = adapter_for(brought(world, *changes), None)
+    other: Any = adapter_for(user_supplied(world, *changes), None)
     config = other.student().get_base_model().config
     assert not config.bos_as_ones
     assert config.vision_config.checkpoint_blocks == 0
@@ -236,7 +236,7 @@ def test_every_missing_file_is_named_with_its_origin(world: Path, gone: str) -> 
     hidden = path.rename(path.with_name("hidden"))
     try:
         with pytest.raises(EnvironmentProblem, match=gone) as raised:
-            brought(world, run=False)
+            user_supplied(world, run=False)
         assert "Hugging Face hub" in str(raised.value)
     finally:
         hidden.rename(path)

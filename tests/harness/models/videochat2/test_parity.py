@@ -193,7 +193,7 @@ def test_wrong_variants_are_told_apart(parity: Parity, model: PeftModel) -> None
 
 
 def test_conversations_are_built_as_the_official_ones(parity: Parity) -> None:
-    from harness.models.videochat2 import conversation as talk
+    from harness.models.videochat2.conversation import training_conversation
 
     seen = 0
     for rule in parity.rules["prompts"]:
@@ -206,7 +206,7 @@ def test_conversations_are_built_as_the_official_ones(parity: Parity) -> None:
         if kind:
             turns[0] = Turn("user", f"<media:0>\n{turns[0].text}" if turns[0].text else "<media:0>")
         media = (Media(kind, parity.root),) if kind else ()
-        told = talk.training(Sample(1, "rule", media, (*system, *turns)), 8)
+        told = training_conversation(Sample(1, "rule", media, (*system, *turns)), 8)
         assert told.before + told.after == rule["conversation"]
         assert told.instruction == rule["instruction"]
         seen += 1

@@ -1,4 +1,4 @@
-"""The adapter: parts brought or made, what is missing, what is saved, and what is told of the conversations."""
+"""The adapter: files supplied or made, what is missing, what is saved, and what is told of the conversations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.models import adapter_for
 from harness.models.videollama2.adapter import VideoLLaMA2Adapter
 from harness.models.videollama2.processor import VideoLLaMA2Conversations
 from regate.types import Kind
-from tests.harness.worlds.videollama2 import brought, write_world
+from tests.harness.worlds.videollama2 import user_supplied, write_world
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,7 +36,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def recipe(world: Path) -> Recipe:
-    return brought(world)
+    return user_supplied(world)
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +76,8 @@ def test_the_teacher_is_the_language_model_alone(adapter: VideoLLaMA2Adapter) ->
 
 def test_a_teacher_of_another_size(world: Path, adapter: VideoLLaMA2Adapter) -> None:
     with pytest.raises(EnvironmentProblem, match=r"named by gate\.reference\.model"):
-        brought(world, "gate.reference.model=Qwen2-1.5B-Instruct", run=False)
-    other = adapter_for(brought(world, "gate.reference.model=other-teacher"), None)
+        user_supplied(world, "gate.reference.model=Qwen2-1.5B-Instruct", run=False)
+    other = adapter_for(user_supplied(world, "gate.reference.model=other-teacher"), None)
     assert other.teacher_fingerprint != adapter.teacher_fingerprint
     assert other.weights_fingerprint == adapter.weights_fingerprint
     assert other.teacher().config.num_hidden_layers == 1
@@ -111,7 +111,7 @@ def test_fingerprints_follow_the_files(
     adapter: VideoLLaMA2Adapter, recipe: Recipe, world: Path, tmp_path: Path
 ) -> None:
     moved = shutil.copytree(world, tmp_path / "moved")
-    other = adapter_for(brought(moved), None)
+    other = adapter_for(user_supplied(moved), None)
     assert other.weights_fingerprint == adapter.weights_fingerprint
     projector = next(moved.rglob("mm_projector.bin"))
     projector.write_bytes(projector.read_bytes() + b"\0")
@@ -128,7 +128,7 @@ def test_every_missing_file_is_named_with_its_origin(world: Path, tmp_path: Path
     moved = shutil.copytree(world, tmp_path / "moved")
     (moved / "workspace" / "weights" / gone).unlink()
     with pytest.raises(EnvironmentProblem, match=gone.rsplit("/", 1)[1]) as raised:
-        brought(moved, run=False)
+        user_supplied(moved, run=False)
     assert "Hugging Face hub" in str(raised.value)
 
 

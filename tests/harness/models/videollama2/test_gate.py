@@ -17,7 +17,7 @@ from harness.data.loading.batches import load
 from harness.data.sources import open_data
 from harness.models import adapter_for
 from regate.types import Kind
-from tests.harness.worlds.videollama2 import brought, write_world
+from tests.harness.worlds.videollama2 import user_supplied, write_world
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +30,7 @@ Step = tuple[Tensor, Tensor, dict[str, Tensor]]
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, nn.Module, Batch]:
     """Adapter, student and one batch with all its media."""
-    recipe = brought(write_world(tmp_path_factory.mktemp("world")))
+    recipe = user_supplied(write_world(tmp_path_factory.mktemp("world")))
     data = open_data(recipe.data, recipe.paths, recipe.seed)
     adapter = adapter_for(recipe, data)
     adapter.prepare(Progress(quiet=True))

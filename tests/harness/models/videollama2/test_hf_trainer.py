@@ -20,7 +20,7 @@ from harness.evaluation.lmms.scorer import Request, Scorer
 from harness.models import adapter_for
 from harness.models.videollama2.config import VideoLLaMA2Config
 from harness.models.videollama2.model import VideoLLaMA2ForConditionalGeneration
-from tests.harness.worlds.videollama2 import FIXTURE, brought, write_world
+from tests.harness.worlds.videollama2 import FIXTURE, user_supplied, write_world
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    recipe = brought(write_world(tmp_path_factory.mktemp("world")))
+    recipe = user_supplied(write_world(tmp_path_factory.mktemp("world")))
     made = adapter_for(recipe, open_data(recipe.data, recipe.paths, recipe.seed))
     made.prepare(Progress(quiet=True))
     return made

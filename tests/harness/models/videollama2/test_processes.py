@@ -14,7 +14,7 @@ import regate
 from harness.common.progress import Progress
 from harness.data.sources import open_data
 from harness.models import adapter_for
-from tests.harness.worlds.videollama2 import brought, write_world
+from tests.harness.worlds.videollama2 import user_supplied, write_world
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +26,7 @@ def worker(rank: int, folder: Path) -> None:
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
-    recipe = brought(folder)
+    recipe = user_supplied(folder)
     data = open_data(recipe.data, recipe.paths, recipe.seed)
     adapter = adapter_for(recipe, data)
     rows = [load(sample, data, adapter.processor()) for sample in chosen(data)]
@@ -53,7 +53,7 @@ def chosen(data: object) -> list[object]:
 def test_text_alone_in_one_process(tmp_path: Path) -> None:
     from harness.data.loading.batches import load
 
-    recipe = brought(write_world(tmp_path))
+    recipe = user_supplied(write_world(tmp_path))
     data = open_data(recipe.data, recipe.paths, recipe.seed)
     adapter = adapter_for(recipe, data)
     adapter.prepare(Progress(quiet=True))
