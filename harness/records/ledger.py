@@ -3,6 +3,9 @@
 One object a line, each with `schema`, `event` and `time` (UTC). An attempt begins with a `start` event that names
 the first step it does; when a killed run resumes from a checkpoint, the new `start` supersedes the step events at
 and after its step, and nothing is rewritten. A line that a kill tore in two is dropped when the file is opened.
+
+`start` and `end` hold the reading of a monotonic clock as `clock`, in seconds: the seconds of all events between them
+add up to their difference, but for the `load` stage, which was over at `start`.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from harness.common.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 SCHEMA: Final = 1
@@ -24,26 +27,37 @@ SCHEMA: Final = 1
 
 class Clocks:
     """Wall time split into phases. `lap(phase)` gives everything since the last lap to one phase, so the phases
-    add up to the wall time by construction. Seconds, monotonic clock."""
+    add up to the wall time by construction: counted in whole microseconds, exactly."""
 
-    def __init__(self, began: float | None = None) -> None:
+    def __init__(self, began: float | None = None, *, now: Callable[[], float] = time.perf_counter) -> None:
         """
         Args:
-            began: `time.perf_counter()` of the first moment that counts, also one of another process; None is now.
+            began: `now()` at the first moment that counts, also one of another process; None is this moment.
+            now: seconds of a monotonic clock.
         """
-        self._last = time.perf_counter() if began is None else began
-        self._seconds: dict[str, float] = {}
+        self._now = now
+        self._last = _microseconds(now() if began is None else began)
+        self._phases: dict[str, int] = {}
+
+    @property
+    def reading(self) -> float:
+        """Seconds of the clock at the last lap. The laps between two readings add up to their difference."""
+        return self._last / 1e6
 
     def lap(self, phase: str) -> None:
-        now = time.perf_counter()
-        self._seconds[phase] = self._seconds.get(phase, 0.0) + now - self._last
+        now = _microseconds(self._now())
+        self._phases[phase] = self._phases.get(phase, 0) + now - self._last
         self._last = now
 
     def take(self) -> dict[str, float]:
-        """The seconds by phase since the last `take`."""
-        seconds = {phase: round(value, 6) for phase, value in self._seconds.items()}
-        self._seconds = {}
+        """The seconds by phase since the last `take`; the time that goes on from here belongs to the next lap."""
+        seconds = {phase: value / 1e6 for phase, value in self._phases.items()}
+        self._phases = {}
         return seconds
+
+
+def _microseconds(seconds: float) -> int:
+    return round(seconds * 1e6)
 
 
 class Ledger:

@@ -8,6 +8,8 @@ vocabulary.
 from __future__ import annotations
 
 import math
+import time
+from contextlib import closing
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -195,8 +197,11 @@ class Loop:
         return report, total[15] > 0
 
 
-def train(job: TrainJob) -> None:
+def train(job: TrainJob, *, now: Callable[[], float] = time.perf_counter) -> None:
     """Train to the end, from the newest checkpoint if there is one. A finished training is left alone.
+
+    Args:
+        now: seconds of the monotonic clock that `job.began` was read from.
 
     Raises:
         Preempted: the process was asked to stop; a checkpoint was written first.
@@ -204,7 +209,7 @@ def train(job: TrainJob) -> None:
     """
     if job.finished:
         return
-    clocks = Clocks(job.began)
+    clocks = Clocks(job.began, now=now)
     loop = Loop(job)
     devices = loop.accelerator.num_processes
     start = _resume(loop)
@@ -215,21 +220,30 @@ def train(job: TrainJob) -> None:
     path = job.ledger_path if loop.accelerator.is_main_process else None
     with Ledger(path) as ledger, stop_requests() as stopping:
         clocks.lap("io")
-        ledger.append("start", step=start, steps=job.steps, world=devices)
+        ledger.append("start", step=start, steps=job.steps, world=devices, clock=clocks.reading)
         ledger.append("stage", stage="load", seconds=clocks.take(), devices=devices)
-        with job.progress.task(f"train {job.recipe.name}", job.steps, start=start) as advance:
-            for step, window in zip(range(start, job.steps), batches, strict=True):
-                clocks.lap("data")
-                report, stop = loop.report(loop.step(window, step), window, stop=stopping())
-                clocks.lap("train")
-                epoch = loop.sampler.epoch_of(step)
-                lr = lr_at(loop.recipe.optimizer, step, job.steps)
-                ledger.append("step", step=step, epoch=epoch, lr=lr, seconds=clocks.take(), **report)
-                advance(step + 1, f"loss {report['loss']:.3f} keep {report['keep_ratio']:.2f}")
-                if loop.sampler.epoch_of(step + 1) != epoch:
-                    loop.gate.end_epoch()
-                _keep(loop, ledger, clocks, step + 1, stop=stop)
-        ledger.append("end", step=job.steps)
+        try:
+            with closing(batches), job.progress.task(f"train {job.recipe.name}", job.steps, start=start) as advance:
+                for step, window in zip(range(start, job.steps), batches, strict=True):
+                    clocks.lap("data")
+                    report, stop = loop.report(loop.step(window, step), window, stop=stopping())
+                    clocks.lap("train")
+                    _note_step(loop, ledger, clocks, step, report)
+                    advance(step + 1, f"loss {report['loss']:.3f} keep {report['keep_ratio']:.2f}")
+                    _keep(loop, ledger, clocks, step + 1, stop=stop)
+        finally:
+            # What is left to do after the last step: the loading processes end.
+            clocks.lap("data")
+            ledger.append("stage", stage="unload", seconds=clocks.take(), devices=devices)
+        ledger.append("end", step=job.steps, clock=clocks.reading)
+
+
+def _note_step(loop: Loop, ledger: Ledger, clocks: Clocks, step: int, report: dict[str, Any]) -> None:
+    epoch = loop.sampler.epoch_of(step)
+    lr = lr_at(loop.recipe.optimizer, step, loop.job.steps)
+    ledger.append("step", step=step, epoch=epoch, lr=lr, seconds=clocks.take(), **report)
+    if loop.sampler.epoch_of(step + 1) != epoch:
+        loop.gate.end_epoch()
 
 
 def _keep(loop: Loop, ledger: Ledger, clocks: Clocks, done: int, *, stop: bool) -> None:

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
-from harness import plan
+import regate
+from harness import pipeline, plan
 from harness.cli import main as cli
 from harness.common.progress import Progress
 from harness.config.data import LlavaData
 from harness.data import sources
+from harness.data.loading.batches import windows
 from harness.plan import Planner, make_plan
+from harness.records.ledger import Ledger, read_events
+from harness.training import launch, loop
 from harness.training.run import join
 from tests.harness.worlds.tiny import tiny_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from harness.common.progress import Advance
 
 GATES = {"base": None, "gated": {"cycle_steps": 2, "dense_steps": 1, "warmup_steps": 0}}
 
@@ -133,3 +141,71 @@ def test_damaged_media_found_by_a_command_change_its_plan(tmp_path: Path, calls:
     assert (before.excluded, after.excluded, after.samples) == (0, 3, before.samples - 3)
     assert calls == {"read": 1, "resolve": 2}
     assert after == make_plan(recipe)
+
+
+def test_every_moment_of_a_training_belongs_to_a_phase(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that stands still but for what each part of the loop is said to take: loading, computing, writing the
+    ledger and the checkpoints, showing progress, ending an epoch, and ending the loader after the last step."""
+    now = 1000.0
+    at: dict[str, float] = {}
+
+    def takes(seconds: float, owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+
+        def slower(*arguments: Any, **options: Any) -> Any:
+            nonlocal now
+            if name == "append":
+                at[arguments[1]] = now
+            now += seconds
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, slower)
+
+    class SlowProgress(Progress):
+        @contextmanager
+        def task(self, name: str, total: int, *, start: int = 0) -> Iterator[Advance]:
+            nonlocal now
+
+            def advance(done: int, words: str = "") -> None:
+                nonlocal now
+                now += 8
+
+            yield advance
+            now += 16
+
+    def slow_windows(*arguments: Any, **options: Any) -> Iterator[Any]:
+        nonlocal now
+        try:
+            for window in windows(*arguments, **options):
+                now += 1
+                yield window
+        finally:
+            now += 64
+
+    recipe = tiny_recipe(folder)
+    train = recipe.train.model_copy(update={"steps": 5, "checkpoint_every": 2})
+    recipe = recipe.model_copy(update={"name": "clocked", "train": train})
+    monkeypatch.setattr(loop, "windows", slow_windows)
+    takes(2, loop.Loop, "step")
+    takes(4, Ledger, "append")
+    takes(32, regate.DenseGate, "end_epoch")
+    takes(128, loop.checkpoint, "save")
+    run = pipeline.prepare(recipe, SlowProgress(quiet=True))
+    job = replace(launch._train_job(run, None), began=now - 7)
+    steps_per_epoch = run.plan.steps_per_epoch
+    assert (run.plan.steps, steps_per_epoch) == (5, 4)
+    loop.train(job, now=lambda: now)
+
+    events = read_events(job.ledger_path)
+    first, last = (next(event for event in events if event["event"] == name) for name in ("start", "end"))
+    load, *counted = events[events.index(first) + 1 : events.index(last)]
+    assert load["seconds"] == {"io": 7}
+    assert sum(sum(event["seconds"].values()) for event in counted) == last["clock"] - first["clock"]
+    assert counted[-1]["stage"] == "unload"
+    assert last["clock"] == at["end"] - 4, "only the writing of the last stage comes after the clock's last reading"
+    phases: Counter[str] = Counter()
+    for event in counted:
+        phases.update(event["seconds"])
+    appended = 4 * (len(counted) + 1)  # the counted events but the last, and `start` and `load` before them
+    assert phases["train"] == 5 * 2
+    assert sum(phases.values()) == 5 * (1 + 2 + 8) + 32 + 2 * 128 + 16 + 64 + appended

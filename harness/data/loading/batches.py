@@ -18,7 +18,7 @@ from harness.data.loading.errors import VideoError
 from regate.types import IGNORE, Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Generator, Iterator
 
     from torch import Tensor
 
@@ -45,7 +45,7 @@ def windows(
     stop: int,
     workers: int,
     with_media: bool = True,
-) -> Iterator[list[Batch]]:
+) -> Generator[list[Batch], None, None]:
     """This rank's micro-batches of each optimizer step in start..stop-1, one list a step, in order.
 
     The batches do not depend on `workers` nor on `start`, and no global random state is touched. A sample whose

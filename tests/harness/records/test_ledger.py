@@ -69,15 +69,54 @@ def test_no_ledger_for_processes_other_than_the_first() -> None:
         ledger.sync()
 
 
-def test_the_clocks_add_up_to_the_wall_time() -> None:
-    began = time.perf_counter()
-    clocks = Clocks()
-    for phase in ("data", "train", "data", "io"):
-        time.sleep(0.01)
+class FakeClock:
+    """Seconds that pass only where a test says so."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+PASSING = st.lists(
+    st.tuples(st.sampled_from(["data", "train", "io"]), st.floats(min_value=0, max_value=1e3), st.booleans()),
+    min_size=1,
+)
+
+
+@given(began=st.floats(min_value=0, max_value=1e6), passing=PASSING)
+def test_the_clocks_add_up_to_the_wall_time_exactly(
+    began: float, passing: list[tuple[str, float, bool]]
+) -> None:
+    """Whatever passes between the laps, and whenever the seconds are taken: not a microsecond is lost."""
+    clock = FakeClock(began)
+    clocks = Clocks(now=clock)
+    first, taken = clocks.reading, 0
+    for phase, seconds, take in passing:
+        clock.seconds += seconds
         clocks.lap(phase)
-    wall = time.perf_counter() - began
-    seconds = clocks.take()
-    assert set(seconds) == {"data", "train", "io"}
-    assert sum(seconds.values()) == pytest.approx(wall, abs=2e-3)
-    assert seconds["data"] > seconds["io"]
+        if take:
+            taken += sum(round(value * 1e6) for value in clocks.take().values())
+    taken += sum(round(value * 1e6) for value in clocks.take().values())
+    assert taken == round(clocks.reading * 1e6) - round(first * 1e6)
+    assert clocks.reading == pytest.approx(clock.seconds, abs=1e-6)
     assert clocks.take() == {}
+
+
+def test_a_lap_goes_to_its_phase_and_counts_from_the_given_moment() -> None:
+    clock = FakeClock(5.0)
+    clocks = Clocks(2.0, now=clock)
+    for phase, seconds in (("io", 0.0), ("data", 0.25), ("train", 1.0), ("data", 0.5)):
+        clock.seconds += seconds
+        clocks.lap(phase)
+    assert clocks.take() == {"io": 3.0, "data": 0.75, "train": 1.0}
+    assert clocks.reading == 6.75
+
+
+def test_without_another_clock_it_is_the_monotonic_one() -> None:
+    clocks = Clocks()
+    before = time.perf_counter()
+    clocks.lap("data")
+    after = time.perf_counter()
+    assert before - 1e-6 <= clocks.reading <= after + 1e-6
