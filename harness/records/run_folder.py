@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import shutil
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,7 +14,7 @@ from harness.common.files import read_json, write_json
 from harness.records.ledger import Clocks, Ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from harness.config.evaluation import EvaluationRecipe
     from harness.config.recipe import Recipe
@@ -29,13 +30,19 @@ def run_dir_of(recipe: Recipe | EvaluationRecipe) -> Path:
 
 
 @contextmanager
-def stage(run_dir: Path, name: str, clock: str, *, devices: int = 1) -> Iterator[None]:
-    """Write what the block took into the run's ledger, even if it failed. Enter it only where there is work."""
-    clocks = Clocks()
+def stage(
+    run_dir: Path, name: str, phase: str, *, devices: int = 1, now: Callable[[], float] = time.perf_counter
+) -> Iterator[None]:
+    """Write what the block took into the run's ledger, even if it failed. Enter it only where there is work.
+
+    Args:
+        now: seconds of a monotonic clock.
+    """
+    clocks = Clocks(now=now)
     try:
         yield
     finally:
-        clocks.lap(clock)
+        clocks.lap(phase)
         with Ledger(run_dir / "ledger.jsonl") as ledger:
             ledger.append("stage", stage=name, seconds=clocks.take(), devices=devices)
 

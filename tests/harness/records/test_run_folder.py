@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -32,13 +31,13 @@ def test_other_inputs_are_refused_by_name(tmp_path: Path) -> None:
     }
 
 
-def test_a_failed_stage_tells_what_it_cost_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [100.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+def test_a_failed_stage_tells_what_it_cost_too(tmp_path: Path) -> None:
+    seconds = 100.0
 
     def fail() -> None:
-        with run_folder.stage(tmp_path, "eval", "eval"):
-            now[0] += 2.5
+        nonlocal seconds
+        with run_folder.stage(tmp_path, "eval", "eval", now=lambda: seconds):
+            seconds += 2.5
             raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
