@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from statistics import mean
 from typing import TYPE_CHECKING, Final
 
-from harness.analysis.runs import Results, Run, scored_units
+from harness.analysis.runs import Results, Run, asked_otherwise, scored_units
 from harness.analysis.seeds import Spread, paired_spread
 from harness.common.errors import DataError
 from harness.common.hashing import digest
@@ -47,8 +47,23 @@ class Arms:
         return scores
 
     def difference(self, first: str, second: str, benchmark: str) -> Spread | None:
-        """`first` minus `second`, paired by seed."""
-        return paired_spread(self.scores(second, benchmark), self.scores(first, benchmark))
+        """`first` minus `second`, paired by seed, over the seeds in which both were asked alike."""
+        left_out = self.asked_otherwise(first, second, benchmark)
+        scores = {
+            seed: score for seed, score in self.scores(second, benchmark).items() if seed not in left_out
+        }
+        return paired_spread(scores, self.scores(first, benchmark))
+
+    def asked_otherwise(self, first: str, second: str, benchmark: str) -> dict[int, list[str]]:
+        """seed -> what differs in how the two arms were asked, of the seeds where something does. These are no pairs:
+        a difference between two ways of asking is none between two arms."""
+        others = self.runs.get(second, {})
+        differing = {
+            seed: asked_otherwise(run, others[seed], benchmark)
+            for seed, run in self.runs.get(first, {}).items()
+            if seed in others
+        }
+        return {seed: reasons for seed, reasons in differing.items() if reasons}
 
     def units(self, arm: str, benchmark: str) -> dict[int, Results]:
         """seed -> units of the last evaluation that count; seeds whose items are not kept left out."""

@@ -12,12 +12,20 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.analysis.paper import GPUS, MODELS, PAPER_NAMES, TABLES, Paper, in_points
-from harness.analysis.runs import Run, mean_of_tasks, same_questions, scored_units, scoring_of, teacher_cost
-from harness.analysis.seeds import paired_spread, seeds_to_detect, spread
-from harness.analysis.statistics import Interval, minimum_detectable, score_difference
+from harness.analysis.runs import (
+    Run,
+    asked_otherwise,
+    mean_of_tasks,
+    same_questions,
+    scored_units,
+    scoring_of,
+    teacher_cost,
+)
+from harness.analysis.seeds import paired_spread, spread
+from harness.analysis.statistics import Interval, score_difference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 BASELINE: Final = "baseline"
 EXTENDED: Final = "extended"
@@ -26,7 +34,6 @@ LAMBDA_0: Final = "lambda 0"
 LAMBDA_1: Final = "lambda 1"
 FAST_BELOW: Final = 0.8
 """A gated run of fewer steps than this part of the baseline's is the paper's "fast" one (59.5 % of the steps)."""
-_Z: Final = 1.959963984540054
 _SETTINGS: Final = {
     "cycle_steps": "cycle_steps",
     "dense_steps": "dense_steps",
@@ -44,14 +51,16 @@ class Measured:
     Attributes:
         value: parts of one, points, or the unit of a cost; None where no run gives it.
         interval: 95 %, over items for one run and over seeds for several; None where the items are not kept.
-        detectable: smallest difference that two such runs would show; None without an interval.
+        half_width: of the 95 % interval of the difference to one other such run, unpaired; None without an interval.
         runs: ids of the runs behind it.
+        left_out: pairs of runs that are none, because the two were asked otherwise.
     """
 
     value: float | None = None
     interval: Interval | None = None
-    detectable: float | None = None
+    half_width: float | None = None
     runs: tuple[str, ...] = ()
+    left_out: int = 0
 
 
 MISSING: Final = Measured()
@@ -102,20 +111,19 @@ class PaperRuns:
             return MISSING
         if len(values) > 1:
             over = spread(values)
-            apart = seeds_to_detect((over.sd or 0.0) * math.sqrt(len(values) + 1), len(values))
-            return Measured(over.mean, over.interval, apart, ids)
-        run = next(iter(evaluated.values()))
-        evaluation = run.last(benchmark)
-        assert evaluation is not None
-        interval = mean_of_tasks(evaluation, run.items(evaluation))
-        return Measured(values[0], interval, _two_such(interval), ids)
+            return Measured(over.mean, over.interval, _to_another(over.interval, len(values)), ids)
+        interval = _score_interval(next(iter(evaluated.values())), benchmark)
+        return Measured(values[0], interval, _to_another(interval, 1), ids)
 
     def difference(self, model: str, arm: str, other: str, benchmark: str) -> Measured:
-        """Score of `arm` minus that of `other`: paired by seed, or by item where there is one run of each."""
+        """Score of `arm` minus that of `other`: paired by seed, or by item where there is one run of each. A seed
+        whose two runs were asked otherwise is left out, and counted."""
         first, second = self.of(model, arm), self.of(model, other)
-        shared = [s for s in first if s in second and first[s].last(benchmark) and second[s].last(benchmark)]
+        evaluated = [s for s in first if s in second and first[s].last(benchmark) and second[s].last(benchmark)]
+        shared = [seed for seed in evaluated if not asked_otherwise(first[seed], second[seed], benchmark)]
+        left_out = len(evaluated) - len(shared)
         if not shared:
-            return MISSING
+            return Measured(left_out=left_out)
         ids = tuple(run.id for seed in shared for run in (first[seed], second[seed]))
         if len(shared) > 1:
             over = paired_spread(
@@ -123,37 +131,47 @@ class PaperRuns:
                 {seed: _value(first[seed], benchmark) for seed in shared},
             )
             assert over is not None
-            return Measured(over.mean, over.interval, runs=ids)
+            return Measured(over.mean, over.interval, runs=ids, left_out=left_out)
         first_run, second_run = first[shared[0]], second[shared[0]]
-        both = same_questions(second_run, first_run, benchmark)
-        interval = None
-        if both is not None:
-            evaluation, theirs, ours = both
-            interval = score_difference(
-                scoring_of(evaluation), scored_units(evaluation, theirs), scored_units(evaluation, ours)
-            )
-        return Measured(_value(first_run, benchmark) - _value(second_run, benchmark), interval, runs=ids)
+        interval = _difference_interval(first_run, second_run, benchmark)
+        value = _value(first_run, benchmark) - _value(second_run, benchmark)
+        return Measured(value, interval, runs=ids, left_out=left_out)
 
     def average(self, model: str, arm: str, other: str | None = None) -> Measured:
         """Unweighted mean over the paper's benchmarks in per cent, or of the difference to another arm; missing
-        unless every one of them was evaluated. Its interval takes the benchmarks as independent."""
+        unless a seed has every one of them.
+
+        Over several seeds the mean is taken within a seed, and the interval is one over the seeds: a seed that is
+        good on one benchmark is good on others. With one seed the units are the items, and those of two benchmarks
+        are independent.
+        """
         names = [
             benchmark.name for columns in TABLES.values() for benchmark in columns if not in_points(benchmark)
         ]
-        parts = [
-            self.score(model, arm, name) if other is None else self.difference(model, arm, other, name)
-            for name in names
+        first = self.of(model, arm)
+        second = first if other is None else self.of(model, other)
+        evaluated = [
+            seed
+            for seed, run in first.items()
+            if seed in second and all(run.last(name) and second[seed].last(name) for name in names)
         ]
-        values = [part.value for part in parts if part.value is not None]
-        if len(values) < len(names):
-            return MISSING
-        ids = tuple(dict.fromkeys(run for part in parts for run in part.runs))
-        intervals = [part.interval for part in parts if part.interval is not None]
-        if len(intervals) < len(names):
-            return Measured(mean(values), runs=ids)
-        half = math.sqrt(sum(((interval.high - interval.low) / 2) ** 2 for interval in intervals)) / len(names)
-        interval = Interval(mean(values), mean(values) - half, mean(values) + half, sum(e.n for e in intervals))
-        return Measured(mean(values), interval, _two_such(interval), ids)
+        seeds = [s for s in evaluated if not any(asked_otherwise(first[s], second[s], name) for name in names)]
+        left_out = len(evaluated) - len(seeds)
+        if not seeds:
+            return Measured(left_out=left_out)
+        arms = (first,) if other is None else (first, second)
+        ids = tuple(runs[seed].id for seed in seeds for runs in arms)
+        means = [_mean_value(first[seed], names) for seed in seeds]
+        if other is not None:
+            means = [value - _mean_value(second[seed], names) for seed, value in zip(seeds, means, strict=True)]
+        if len(seeds) > 1:
+            interval = spread(means).interval
+        elif other is None:
+            interval = _mean_of_independent([_score_interval(first[seeds[0]], name) for name in names])
+        else:
+            runs = first[seeds[0]], second[seeds[0]]
+            interval = _mean_of_independent([_difference_interval(*runs, name) for name in names])
+        return Measured(mean(means), interval, _to_another(interval, len(seeds)), ids, left_out)
 
 
 def paper_runs(paper: Paper, runs: Iterable[Run]) -> PaperRuns:
@@ -164,11 +182,11 @@ def paper_runs(paper: Paper, runs: Iterable[Run]) -> PaperRuns:
     candidates = [run for run in known if run.trained]
     for run in candidates:
         model = MODELS[_adapter(run)]
-        arm = _arm(paper.hyperparameters, run, _longest(candidates, run))
+        arm, reason = _arm(paper.hyperparameters, run, _longest(candidates, run))
         if run.record["recipe"]["evaluate"].get("limit") is not None:
             left_out.append(f"{run.id}: evaluated on a part of the questions (evaluate.limit)")
         elif arm is None:
-            left_out.append(f"{run.id}: its gate has not the paper's settings")
+            left_out.append(f"{run.id}: {reason}")
         elif run.seed in by_row.setdefault((model, arm), {}):
             left_out.append(f"{run.id}: a second {arm} run of {model} with seed {run.seed}")
         else:
@@ -223,25 +241,30 @@ def _longest(candidates: Iterable[Run], run: Run) -> int:
     return max(int(candidate.totals["steps"]) for candidate in (free or same))
 
 
-def _arm(paper: Mapping[str, Any], run: Run, longest: int) -> str | None:
-    """The paper's row, or None where the gate is none of the paper's."""
+def _arm(paper: Mapping[str, Any], run: Run, longest: int) -> tuple[str | None, str]:
+    """The paper's row, or None and why the run is none of them."""
     gate: dict[str, Any] | None = run.gate
+    steps = int(run.totals["steps"])
+    short = steps < FAST_BELOW * longest
     if gate is None:
-        return BASELINE if int(run.totals["steps"]) >= FAST_BELOW * longest else None
-    as_printed = all(gate.get(key) == paper[name] for key, name in _SETTINGS.items())
-    if not as_printed or gate.get("selection") != "regate" or gate.get("execution") == "loss_only":
-        return None
-    teacher = (gate.get("reference") or {}).get("model")
+        too_short = f"a baseline of {steps:,} steps, fewer than {100 * FAST_BELOW:g} % of the longest's {longest:,}"
+        return (None, too_short) if short else (BASELINE, "")
+    expected = {key: paper[name] for key, name in _SETTINGS.items()} | {"selection": "regate"}
+    other = [f"{key} {gate.get(key)} and not {value}" for key, value in expected.items() if gate.get(key) != value]
+    if gate.get("execution") == "loss_only":
+        other.append("execution loss_only")
     weight = gate.get("reference_weight")
+    teacher = (gate.get("reference") or {}).get("model")
+    weights = [paper["reference_weight"]] if teacher is not None else [paper["reference_weight"], 0.0, 1.0]
+    if weight not in weights:
+        other.append(f"reference_weight {weight} and not {' or '.join(f'{value:g}' for value in weights)}")
+    if other:
+        return None, f"its gate has not the paper's settings: {', '.join(other)}"
     if teacher is not None:
-        return f"teacher {str(teacher).rpartition('/')[2].removesuffix('-Instruct')}" if weight == 0.5 else None
-    if weight == 0.0:
-        return LAMBDA_0
-    if weight == 1.0:
-        return LAMBDA_1
-    if weight != paper["reference_weight"]:
-        return None
-    return FAST if int(run.totals["steps"]) < FAST_BELOW * longest else EXTENDED
+        return f"teacher {str(teacher).rpartition('/')[2].removesuffix('-Instruct')}", ""
+    if weight in (0.0, 1.0):
+        return LAMBDA_1 if weight else LAMBDA_0, ""
+    return FAST if short else EXTENDED, ""
 
 
 def _value(run: Run, benchmark: str) -> float:
@@ -250,11 +273,42 @@ def _value(run: Run, benchmark: str) -> float:
     return float(evaluation["mean"]["value"])
 
 
-def _two_such(interval: Interval | None) -> float | None:
-    """Smallest difference that two runs with this interval each would show, unpaired."""
-    if interval is None:
+def _score_interval(run: Run, benchmark: str) -> Interval | None:
+    """Over the items of the last evaluation; None where they are not kept."""
+    evaluation = run.last(benchmark)
+    assert evaluation is not None
+    return mean_of_tasks(evaluation, run.items(evaluation))
+
+
+def _difference_interval(first: Run, second: Run, benchmark: str) -> Interval | None:
+    """First minus second, paired by item; None where the items are not kept."""
+    both = same_questions(second, first, benchmark)
+    if both is None:
         return None
-    return minimum_detectable(math.sqrt(2) * (interval.high - interval.low) / (2 * _Z))
+    evaluation, subtracted, units = both
+    return score_difference(
+        scoring_of(evaluation), scored_units(evaluation, subtracted), scored_units(evaluation, units)
+    )
+
+
+def _mean_value(run: Run, benchmarks: Sequence[str]) -> float:
+    return mean(_value(run, benchmark) for benchmark in benchmarks)
+
+
+def _mean_of_independent(intervals: Sequence[Interval | None]) -> Interval | None:
+    """The interval of the mean of independent numbers; None where one of them has none."""
+    known = [interval for interval in intervals if interval is not None]
+    if len(known) < len(intervals):
+        return None
+    half = math.sqrt(sum(((interval.high - interval.low) / 2) ** 2 for interval in known)) / len(known)
+    value = mean(interval.value for interval in known)
+    return Interval(value, value - half, value + half, sum(interval.n for interval in known))
+
+
+def _to_another(interval: Interval | None, n: int) -> float | None:
+    """Half width of the interval of the difference between the mean of n runs, which has this interval, and one other
+    such run: that run's own variance is n times the mean's."""
+    return None if interval is None else math.sqrt(n + 1) * (interval.high - interval.low) / 2
 
 
 __all__ = [

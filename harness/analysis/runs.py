@@ -6,7 +6,7 @@ Two runs are a pair when their recipes are equal but for `name` and `gate`, and 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from harness.analysis.statistics import (
     Interval,
@@ -302,6 +302,45 @@ def same_questions(first: Run, second: Run, benchmark: str) -> tuple[Evaluation,
 def asked_alike(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     """Whether two evaluations sent the same prompts and score the answers alike."""
     return first.get("prompt_hash") == second.get("prompt_hash") and scoring_of(first) == scoring_of(second)
+
+
+def asked_otherwise(first: Run, second: Run, benchmark: str) -> list[str]:
+    """What differs in how the last evaluations of two runs were asked; empty where they were asked alike, or where
+    one of the two was not evaluated.
+
+    Only runs that were asked alike may be compared for a verdict. What an old record does not hold is not compared.
+    """
+    first_evaluation, second_evaluation = first.last(benchmark), second.last(benchmark)
+    if first_evaluation is None or second_evaluation is None:
+        return []
+    asked, other = _how_asked(first, first_evaluation), _how_asked(second, second_evaluation)
+    return [name for name, value in asked.items() if value != other[name]]
+
+
+def _how_asked(run: Run, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    recipe = run.record["recipe"]
+    return {
+        "scoring": scoring_of(evaluation),
+        "prompts": evaluation.get("prompt_hash"),
+        "questions": evaluation.get("questions"),
+        "frames": (recipe.get("data") or recipe.get("model") or {}).get("frames"),
+        "limit": recipe["evaluate"].get("limit"),
+    }
+
+
+ANSWER_COUNTS: Final = {
+    "guessed": "guessed",
+    "unparsable": "not understood",
+    "beyond_option": "more than an option",
+}
+"""Counts of an evaluation that qualify its score -> how tables call them. `beyond_option` is not recorded by
+evaluations of before it was counted."""
+
+
+def answer_count(evaluation: Mapping[str, Any] | None, kind: str) -> int | None:
+    """One of `ANSWER_COUNTS`; None where it is not recorded."""
+    counts = evaluation["counts"] if evaluation else {}
+    return int(counts[kind]) if kind in counts else None
 
 
 def teacher_cost(run: Run) -> dict[str, float | None]:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.optimize import brentq
+from scipy.stats import nct
 from scipy.stats import t as student
 
 from harness.analysis.statistics import LEVEL, POWER, RESAMPLES, SEED, Interval, generator_of, shared_differences
@@ -77,12 +80,32 @@ def paired_spread(first: Mapping[int, float], second: Mapping[int, float], *, le
 
 
 def seeds_to_detect(sd: float, n: int, *, level: float = LEVEL, power: float = POWER) -> float | None:
-    """The smallest true mean difference that n paired seeds with this standard deviation of their differences find
-    with this power; None for fewer than two seeds."""
+    """The smallest true mean difference that n paired seeds with this standard deviation of their differences find,
+    in its own direction, with this power; None for fewer than two seeds.
+
+    Exact for normal differences: the t statistic of a true difference has the noncentral t distribution.
+    """
     if n < 2:
         return None
-    quantiles = float(student.ppf(0.5 + level / 2, n - 1)) + float(student.ppf(power, n - 1))
-    return quantiles * sd / math.sqrt(n)
+    return _noncentrality(n, level, power) * sd / math.sqrt(n)
+
+
+@cache
+def _noncentrality(n: int, level: float, power: float) -> float:
+    """The true difference, in standard errors, that a two-sided t test of n values finds with this power."""
+    critical = float(student.ppf(0.5 + level / 2, n - 1))
+    return float(brentq(lambda shift: float(nct.sf(critical, n - 1, shift)) - power, 0.1, 100.0))
+
+
+def p_value(differences: Spread, bound: float = 0.0) -> float | None:
+    """Two-sided p value of the mean difference against `bound`, by Student's t over the seeds: below 1 - level
+    exactly where the t interval of that level leaves the bound out. None for one seed."""
+    if differences.sd is None:
+        return None
+    away = abs(differences.mean - bound)
+    if differences.sd == 0.0:
+        return 1.0 if away == 0.0 else 0.0
+    return float(2 * student.sf(away / (differences.sd / math.sqrt(differences.n)), differences.n - 1))
 
 
 def two_level_difference(
@@ -136,4 +159,4 @@ def _score_draws(
     return total
 
 
-__all__ = ["Spread", "paired_spread", "seeds_to_detect", "spread", "two_level_difference"]
+__all__ = ["Spread", "p_value", "paired_spread", "seeds_to_detect", "spread", "two_level_difference"]

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 LEVEL: Final = 0.95
 POWER: Final = 0.8
 RESAMPLES: Final = 10_000
+FLIPS: Final = 100_000
+"""Draws of a sign-flip test."""
 SEED: Final = 0
 _CELLS: Final = 4_000_000
 """Numbers held at once while resampling, to bound the memory."""
@@ -244,6 +246,52 @@ def sign_test(first: Mapping[str, float], second: Mapping[str, float]) -> McNema
     return McNemar(only_first, only_second, len(keys), p)
 
 
+def sign_flip_test(
+    scoring: Scoring, first: Units, second: Units, *, flips: int = FLIPS, seed: int = SEED
+) -> float:
+    """Two-sided p value of the score difference itself: were the two runs equally good, the difference of each unit
+    would have either sign with equal probability.
+
+    The statistic is that of `score_difference`, so score and test weigh the tasks alike. Units of a task whose
+    differences have the same size are flipped together, by the number of them that turn positive. Exact where that is
+    a single binomial, for right and wrong answers of one task McNemar's test; otherwise drawn, counting the observed
+    difference among the draws, so that p is never below 1 / (flips + 1).
+
+    Raises:
+        ValueError: the two have no unit in common.
+    """
+    strata = shared_differences(first, second)
+    weights = task_weights(scoring, {task: len(values) for task, values in strata.items()})
+    groups: list[tuple[str, float, int, int]] = []  # task, weighted size, units, of them positive
+    for task, values in sorted(strata.items()):
+        array = np.asarray(values, dtype=np.float64)
+        for size in np.unique(np.abs(array[array != 0])):
+            positive, negative = int((array == size).sum()), int((array == -size).sum())
+            groups.append((task, weights[task] * float(size) / len(values), positive + negative, positive))
+    if not groups:
+        return 1.0
+    if len(groups) == 1:
+        return float(binomtest(groups[0][3], groups[0][2], 0.5).pvalue)
+    observed = abs(sum(size * (2 * positive - count) for _, size, count, positive in groups))
+    draws_R = np.zeros(flips)
+    for task, size, count, _ in groups:
+        draws_R += size * (2 * generator_of(seed, f"{task} {size!r}").binomial(count, 0.5, size=flips) - count)
+    # Sums of equal numbers in another order may differ in the last bit.
+    as_far = int((np.abs(draws_R) >= observed - 1e-12 * max(1.0, observed)).sum())
+    return (as_far + 1) / (flips + 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p values corrected for their number (Holm 1979): the family-wise error stays below the level, whichever of
+    the hypotheses are true and however they depend on each other."""
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
 def resampled_rows(
     rows_NC: NDArray[np.float64], resamples: int, generator: np.random.Generator
 ) -> NDArray[np.float64]:
@@ -318,6 +366,7 @@ __all__ = [
     "Interval",
     "McNemar",
     "generator_of",
+    "holm",
     "macro_interval",
     "mcnemar",
     "mean_interval",
@@ -327,6 +376,7 @@ __all__ = [
     "score_difference",
     "score_interval",
     "shared_differences",
+    "sign_flip_test",
     "sign_test",
     "standard_error",
     "wilson",

@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.analysis.curves import ARMS, Arm, arm_of, scale_of
-from harness.analysis.runs import Run, benchmarks_of, teacher_cost
+from harness.analysis.runs import Run, asked_otherwise, benchmarks_of, teacher_cost
 from harness.analysis.seeds import spread
 from harness.analysis.selection import read_selection, runs_to_replay
 from harness.report import table as render
@@ -70,7 +70,8 @@ def _accuracy(name: str, arms: Sequence[Arm], benchmark: str) -> Section:
         )
         blocks.append(Pictures(figures, f"{words} Accuracy on {benchmark} against what had been computed."))
     blocks.append(Tabular(_scores(arms, benchmark, scale)))
-    blocks += [Tabular(_against(other, arms, scale)) for key in _AGAINST for other in arms if other.name == key]
+    against = [other for key in _AGAINST for other in arms if other.name == key]
+    blocks += [Tabular(_against(other, arms, benchmark, scale)) for other in against]
     return Section(f"accuracy-{benchmark}", f"Accuracy on {benchmark}", tuple(blocks))
 
 
@@ -94,26 +95,31 @@ def _scores(arms: Sequence[Arm], benchmark: str, scale: float) -> Table:
     return Table(f"suite_{benchmark}", f"{benchmark}, after the last step", columns, tuple(rows), notes)
 
 
-def _against(other: Arm, arms: Sequence[Arm], scale: float) -> Table:
+def _against(other: Arm, arms: Sequence[Arm], benchmark: str, scale: float) -> Table:
     columns = (
         Column("arm", ("arm",), right=False),
         Column(f"minus {other.label}", ("difference", "low", "high")),
         Column("better in", ("better", "seeds")),
     )
-    base = _by_seed(other)
-    rows = []
+    base, others = _by_seed(other), {run.seed: run for run in other.runs}
+    rows, left_out = [], []
     for arm in arms:
-        scores = _by_seed(arm)
-        shared = [scores[seed] - base[seed] for seed in sorted(scores.keys() & base.keys())]
+        scores, runs = _by_seed(arm), {run.seed: run for run in arm.runs}
+        both = sorted(scores.keys() & base.keys())
+        apart = [seed for seed in both if asked_otherwise(runs[seed], others[seed], benchmark)]
+        left_out += [f"{arm.label}, seed {seed}" for seed in apart]
+        shared = [scores[seed] - base[seed] for seed in both if seed not in apart]
         if arm.name == other.name or not shared:
             continue
         interval = spread(shared).interval
         better = sum(value > 0 for value in shared)
         count = Cell(f"{better} of {len(shared)} seeds", (better, len(shared)))
         rows.append((render.label(arm.label), render.accuracy(interval, scale=scale, signed=True), count))
-    notes = ("Paired within a seed, in points; [low, high]: 95 % t interval of the mean difference over seeds.",)
+    notes = ["Paired within a seed, in points; [low, high]: 95 % t interval of the mean difference over seeds."]
+    if left_out:
+        notes.append(f"Left out, because the two were asked otherwise: {'; '.join(left_out)}.")
     title = f"Difference from {other.label}"
-    return Table(f"suite_against_{other.name}", title, columns, tuple(rows), notes)
+    return Table(f"suite_against_{other.name}", title, columns, tuple(rows), tuple(notes))
 
 
 def _cost(arms: Arms) -> Section:

@@ -10,9 +10,12 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.analysis.runs import (
+    ANSWER_COUNTS,
     Results,
     Run,
+    answer_count,
     asked_alike,
+    asked_otherwise,
     benchmarks_of,
     machine,
     scored_units,
@@ -22,11 +25,10 @@ from harness.analysis.runs import (
     teacher_cost,
 )
 from harness.analysis.statistics import (
-    McNemar,
     minimum_detectable,
     score_difference,
     shared_differences,
-    sign_test,
+    sign_flip_test,
     standard_error,
 )
 from harness.report import table as render
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 
 _ABSENT: Final = "(not there)"
 _NAMING: Final = ("name", "description")
+_ASKED: Final = ("frames", "limit")
+"""What of `asked_otherwise` has no words of its own here."""
 
 
 def compare_tables(runs: Sequence[Run]) -> list[Table]:
@@ -124,7 +128,7 @@ def benchmarks_table(runs: Sequence[Run], benchmarks: Sequence[str]) -> Table:
         Column("detectable", ("detectable",)),
         Column("only first : only this", ("only_first", "only_this")),
         Column("p", ("p",)),
-        Column("test", ("test",), right=False),
+        *(Column(title, (f"{kind}_first", f"{kind}_this")) for kind, title in ANSWER_COUNTS.items()),
         Column("but", ("but",), right=False),
     )
     rows = []
@@ -145,8 +149,12 @@ def benchmarks_table(runs: Sequence[Run], benchmarks: Sequence[str]) -> Table:
         "Score and difference: in per cent and points; [low, high]: 95 % over the items, with the trained models "
         "fixed; the spread between seeds is not in it. detectable: the smallest true difference that so many shared "
         "items find with 80 % power.",
-        "only first : only this: shared items on which only that run is right (or better), with an exact two-sided "
-        "test of them over all tasks; McNemar's where every item is right or wrong.",
+        "only first : only this: shared items on which only that run is right (or better), over all tasks; a "
+        "description. p: two-sided, of the difference itself as the score weighs it, by flipping the signs of the "
+        "items' paired differences within each task; for right and wrong answers of one task it is McNemar's exact "
+        "test. p is not corrected for the number of benchmarks and runs in the table.",
+        "guessed, not understood, more than an option: answers of the first run : of this one. A guess is no "
+        "evidence of either; an answer of more words than its option may be right and yet be wrong to its task.",
     )
     return Table("benchmarks", "Benchmarks", columns, tuple(rows), notes)
 
@@ -177,6 +185,7 @@ def _against(first_run: Run, first: Evaluation, run: Run, evaluation: Evaluation
         but.append(f"prompts {first.get('prompts')} against {evaluation.get('prompts')}")
     if first.get("questions") != evaluation.get("questions"):
         but.append("other media or answers")
+    but += [f"other {reason}" for reason in asked_otherwise(first_run, run, first["benchmark"]) if reason in _ASKED]
     if not asked_alike(first, evaluation):
         return (*(column.missing() for column in columns[:-1]), render.label("; ".join([*but, "other questions"])))
     ours, theirs = first_run.items(first), run.items(evaluation)
@@ -186,27 +195,33 @@ def _against(first_run: Run, first: Evaluation, run: Run, evaluation: Evaluation
     a, b = scored_units(first, ours), scored_units(first, theirs)
     difference = score_difference(scoring, a, b)
     smallest = minimum_detectable(standard_error(scoring, shared_differences(a, b)))
-    test, name = _test(a, b)
+    only_first, only_this = _only_one_better(a, b)
+    p = sign_flip_test(scoring, a, b)
     return (
         render.accuracy(difference, scale=scale, signed=True),
         render.count(difference.n),
         Cell(f"{scale * smallest:.1f}", (smallest,)),
-        Cell(f"{test.only_first} : {test.only_second}", (test.only_first, test.only_second)),
-        Cell(f"{test.p:.2g}", (test.p,)),
-        render.label(name),
+        Cell(f"{only_first} : {only_this}", (only_first, only_this)),
+        Cell(f"{p:.2g}", (p,)),
+        *_answer_cells(first, evaluation),
         render.label("; ".join(but)),
     )
 
 
-def _test(first: Results, second: Results) -> tuple[McNemar, str]:
-    """The exact test over the units of all tasks, and its name."""
-    first_pooled, second_pooled = _pooled(first), _pooled(second)
-    binary = all(value in (0, 1) for value in (*first_pooled.values(), *second_pooled.values()))
-    return sign_test(first_pooled, second_pooled), "McNemar" if binary else "sign"
+def _answer_cells(first: Evaluation, evaluation: Evaluation) -> list[Cell]:
+    """Counts of answers that qualify the two scores, one cell a kind."""
+    cells = []
+    for kind in ANSWER_COUNTS:
+        counts = answer_count(first, kind), answer_count(evaluation, kind)
+        shown = ["not recorded" if count is None else str(count) for count in counts]
+        cells.append(Cell(shown[0] if set(counts) == {None} else " : ".join(shown), counts))
+    return cells
 
 
-def _pooled(results: Results) -> dict[str, float]:
-    return {f"{task}\n{unit}": value for task, units in results.items() for unit, value in units.items()}
+def _only_one_better(first: Results, second: Results) -> tuple[int, int]:
+    """How many shared units are better in the first run, and how many in the second, over all tasks."""
+    values = [value for differences in shared_differences(first, second).values() for value in differences]
+    return sum(value < 0 for value in values), sum(value > 0 for value in values)
 
 
 def _where(run: Run) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from harness.analysis import verdicts
 from harness.analysis.arms import EQUAL_TARGETS, Arms, group_by_arm, scored
-from harness.analysis.runs import Run, asked_alike, benchmarks_of, scoring_of, shown_scale, surroundings
-from harness.analysis.seeds import Spread, seeds_to_detect, spread, two_level_difference
+from harness.analysis.runs import Run, answer_count, benchmarks_of, scoring_of, shown_scale, surroundings
+from harness.analysis.seeds import Spread, p_value, seeds_to_detect, spread, two_level_difference
+from harness.analysis.statistics import holm
 from harness.analysis.time_to_target import over_seeds
 from harness.report import table as render
 from harness.report.table import Cell, Column, Table
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 _ARM: Final = Column("arm", ("arm",), right=False)
 _SEEDS: Final = Column("seeds", ("seeds",))
+_UNREAD: Final = ("guessed", "unparsable")
+"""Counts of answers that stand beside a comparison: a guess is no evidence of either arm."""
 
 
 def suite_tables(name: str, runs: Sequence[Run], suite: Suite | None = None) -> list[Table]:
@@ -68,7 +71,9 @@ def arms_table(arms: Arms, benchmarks: Sequence[str]) -> Table:
         columns.append(
             Column("- baseline", _names(f"{name}_difference", "", "low", "high", "least", "most", "seeds"))
         )
+        columns.append(Column("p (Holm)", _names(f"{name}_difference", "p", "p_holm")))
         columns.append(Column("- equal targets", _names(f"{name}_equal_targets", "", "low", "high")))
+    tests = {name: _baseline_tests(arms, name) for name in benchmarks}
     rows = []
     for arm, by_seed in arms.runs.items():
         runs = list(by_seed.values())
@@ -85,7 +90,7 @@ def arms_table(arms: Arms, benchmarks: Sequence[str]) -> Table:
             render.ratio(median(speedups) if speedups else None) if gated else columns[6].empty(),
         ]
         for name in benchmarks:
-            cells += _score_cells(arms, arm, name)
+            cells += _score_cells(arms, arm, name, tests[name].get(arm))
         rows.append(tuple(cells))
     notes = (
         "Targets and positions computed: mean over the seeds. Train time: median wall seconds of the training clock. "
@@ -94,6 +99,8 @@ def arms_table(arms: Arms, benchmarks: Sequence[str]) -> Table:
         f"points, with its t interval and, in brackets, the least and the greatest of a seed; the baseline is "
         f"{arms.baseline}. - equal targets: the same against the arm without a gate whose targets computed are "
         f"within {100 * EQUAL_TARGETS:g} %.",
+        "p: two-sided, Student's t over the seeds, of the difference to the baseline; in brackets corrected for the "
+        "number of arms that are compared with it (Holm). The differences at equal targets are not corrected.",
         *_seed_notes(arms),
     )
     return Table(f"suite_{arms.name}", f"Suite {arms.name}: arms", tuple(columns), tuple(rows), notes)
@@ -148,49 +155,69 @@ def reach_table(arms: Arms, benchmark: str) -> Table | None:
     return Table(f"suite_{arms.name}_target_{benchmark}", title, columns, tuple(rows), notes) if rows else None
 
 
+_CLAIM_COLUMNS: Final = (
+    Column("claim", ("claim",), right=False),
+    Column("arms", ("first", "second"), right=False),
+    Column("benchmark", ("benchmark",), right=False),
+    Column("seeds", ("seeds", "seeds_left_out")),
+    Column("difference", tuple(f"difference{end}" for end in ("", "_low", "_high", "_least", "_most"))),
+    Column("margin", ("margin",)),
+    Column("detectable", ("detectable",)),
+    Column("p", ("p",)),
+    Column("p (Holm)", ("p_holm",)),
+    Column("guessed; not understood", tuple(f"{k}_{side}" for k in _UNREAD for side in ("first", "second"))),
+    Column("verdict", ("verdict",), right=False),
+)
+
+
 def claims_table(arms: Arms, claims: Sequence[Claim], benchmarks: Sequence[str]) -> Table:
     """Each claim with the paired difference that decides it, and its verdict."""
-    columns = (
-        Column("claim", ("claim",), right=False),
-        Column("arms", ("first", "second"), right=False),
-        Column("benchmark", ("benchmark",), right=False),
-        _SEEDS,
-        Column("difference", _names("difference", "", "low", "high", "least", "most")),
-        Column("margin", ("margin",)),
-        Column("detectable", ("detectable",)),
-        Column("verdict", ("verdict",), right=False),
-    )
-    rows, facts = [], []
-    for claim in claims:
-        for benchmark in benchmarks:
-            difference = arms.difference(claim.first, claim.second, benchmark)
-            scale = _scale(arms, benchmark)
-            interval = difference.interval if difference else None
-            verdict = verdicts.of_claim(claim.expect, interval, margin=claim.margin)
-            sd = difference.sd if difference else None
-            smallest = seeds_to_detect(sd, difference.n) if difference and sd is not None else None
-            rows.append(
-                (
-                    Cell(claim.text, (claim.id,)),
-                    Cell(f"{claim.first} - {claim.second}", (claim.first, claim.second)),
-                    render.label(benchmark),
-                    render.count(difference.n if difference else 0),
-                    _difference_cell(difference, scale, columns[4]),
-                    Cell(f"{scale * claim.margin:.1f}", (claim.margin,)) if claim.margin else columns[5].empty(),
-                    columns[6].missing() if smallest is None else Cell(f"{scale * smallest:.1f}", (smallest,)),
-                    render.label(verdict),
-                )
-            )
-            facts.append(_claim_facts(arms, claim, benchmark))
-    used = sorted({claim.expect for claim in claims})
+    tested = [(claim, benchmark) for claim in claims for benchmark in benchmarks]
+    differences = [arms.difference(claim.first, claim.second, benchmark) for claim, benchmark in tested]
+    p_values = [
+        None if difference is None else p_value(difference, verdicts.bound_of(claim.expect, claim.margin))
+        for difference, (claim, _) in zip(differences, tested, strict=True)
+    ]
+    corrected = iter(holm([p for p in p_values if p is not None]))
+    rows = [
+        _claim_row(arms, claim, benchmark, difference, p, None if p is None else next(corrected))
+        for (claim, benchmark), difference, p in zip(tested, differences, p_values, strict=True)
+    ]
     notes = (
         "Difference: first minus second, paired by seed, in points: mean, 95 % t interval over the seeds, and the "
-        "least and the greatest of a seed. detectable: the smallest true difference that so many seeds find with "
-        "80 % power.",
-        *(verdicts.RULES[rule] for rule in used),
+        "least and the greatest of a seed. A seed in which the two arms were asked otherwise (prompts, questions, "
+        "frames or limit) is left out and counted. detectable: the smallest true difference that so many seeds find "
+        "with 80 % power (noncentral t).",
+        "p: two-sided, Student's t over the seeds, of the difference against 0, or against minus the margin. Holm: "
+        "corrected for the number of claims in this table. The verdicts go by each claim's own interval.",
+        "guessed; not understood: answers of the first arm : of the second, over the paired seeds.",
+        *(verdicts.RULES[rule] for rule in sorted({claim.expect for claim in claims})),
     )
+    facts = [_claim_facts(arms, claim, benchmark) for claim, benchmark in tested]
     title = f"Suite {arms.name}: claims"
-    return Table(f"suite_{arms.name}_claims", title, columns, tuple(rows), notes, facts=facts)
+    return Table(f"suite_{arms.name}_claims", title, _CLAIM_COLUMNS, tuple(rows), notes, facts=facts)
+
+
+def _claim_row(
+    arms: Arms, claim: Claim, benchmark: str, difference: Spread | None, p: float | None, p_holm: float | None
+) -> Row:
+    scale, columns = _scale(arms, benchmark), _CLAIM_COLUMNS
+    sd = difference.sd if difference else None
+    smallest = seeds_to_detect(sd, difference.n) if difference and sd is not None else None
+    interval = difference.interval if difference else None
+    return (
+        Cell(claim.text, (claim.id,)),
+        Cell(f"{claim.first} - {claim.second}", (claim.first, claim.second)),
+        render.label(benchmark),
+        _seeds_cell(arms, claim, benchmark, difference.n if difference else 0),
+        _difference_cell(difference, scale, columns[4]),
+        Cell(f"{scale * claim.margin:.1f}", (claim.margin,)) if claim.margin else columns[5].empty(),
+        columns[6].missing() if smallest is None else Cell(f"{scale * smallest:.1f}", (smallest,)),
+        columns[7].missing() if p is None else Cell(f"{p:.2g}", (p,)),
+        columns[8].missing() if p_holm is None else Cell(f"{p_holm:.2g}", (p_holm,)),
+        _answers_cell(arms, claim, benchmark),
+        render.label(verdicts.of_claim(claim.expect, interval, margin=claim.margin)),
+    )
 
 
 def runs_table(arms: Arms, benchmarks: Sequence[str]) -> Table:
@@ -227,22 +254,33 @@ def runs_table(arms: Arms, benchmarks: Sequence[str]) -> Table:
     return Table(f"suite_{arms.name}_runs", f"Suite {arms.name}: runs", columns, tuple(rows), notes, printed=False)
 
 
-def _score_cells(arms: Arms, arm: str, benchmark: str) -> list[Cell]:
-    """Mean with spread, difference to the baseline, difference to the arm at equal targets."""
+def _baseline_tests(arms: Arms, benchmark: str) -> dict[str, tuple[float, float]]:
+    """arm -> p value of its difference to the baseline, as it is and corrected for the number of arms."""
+    differences = {arm: arms.difference(arm, arms.baseline, benchmark) for arm in arms.runs if arm != arms.baseline}
+    p_values = {
+        arm: p for arm, difference in differences.items() if difference and (p := p_value(difference)) is not None
+    }
+    return dict(zip(p_values, zip(p_values.values(), holm(list(p_values.values())), strict=True), strict=True))
+
+
+def _score_cells(arms: Arms, arm: str, benchmark: str, test: tuple[float, float] | None) -> list[Cell]:
+    """Mean with spread, difference to the baseline, its p values, difference to the arm at equal targets."""
     scale = _scale(arms, benchmark)
     seed_spread = _spread(arms.scores(arm, benchmark))
     if seed_spread is None:
-        return [Cell(render.MISSING, (None,) * width) for width in (4, 6, 3)]
+        return [Cell(render.MISSING, (None,) * width) for width in (4, 6, 2, 3)]
     text = _mean_sd(seed_spread, scale).text
     if seed_spread.low is not None and seed_spread.high is not None:
         text += f" [{scale * seed_spread.low:.1f}, {scale * seed_spread.high:.1f}]"
     cells = [Cell(text, (seed_spread.mean, seed_spread.sd, seed_spread.low, seed_spread.high))]
     if arm == arms.baseline:
-        return [*cells, Cell("", ("",) * 6), Cell("", ("",) * 3)]
+        return [*cells, *(Cell("", ("",) * width) for width in (6, 2, 3))]
     columns = Column("", ("",) * 5), Column("", ("",) * 3)
     against = arms.difference(arm, arms.baseline, benchmark)
     cell = _difference_cell(against, scale, columns[0])
     cells.append(Cell(cell.text, (*cell.values, against.n if against else 0)))
+    shown = render.MISSING if test is None else f"{test[0]:.2g} ({test[1]:.2g})"
+    cells.append(Cell(shown, test or (None, None)))
     equal = arms.equal_targets(arm)
     if equal is None:
         return [*cells, columns[1].empty()]
@@ -252,11 +290,37 @@ def _score_cells(arms: Arms, arm: str, benchmark: str) -> list[Cell]:
 
 def _claim_facts(arms: Arms, claim: Claim, benchmark: str) -> dict[str, Any]:
     """The bootstrap over seeds and items, as a check on the t interval; too narrow for few seeds."""
-    first, second = arms.units(claim.first, benchmark), arms.units(claim.second, benchmark)
+    left_out = arms.asked_otherwise(claim.first, claim.second, benchmark)
+    first = {seed: units for seed, units in arms.units(claim.first, benchmark).items() if seed not in left_out}
+    second = arms.units(claim.second, benchmark)
     evaluation = _any_evaluation(arms, benchmark)
     both = two_level_difference(scoring_of(evaluation), second, first) if evaluation else None
     bootstrap = None if both is None else {"value": both.value, "low": both.low, "high": both.high, "seeds": both.n}
     return {"claim": claim.id, "benchmark": benchmark, "bootstrap_over_seeds_and_items": bootstrap}
+
+
+def _seeds_cell(arms: Arms, claim: Claim, benchmark: str, paired: int) -> Cell:
+    """The seeds that count, and those that do not because the two arms were asked otherwise."""
+    left_out = len(arms.asked_otherwise(claim.first, claim.second, benchmark))
+    return Cell(f"{paired} ({left_out} left out)" if left_out else str(paired), (paired, left_out))
+
+
+def _answers_cell(arms: Arms, claim: Claim, benchmark: str) -> Cell:
+    """Answers that were guessed or not understood, of both arms, over the seeds that are paired."""
+    left_out = arms.asked_otherwise(claim.first, claim.second, benchmark)
+    pairs = [
+        (run.last(benchmark), arms.runs[claim.second][seed].last(benchmark))
+        for seed, run in arms.runs.get(claim.first, {}).items()
+        if seed in arms.runs.get(claim.second, {}) and seed not in left_out
+    ]
+    sums: list[int | None] = []
+    for kind in _UNREAD:
+        for side in (0, 1):
+            counts = [answer_count(pair[side], kind) for pair in pairs]
+            known = [count for count in counts if count is not None]
+            sums.append(sum(known) if pairs and len(known) == len(counts) else None)
+    shown = [render.MISSING if value is None else str(value) for value in sums]
+    return Cell(f"{shown[0]} : {shown[1]}; {shown[2]} : {shown[3]}", tuple(sums))
 
 
 def _seed_notes(arms: Arms) -> list[str]:
@@ -273,15 +337,15 @@ def _seed_notes(arms: Arms) -> list[str]:
         notes.append(f"Runs of this suite differ in {', '.join(other)}; see their records.")
     base = arms.runs.get(arms.baseline, {})
     for arm, by_seed in arms.runs.items():
-        apart = [str(seed) for seed, run in by_seed.items() if seed in base and not _alike(base[seed], run)]
-        if apart:
-            notes.append(f"{arm}: other questions than the baseline's with seed {', '.join(apart)}.")
+        for benchmark in benchmarks_of([*by_seed.values(), *base.values()]):
+            left_out = arms.asked_otherwise(arm, arms.baseline, benchmark)
+            if left_out:
+                reasons = ", ".join(sorted({reason for reasons in left_out.values() for reason in reasons}))
+                notes.append(
+                    f"{arm}: asked otherwise on {benchmark} than the baseline ({reasons}) with seed "
+                    f"{', '.join(map(str, left_out))}; left out of the differences."
+                )
     return notes
-
-
-def _alike(first: Run, second: Run) -> bool:
-    both = [(first.last(name), second.last(name)) for name in benchmarks_of([first, second])]
-    return all(a is None or b is None or asked_alike(a, b) for a, b in both)
 
 
 def _any_evaluation(arms: Arms, benchmark: str) -> Evaluation | None:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
-from harness.analysis.runs import Results, asked_alike, scored_units, scoring_of, shown_scale, teacher_cost
+from harness.analysis.runs import (
+    Results,
+    asked_alike,
+    asked_otherwise,
+    scored_units,
+    scoring_of,
+    shown_scale,
+    teacher_cost,
+)
 from harness.analysis.time_to_target import Crossing, time_to_target
 from harness.report import table as render
 from harness.report.table import Cell, Column, Table
@@ -60,6 +68,8 @@ def reaches(baseline: Run, run: Run, benchmark: str) -> dict[str, Crossing] | No
     """Kind -> what `run` needs to reach the baseline's final score; None where items or evaluations of the same
     questions are missing."""
     last = baseline.last(benchmark)
+    if asked_otherwise(baseline, run, benchmark):
+        return None
     curve = [entry for entry in run.evaluations(benchmark) if last and asked_alike(last, entry)]
     if last is None or not curve:
         return None

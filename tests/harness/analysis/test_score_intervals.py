@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, ttest_rel
+from scipy.stats import binomtest, permutation_test, ttest_1samp, ttest_rel
 
-from harness.analysis.seeds import paired_spread, seeds_to_detect, spread, two_level_difference
+from harness.analysis.seeds import p_value, paired_spread, seeds_to_detect, spread, two_level_difference
 from harness.analysis.statistics import (
+    holm,
     macro_interval,
     mcnemar,
     minimum_detectable,
     score_difference,
     score_interval,
     shared_differences,
+    sign_flip_test,
     sign_test,
     standard_error,
 )
@@ -107,8 +109,90 @@ def test_the_minimum_detectable_difference_is_found_four_times_in_five() -> None
     assert few > minimum_detectable(error / math.sqrt(5))
     rows = np.random.default_rng(9).normal(few, error, size=(20_000, 5))
     half = 2.776445 * rows.std(axis=1, ddof=1) / math.sqrt(5)
-    assert (np.abs(rows.mean(axis=1)) > half).mean() == pytest.approx(0.8, abs=0.03)
+    assert (rows.mean(axis=1) > half).mean() == pytest.approx(0.8, abs=0.01)
     assert seeds_to_detect(error, 1) is None
+    assert seeds_to_detect(0.0, 5) == 0.0
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 10])
+def test_so_many_seeds_find_the_detectable_difference_four_times_in_five(n: int) -> None:
+    """Also with two seeds, where adding two quantiles of t would give a power of .73."""
+    smallest = seeds_to_detect(1.0, n)
+    assert smallest is not None
+    rows = np.random.default_rng(n).normal(smallest, 1.0, size=(60_000, n))
+    found = [ttest_1samp(rows, 0.0, axis=1, alternative="greater").pvalue < 0.025]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.006)
+
+
+def test_p_values_of_seeds_are_students_and_agree_with_the_interval() -> None:
+    rng = np.random.default_rng(14)
+    for bound in (0.0, -0.02):
+        for values in rng.normal(-0.01, 0.02, size=(40, 5)):
+            differences = spread(values.tolist())
+            p = p_value(differences, bound)
+            assert p == pytest.approx(ttest_1samp(values, bound).pvalue)
+            assert differences.low is not None
+            assert differences.high is not None
+            assert p is not None
+            assert (p < 0.05) == (bound < differences.low or bound > differences.high)
+    assert p_value(spread([0.1])) is None
+    assert (p_value(spread([0.1, 0.1])), p_value(spread([0.0, 0.0]))) == (0.0, 1.0)
+
+
+def test_holm_corrects_for_the_number_of_hypotheses() -> None:
+    """Holm's rule by hand: each p times the number of hypotheses that are left, never less than the one before."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6]) == [0.6]
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+    # Five true hypotheses: one of them is called wrong in one table of twenty, not in one of four.
+    p_values = np.random.default_rng(15).random(size=(20_000, 5))
+    wrong = np.mean([min(holm(row)) < 0.05 for row in p_values.tolist()])
+    assert wrong == pytest.approx(0.05, abs=0.005)
+
+
+def _tasks(counts: dict[str, tuple[int, int, int]]) -> tuple[dict[str, dict[str, float]], ...]:
+    """Right answers of two runs: task -> items, of them right in the second alone, and in the first alone."""
+    first, second = {}, {}
+    for task, (n, gained, lost) in counts.items():
+        first[task] = {str(i): float(i < lost) for i in range(n)}
+        second[task] = {str(i): float(lost <= i < lost + gained) for i in range(n)}
+    return first, second
+
+
+def test_the_test_weighs_the_tasks_as_the_score_does() -> None:
+    """One large task loses, three small ones gain: the mean of the tasks is better, the pooled answers are worse."""
+    first, second = _tasks({"large": (1000, 20, 90), "a": (40, 10, 2), "b": (40, 10, 2), "c": (40, 10, 2)})
+    difference = score_difference(Scoring(), first, second)
+    assert difference.value == pytest.approx(0.1325)
+    assert difference.low > 0
+    assert sign_flip_test(Scoring(), first, second) < 0.001
+    pooled = [
+        {f"{task}.{key}": value for task, units in side.items() for key, value in units.items()}
+        for side in (first, second)
+    ]
+    against = sign_test(*pooled)
+    assert (against.only_first, against.only_second) == (96, 50), "counting answers would say the opposite"
+    assert against.p < 0.05
+    # Pooled scoring weighs items alike, and there the second run is worse.
+    assert score_difference(POOLED, first, second).value < 0
+    assert sign_flip_test(POOLED, first, second) == pytest.approx(against.p, rel=0.25)
+
+
+def test_sign_flips_are_those_of_scipy_and_mcnemar() -> None:
+    rng = np.random.default_rng(16)
+    first = {task: _keyed(rng.random(n)) for task, n in (("a", 30), ("b", 8))}
+    second = {task: {key: value + 0.12 for key, value in units.items()} for task, units in first.items()}
+    second = {task: {k: v + 0.3 * rng.normal() for k, v in units.items()} for task, units in second.items()}
+    weighed = [
+        (second[task][key] - first[task][key]) / len(first[task]) / 2 for task in first for key in first[task]
+    ]
+    theirs = permutation_test((weighed,), np.sum, permutation_type="samples", n_resamples=50_000, rng=rng).pvalue
+    assert sign_flip_test(Scoring(), first, second) == pytest.approx(theirs, abs=0.01)
+    for n, gained, lost in ((40, 9, 2), (500, 30, 41), (5, 1, 0)):
+        a, b = _tasks({"t": (n, gained, lost)})
+        assert sign_flip_test(Scoring(), a, b) == pytest.approx(mcnemar(a["t"], b["t"]).p)
+    assert sign_flip_test(Scoring(), a, a) == 1.0
 
 
 def test_mcnemar_and_the_sign_test_equal_scipys() -> None:

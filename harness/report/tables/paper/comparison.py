@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from harness.analysis.paper_runs import PaperRuns
     from harness.analysis.verdicts import Verdict
+    from harness.benchmarks import PaperBenchmark
 
 COLUMNS: Final = (
     Column("row of the paper", ("row",), right=False),
@@ -112,7 +113,7 @@ def model_comparison(runs: PaperRuns, model: str) -> Table:
                 ours, paper = runs.score(model, arm, benchmark.name), runs.paper.reported(label, benchmark.name)
                 show = points if in_points(benchmark) else per_cent
                 rounding = ROUNDING_POINTS if in_points(benchmark) else ROUNDING
-                verdict = judge_score(ours, paper, rounding)
+                verdict = judge_score(ours, paper, rounding, full_score(benchmark))
                 entries.append(Entry(label, benchmark.title, ours, paper, verdict, show))
     for columns in TABLES.values():
         for benchmark in columns:
@@ -126,6 +127,7 @@ def model_comparison(runs: PaperRuns, model: str) -> Table:
                     runs.difference(model, EXTENDED, BASELINE, benchmark.name),
                     paper,
                     signed(points if in_points(benchmark) else per_cent),
+                    full_score(benchmark),
                 )
             )
     notes = (
@@ -140,21 +142,42 @@ def model_comparison(runs: PaperRuns, model: str) -> Table:
     return comparison_table(name, title, entries, notes, printed=model in runs.models())
 
 
+def full_score(benchmark: PaperBenchmark) -> float:
+    """What the margins of the verdicts are parts of, in the unit of the benchmark's score."""
+    return verdicts.POINTS if in_points(benchmark) else 1.0
+
+
 def difference_entry(
-    row: str, quantity: str, ours: Measured, paper: float | None, show: Callable[[float], str]
+    row: str,
+    quantity: str,
+    ours: Measured,
+    paper: float | None,
+    show: Callable[[float], str],
+    full: float = 1.0,
 ) -> Entry:
-    """A difference of two arms, judged by its sign."""
-    verdict = verdicts.of_difference(ours.interval, paper)
+    """A difference of two arms, judged by its sign; pairs that were asked otherwise are named in the quantity.
+
+    Args:
+        full: the unit of the numbers, as for `verdicts.of_score`.
+    """
+    verdict = verdicts.of_difference(ours.interval, paper, full=full)
     if ours.value is not None and paper is not None and ours.interval is None and abs(ours.value - paper) < 1e-9:
         verdict = "reproduced"
-    return Entry(row, quantity, ours, paper, verdict, show)
+    return Entry(row, with_left_out(quantity, ours), ours, paper, verdict, show)
 
 
-def judge_score(ours: Measured, paper: float | None, rounding: float) -> Verdict:
+def with_left_out(quantity: str, ours: Measured) -> str:
+    """The quantity, and how many pairs of runs it leaves out because the two were asked otherwise."""
+    if not ours.left_out:
+        return quantity
+    return f"{quantity} ({ours.left_out} {'pair' if ours.left_out == 1 else 'pairs'} asked otherwise left out)"
+
+
+def judge_score(ours: Measured, paper: float | None, rounding: float, full: float = 1.0) -> Verdict:
     """Rule "score", and for a score without an interval whether it is the paper's as printed."""
     if ours.value is not None and paper is not None and ours.interval is None:
         return "reproduced" if abs(ours.value - paper) <= rounding + 1e-12 else "missing"
-    return verdicts.of_score(ours.interval, paper, detectable=ours.detectable, rounding=rounding)
+    return verdicts.of_score(ours.value, paper, half_width=ours.half_width, rounding=rounding, full=full)
 
 
 def cost_entry(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from harness.analysis.runs import Run, load_runs
-from harness.analysis.statistics import mcnemar, score_difference
+from harness.analysis.statistics import mcnemar, score_difference, sign_flip_test
 from harness.benchmarks.scoring import Scoring
 from harness.cli.run_names import known_suites, runs_to_compare
 from harness.common.errors import DataError, RecipeError, StaleError
@@ -68,10 +68,12 @@ def test_differences_are_paired_on_the_items_and_tested(results: Path) -> None:
     row = rows[gated.id]
     difference = [row["difference"], row["difference_low"], row["difference_high"]]
     assert difference == pytest.approx([expected.value, expected.low, expected.high])
-    pooled = [{f"{task}.{key}": v for task in tasks for key, v in side[task].items()} for side in (a, b)]
-    test = mcnemar(*pooled)
-    assert (row["only_first"], row["only_this"], row["test"]) == (test.only_first, test.only_second, "McNemar")
-    assert row["p"] == pytest.approx(test.p)
+    tests = [mcnemar(a[task], b[task]) for task in tasks]
+    assert row["only_first"] == sum(test.only_first for test in tests)
+    assert row["only_this"] == sum(test.only_second for test in tests)
+    assert row["p"] == pytest.approx(sign_flip_test(Scoring(), a, b))
+    assert (row["guessed_first"], row["guessed_this"], row["unparsable_this"]) == (0, 0, 0)
+    assert row["beyond_option_first"] is None, "these evaluations did not count them"
     assert row["shared_units"] == 600
     assert rows[baseline.id]["difference"] == ""
     assert rows[longer.id]["but"] == "step 40 against 50; lmms-eval 0.7.3 against 0.8.0"

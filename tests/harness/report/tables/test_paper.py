@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_rel
 
-from harness.analysis.paper import GATED, MODELS, TABLES, Paper, load_paper
+from harness.analysis.paper import GATED, MODELS, TABLES, Paper, in_points, load_paper
 from harness.analysis.paper_runs import paper_runs
 from harness.analysis.runs import Run, load_runs
 from harness.config.load import RECIPE, load_recipe, shipped
@@ -246,6 +248,82 @@ def test_which_run_is_which_row_is_read_from_its_settings(paper: Paper) -> None:
     assert any("limit" in note for note in sorted_runs.left_out)
 
 
+def test_a_run_that_is_left_out_is_given_the_reason(paper: Paper) -> None:
+    """A baseline that is too short has no gate whose settings could be wrong."""
+    runs = [
+        run_of("VideoLLaMA2", "baseline", {}),
+        run_of("VideoLLaMA2", "short", {}, steps=1500),
+        run_of("VideoLLaMA2", "odd", {}, gate=paper_gate(keep_ratio=0.25, execution="loss_only")),
+        run_of("VideoLLaMA2", "weight", {}, gate=paper_gate(reference_weight=0.25)),
+    ]
+    reasons = dict(note.split(": ", 1) for note in paper_runs(paper, runs).left_out)
+    other = "its gate has not the paper's settings"
+    assert reasons == {
+        "videollama2-short-42": "a baseline of 1,500 steps, fewer than 80 % of the longest's 2,000",
+        "videollama2-odd-42": f"{other}: keep_ratio 0.25 and not 0.5, execution loss_only",
+        "videollama2-weight-42": f"{other}: reference_weight 0.25 and not 0.5 or 0 or 1",
+    }
+
+
+NAMES = [benchmark.name for columns in TABLES.values() for benchmark in columns if not in_points(benchmark)]
+
+
+def _over_seeds(scores: np.ndarray, arm: str = "baseline", gate: dict[str, Any] | None = None) -> list[Run]:
+    """A run a seed. scores: [seeds, benchmarks]."""
+    return [
+        run_of("VideoLLaMA2", arm, dict(zip(NAMES, row, strict=True)), seed=seed, gate=gate)
+        for seed, row in enumerate(scores.tolist())
+    ]
+
+
+def test_the_interval_of_an_average_covers_where_a_seed_is_good_on_all_benchmarks(paper: Paper) -> None:
+    """Benchmarks of one seed are not independent: an interval that adds their variances covers .60 of the time."""
+    rng = np.random.default_rng(17)
+    trials, seeds, hits = 400, 5, 0
+    for _ in range(trials):
+        shared = rng.normal(scale=0.02, size=(seeds, 1))
+        scores = 0.5 + shared + rng.normal(scale=0.01, size=(seeds, len(NAMES)))
+        measured = paper_runs(paper, _over_seeds(scores)).average("VideoLLaMA2", "baseline")
+        assert measured.value == pytest.approx(scores.mean())
+        assert measured.interval is not None
+        assert measured.interval.n == seeds
+        hits += measured.interval.low <= 0.5 <= measured.interval.high
+    assert hits / trials == pytest.approx(0.95, abs=0.03)
+
+
+def test_the_difference_of_averages_is_paired_by_seed(paper: Paper) -> None:
+    rng = np.random.default_rng(18)
+    base = 0.5 + rng.normal(scale=0.05, size=(4, 1)) + rng.normal(scale=0.01, size=(4, len(NAMES)))
+    gated = base + 0.02 + rng.normal(scale=0.005, size=base.shape)
+    runs = paper_runs(paper, [*_over_seeds(base), *_over_seeds(gated, "gated", paper_gate())])
+    measured = runs.average("VideoLLaMA2", "extended", "baseline")
+    expected = ttest_rel(gated.mean(axis=1), base.mean(axis=1)).confidence_interval()
+    assert measured.interval is not None
+    assert (measured.interval.low, measured.interval.high) == pytest.approx((expected.low, expected.high))
+    whole = runs.average("VideoLLaMA2", "extended")
+    assert whole.interval is not None
+    assert whole.half_width == pytest.approx(math.sqrt(5) * (whole.interval.high - whole.interval.low) / 2)
+    runs.of("VideoLLaMA2", "extended")[0].record["evaluations"].pop()
+    assert len(runs.average("VideoLLaMA2", "extended", "baseline").runs) == 6, "seed 0 lacks a benchmark"
+
+
+def test_runs_that_were_asked_otherwise_are_no_pair_of_the_papers(paper: Paper) -> None:
+    scores = np.full((3, len(NAMES)), 0.5)
+    runs = [*_over_seeds(scores), *_over_seeds(scores + 0.1, "gated", paper_gate())]
+    for evaluation in runs[-1].record["evaluations"]:
+        evaluation["prompt_hash"] = "other"
+    runs[-2].record["recipe"]["data"]["frames"] = 8
+    sorted_runs = paper_runs(paper, runs)
+    difference = sorted_runs.difference("VideoLLaMA2", "extended", "baseline", "mvbench")
+    average = sorted_runs.average("VideoLLaMA2", "extended", "baseline")
+    for measured in (difference, average):
+        assert measured.runs == ("videollama2-gated-0", "videollama2-baseline-0")
+        assert measured.left_out == 2
+    table = next(table for table in paper_tables_of(paper, runs) if table.name == "paper/scores_videollama2")
+    quantities = [row["quantity"] for row in _rows(table) if row["row"] == "VideoLLaMA2-ReGATE - VideoLLaMA2"]
+    assert "MVBench (2 pairs asked otherwise left out)" in quantities
+
+
 def test_weights_that_were_only_evaluated_have_a_row_of_their_own(paper: Paper) -> None:
     run = run_of("VideoLLaMA2", "released", {"mvbench": 0.61, "nextqa": 0.7})
     run.record["totals"] = None
@@ -309,7 +387,7 @@ def test_a_score_of_items_has_its_interval_and_a_verdict(paper: Paper, tmp_path:
     rows = {(row["row"], row["quantity"]): row for row in _rows(table)}
     for row in (rows["VideoLLaMA2", "MVBench"], rows["VideoLLaMA2-ReGATE - VideoLLaMA2", "MVBench"]):
         assert row["low"] < row["ours"] < row["high"]
-        assert row["verdict"] in ("within noise", "differs", "reproduced")
+        assert row["verdict"] in ("within noise", "undecided", "differs", "reproduced")
     assert rows["VideoLLaMA2", "MVBench"]["verdict"] == "differs"
 
 

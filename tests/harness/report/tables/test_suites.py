@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_rel
+from scipy.stats import ttest_1samp, ttest_rel
 
-from harness.analysis.runs import load_runs
+from harness.analysis.runs import Run, load_runs
+from harness.analysis.statistics import holm
 from harness.common.errors import DataError
 from harness.config.suite import Claim, Suite
 from harness.report import table as render
@@ -19,7 +20,6 @@ from tests.harness.worlds.run_builder import build_run, finish, recipe
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from harness.analysis.runs import Run
     from harness.report.table import Table
 
 SEEDS = (0, 1, 2, 3)
@@ -132,6 +132,63 @@ def test_claims_get_their_verdict_from_the_interval_over_seeds(tables: dict[str,
     assert facts["gains"]["low"] < facts["gains"]["value"] < facts["gains"]["high"]
     assert facts["unknown"] is None
     assert any("above minus the margin" in note for note in table.notes)
+
+
+@pytest.mark.parametrize("what", ["prompts", "questions", "frames", "limit", "scoring"])
+def test_arms_that_were_asked_otherwise_are_no_pair(runs: list[Run], what: str) -> None:
+    """The score of another way of asking is no evidence of the gate: the claim goes by the other seeds alone."""
+    changed = []
+    for run in runs:
+        record = json.loads(json.dumps(run.record))
+        if run.suite == ("claim", "regate") and run.seed in (1, 3):
+            last = record["evaluations"][-1]
+            last["mean"]["value"] = 0.0
+            if what in ("frames", "limit"):
+                record["recipe"]["data" if what == "frames" else "evaluate"][what] = 2
+            else:
+                key = {"prompts": "prompt_hash"}.get(what, what)
+                last[key] = {"combine": "pooled"} if what == "scoring" else "0" * 64
+        changed.append(Run(record, run.folder))
+    tables = {table.name: table for table in suite_tables("claim", changed, _suite())}
+    claim = _rows(tables["suite_claim_claims"])["same"]
+    assert (claim["seeds"], claim["seeds_left_out"]) == (2, 2)
+    values = [_scores(runs, "regate")[seed] - _scores(runs, "baseline")[seed] for seed in (0, 2)]
+    assert claim["difference"] == pytest.approx(np.mean(values))
+    assert "2 (2 left out)" in render.to_markdown(tables["suite_claim_claims"])
+    arm = _rows(tables["suite_claim"])["regate"]
+    assert arm["shapes_difference"] == pytest.approx(np.mean(values))
+    assert arm["shapes_difference_seeds"] == 2
+    note = f"regate: asked otherwise on shapes than the baseline ({what}) with seed 1, 3; left out of the differences"
+    assert f"{note}." in tables["suite_claim"].notes
+
+
+def test_claims_name_the_answers_that_are_no_evidence(runs: list[Run]) -> None:
+    changed = [Run(json.loads(json.dumps(run.record)), run.folder) for run in runs]
+    for run in changed:
+        if run.suite == ("claim", "regate"):
+            run.record["evaluations"][-1]["counts"] |= {"guessed": 3, "unparsable": 1}
+        if run.suite == ("claim", "short"):
+            del run.record["evaluations"][-1]["counts"]["guessed"]
+    tables = {table.name: table for table in suite_tables("claim", changed, _suite())}
+    claim = _rows(tables["suite_claim_claims"])["same"]
+    names = [f"{kind}_{side}" for kind in ("guessed", "unparsable") for side in ("first", "second")]
+    assert [claim[name] for name in names] == [12, 0, 4, 0]
+
+
+def test_p_values_are_corrected_for_the_number_of_claims_and_arms(runs: list[Run]) -> None:
+    tables = {table.name: table for table in suite_tables("claim", runs, _suite())}
+    claims = _rows(tables["suite_claim_claims"])
+    scores, base = _scores(runs, "regate"), _scores(runs, "baseline")
+    expected = ttest_1samp([scores[seed] - base[seed] for seed in SEEDS], -0.5).pvalue
+    assert claims["same"]["p"] == pytest.approx(expected)
+    tested = [row for row in claims.values() if row["p"] is not None]
+    assert [row["p_holm"] for row in tested] == pytest.approx(holm([row["p"] for row in tested]))
+    assert claims["unknown"]["p"] is claims["unknown"]["p_holm"] is None
+    arms = _rows(tables["suite_claim"])
+    others = [row for name, row in arms.items() if name != "baseline"]
+    corrected = holm([row["shapes_difference_p"] for row in others])
+    assert [row["shapes_difference_p_holm"] for row in others] == pytest.approx(corrected)
+    assert arms["baseline"]["shapes_difference_p"] == ""
 
 
 def test_abilities_and_time_to_target(runs: list[Run], tables: dict[str, Table]) -> None:
