@@ -17,6 +17,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, ProcessorMixin
 
+from harness.models.hf_processor import TextDecoding
 from harness.models.videochat2.conversation import TAGS
 from harness.models.videochat2.image_processing import Colours, Pixels
 
@@ -29,7 +30,7 @@ MARK: Final = re.compile("|".join(re.escape(start + end) for start, end in TAGS.
 """Where the visual tokens of a prompt stand: between the two marks, which are tokenized apart."""
 
 
-class VideoChat2Processor(ProcessorMixin):  # type: ignore[misc]
+class VideoChat2Processor(TextDecoding, ProcessorMixin):  # type: ignore[misc]
     """Text with `<Video></Video>` or `<Image></Image>`, frames and instructions to the model's inputs.
 
     Args:
@@ -115,16 +116,6 @@ class VideoChat2Processor(ProcessorMixin):  # type: ignore[misc]
             data["qformer_input_ids"] = encoding["input_ids"]
             data["qformer_attention_mask"] = encoding["attention_mask"]
         return BatchFeature(data)
-
-    def decode(self, token_ids: Any, **kwargs: Any) -> str:
-        """The text of a row, placeholders left out."""
-        ids = torch.as_tensor(token_ids).tolist()
-        text: str = self.tokenizer.decode([i for i in ids if i != self.placeholder_token_id], **kwargs)
-        return text
-
-    def batch_decode(self, sequences: Any, **kwargs: Any) -> list[str]:
-        """`decode` of each row."""
-        return [self.decode(row, **kwargs) for row in sequences]
 
     def _clips(self, prompt: str, waiting: dict[str, list[Tensor]], pixels: Pixels) -> list[Tensor]:
         """The clips [T, 3, size, size] of a prompt's medium, which leaves `waiting`."""

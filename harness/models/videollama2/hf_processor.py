@@ -16,6 +16,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, ProcessorMixin
 
+from harness.models.hf_processor import TextDecoding
 from harness.models.videollama2.config import OFFICIAL_PLACEHOLDER
 from harness.models.videollama2.image_processing import Pixels
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 TAGS: Final = re.compile(r"<image>|<video>")
 
 
-class VideoLLaMA2Processor(ProcessorMixin):  # type: ignore[misc]
+class VideoLLaMA2Processor(TextDecoding, ProcessorMixin):  # type: ignore[misc]
     """Text with `<image>` and `<video>` tags, and frames, to the model's inputs.
 
     Args:
@@ -92,16 +93,6 @@ class VideoLLaMA2Processor(ProcessorMixin):  # type: ignore[misc]
             data["pixel_values"] = pixels.normalise(torch.cat([pixels.squares(clip) for clip in clips]))
             data["frame_counts"] = tuple(len(clip) for clip in clips)
         return BatchFeature(data)
-
-    def decode(self, token_ids: Any, **kwargs: Any) -> str:
-        """The text of a row, placeholders left out."""
-        ids = torch.as_tensor(token_ids).tolist()
-        text: str = self.tokenizer.decode([i for i in ids if i != self.placeholder_token_id], **kwargs)
-        return text
-
-    def batch_decode(self, sequences: Any, **kwargs: Any) -> list[str]:
-        """`decode` of each row."""
-        return [self.decode(row, **kwargs) for row in sequences]
 
     def _row(self, prompt: str, waiting: dict[str, list[Tensor]], clips: list[Tensor]) -> list[int]:
         """Ids of one prompt; its media go from `waiting` to `clips`."""

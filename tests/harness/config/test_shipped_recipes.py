@@ -32,9 +32,8 @@ def test_it_loads_and_plans(name: str, tmp_path: Path, monkeypatch: pytest.Monke
     plan = make_plan(recipe)
     assert plan.steps > 0
     assert (plan.expected_reduction > 0) == (recipe.gate is not None)
-    brought = not recipe.model.adapter.startswith("tiny")
-    assert bool(plan.missing_weights) == bool(plan.missing_data) == brought
-    assert bool(plan.to_make) != brought
+    assert bool(plan.missing_weights) == bool(plan.missing_data) == (not recipe.model.generated)
+    assert bool(plan.to_make) == recipe.model.generated
     assert not list(tmp_path.iterdir()), "planning writes nothing"
 
 
