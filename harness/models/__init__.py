@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from harness.config.evaluation import EvaluationRecipe
     from harness.config.recipe import Recipe
     from harness.data.sources import DataSet
-    from harness.models.adapter import Adapter, Family, OfficialModel
+    from harness.models.adapter import Adapter, Evaluated, Family
 
 MODELS: Final[Mapping[str, Family]] = {
     "tiny": tiny.FAMILY,
@@ -32,7 +32,7 @@ def adapter_for(recipe: Recipe, data: DataSet | None) -> Adapter:
     return MODELS[recipe.model.adapter].adapter(recipe, data)
 
 
-def evaluated_for(recipe: EvaluationRecipe) -> OfficialModel:
+def evaluated_for(recipe: EvaluationRecipe) -> Evaluated:
     """The model of an evaluation through this project's own code."""
     official = MODELS[recipe.model.adapter].official
     assert official is not None, f"{recipe.model.adapter} has a section for evaluations and no official model"

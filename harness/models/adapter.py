@@ -110,8 +110,8 @@ class Adapter(Protocol):
         ...
 
 
-class OfficialModel(Protocol):
-    """Published weights that are evaluated as they are: what of an adapter an evaluation needs."""
+class Evaluated(Protocol):
+    """What of an adapter an evaluation needs; all that a family has for weights that are evaluated as they are."""
 
     @property
     def name(self) -> str: ...
@@ -138,7 +138,7 @@ class Family:
 
     adapter: Callable[[Recipe, DataSet | None], Adapter]
     full_size: Callable[[], Published]
-    official: Callable[[EvaluationRecipe], OfficialModel] | None = None
+    official: Callable[[EvaluationRecipe], Evaluated] | None = None
 
 
 def scored_forward(model: nn.Module, batch: Batch, decision: Decision) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -29,26 +29,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from harness.data.loading.frames import FrameRule
-    from harness.data.processor import Processor
     from harness.data.sample import Batch
+    from harness.models.adapter import Evaluated
     from regate.types import Decision
-
-
-class Evaluated(Protocol):
-    """What of an adapter an evaluation needs."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def frame_rule(self) -> FrameRule: ...
-
-    def processor(self) -> Processor: ...
-
-    def load(self, directory: Path) -> nn.Module: ...
-
-    def forward(self, model: nn.Module, batch: Batch, decision: Decision) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from harness.config.evaluation import LmmsEvalModel
     from harness.evaluation.lmms.answer_cache import AnswerCollector
-    from harness.evaluation.lmms.scorer import Evaluated
+    from harness.models.adapter import Evaluated
 
 
 class Checkpoints:

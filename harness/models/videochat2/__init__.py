@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from harness.config.evaluation import EvaluationRecipe
     from harness.config.recipe import Recipe
     from harness.data.sources import DataSet
-    from harness.models.adapter import Adapter, OfficialModel
+    from harness.models.adapter import Adapter, Evaluated
     from harness.models.flops import Published
 
 
@@ -20,7 +20,7 @@ def _adapter(recipe: Recipe, data: DataSet | None) -> Adapter:
     return VideoChat2Adapter(recipe, data)
 
 
-def _official(recipe: EvaluationRecipe) -> OfficialModel:
+def _official(recipe: EvaluationRecipe) -> Evaluated:
     from harness.config.model import VideoChat2Checkpoint
     from harness.models.videochat2.official import OfficialVideoChat2
 
