@@ -48,7 +48,7 @@ _HEAD_STD: Final = 0.08
 
 
 def files_of(recipe: Recipe) -> ModelFiles:
-    """Where the parts of a recipe's toy model are; both arms of a pair share them."""
+    """Where the files of a recipe's toy model are; both arms of a pair share them."""
     model = _model(recipe)
     root = TOY.folder(recipe).root
     return ModelFiles(

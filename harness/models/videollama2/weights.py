@@ -30,7 +30,7 @@ _MARK: Final = "mm_projector."
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """Where the parts are, and how they are put together.
+    """Where the files are, and how they are put together.
 
     Attributes:
         language_model: folder of a Qwen2 or Mistral checkpoint with its tokenizer.
