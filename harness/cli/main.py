@@ -73,9 +73,9 @@ def run(recipes: Recipes) -> None:
 
     planner = Planner()
     loaded = recipes_to_run(recipes, planner)
-    from harness import pipeline as stages
+    from harness import pipeline
 
-    typer.echo(stages.run(loaded, Progress(), known_suites(recipes), planner=planner))
+    typer.echo(pipeline.run(loaded, Progress(), known_suites(recipes), planner=planner))
 
 
 @app.command()
@@ -128,10 +128,10 @@ def _stage(arguments: list[str], name: str | None = None) -> None:
 
     planner, progress = Planner(), Progress()
     recipes = recipes_to_run(arguments, planner)
-    from harness import pipeline as stages
+    from harness import pipeline
 
     for recipe in recipes:
-        run_dir = stages.run_stage(recipe, name, progress, planner)
+        run_dir = pipeline.run_stage(recipe, name, progress, planner)
         if run_dir is not None:
             typer.echo("\n".join(status_lines([run_status(run_dir)])))
 
