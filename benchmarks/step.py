@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 import regate
-from harness import pipeline
+from harness import pipeline as stages
 from harness.common.progress import Progress
 from harness.config.load import load_recipe
 from harness.data.loading.batches import windows
@@ -85,7 +85,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         recipe = load_recipe(arguments.recipe, [*arguments.overrides, f"paths.results={folder}"])
-        run = pipeline.prepare(recipe, Progress())
+        run = stages.prepare(recipe, Progress())
         loop = Loop(stages.train_job(run, stages.reference(run)))
         figures = measure(loop, arguments.rounds, arguments.warmup)
     print(
