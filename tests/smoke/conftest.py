@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import HUNG_S
+from tests.warm import warm_python
+
 RECIPES = Path(__file__).parents[2] / "recipes"
 PAIR = (RECIPES / "tiny_smoke_baseline.yaml", RECIPES / "tiny_smoke_regate.yaml")
 
@@ -26,15 +29,16 @@ class Ran:
         return found
 
 
-def harness(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "harness", *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=500, check=False)
+def harness(folder: Path, *arguments: str | Path, python: str | None = None) -> subprocess.CompletedProcess[str]:
+    """A command of the harness, by a warm python unless another one is given."""
+    command = [python or warm_python(), "-m", "harness", *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=HUNG_S, check=False)
 
 
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """Both arms of the smoke pair, from an empty folder to the table."""
     folder = tmp_path_factory.mktemp("smoke")
-    done = harness(folder, "run", *PAIR)
+    done = harness(folder, "run", *PAIR, python=sys.executable)
     assert done.returncode == 0, done.stderr[-4000:]
     return Ran(folder, done.stdout, done.stderr)

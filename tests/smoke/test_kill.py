@@ -7,65 +7,62 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from harness.records.ledger import read_steps
 from harness.records.record import strip_times
+from tests import halting
+from tests.warm import warm_python
 
 from .conftest import PAIR, Ran, harness
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 pytestmark = pytest.mark.slow
 NAME = "tiny_smoke_regate"
 
-
-def _ledger_steps(folder: Path) -> int:
-    ledgers = list((folder / "results" / "runs").glob(f"{NAME}-*/ledger.jsonl"))
-    return len(read_steps(ledgers[0])) if ledgers else 0
-
-
-STAGES: dict[str, Callable[[Path], bool]] = {
-    "data": lambda folder: any((folder / "workspace" / "data").glob("*tmp*")),
-    "weights": lambda folder: (
-        any((folder / "workspace" / "weights").glob("tiny-*/*tmp*"))
-        or any((folder / "workspace" / "weights").glob("tiny-*/tower"))
-    ),
-    "reference": lambda folder: any((folder / "workspace" / "stores").glob("reference-*/manifest.json")),
-    "train": lambda folder: _ledger_steps(folder) >= 33,
-    "train again": lambda folder: _ledger_steps(folder) >= 47,
-    "evaluate": lambda folder: any((folder / "results" / "runs").glob(f"{NAME}-*/eval/step-*/shapes.json")),
+STAGES = {
+    "data": halting.Moment("call", "harness.data.shapes.render:encode", count=300),
+    "weights": halting.Moment("call", "torch.optim.adamw:AdamW.step", count=10),
+    "reference": halting.Moment("call", "regate.reference:ReferenceWriter.write", count=3),
+    "train": halting.step(32),
+    "train again": halting.step(46),
+    "evaluate": halting.Moment("open", r"/eval/step-000060/shapes\.answers-0\.jsonl$"),
 }
+"""Half the clips are drawn; the tower has learned ten steps; some reference losses are there; training is between two
+checkpoints; the first of two checkpoints is evaluated."""
 
 
-def _kill_when(folder: Path, reached: Callable[[Path], bool]) -> None:
-    """Start the run in a process group of its own and kill the whole group as soon as the stage is reached."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "harness", "run", str(PAIR[1])],
-        cwd=folder,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 240
-    try:
-        while not reached(folder):
-            assert process.poll() is None, "the run ended before the stage was seen"
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+def left_by(stage: str, folder: Path) -> bool:
+    """Whether the kill left what belongs to the stage, half done."""
+    workspace, runs = folder / "workspace", folder / "results" / "runs"
+    match stage:
+        case "data":
+            return any((workspace / "data").glob(".shapes-*.tmp/clips/*/*.mp4"))
+        case "weights":
+            return any((workspace / "weights").glob("tiny-*/.tower*.tmp"))
+        case "reference":
+            return any((workspace / "stores").glob("reference-*/done.npy"))
+        case "train" | "train again":
+            (ledger,) = runs.glob(f"{NAME}-*/ledger.jsonl")
+            return len(read_steps(ledger)) == STAGES[stage].where["step"] + 1
+        case _:
+            results = sorted(path.parent.name for path in runs.glob(f"{NAME}-*/eval/step-*/shapes.json"))
+            return results == ["step-000030"]
 
 
 def test_killed_in_every_stage_it_ends_in_the_same_record(pair: Ran, tmp_path: Path) -> None:
-    for reached in STAGES.values():
-        _kill_when(tmp_path, reached)
+    command = ("-m", "harness", "run", PAIR[1])
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    for stage, moment in STAGES.items():
+        python = sys.executable if stage == "train" else warm_python()
+        with halting.halted(moment, *command, cwd=tmp_path, python=python, **quiet) as run:
+            os.killpg(run.process.pid, signal.SIGKILL)
+            run.process.wait()
+        assert left_by(stage, tmp_path), stage
     done = harness(tmp_path, "run", PAIR[1])
     assert done.returncode == 0, done.stderr[-4000:]
     killed = Ran(tmp_path, done.stdout, done.stderr).run_dir(NAME)
@@ -78,19 +75,14 @@ def test_killed_in_every_stage_it_ends_in_the_same_record(pair: Ran, tmp_path: P
 def test_terminated_while_training_it_keeps_a_checkpoint_and_says_so(pair: Ran) -> None:
     """SIGTERM, as a scheduler sends it: exit 75, and the same command goes on from that very step."""
     arguments = ["train", str(PAIR[0]), "name=preempted"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "harness", *arguments], cwd=pair.folder, stderr=subprocess.PIPE, text=True
-    )
-    while not list((pair.folder / "results" / "runs").glob("preempted-*/ledger.jsonl")) or not read_steps(
-        pair.run_dir("preempted") / "ledger.jsonl"
-    ):
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 75, stderr
-    assert "resumes" in stderr
+    stderr = {"stderr": subprocess.PIPE}
+    with halting.halted(halting.step(7), "-m", "harness", *arguments, cwd=pair.folder, **stderr) as train:
+        train.process.send_signal(signal.SIGTERM)
+        _, said = train.process.communicate()
+        assert train.process.returncode == 75, said
+    assert "resumes" in said
     done = len(read_steps(pair.run_dir("preempted") / "ledger.jsonl"))
+    assert done == 9, "the step that was under way, and one more in which all processes agree to stop"
     again = harness(pair.folder, *arguments)
     assert again.returncode == 0, again.stderr[-4000:]
     assert f"at step {done}" in again.stderr

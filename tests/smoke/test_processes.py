@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
@@ -14,35 +15,46 @@ import torch
 from safetensors.torch import load_file
 
 from harness.records.ledger import read_events, read_steps
+from tests import halting
+from tests.waiting import HUNG_S
+from tests.warm import warm_python
 
 from .conftest import PAIR, Ran, harness
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.halting import Halted
 
 pytestmark = pytest.mark.slow
 ALONE = "tiny_smoke_regate"
 TWO = ("train", str(PAIR[1]), "train.micro_batch=8", "devices.processes=2", "devices.threads=1")
 
 
-def start(pair: Ran, *overrides: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "harness", *TWO, *overrides]
-    return subprocess.Popen(command, cwd=pair.folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+@contextmanager
+def halted(pair: Ran, step: int, *overrides: str, python: str) -> Iterator[Halted]:
+    """The training in two processes, the first of which waits where a step has just been done."""
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+    command = ("-m", "harness", *TWO, *overrides)
+    with halting.halted(halting.step(step), *command, cwd=pair.folder, python=python, **pipes) as training:
+        yield training
 
 
-def workers_at(pair: Ran, name: str, parent: subprocess.Popen[str], steps: int) -> list[psutil.Process]:
-    """The training processes, by rank, once so many steps are done."""
-    deadline = time.monotonic() + 240
-    while True:
-        assert parent.poll() is None, parent.stderr.read() if parent.stderr else ""
-        assert time.monotonic() < deadline
-        folders = list((pair.folder / "results" / "runs").glob(f"{name}-*/ledger.jsonl"))
-        if folders and len(read_steps(folders[0])) >= steps:
-            break
-        time.sleep(0.01)
-    found = [child for child in psutil.Process(parent.pid).children() if "harness.training.worker" in child.cmdline()]
-    return sorted(found, key=lambda child: int(child.cmdline()[-1]))
+def workers_of(pair: Ran, name: str) -> list[psutil.Process]:
+    """The training processes of a run, by rank."""
+    folder = str(pair.run_dir(name).relative_to(pair.folder))
+    found = {}
+    for process in psutil.process_iter(["cmdline", "cwd", "ppid"]):
+        line = process.info["cmdline"] or []
+        if process.info["cwd"] == str(pair.folder) and line[-3:-1] == ["harness.training.worker", folder]:
+            found[process.pid] = process
+    # What loads data for a worker is forked from it, and has its command line too.
+    workers = [process for process in found.values() if process.info["ppid"] not in found]
+    return sorted(workers, key=lambda process: int(process.info["cmdline"][-1]))
 
 
 def gone(processes: list[psutil.Process]) -> bool:
-    _, alive = psutil.wait_procs(processes, timeout=20)
+    _, alive = psutil.wait_procs(processes, timeout=HUNG_S)
     return all(process.status() == psutil.STATUS_ZOMBIE for process in alive)
 
 
@@ -82,29 +94,29 @@ def test_two_processes_are_one_run(pair: Ran) -> None:
 def test_a_sharded_run_ended_in_every_way_is_still_the_same_run(pair: Ran) -> None:
     full = ("name=parts", "devices.sharding=full")
     # A process dies: the run ends with one message, and takes the other processes with it.
-    parent = start(pair, *full)
-    workers = workers_at(pair, "parts", parent, 22)
-    workers[1].kill()
-    _, stderr = parent.communicate(timeout=60)
-    assert parent.returncode == 1, stderr
-    assert "training process 1 ended early (killed by SIGKILL)" in stderr
-    assert "Traceback" not in stderr
-    assert gone(workers)
+    with halted(pair, 21, *full, python=sys.executable) as training:
+        workers = workers_of(pair, "parts")
+        workers[1].kill()
+        _, stderr = training.process.communicate()
+        assert training.process.returncode == 1, stderr
+        assert "training process 1 ended early (killed by SIGKILL)" in stderr
+        assert "Traceback" not in stderr
+        assert gone(workers)
     # The command itself dies: nothing goes on without it.
-    parent = start(pair, *full)
-    workers = workers_at(pair, "parts", parent, 25)
-    parent.kill()
-    parent.communicate(timeout=60)
-    assert gone(workers)
+    with halted(pair, 24, *full, python=warm_python()) as training:
+        workers = workers_of(pair, "parts")
+        training.process.kill()
+        assert gone(workers)
     # A scheduler's notice: one checkpoint after the same step of all, and the code that says so.
-    parent = start(pair, *full)
-    workers = workers_at(pair, "parts", parent, 30)
-    parent.send_signal(signal.SIGTERM)
-    _, stderr = parent.communicate(timeout=60)
-    assert parent.returncode == 75, stderr
-    assert gone(workers)
+    with halted(pair, 29, *full, python=warm_python()) as training:
+        workers = workers_of(pair, "parts")
+        training.process.send_signal(signal.SIGTERM)
+        _, stderr = training.process.communicate()
+        assert training.process.returncode == 75, stderr
+        assert gone(workers)
     folder = pair.run_dir("parts")
     kept = len(read_steps(folder / "ledger.jsonl"))
+    assert kept == 31
     assert f"stopped after step {kept} of 60" in stderr
     assert [path.name for path in (folder / "checkpoints").glob("resume-*")] == [f"resume-{kept:06d}"]
     # What only one process can see is told once, with its own code.
