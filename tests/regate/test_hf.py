@@ -18,7 +18,8 @@ import regate
 from regate import ConfigError, DenseGate, GateConfig, LayoutError
 from regate.hf import KEY, GatedTrainer, make_gate, with_sample_ids
 from regate.wrapping import unwrap
-from tests.regate import tiny, workers
+from tests import forked
+from tests.regate import tiny
 from tests.waiting import refused_port
 
 SPARSE = GateConfig(warmup_steps=1, cycle_steps=3, dense_steps=1, ema_decay=0.5)
@@ -243,7 +244,7 @@ def test_two_processes_train_as_one(tmp_path):
     for world in (1, 2):
         held, port = refused_port()
         held.close()
-        assert workers.run(two_processes, world, str(tmp_path), port) == [0] * world
+        assert forked.run(two_processes, world, str(tmp_path), port) == [0] * world
     one, two = (torch.load(tmp_path / f"weights-{world}.pt") for world in (1, 2))
     for name in one:
         assert (one[name] - two[name]).norm() <= 1e-6 * one[name].norm(), name

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import regate
+from tests import forked
 from tests.regate import workers
 
 
@@ -31,7 +32,7 @@ def alone(tmp_path_factory):
     """The run that one process made without being disturbed."""
     folder = tmp_path_factory.mktemp("alone")
     workers.make_reference(folder)
-    assert workers.run(workers.train, 1, str(folder), None) == [0]
+    assert forked.run(workers.train, 1, str(folder), None) == [0]
     return folder
 
 
@@ -49,7 +50,7 @@ def assert_same_run(folder, other):
 @pytest.mark.slow
 def test_two_processes_train_as_one(alone, tmp_path):
     workers.make_reference(tmp_path)
-    assert workers.run(workers.train, 2, str(tmp_path), None) == [0, 0]
+    assert forked.run(workers.train, 2, str(tmp_path), None) == [0, 0]
     assert_same_run(tmp_path, alone)
 
 
@@ -57,9 +58,9 @@ def test_two_processes_train_as_one(alone, tmp_path):
 @pytest.mark.parametrize(("killed", "resumed"), [((1, 4), 1), ((0, 7), 3)])
 def test_killed_training_resumes_with_other_processes(alone, tmp_path, killed, resumed):
     workers.make_reference(tmp_path)
-    codes = workers.run(workers.train, 2, str(tmp_path), killed)
+    codes = forked.run(workers.train, 2, str(tmp_path), killed)
     assert codes[killed[0]] == -signal.SIGKILL
-    assert workers.run(workers.train, resumed, str(tmp_path), None) == [0] * resumed
+    assert forked.run(workers.train, resumed, str(tmp_path), None) == [0] * resumed
     assert_same_run(tmp_path, alone)
 
 
@@ -67,7 +68,7 @@ def test_killed_training_resumes_with_other_processes(alone, tmp_path, killed, r
 def test_gradient_with_uneven_targets_and_one_process_with_none(tmp_path):
     workers.make_reference(tmp_path)
     for world in (1, 2):
-        assert workers.run(workers.gradient, world, str(tmp_path)) == [0] * world
+        assert forked.run(workers.gradient, world, str(tmp_path)) == [0] * world
     one, two = (torch.load(tmp_path / f"gradient-{world}.pt") for world in (1, 2))
     assert one["total"] == two["total"] > 0
     assert abs(one["loss"] - two["loss"]) <= 1e-6 * one["loss"]
@@ -79,7 +80,7 @@ def test_gradient_with_uneven_targets_and_one_process_with_none(tmp_path):
 def test_sharded_parameters(tmp_path):
     workers.make_reference(tmp_path)
     for world in (1, 2):
-        assert workers.run(workers.sharded, world, str(tmp_path)) == [0] * world
+        assert forked.run(workers.sharded, world, str(tmp_path)) == [0] * world
     one, two = (torch.load(tmp_path / f"sharded-{world}.pt") for world in (1, 2))
     for name, grad in one.items():
         assert grad.norm() > 0
@@ -88,7 +89,7 @@ def test_sharded_parameters(tmp_path):
 
 @pytest.mark.slow
 def test_killed_scoring_resumes_with_more_processes(tmp_path):
-    victims = [workers.context().Process(target=workers.score, args=(rank, 2, str(tmp_path), 2)) for rank in (0, 1)]
+    victims = [forked.context().Process(target=workers.score, args=(rank, 2, str(tmp_path), 2)) for rank in (0, 1)]
     for victim in victims:
         victim.start()
     for victim in victims:
@@ -101,7 +102,7 @@ def test_killed_scoring_resumes_with_more_processes(tmp_path):
         regate.ReferenceStore.open(tmp_path / "reference")
     before = np.load(tmp_path / "reference" / "losses.npy")
 
-    assert workers.run(workers.score, 3, str(tmp_path), None) == [0, 0, 0]
+    assert forked.run(workers.score, 3, str(tmp_path), None) == [0, 0, 0]
     rows = [workers.data_of(sample) for sample in range(workers.SAMPLES)]
     keys = [regate.store_keys(one.layout) for one in rows]
     store = regate.ReferenceWriter.create(
@@ -116,5 +117,5 @@ def test_killed_scoring_resumes_with_more_processes(tmp_path):
     assert 0 < kept.sum() < kept.size
     np.testing.assert_array_equal(before[kept], store.values[kept])
     undisturbed = tmp_path / "undisturbed"
-    assert workers.run(workers.score, 1, str(undisturbed), None) == [0]
+    assert forked.run(workers.score, 1, str(undisturbed), None) == [0]
     np.testing.assert_array_equal(np.load(undisturbed / "reference" / "losses.npy"), store.values)

@@ -6,12 +6,9 @@ Legend: B rows, S expanded length.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
-import time
 from dataclasses import replace
-from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
@@ -21,35 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 import regate
 from regate.teacher import write_losses
 from tests.regate import tiny
-from tests.waiting import HUNG_S
 
 CONFIG = regate.GateConfig(warmup_steps=0, cycle_steps=2, dense_steps=1, ema_decay=0.5)
 SAMPLES, GLOBAL_BATCH, STEPS_AN_EPOCH, STEPS = 12, 4, 3, 9
 CHECKPOINT_EVERY = 2
-
-
-def context():
-    """Children are forked from a server that has imported everything and started no thread."""
-    chosen = multiprocessing.get_context("forkserver")
-    chosen.set_forkserver_preload(["tests.regate.workers", "transformers.models.qwen2.modeling_qwen2"])
-    return chosen
-
-
-def run(target, world, *args):
-    """Run `target(rank, world, *args)` in `world` processes; their exit codes. When one fails, the others are ended:
-    they would wait for it."""
-    started = [context().Process(target=target, args=(rank, world, *args)) for rank in range(world)]
-    for child in started:
-        child.start()
-    gives_up = time.monotonic() + HUNG_S
-    while any(child.is_alive() for child in started):
-        wait([child.sentinel for child in started if child.is_alive()], timeout=HUNG_S)
-        if any(child.exitcode not in (None, 0) for child in started) or time.monotonic() > gives_up:
-            break
-    for child in started:
-        child.kill()
-        child.join()
-    return [child.exitcode for child in started]
 
 
 def join(rank, world, meeting):

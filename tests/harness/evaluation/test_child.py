@@ -1,7 +1,7 @@
 """The whole evaluation through the real lmms-eval, offline, with models whose answers are known.
 
-A child takes five to ten seconds to start, so the tests share a folder and start few: each works on what the ones
-before it left, as a user's repeated command does.
+The tests share a folder: each works on what the ones before it left, as a user's repeated command does. The first
+child is started by the interpreter itself, which takes five to ten seconds; the others by a warm python.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from harness.evaluation.evaluate import Job, checkpoint_digest, evaluate_checkpo
 from harness.evaluation.multiple_choice import prompt
 from tests.harness.worlds import known_models as known
 from tests.harness.worlds.evaluation import COLOUR_OPTIONS, KNOWN, make_data, make_recipe
+from tests.warm import warm_python
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-CHILD = (sys.executable, "-m", "tests.harness.worlds.known_models")
+CHILD = ("-m", "tests.harness.worlds.known_models")
 WORDS = {
     "<|assistant|>": {"it": 0.4, "b": 0.5},
     "it": {"is": 0.8},
@@ -72,6 +73,7 @@ class World:
         lines: Lines | None = None,
         processes: int = 1,
         place: str = "run",
+        python: str | None = None,
     ) -> list[dict[str, Any]]:
         jobs = [Job(step, step / 10, self.checkpoint(step)) for step in steps]
         recipe = make_recipe(*benchmarks)
@@ -83,7 +85,7 @@ class World:
             data=self.data,
             progress=lines or Lines(),
             benchmarks=KNOWN,
-            child=CHILD,
+            child=(python or warm_python(), *CHILD),
         )
 
     def result(self, step: int, name: str) -> Path:
@@ -137,7 +139,7 @@ def by_plain_forward(question: Question) -> list[float]:
 
 def test_scores_are_those_worked_out_by_hand(world: World) -> None:
     lines = Lines()
-    untrained, trained = world.run("known", lines=lines)
+    untrained, trained = world.run("known", lines=lines, python=sys.executable)
     assert (untrained["step"], untrained["fraction"], trained["step"]) == (0, 0.0, 5)
     for result, losses_of in ((untrained, by_plain_forward), (trained, by_hand)):
         items = world.items(result["step"], "known")

@@ -27,6 +27,7 @@ from harness.records.record import read_record
 from tests.harness.worlds.known_models import KnownAdapter
 from tests.harness.worlds.paper_data import make_cases, picture
 from tests.harness.worlds.videollama2 import FIXTURE
+from tests.warm import warm_python
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from harness.data.loading.frames import FrameRule
     from tests.harness.worlds.paper_data import Case
 
-CHILD = (sys.executable, "-m", "tests.harness.worlds.offline_child")
+CHILD = ("-m", "tests.harness.worlds.offline_child")
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +61,10 @@ def tower() -> str:
     return f"{FIXTURE.name}/{json.loads((FIXTURE / 'config.json').read_text())['mm_vision_tower']}"
 
 
-def run(recipe: EvaluationRecipe, cases: dict[str, Case]) -> dict[str, Any]:
+def run(recipe: EvaluationRecipe, cases: dict[str, Case], python: str | None = None) -> dict[str, Any]:
+    child = (python or warm_python(), *CHILD)
     known = {name: case.benchmark for name, case in cases.items()}
-    path = evaluate_standalone(recipe, Progress(quiet=True), benchmarks=known, child=CHILD)
+    path = evaluate_standalone(recipe, Progress(quiet=True), benchmarks=known, child=child)
     return read_record(path)
 
 
@@ -71,7 +73,7 @@ def test_a_whole_checkpoint_is_evaluated_as_it_is(folder: Path, cases: dict[str,
     """Pictures and videos as the official tasks give them reach the model; the answers are its own."""
     names = ["scienceqa", "mme_cognition", "mvbench"]
     recipe = document(folder, benchmarks=names, limit=2, batch=3)
-    record = run(recipe, cases)
+    record = run(recipe, cases, python=sys.executable)
     assert (record["status"], record["totals"], record["plan"]) == ("evaluated", None, None)
     assert record["provenance"]["weights"] == checkpoint_digest(FIXTURE)
     assert [evaluation["benchmark"] for evaluation in record["evaluations"]] == sorted(names)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 import regate
 from harness.common.errors import RecipeError
@@ -18,6 +17,7 @@ from harness.data.sources import open_data
 from harness.models import adapter_for
 from harness.training.loop import Loop, TrainJob
 from harness.training.processes import check_split
+from tests import forked
 from tests.harness.worlds.videollama2 import user_supplied, write_world
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def reports(loop: Loop, window: list[Batch], steps: range) -> list[tuple[float, 
     return found
 
 
-def worker(rank: int, folder: Path) -> None:
+def worker(rank: int, world: int, folder: Path) -> None:
     """Three steps, a checkpoint, two more; then the last two again from the checkpoint."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     torch.set_num_threads(1)
@@ -84,7 +84,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_world(tmp_path_factory.mktemp("sharded"))
     recipe = recipe_of(folder)
     adapter_for(recipe, open_data(recipe.data, recipe.paths, recipe.seed)).prepare(Progress(quiet=True))
-    mp.spawn(worker, args=(folder,), nprocs=2)
+    assert forked.run(worker, 2, folder) == [0, 0]
     return folder
 
 

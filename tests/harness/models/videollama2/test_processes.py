@@ -8,24 +8,24 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 import regate
 from harness.common.progress import Progress
 from harness.data.sources import open_data
 from harness.models import adapter_for
+from tests import forked
 from tests.harness.worlds.videollama2 import user_supplied, write_world
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def worker(rank: int, folder: Path) -> None:
+def worker(rank: int, world: int, folder: Path) -> None:
     """The gradient of the mean over two rows, one a process: saved, for the test to compare."""
     from harness.data.loading.batches import load
 
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=world)
     recipe = user_supplied(folder)
     data = open_data(recipe.data, recipe.paths, recipe.seed)
     adapter = adapter_for(recipe, data)
@@ -57,7 +57,7 @@ def test_text_alone_in_one_process(tmp_path: Path) -> None:
     data = open_data(recipe.data, recipe.paths, recipe.seed)
     adapter = adapter_for(recipe, data)
     adapter.prepare(Progress(quiet=True))
-    mp.spawn(worker, args=(tmp_path,), nprocs=2)
+    assert forked.run(worker, 2, tmp_path) == [0, 0]
     one, other = (torch.load(tmp_path / f"grads-{rank}.pt", weights_only=True) for rank in (0, 1))
     model = adapter.student().train()
     for sample in chosen(data):
