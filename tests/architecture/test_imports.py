@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import graphlib
-import resource
 import subprocess
 import sys
 
@@ -57,23 +56,20 @@ def test_what_is_read_without_torch() -> None:
 
 
 def test_help_answers_at_once_and_without_torch() -> None:
+    """What makes it slow is what it imports, so that is counted: time would say what else the machine does."""
     script = (
-        "import sys; sys.argv = ['harness', '--help']\n"
+        "import sys; before = set(sys.modules); sys.argv = ['harness', '--help']\n"
         "import harness.cli.main\n"
         "try: harness.cli.main.main()\n"
-        "except SystemExit: print([name for name in sys.modules if name in "
-        f"{(*HEAVY, 'pydantic', 'yaml', 'numpy')!r}], file=sys.stderr)"
+        "except SystemExit: print(*(set(sys.modules) - before), file=sys.stderr)"
     )
-    times = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        # Computing time: the machine may have other things to do.
-        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        assert done.stderr.strip() == "[]"
-        assert "harness run" in done.stdout or "Commands" in done.stdout
-    assert min(times) < 0.4
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "Commands" in done.stdout
+    imported = done.stderr.split()
+    assert not {name.split(".")[0] for name in imported} & {*HEAVY, "pydantic", "yaml", "numpy"}
+    rooms = {".".join(name.split(".")[:2]) for name in imported if name.startswith("harness.")}
+    assert rooms == {"harness.cli", "harness.common"}
+    assert len(imported) < 200
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -42,6 +43,32 @@ def test_values_stand_at_their_targets(tmp_path):
         regate.layout_from_labels(data.layout.labels_BS[flipped], data.mask_BS[flipped]),
     )
     assert torch.equal(again_BS[flipped].nan_to_num(), losses_BS.nan_to_num())
+
+
+class Counted(np.ndarray):
+    """An array that counts the values which are taken out of it."""
+
+    taken = 0
+
+    def __getitem__(self, index):
+        value = super().__getitem__(index)
+        Counted.taken += np.size(value)
+        return value
+
+
+def test_reading_a_batch_takes_its_values_and_no_others(tmp_path):
+    """However large the store is: it is mapped, and what is not asked for stays on the disk."""
+    batches = [tiny.rows(seed=seed) for seed in range(8)]
+    for seed, batch in enumerate(batches):
+        batch.sample_ids_B += 100 * seed
+    store = tiny.reference_store(tmp_path / "r", batches)
+    assert isinstance(store.values, np.memmap)
+    counted = replace(store, values=store.values.view(Counted), checksums_M=store.checksums_M.view(Counted))
+    chosen = batches[3]
+    losses_BS = counted.losses(chosen.sample_ids_B, chosen.layout)
+    assert torch.equal(losses_BS.nan_to_num(), store.losses(chosen.sample_ids_B, chosen.layout).nan_to_num())
+    assert Counted.taken == int(chosen.layout.target_BS.sum()) + len(chosen.sample_ids_B)
+    assert Counted.taken < store.num_targets_total / 4
 
 
 def test_canonical_order_survives_shuffled_turns(tmp_path):
