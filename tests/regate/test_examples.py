@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 from tests.waiting import HUNG_S
+from tests.warm import warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 
 
-def run(name, *arguments, folder=EXAMPLES):
-    command = [sys.executable, str(folder / name), *map(str, arguments)]
+def run(name, *arguments, folder=EXAMPLES, python=None):
+    command = [python or warm_python(), str(folder / name), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=HUNG_S, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.strip().splitlines()[-1]
@@ -26,7 +27,7 @@ def run(name, *arguments, folder=EXAMPLES):
 
 @pytest.mark.slow
 def test_trainer_example(tmp_path):
-    last = run("trainer.py", "--output", tmp_path / "run")
+    last = run("trainer.py", "--output", tmp_path / "run", python=sys.executable)
     assert 0.0 < float(last.removeprefix("final loss ")) < 3.4  # ln 32 is 3.47: it learned something
     checkpoint = tmp_path / "run" / "checkpoint-20"
     assert json.loads((checkpoint / "regate.rank0.json").read_text())["difficulty"]["epoch"] == 2
@@ -34,7 +35,7 @@ def test_trainer_example(tmp_path):
 
 @pytest.mark.slow
 def test_accelerate_example(tmp_path):
-    last = run("accelerate_loop.py", "--output", tmp_path / "run").split()
+    last = run("accelerate_loop.py", "--output", tmp_path / "run", python=sys.executable).split()
     assert last[:2] == ["24", "steps,"]
     scored, targets = int(last[2]), int(last[4])
     # 13 of the 24 steps are sparse; floor() of a handful of targets takes a little more than half of them.

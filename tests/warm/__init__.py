@@ -2,8 +2,9 @@
 
 Importing torch, transformers and lmms-eval takes a process about eight seconds of computing, and the slow tests start
 nearly a hundred processes. `warm_python()` starts one server that imports them once, and is a program that takes
-`-m MODULE ...` as python does. Each such command is a process of its own, forked from the server: with the caller's
-files, folder, environment and signals, and with its exit code. What it starts by `sys.executable` is warm too.
+`-m MODULE ...` or a script as python does. Each such command is a process of its own, forked from the server: with
+the caller's files, folder, environment and signals, and with its exit code. What it starts by `sys.executable` is
+warm too.
 
 The first run of everything, and the commands that a test kills, are left to the interpreter itself.
 """

@@ -1,5 +1,5 @@
-"""The front of a warm process: `launcher.py SOCKET -m MODULE ...` has the server fork it, hands its own files over,
-passes signals on and ends as it ends. Anything else than `-m` is for the interpreter."""
+"""The front of a warm process: `launcher.py SOCKET -m MODULE ...`, or a script in its place, has the server fork it,
+hands its own files over, passes signals on and ends as it ends. Any other option is for the interpreter."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def open_files() -> list[int]:
 
 def main() -> None:
     address, *argv = sys.argv[1:]
-    if argv[:1] != ["-m"]:
+    if not argv or (argv[0].startswith("-") and argv[0] != "-m"):
         os.execv(sys.executable, [sys.executable, *argv])
     signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
     files = open_files()
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection.connect(address)
-    request = {"argv": argv[1:], "cwd": os.getcwd(), "env": dict(os.environ), "files": files}  # noqa: PTH109
+    request = {"argv": argv, "cwd": os.getcwd(), "env": dict(os.environ), "files": files}  # noqa: PTH109
     socket.send_fds(connection, [json.dumps(request).encode()], files)
     pid = int(connection.recv(64))
     for number in FORWARDED:

@@ -57,7 +57,9 @@ def become(request: dict[str, Any], files: list[int], program: str) -> int:
     moved = any(os.environ.get(name) != request["env"].get(name) for name in homes)
     os.environ.clear()
     os.environ.update(request["env"])
-    sys.path[:0] = [request["cwd"], *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    *option, program_name = request["argv"][: 1 + (request["argv"][0] == "-m")]
+    first = request["cwd"] if option else str(Path(program_name).resolve().parent)
+    sys.path[:0] = [first, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     sys.executable = program
     random.seed()
     sys.modules["numpy"].random.seed()
@@ -69,17 +71,19 @@ def become(request: dict[str, Any], files: list[int], program: str) -> int:
         sys.path.insert(0, str(halting))
         sys.modules.pop("sitecustomize", None)
         importlib.import_module("sitecustomize")
-    module, *arguments = request["argv"]
-    sys.argv = [module, *arguments]
+    sys.argv = request["argv"][len(option) :]
     warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)
-    return ended(module)
+    return ended(program_name, is_module=bool(option))
 
 
-def ended(module: str) -> int:
-    """Run the module as the interpreter does, to its very end."""
+def ended(name: str, *, is_module: bool) -> int:
+    """Run a module or a script as the interpreter does, to its very end."""
     code = 0
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if is_module:
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(name, run_name="__main__")
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
         if isinstance(end.code, str):
