@@ -21,6 +21,7 @@ import threading
 import traceback
 import warnings
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 IMPORTED = (
@@ -83,7 +84,7 @@ def ended(name: str, *, is_module: bool) -> int:
         if is_module:
             runpy.run_module(name, run_name="__main__", alter_sys=True)
         else:
-            runpy.run_path(name, run_name="__main__")
+            run_script(name)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
         if isinstance(end.code, str):
@@ -96,6 +97,13 @@ def ended(name: str, *, is_module: bool) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     return code
+
+
+def run_script(name: str) -> None:
+    main = ModuleType("__main__")
+    main.__file__ = os.path.abspath(name)  # noqa: PTH100 - as the interpreter does, without following links
+    sys.modules["__main__"] = main
+    exec(compile(Path(name).read_bytes(), main.__file__, "exec"), main.__dict__)
 
 
 class Server:
