@@ -42,3 +42,17 @@ def parity_root(pytestconfig: pytest.Config) -> Path:
 @pytest.fixture(scope="session")
 def videochat2_root(pytestconfig: pytest.Config) -> Path:
     return _root(pytestconfig, "videochat2", "fixture.json")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What `pytest -n 2 --dist loadgroup` may do side by side: files, which share what is made for a module, but all
+    tests that look at the smoke pair are one group, and the first, for it takes longest."""
+    items.sort(key=lambda item: not _sees_the_pair(item))
+    for item in items:
+        group = "pair" if _sees_the_pair(item) else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def _sees_the_pair(item: pytest.Item) -> bool:
+    return "pair" in getattr(item, "fixturenames", ()) and "/smoke/" in item.nodeid
