@@ -19,8 +19,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.models import MODELS
+from harness.models.decoder_flops import forward_flops
 from harness.models.flops import convolution_backward
-from harness.training.flops import forward_flops
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,8 +4,8 @@
 
 Prepares the recipe as a run does, then alternates on each window of the loader: a dense step, a sparse step, the
 other way round in every second round, so that drift and order fall on both alike. The figure is the median of the
-per-round ratios. The bound is the ratio of the FLOPs of the same two steps (`harness.training.flops`): what a step
-would take if it were arithmetic alone. "gain retained" is (1 - measured) / (1 - ideal).
+per-round ratios. The bound is the ratio of the FLOPs of the same two steps (`harness.models.decoder_flops`): what a
+step would take if it were arithmetic alone. "gain retained" is (1 - measured) / (1 - ideal).
 """
 
 from __future__ import annotations

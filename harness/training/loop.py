@@ -24,9 +24,9 @@ from harness.common.signals import stop_requests
 from harness.data.loading.batches import windows
 from harness.data.sampler import Sampler
 from harness.models import device
+from harness.models.decoder_flops import step_flops
 from harness.records.ledger import Clocks, Ledger, finished_step
 from harness.training import checkpoint
-from harness.training.flops import step_flops
 from harness.training.optimizer import lr_at, set_lr
 from harness.training.parallel import wrap_model
 

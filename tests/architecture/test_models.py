@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-OF_ALL = {"__init__", "adapter", "config", "flops", "model", "processor"}
+OF_ALL = {"__init__", "adapter", "config", "flops", "model", "processor", "sizes"}
 OF_PUBLISHED = {"hf_processor", "image_processing", "official", "toy", "weights"}
 """Of a family whose weights the user gives."""
 FOLDERS = sorted(path for path in (ROOT / "harness" / "models").iterdir() if (path / "__init__.py").is_file())

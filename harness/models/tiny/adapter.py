@@ -10,9 +10,9 @@ from harness.common.errors import EnvironmentProblem, RecipeError
 from harness.models.adapter import scored_forward
 from harness.models.flops import decoder_shape
 from harness.models.tiny.config import TinyVLMConfig
-from harness.models.tiny.flops import vision_flops
 from harness.models.tiny.model import TinyVLMForConditionalGeneration, tower_parameters
 from harness.models.tiny.processor import TinyProcessor
+from harness.models.tiny.sizes import vision_flops
 from harness.models.tiny.stages import make_stages, quiet_transformers, stages_of
 
 if TYPE_CHECKING:

@@ -10,9 +10,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-FRAMES_A_TOKEN = 2
-CELLS_A_TOKEN = 2
-"""A visual token is CELLS_A_TOKEN x CELLS_A_TOKEN cells of FRAMES_A_TOKEN neighbouring frames."""
+from harness.models.tiny.sizes import CELLS_A_TOKEN, CHANNELS, FRAMES_A_TOKEN, KERNELS, visual_tokens
 
 
 class TinyTowerConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -20,8 +18,8 @@ class TinyTowerConfig(PreTrainedConfig):  # type: ignore[misc]
 
     model_type = "regate_tiny_tower"
 
-    channels: list[int] | tuple[int, ...] = (16, 32, 64, 64)
-    kernels: list[int] | tuple[int, ...] = (5, 3, 3, 3)
+    channels: list[int] | tuple[int, ...] = CHANNELS
+    kernels: list[int] | tuple[int, ...] = KERNELS
     image_size: int = 64
 
     @property
@@ -49,11 +47,6 @@ class TinyVLMConfig(PreTrainedConfig):  # type: ignore[misc]
     def visual_tokens(self) -> int:
         """P, of one clip."""
         return visual_tokens(self.frames, self.vision_config.grid)  # type: ignore[union-attr]
-
-
-def visual_tokens(frames: int, grid: int) -> int:
-    """P: merged frame pairs times merged 2 x 2 cells."""
-    return (frames // FRAMES_A_TOKEN) * (grid // CELLS_A_TOKEN) ** 2
 
 
 def check_sizes(config: TinyVLMConfig) -> None:

@@ -1,7 +1,4 @@
-"""Floating-point operations of the tiny model's vision side, from its shapes (a multiply-add counts two).
-
-Norms and activations are left out, as in the usual counts.
-"""
+"""The tiny model as a recipe that says nothing else has it, for counting its work against the formulas of `sizes`."""
 
 from __future__ import annotations
 
@@ -10,38 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from harness.models.flops import FullSize, Published, VisionPart, decoder_shape
-from harness.models.tiny.config import CELLS_A_TOKEN, FRAMES_A_TOKEN
-from harness.models.tiny.model import PROJECTOR_WIDTH
+from harness.models.tiny.sizes import PROMPT, TARGETS, projector_flops, tower_flops
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from harness.models.tiny.config import TinyVLMConfig
-
-
-def tower_flops(config: TinyVLMConfig) -> float:
-    """Forward pass of the tower for one clip; it is frozen."""
-    vision: Any = config.vision_config
-    side, before, frame = vision.image_size, 3, 0
-    for channels, kernel in zip(vision.channels, vision.kernels, strict=True):
-        side //= 2
-        frame += 2 * kernel**2 * before * channels * side**2
-        before = channels
-    return float(config.frames * frame)
-
-
-def projector_flops(config: TinyVLMConfig) -> tuple[float, float]:
-    """Forward pass of the projector's two layers for one clip."""
-    vision: Any = config.vision_config
-    width = vision.channels[-1] * CELLS_A_TOKEN**2 * FRAMES_A_TOKEN
-    hidden = config.text_config.hidden_size  # type: ignore[union-attr]
-    inner = PROJECTOR_WIDTH * hidden
-    return 2.0 * config.visual_tokens * width * inner, 2.0 * config.visual_tokens * inner * hidden
-
-
-def vision_flops(config: TinyVLMConfig) -> float:
-    """Forward pass of tower and projector for one clip."""
-    return tower_flops(config) + sum(projector_flops(config))
 
 
 def full_size(frames: int, layers: int | None = None) -> FullSize:
@@ -86,5 +55,4 @@ def full_size(frames: int, layers: int | None = None) -> FullSize:
     )
 
 
-PUBLISHED: Final = Published(full_size, frames=(8,), prompt=20, targets=60)
-"""Round numbers, not measured ones: conversations about the shapes differ."""
+PUBLISHED: Final = Published(full_size, frames=(8,), prompt=PROMPT, targets=TARGETS)

@@ -19,10 +19,9 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 
 from harness.models.multimodal import MultimodalDecoder, MultimodalLM, MultimodalPreTrained
-from harness.models.tiny.config import CELLS_A_TOKEN, FRAMES_A_TOKEN, TinyTowerConfig, TinyVLMConfig, check_sizes
+from harness.models.tiny.config import TinyTowerConfig, TinyVLMConfig, check_sizes
+from harness.models.tiny.sizes import CELLS_A_TOKEN, FRAMES_A_TOKEN, PROJECTOR_WIDTH
 
-PROJECTOR_WIDTH = 2
-"""Inner width of the projector, as a multiple of the decoder's hidden size."""
 NORM_GROUP = 8
 """Channels of a GroupNorm group."""
 

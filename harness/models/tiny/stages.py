@@ -25,9 +25,10 @@ from harness.data.shapes.scene import COLOURS, MOTIONS, SHAPES
 from harness.data.shapes.text import CONTACT, NUMBERS
 from harness.models.artifacts import artifacts_of
 from harness.models.tiny import pretraining as training
-from harness.models.tiny.config import TinyTowerConfig, TinyVLMConfig, visual_tokens
+from harness.models.tiny.config import TinyTowerConfig, TinyVLMConfig
 from harness.models.tiny.model import TinyTower, TinyVLMForConditionalGeneration, tower_parameters
 from harness.models.tiny.processor import TinyProcessor, train_tokenizer
+from harness.models.tiny.sizes import INTERMEDIATE, visual_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
 
 SCHEMA: Final = 1
 STAGES: Final = ("tower", "backbone", "aligned")
-INTERMEDIATE: Final = 2
-"""Width of the decoder's perceptron, as a multiple of its hidden size."""
 TAG_WORDS: Final = (*COLOURS, *SHAPES, *MOTIONS, *NUMBERS, *CONTACT.values(), "turns", "later", "gone", ",")
 """What tag lists are written in; part of the vocabulary whether or not the conversations use them all."""
 DISTRACTORS: Final = 8

@@ -14,10 +14,10 @@ from harness.models.device import compute_dtype
 from harness.models.flops import decoder_shape
 from harness.models.pretrained import PretrainedAdapter, first_few
 from harness.models.videochat2 import toy
-from harness.models.videochat2.flops import adapter_parameters, vision_flops
 from harness.models.videochat2.image_processing import Pixels
 from harness.models.videochat2.model import CHECKPOINT, VideoChat2ForConditionalGeneration
 from harness.models.videochat2.processor import VideoChat2Conversations
+from harness.models.videochat2.sizes import adapter_parameters, vision_flops
 from harness.models.videochat2.weights import (
     Lora,
     ModelFiles,

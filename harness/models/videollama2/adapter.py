@@ -12,10 +12,10 @@ from harness.config.model import TinyVideoLLaMA2Model, VideoLLaMA2Model
 from harness.models.flops import decoder_shape
 from harness.models.pretrained import PretrainedAdapter
 from harness.models.videollama2 import toy
-from harness.models.videollama2.flops import vision_flops
 from harness.models.videollama2.image_processing import read_pixels
 from harness.models.videollama2.model import VideoLLaMA2ForConditionalGeneration
 from harness.models.videollama2.processor import VideoLLaMA2Conversations
+from harness.models.videollama2.sizes import vision_flops
 from harness.models.videollama2.weights import ModelFiles, assemble, config_of
 
 if TYPE_CHECKING:

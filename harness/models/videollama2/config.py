@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from harness.common.errors import EnvironmentProblem
-from harness.models.videollama2.connector import CONNECTORS, visual_tokens
+from harness.models.videollama2.sizes import CONNECTORS, TOWERS, visual_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,32 +20,6 @@ LANGUAGE_MODELS: Final = {"qwen2": "Qwen2", "mistral": "Mistral"}
 """Decoders by transformers' model_type, and how the official class names write them."""
 OFFICIAL_PLACEHOLDER: Final = -201
 """The official code's id of `<video>`; outside every vocabulary."""
-TOWERS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "siglip-so400m-patch14-384": {
-        "model_type": "siglip_vision_model",
-        "hidden_size": 1152,
-        "intermediate_size": 4304,
-        "num_hidden_layers": 27,
-        "num_attention_heads": 16,
-        "image_size": 384,
-        "patch_size": 14,
-        "hidden_act": "gelu_pytorch_tanh",
-        "layer_norm_eps": 1e-6,
-    },
-    "clip-vit-large-patch14-336": {
-        "model_type": "clip_vision_model",
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "image_size": 336,
-        "patch_size": 14,
-        "projection_dim": 768,
-        "hidden_act": "quick_gelu",
-        "layer_norm_eps": 1e-5,
-    },
-}
-"""The two official towers by the last part of their name, so that no config has to be fetched for them."""
 _FLAT: Final = (
     "mm_vision_tower",
     "mm_projector_type",

@@ -10,45 +10,18 @@ Q visual tokens of a clip, D hidden size of the decoder.
 from __future__ import annotations
 
 from math import isqrt
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
 
+from harness.models.videollama2.sizes import CONNECTORS, DEPTH, SQUEEZE, STRIDE, sampler_padding
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-ConnectorType = Literal["stc_connector_v35", "stc_connector", "stp_connector", "linear", "mlp2x_gelu"]
-CONNECTORS: Final[tuple[str, ...]] = get_args(ConnectorType)
 NORM_EPS: Final = 1e-5
 """Of the channel LayerNorms. timm's LayerNorm2d has 1e-6; the official code ends up with LayerNormAct2d and this."""
-DEPTH: Final = 4
-"""Blocks of a RegNet stage."""
-STRIDE: Final = 2
-"""Of the sampler, in time, rows and columns."""
-SQUEEZE: Final = 0.25
-"""Width of squeeze and excitation, as a part of the block's input channels."""
-
-
-def visual_tokens(kind: str, frames: int, grid: int) -> int:
-    """Q, of a clip of `frames` frames with grid x grid patches; an image counts as `frames` equal frames.
-
-    Raises:
-        ValueError: an unknown connector, or a clip too short or a grid too small for it.
-    """
-    if kind in ("linear", "mlp2x_gelu"):
-        return grid * grid
-    if kind not in CONNECTORS:
-        raise ValueError(f"connector {kind!r} is not one of {', '.join(CONNECTORS)}")
-    pad = _sampler_padding(kind)
-    time, side = ((size + 2 * pad - STRIDE) // STRIDE + 1 for size in (frames, grid))
-    if time < 1 or side < 1:
-        raise ValueError(f"{kind} makes no token of {frames} frames of {grid} x {grid} patches")
-    return time * side * side
-
-
-def _sampler_padding(kind: str) -> int:
-    return 1 if kind == "stc_connector" else 0
 
 
 def make_connector(kind: str, channels: int, hidden: int) -> nn.Module:
@@ -145,7 +118,7 @@ class ConvConnector(nn.Module):
         self.s1 = Stage(channels, hidden)
         pool = nn.AvgPool3d(STRIDE) if kind == "stp_connector" else None
         self.sampler = nn.Sequential(
-            pool or nn.Conv3d(hidden, hidden, STRIDE, stride=STRIDE, padding=_sampler_padding(kind)), nn.SiLU()
+            pool or nn.Conv3d(hidden, hidden, STRIDE, stride=STRIDE, padding=sampler_padding(kind)), nn.SiLU()
         )
         self.s2 = Stage(hidden, hidden)
         self.readout = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, hidden))

@@ -22,8 +22,9 @@ from transformers import (
 from harness.common.errors import RecipeError
 from harness.config.model import TinyVideoLLaMA2Model
 from harness.models.artifacts import Toy
-from harness.models.videollama2.connector import make_connector, visual_tokens
+from harness.models.videollama2.connector import make_connector
 from harness.models.videollama2.image_processing import SETTINGS
+from harness.models.videollama2.sizes import visual_tokens
 from harness.models.videollama2.weights import PROJECTOR, ModelFiles
 
 if TYPE_CHECKING:

@@ -20,9 +20,10 @@ import torch
 
 from harness.evaluation.lmms.child import main
 from harness.models.adapter import scored_forward
-from harness.models.tiny.config import TinyVLMConfig, visual_tokens
+from harness.models.tiny.config import TinyVLMConfig
 from harness.models.tiny.model import TinyVLMForConditionalGeneration
 from harness.models.tiny.processor import END, TinyProcessor, train_tokenizer
+from harness.models.tiny.sizes import visual_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

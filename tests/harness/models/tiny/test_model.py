@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from harness.models.tiny.config import TinyVLMConfig, visual_tokens
-from harness.models.tiny.flops import vision_flops
+from harness.models.tiny.config import TinyVLMConfig
 from harness.models.tiny.model import TinyTower, TinyVLMForConditionalGeneration, tower_parameters
+from harness.models.tiny.sizes import vision_flops, visual_tokens
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harness.models.flops import convolution_backward
 from harness.models.videochat2.config import UMTConfig, VideoChat2Config
-from harness.models.videochat2.flops import adapter_parameters, vision_flops
 from harness.models.videochat2.model import VideoChat2ForConditionalGeneration, VideoChat2Model
+from harness.models.videochat2.sizes import adapter_parameters, vision_flops
 from harness.models.videochat2.vision import UMTModel
 from harness.models.videochat2.weights import Lora, add_adapters
 

@@ -13,9 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harness.models.flops import convolution_backward
 from harness.models.videollama2.config import VideoLLaMA2Config
-from harness.models.videollama2.connector import CONNECTORS
-from harness.models.videollama2.flops import vision_flops
 from harness.models.videollama2.model import VideoLLaMA2Model
+from harness.models.videollama2.sizes import CONNECTORS, vision_flops
 
 PARTS = ("vision", "connector", "decoder", "head", "all")
 TEXT = {

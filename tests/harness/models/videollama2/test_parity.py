@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.models.videollama2.connector import make_connector, visual_tokens
+from harness.models.videollama2.connector import make_connector
 from harness.models.videollama2.model import VideoLLaMA2ForConditionalGeneration, our_name
+from harness.models.videollama2.sizes import visual_tokens
 from tests.harness.worlds.videollama2_fixture import Parity
 
 if TYPE_CHECKING:

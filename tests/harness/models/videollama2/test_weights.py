@@ -15,8 +15,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipConfig, SiglipMode
 
 from harness.common.errors import EnvironmentProblem
 from harness.models.videollama2.config import VideoLLaMA2Config, nested
-from harness.models.videollama2.connector import ChannelNorm, visual_tokens
+from harness.models.videollama2.connector import ChannelNorm
 from harness.models.videollama2.model import RENAMED, VideoLLaMA2ForConditionalGeneration, our_name
+from harness.models.videollama2.sizes import visual_tokens
 from harness.models.videollama2.weights import ModelFiles, assemble, read_projector
 
 FIXTURES = Path(__file__).parents[3] / "fixtures"

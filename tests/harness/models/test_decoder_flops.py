@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from harness.models.adapter import DecoderShape
-from harness.training.flops import forward_flops, step_flops
+from harness.models.decoder_flops import forward_flops, step_flops
 
 TINY = DecoderShape(hidden=64, layers=2, heads=4, kv_heads=2, head_dim=16, intermediate=160, vocabulary=300)
 QWEN2_7B = DecoderShape(

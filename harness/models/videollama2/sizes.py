@@ -1,0 +1,172 @@
+"""Sizes and floating-point operations of VideoLLaMA2, from a recipe alone. No torch, no transformers.
+
+A multiply-add counts two. Norms and element-wise work are left out of the operations, as in the usual counts.
+
+Legend: P patches of a frame, Q visual tokens of a clip.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, get_args
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ConnectorType = Literal["stc_connector_v35", "stc_connector", "stp_connector", "linear", "mlp2x_gelu"]
+CONNECTORS: Final[tuple[str, ...]] = get_args(ConnectorType)
+DEPTH: Final = 4
+"""Blocks of a RegNet stage."""
+STRIDE: Final = 2
+"""Of the sampler, in time, rows and columns."""
+SQUEEZE: Final = 0.25
+"""Width of squeeze and excitation, as a part of the block's input channels."""
+
+
+def visual_tokens(kind: str, frames: int, grid: int) -> int:
+    """Q, of a clip of `frames` frames with grid x grid patches; an image counts as `frames` equal frames.
+
+    Raises:
+        ValueError: an unknown connector, or a clip too short or a grid too small for it.
+    """
+    if kind in ("linear", "mlp2x_gelu"):
+        return grid * grid
+    if kind not in CONNECTORS:
+        raise ValueError(f"connector {kind!r} is not one of {', '.join(CONNECTORS)}")
+    pad = sampler_padding(kind)
+    time, side = ((size + 2 * pad - STRIDE) // STRIDE + 1 for size in (frames, grid))
+    if time < 1 or side < 1:
+        raise ValueError(f"{kind} makes no token of {frames} frames of {grid} x {grid} patches")
+    return time * side * side
+
+
+def sampler_padding(kind: str) -> int:
+    return 1 if kind == "stc_connector" else 0
+
+
+TOWERS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "siglip-so400m-patch14-384": {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "image_size": 384,
+        "patch_size": 14,
+        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": 1e-6,
+    },
+    "clip-vit-large-patch14-336": {
+        "model_type": "clip_vision_model",
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 336,
+        "patch_size": 14,
+        "projection_dim": 768,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+    },
+}
+"""The two official towers by the last part of their name, so that no config has to be fetched for them."""
+QWEN2_7B: Final[dict[str, Any]] = {
+    "model_type": "qwen2",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+}
+PROMPT: Final = 40
+"""Tokens of template, instruction and question of an ordinary sample; a round number."""
+TARGETS: Final = 280
+"""The paper's 83.82 M tokens over 300,000 pairs."""
+
+
+class Config(Protocol):
+    """What the formulas read of `VideoLLaMA2Config`, or of `PlainConfig`."""
+
+    @property
+    def vision_config(self) -> Any: ...
+    @property
+    def text_config(self) -> Any: ...
+    @property
+    def mm_projector_type(self) -> str: ...
+    @property
+    def num_frames(self) -> int: ...
+    @property
+    def grid(self) -> int: ...
+    @property
+    def tower_layers(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class VisionFlops:
+    """Of one clip.
+
+    Attributes:
+        tower: forward pass of the layers that are computed; there is no backward pass.
+        connector: forward pass.
+        connector_backward: input and weight gradients; the first layers need no input gradient.
+        recomputed: what activation checkpointing computes a second time.
+    """
+
+    tower: float
+    connector: float
+    connector_backward: float
+    recomputed: float
+
+    def backward_ratio(self, *, checkpointing: bool) -> float:
+        """Backward work as a multiple of the forward work of tower and connector."""
+        extra = self.recomputed if checkpointing else 0.0
+        return (self.connector_backward + extra) / (self.tower + self.connector)
+
+
+def vision_flops(config: Config) -> VisionFlops:
+    """Of one clip of config.num_frames frames."""
+    tower = config.num_frames * _tower(config)
+    channels = config.vision_config.hidden_size
+    hidden = config.text_config.hidden_size
+    if config.mm_projector_type in ("linear", "mlp2x_gelu"):
+        first = 2.0 * config.grid**2 * channels * hidden
+        second = 2.0 * config.grid**2 * hidden**2 if config.mm_projector_type == "mlp2x_gelu" else 0.0
+        return VisionFlops(tower, first + second, first + 2 * second, 0.0)
+    return _convolutional(config, tower, channels, hidden)
+
+
+def _tower(config: Config) -> float:
+    """One frame."""
+    vision: Any = config.vision_config
+    width, patches = vision.hidden_size, config.grid**2
+    tokens = patches + (vision.model_type == "clip_vision_model")
+    embedding = 2.0 * patches * 3 * vision.patch_size**2 * width
+    linear = 2.0 * tokens * (4 * width**2 + 2 * width * vision.intermediate_size)
+    attention = 4.0 * tokens**2 * width
+    return float(embedding + config.tower_layers * (linear + attention))
+
+
+def _convolutional(config: Config, tower: float, channels: int, hidden: int) -> VisionFlops:
+    frames, kind = config.num_frames, config.mm_projector_type
+    tokens = visual_tokens(kind, frames, config.grid)
+    side = (config.grid + (2 if kind == "stc_connector" else 0)) // STRIDE
+    later = tokens // side**2  # frames behind the sampler
+    before, free = _stage(channels, hidden, config.grid**2, frames)
+    behind, _ = _stage(hidden, hidden, side**2, later)
+    sampler = 0.0 if kind == "stp_connector" else 2.0 * tokens * hidden**2 * STRIDE**3
+    readout = 4.0 * tokens * hidden**2
+    total = before + behind + sampler + readout
+    return VisionFlops(tower, total, 2 * total - free, before + behind)
+
+
+def _stage(before: int, after: int, cells: int, frames: int) -> tuple[float, float]:
+    """Forward FLOPs of a stage, and those of its layers that read the stage's input."""
+    total = entry = 0.0
+    for place in range(DEPTH):
+        channels = before if place == 0 else after
+        squeezed = round(SQUEEZE * channels)
+        reads = 2.0 * cells * channels * after * (2 if channels != after else 1)
+        entry = reads if place == 0 else entry
+        total += reads + 2.0 * cells * (9 * after + after**2) + 4.0 * after * squeezed
+    return frames * total, frames * entry
