@@ -242,14 +242,14 @@ def _words_per_sample(data: DataSet) -> float:
 
 
 def require(plan: Plan) -> None:
-    """Everything that must be brought before the run can start, named at once.
+    """Name at once everything that the user must supply before the run can start.
 
     Raises:
         EnvironmentProblem: weights are missing, and perhaps data too.
         DataError: data are missing.
     """
-    found = {"weights": plan.missing_weights, "data": plan.missing_data}
-    missing = {what: lines for what, lines in found.items() if lines}
+    needed = {"weights": plan.missing_weights, "data": plan.missing_data}
+    missing = {what: lines for what, lines in needed.items() if lines}
     if not missing:
         return
     lines = [f"{plan.name}: {' and '.join(missing)} are missing"]
@@ -264,20 +264,20 @@ def require(plan: Plan) -> None:
 
 def _missing_benchmarks(recipe: Recipe) -> list[str]:
     root = benchmarks_root(recipe.paths.data)
-    asked = [
+    published = [
         benchmark
         for name in recipe.evaluate.benchmarks
         if isinstance(benchmark := BENCHMARKS.get(name), PaperBenchmark)
     ]
-    return [line for benchmark in asked for line in missing_published(benchmark, root, recipe.evaluate.limit)]
+    return [line for benchmark in published for line in missing_published(benchmark, root, recipe.evaluate.limit)]
 
 
 def _with_warnings(plan: Plan, recipe: Recipe) -> Plan:
-    found = [*_run_warnings(plan, recipe)]
+    warnings = [*_run_warnings(plan, recipe)]
     if recipe.gate is not None:
-        found += _gate_warnings(plan, recipe.gate)
+        warnings += _gate_warnings(plan, recipe.gate)
     values = {name: getattr(plan, name) for name in plan.__slots__}
-    return Plan(**{**values, "warnings": tuple(found)})
+    return Plan(**{**values, "warnings": tuple(warnings)})
 
 
 def _run_warnings(plan: Plan, recipe: Recipe) -> Iterator[str]:
@@ -346,16 +346,16 @@ def render(plan: Plan) -> list[str]:
 
 
 def by_origin(lines: Sequence[str]) -> list[str]:
-    """Lines `file: where it comes from`, the files of one origin together, each origin told once."""
+    """Lines `file: where it comes from`, the files of one origin together, each origin named once."""
     files: dict[str, list[str]] = {}
     for line in dict.fromkeys(lines):  # two benchmarks may need the same files
         file, _, origin = line.partition(": ")
         files.setdefault(origin, []).append(file)
-    told: list[str] = []
+    shown: list[str] = []
     for origin, names in files.items():
         more = len(names) - _SHOWN
-        told += [*names[:_SHOWN], *([f"and {more} more"] if more > 0 else []), f"  {origin}"]
-    return told
+        shown += [*names[:_SHOWN], *([f"and {more} more"] if more > 0 else []), f"  {origin}"]
+    return shown
 
 
 def _facts(plan: Plan) -> Iterator[tuple[str, str]]:

@@ -70,14 +70,14 @@ def _check_scores(evaluation: dict[str, Any], items: list[dict[str, Any]], path:
     except (KeyError, ValueError) as error:
         raise DataError(f"{path}: its items cannot be scored: {error}") from error
     for task in evaluation["tasks"]:
-        mine = list(units.get(task["task"], {}).values())
-        if len(mine) != task["n"] or not math.isclose(sum(mine) / len(mine), task["value"], abs_tol=1e-9):
-            raise DataError(f"{path}: {task['task']} does not agree with its {len(mine)} items")
-        if set(mine) <= {0.0, 1.0}:
-            task["correct"] = int(sum(mine))
-    meant = {task["task"]: units[task["task"]] for task in evaluation["tasks"] if task["in_mean"]}
+        values = list(units.get(task["task"], {}).values())
+        if len(values) != task["n"] or not math.isclose(sum(values) / len(values), task["value"], abs_tol=1e-9):
+            raise DataError(f"{path}: {task['task']} does not agree with its {len(values)} items")
+        if set(values) <= {0.0, 1.0}:
+            task["correct"] = int(sum(values))
+    mean_units = {task["task"]: units[task["task"]] for task in evaluation["tasks"] if task["in_mean"]}
     value = evaluation["mean"]["value"]
-    if meant and (value is None or not math.isclose(overall(scoring, meant), value, abs_tol=1e-9)):
+    if mean_units and (value is None or not math.isclose(overall(scoring, mean_units), value, abs_tol=1e-9)):
         raise DataError(f"{path}: its mean does not agree with its tasks")
 
 

@@ -104,7 +104,7 @@ def build_record(
     ledger = split(events)
     check_steps(ledger.steps, expected=steps, path=ledger_path)
     global_batch = recipe.train.global_batch
-    found = where if where is not None else provenance.collect(threads=threads)
+    machine = where if where is not None else provenance.collect(threads=threads)
     record = {
         "schema": SCHEMA,
         "id": recipe.run_id,
@@ -114,7 +114,7 @@ def build_record(
         "recipe": recipe.identity(),
         "plan": asked,
         "provenance": {
-            **found,
+            **machine,
             "data": data_fingerprint,
             "weights": weights_fingerprint,
             "reference": (reference or {}).get("fingerprint"),
@@ -144,8 +144,10 @@ def evaluation_record(
     Raises:
         DataError: an evaluation is not finished, or a file is damaged.
     """
-    evaluations = [one for one in read_evaluations(run_dir) if one["benchmark"] in recipe.benchmarks]
-    absent = [name for name in recipe.benchmarks if name not in {one["benchmark"] for one in evaluations}]
+    benchmarks = recipe.benchmarks
+    evaluations = [evaluation for evaluation in read_evaluations(run_dir) if evaluation["benchmark"] in benchmarks]
+    evaluated = {evaluation["benchmark"] for evaluation in evaluations}
+    absent = [name for name in benchmarks if name not in evaluated]
     if absent:
         raise DataError(f"{run_dir}: {', '.join(absent)} not evaluated", hint="finish it first: harness eval")
     record = {
@@ -159,7 +161,7 @@ def evaluation_record(
         "provenance": {**where, "data": "none", "weights": weights_fingerprint, "reference": None, "seed": 0},
         "totals": None,
         "reference": None,
-        "evaluations": [{**one, "progress": None} for one in evaluations],
+        "evaluations": [{**evaluation, "progress": None} for evaluation in evaluations],
         "finished": finished,
         "status": EVALUATED,
     }

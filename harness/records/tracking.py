@@ -205,29 +205,29 @@ class Store:
             self.experiment = self._experiment(job)
 
     def _experiment(self, job: Job) -> str:
-        found = self.client.get_experiment_by_name(job.experiment)
-        if found is not None:
-            return str(found.experiment_id)
+        experiment = self.client.get_experiment_by_name(job.experiment)
+        if experiment is not None:
+            return str(experiment.experiment_id)
         # MLflow's page opens such an experiment on its training runs; without the tag, on (absent) GenAI traces.
         tags = {"mlflow.experimentKind": "custom_model_development"}
         return str(self.client.create_experiment(job.experiment, artifact_location=job.artifacts, tags=tags))
 
     def run(self, name: str, *, run_id: str, part: str, began: int, parent: str | None = None) -> Any:
         """The MLflow run of a part of our run, made when it is not there."""
-        wanted = f"tags.`regate.run_id` = '{run_id}' and tags.`regate.part` = '{part}'"
-        found = self.client.search_runs([self.experiment], filter_string=wanted, max_results=1)
-        if found:
-            return found[0]
+        same_part = f"tags.`regate.run_id` = '{run_id}' and tags.`regate.part` = '{part}'"
+        runs = self.client.search_runs([self.experiment], filter_string=same_part, max_results=1)
+        if runs:
+            return runs[0]
         tags = {"regate.run_id": run_id, "regate.part": part, "mlflow.source.name": "harness"}
         if parent is not None:
             tags["mlflow.parentRunId"] = parent
         return self.client.create_run(self.experiment, start_time=began, tags=tags, run_name=name)
 
-    def log(self, run: Any, found: Iterable[Row], tags: dict[str, str] | None = None) -> None:
+    def log(self, run: Any, rows: Iterable[Row], tags: dict[str, str] | None = None) -> None:
         """Rows in one request, at most `_BATCH`; and tags, unless they are there."""
         from mlflow.entities import Metric, RunTag
 
-        metrics = [Metric(row.key, row.value, row.milliseconds, row.step) for row in found]
+        metrics = [Metric(row.key, row.value, row.milliseconds, row.step) for row in rows]
         new = [RunTag(key, value) for key, value in (tags or {}).items() if run.data.tags.get(key) != value]
         if metrics or new:
             self.client.log_batch(run.info.run_id, metrics=metrics, tags=new)
@@ -332,15 +332,15 @@ def _steps(store: Store, run: Any, steps: tuple[dict[str, Any], ...]) -> bool:
     """
     first = int(run.data.metrics.get(STEPS_DONE, 0))
     batch: list[Row] = []
-    for step, found in enumerate(step_rows(steps)):
+    for step, metric_rows in enumerate(step_rows(steps)):
         if step < first:
             continue
-        if len(batch) + len(found) > _BATCH:
+        if len(batch) + len(metric_rows) > _BATCH:
             store.log(run, batch)
             batch = []
             if store.late:
                 return False
-        batch += found
+        batch += metric_rows
     store.log(run, batch)
     return True
 

@@ -59,8 +59,8 @@ def save(model: ParallelModel, folder: Path, *, step: int, gate_state: dict[str,
 
 def latest(folder: Path) -> Path | None:
     """The newest complete checkpoint below `folder`."""
-    found = [path for path in folder.glob("resume-??????") if (path / _COMPLETE).exists()]
-    return max(found, default=None)
+    complete = [path for path in folder.glob("resume-??????") if (path / _COMPLETE).exists()]
+    return max(complete, default=None)
 
 
 def load(model: ParallelModel, path: Path, *, identity: str) -> tuple[int, list[dict[str, Any]]]:
@@ -76,15 +76,15 @@ def load(model: ParallelModel, path: Path, *, identity: str) -> tuple[int, list[
     if state["identity"] != identity or state["schema"] != SCHEMA:
         raise StaleError(f"{path} was written by another recipe or version", hint=f"move {path} away to start anew")
     world, sharding = model.accelerator.num_processes, model.sharding
-    wrote = (state["world"], state.get("sharding", "none"))
-    if wrote != (world, sharding):
+    saved_world, saved_sharding = state["world"], state.get("sharding", "none")
+    if (saved_world, saved_sharding) != (world, sharding):
         raise StaleError(
-            f"{path} was written by {wrote[0]} processes (sharding {wrote[1]}), this run has {world} "
+            f"{path} was written by {saved_world} processes (sharding {saved_sharding}), this run has {world} "
             f"(sharding {sharding})",
             hint="resume with the same devices.processes and devices.sharding",
         )
-    wanted = [f"random_states_{rank}.pkl" for rank in range(world)] + [f"gate-{rank}.pt" for rank in range(world)]
-    absent = [name for name in wanted if not (path / name).exists()]
+    names = [f"random_states_{rank}.pkl" for rank in range(world)] + [f"gate-{rank}.pt" for rank in range(world)]
+    absent = [name for name in names if not (path / name).exists()]
     if absent:
         raise StaleError(f"{path} lacks {', '.join(absent)}", hint=f"move {path} away to start anew")
     model.load(path)
