@@ -15,7 +15,7 @@ import queue
 import threading
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from harness.benchmarks import BENCHMARKS, AnyBenchmark
 from harness.common.errors import HarnessError, StaleError
@@ -307,10 +307,14 @@ def _job(
     }
 
 
+_ODD: Final = ("empty", "unparsable", "guessed", "beyond_option")
+"""Counts of answers that are shown where there are any."""
+
+
 def _line(recipe: Recipe | EvaluationRecipe, wanted: Wanted, result: Mapping[str, Any]) -> str:
     mean, counts = result["mean"], result["counts"]
     error = "" if mean["stderr"] is None else f" +- {mean['stderr']:.3f}"
-    odd = "".join(f", {counts[name]} {name}" for name in ("empty", "unparsable", "guessed") if counts[name])
+    odd = "".join(f", {counts[name]} {name}" for name in _ODD if counts.get(name))
     return (
         f"{recipe.name} step {wanted.job.step}: {wanted.task.name} {mean['value']:.3f}{error} "
         f"({counts['scored']} questions{odd}, {result['seconds']:.1f} s)"

@@ -76,7 +76,9 @@ def summarise_published(benchmark: PaperBenchmark, items: Sequence[Mapping[str, 
                 "in_mean": True,
             }
         )
-    flags = ("empty", "unparsable", "guessed")
+    flags = ["empty", "unparsable", "guessed"]
+    # Results of before this was counted, and benchmarks without options, do not have it.
+    flags += ["beyond_option"] if items and all("beyond_option" in item for item in items) else []
     counts = {"scored": len(items), **{flag: sum(bool(item[flag]) for item in items) for flag in flags}}
     return {"tasks": tasks, "mean": _mean(benchmark, tasks), "counts": counts}
 

@@ -3,13 +3,16 @@
 Nothing is judged here. Right is what the task's own aggregation counts as right, in the output of the task's own
 `process_results`; the benchmark's entry says where it stands (`PaperBenchmark.correct`). Whether an answer could be
 read at all is found by asking the same function what it would have said, had another option been the right one. A
-task that guesses where it cannot read draws a random number to do so.
+task that guesses where it cannot read draws a random number to do so; the draws of an item depend on the item alone,
+so that a guess is the same for every model and does not depend on how many guesses came before it.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import random
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,6 +32,12 @@ Doc = dict[str, Any]
 _IDS: Final = ("question_id", "id", "index", "qid", "question_idx")
 """Columns that name an item in one data set or another."""
 _PICTURES: Final = (".jpg", ".jpeg", ".png")
+_OPTION_COLUMN: Final = re.compile(r"options?|option\d+|choices|choice_[a-z]|candidates|a\d+")
+"""Columns that hold a row's options in one data set or another."""
+_LABEL: Final = re.compile(r"[\s(*]*[A-Za-z0-9][*]*\s*[).:,\uFF09\u3001*]+\s*")
+"""An option's letter before its text: "B. ", "(B) ", "**B** "."""
+_ALONE: Final = re.compile(r"[\W_]*[A-Za-z0-9\uFF21-\uFF3A][\W_]*")
+"""An option's letter and nothing beside it."""
 
 
 def judged(
@@ -43,11 +52,11 @@ def judged(
     """
 
     def process_results(doc: Doc, answers: list[str]) -> Doc:
-        text = answers[0]
-        state = random.getstate()
+        # Blanks alone are no answer: lmms-eval strips them, and a task may leave "" out of what it counts.
+        text = answers[0] if answers[0].strip() else ""
         # An aggregation that reads the first letter of every answer needs one; a blank is no letter that is right.
-        output = results(doc, [text or " "] if benchmark.correct == "first letter" else [text])
-        guessed = random.getstate() != state
+        sent = [text or " "] if benchmark.correct == "first letter" else [text]
+        output, guessed = _seeded(f"{benchmark.name} {part} {_item_seed(doc)}", results, doc, sent)
         letter = letters[index_name(doc)] if benchmark.correct == "first letter" else ""
         readable = not guessed and (not text.strip() or _readable(benchmark, doc, text, results))
         verdict: Doc = {
@@ -56,6 +65,9 @@ def judged(
             "unparsable": bool(text.strip()) and not readable,
             "guessed": guessed,
         }
+        options = _options(benchmark, doc)
+        if options:
+            verdict["beyond_option"] = bool(text.strip()) and not is_option(text, options)
         unit = unit_of(benchmark, doc)
         if unit is not None:
             verdict["unit"] = unit
@@ -78,6 +90,55 @@ CORRECT: Final[Mapping[Correct, Callable[[Any, str], float]]] = {
     "first letter": lambda value, letter: float(value["pred"][0].lower() == letter.lower()),
 }
 """How the value under the metric's key, and the right letter where the task does not say it, become 0 to 1."""
+
+
+def _seeded(seed: str, results: Callable[..., Doc], doc: Doc, answers: list[str]) -> tuple[Doc, bool]:
+    """A task's results with draws that depend on `seed` alone, and whether it drew; the state of `random` is kept."""
+    before = random.getstate()
+    try:
+        random.seed(seed)
+        seeded = random.getstate()
+        output = results(doc, answers)
+        return output, random.getstate() != seeded
+    finally:
+        random.setstate(before)
+
+
+def _item_seed(doc: Doc) -> str:
+    """What names an item: every text and number of its row, in any order of the columns."""
+    return json.dumps({name: value for name, value in doc.items() if _is_plain(value)}, sort_keys=True, default=str)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(isinstance(entry, str | int | float) for entry in value)
+    return isinstance(value, str | int | float)
+
+
+def _options(benchmark: PaperBenchmark, doc: Doc) -> list[str]:
+    """The texts of a row's options and, of benchmarks that have the same for every row, those; empty for a benchmark
+    that any words answer."""
+    texts = list(benchmark.options)
+    for name, value in doc.items():
+        if _OPTION_COLUMN.fullmatch(name):
+            texts += [str(entry) for entry in value] if isinstance(value, list | tuple) else [str(value)]
+    return texts
+
+
+def is_option(text: str, options: Sequence[str]) -> bool:
+    """Whether an answer has the form of an option and nothing more: its letter or number, alone or set off by
+    punctuation, its text, or both. Readers of tasks differ in what they make of more words ("The answer is B because
+    A is not shown."), so that a right answer may count as wrong: such answers are counted beside the score."""
+    plain = {_plain(option) for option in options} | {_plain(_LABEL.sub("", option)) for option in options}
+    if _plain(text) in plain - {""}:
+        return True
+    label = _LABEL.match(text) or _ALONE.fullmatch(text)
+    rest = text[label.end() :] if label else text
+    return label is not None and _plain(rest) in plain | {""}
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def _correct(benchmark: PaperBenchmark, output: Doc, letter: str = "") -> float:

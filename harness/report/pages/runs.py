@@ -48,6 +48,7 @@ _COUNTS: Final = {
     "empty": "empty answers",
     "unparsable": "answers not understood",
     "guessed": "answers guessed",
+    "beyond_option": "answers of more than an option",
     "errors": "items with an error",
 }
 """The counts of an evaluation, likewise."""

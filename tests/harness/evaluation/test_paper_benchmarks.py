@@ -30,6 +30,8 @@ pytestmark = pytest.mark.slow
 
 CHILD = (sys.executable, "-m", "tests.harness.worlds.paper_child")
 LIMITS = {"mme_perception": 3, "vinoground": 5, "mvbench": 1, "seed_image": 2}
+BEYOND = {"nextqa": [2, 4], "mvbench": [2], "perceptiontest": []}
+"""Benchmark -> answers that are more than an option, by the number of the question."""
 DIFFERENT = ("vizwiz", "pope", "mlvu")
 """Benchmarks that Table 6 asks in other words than lmms-eval."""
 
@@ -126,6 +128,9 @@ def test_answers_that_say_nothing_are_named_and_stay_in_the_denominator(ran: Ran
     assert sorted(number[i["task"], i["key"]] for i in items if i["unparsable"]) == case.unparsable
     assert sorted(number[i["task"], i["key"]] for i in items if i["guessed"]) == case.guessed
     counts = summarise_published(case.benchmark, items)["counts"]
+    beyond = [number[item["task"], item["key"]] for item in items if item.get("beyond_option")]
+    assert counts.pop("beyond_option", None) == (None if name == "vizwiz" else len(beyond)), "words are its answers"
+    assert sorted(beyond) == BEYOND.get(name, sorted(beyond))
     assert counts == {
         "scored": len(case.correct),
         "empty": len(empty),

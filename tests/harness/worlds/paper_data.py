@@ -313,6 +313,7 @@ def _mvbench(root: Path) -> list[Case]:
             clips(videos, [row["video"] for row in rows])
     answers[0] = ""  # lmms-eval leaves it out; here it stays in the denominator
     answers[2] = "who knows"
+    answers[4] = "\n"  # blanks are none, either
     parts = dict.fromkeys(benchmark.parts, 2)
     return [Case(replace(benchmark, parts=parts, rows=40), answers, 10 * (1 / 2) / 20, correct, unparsable=[2])]
 
