@@ -1,4 +1,4 @@
-"""VideoLLaMA2 on the whole path: the toy pair from nothing to the table, and the shipped recipe on brought parts."""
+"""VideoLLaMA2 on the whole path: the toy pair from nothing to the table, and the shipped recipe on user-supplied weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from harness.models import adapter_for
 from harness.records.ledger import read_steps
-from tests.harness.worlds.videollama2 import NAME, brought, write_world
+from tests.harness.worlds.videollama2 import NAME, user_supplied, write_world
 
 from .conftest import RECIPES, Ran, harness
 
@@ -67,6 +67,6 @@ def test_the_shipped_recipe_runs_where_weights_and_data_are_at_their_paths(tmp_p
     found = record(ran, NAME)
     steps = read_steps(ran.run_dir(NAME) / "ledger.jsonl")
     assert len(steps) == found["totals"]["steps"] == 2
-    tokens = adapter_for(brought(tmp_path), None).processor().visual_tokens
+    tokens = adapter_for(user_supplied(tmp_path), None).processor().visual_tokens
     assert sum(entry["counts"]["visual"] for entry in steps) == 3 * tokens
     assert found["totals"]["counts"]["active"] == found["totals"]["counts"]["valid"], "the first steps are dense"
