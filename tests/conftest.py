@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -44,15 +45,22 @@ def videochat2_root(pytestconfig: pytest.Config) -> Path:
     return _root(pytestconfig, "videochat2", "fixture.json")
 
 
-@pytest.hookimpl(tryfirst=True)
+SMOKE = "tests/smoke/"
+"""Its tests look at one pair of runs, which is made once a session."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What `pytest -n 2 --dist loadgroup` may do side by side: files, which share what is made for a module, but all
-    tests that look at the smoke pair are one group, and the first, for it takes longest."""
-    items.sort(key=lambda item: not _sees_the_pair(item))
-    for item in items:
-        group = "pair" if _sees_the_pair(item) else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+    """The smoke tests first: together they take longest."""
+    items.sort(key=lambda item: not item.nodeid.startswith(SMOKE))
 
 
-def _sees_the_pair(item: pytest.Item) -> bool:
-    return "pair" in getattr(item, "fixturenames", ()) and "/smoke/" in item.nodeid
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`pytest -n 2 --dist loadfile` keeps a file in one process, and all smoke tests."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return SMOKE if nodeid.startswith(SMOKE) else nodeid.partition("::")[0]
+
+    return Scheduling(config, log)

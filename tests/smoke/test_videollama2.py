@@ -1,4 +1,4 @@
-"""VideoLLaMA2 on the whole path: the toy pair from nothing to the table, and the shipped recipe on user-supplied weights."""
+"""VideoLLaMA2 on the whole path: the toy pair from nothing to the table, the shipped recipe on given weights."""
 
 from __future__ import annotations
 
