@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from harness.common.errors import RecipeError, StaleError
-from harness.common.files import write_json
+from harness.common.files import write_atomic, write_json
 from harness.common.hashing import digest
 from harness.data.sources import make_data
 from harness.evaluation import evaluate as evaluation
@@ -35,6 +35,7 @@ from harness.training.gate_stores import (
     reference_place,
 )
 from harness.training.run import Prepared, use_settings
+from regate.selection_file import SelectionFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -84,6 +85,7 @@ def prepare(recipe: Recipe, progress: Progress, planner: Planner | None = None) 
         with stage(run_dir, "prepare", "prepare"):
             adapter.prepare(progress)
     write_json(run_dir / "recipe.json", recipe.model_dump(mode="json"))
+    _keep_own_files(recipe, run_dir)
     pin(run_dir, "data", data.fingerprint)
     pin(run_dir, "weights", adapter.weights_fingerprint)
     return Prepared(recipe, planner.plan(recipe), data, adapter, run_dir, progress)
@@ -225,6 +227,13 @@ def run(
         figures.build_figures(results)
         printed.append(tables.printed(result_tables))
     return "\n".join(printed)
+
+
+def _keep_own_files(recipe: Recipe, run_dir: Path) -> None:
+    """A copy of the rule that the recipe names, beside the recipe: its hash alone would tell nobody what it was."""
+    if recipe.gate is not None and isinstance(recipe.gate.selection, SelectionFile):
+        source = Path(recipe.gate.selection.file)
+        write_atomic(run_dir / source.name, source.read_text(encoding="utf-8"))
 
 
 def _report_excluded(data: DataSet, progress: Progress) -> None:

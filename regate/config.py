@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from regate.errors import ConfigError
-from regate.selection import SELECTIONS, Combine, SelectionMethod, method_of
+from regate.selection import SELECTIONS, Combine, SelectionMethod, method_of, own_method
+from regate.selection_file import SelectionFile
 
 Candidates = Literal["targets", "text"]
 Align = Literal["predictor", "target", "union"]
@@ -22,9 +23,15 @@ Rows = Literal["padded", "packed"]
 Outputs = Literal["active", "predictors"]
 Placeholders = Literal["masked", "compact", "attended"]
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
     Selection = str
+    OwnSelection = SelectionFile | SelectionMethod | Callable[..., Tensor]
 else:
     Selection = Literal[tuple(SELECTIONS)]  # the names of the table, which a type checker cannot read
+    OwnSelection = SelectionFile  # a function is no value of a recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +77,8 @@ class GateConfig:
         ema_init: difficulty of a target that has not been observed.
         ema_observe: which student losses feed Eq. 2.
         selection: the score that ranks the targets, one of `regate.selection.SELECTIONS`; "regate" is Eq. 3, the
-            others are ablations and controls.
+            others are ablations and controls. Or a score function of your own, which declares its signals by its
+            parameters; a recipe names its file (`regate.selection_file.SelectionFile`).
         execution: "compact" gathers the active positions once, "layerwise" is Algorithm 1 written out,
             "loss_only" computes everything and masks the loss (as RHO-1 does).
         reference: how the reference losses are computed.
@@ -89,7 +97,7 @@ class GateConfig:
     combine: Combine = "sum"
     ema_init: EmaInit = "zero"
     ema_observe: EmaObserve = "scored"
-    selection: Selection = "regate"
+    selection: Selection | OwnSelection = "regate"
     execution: Execution = "compact"
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
 
@@ -111,12 +119,22 @@ class GateConfig:
             raise ConfigError(f"reference_weight must not be negative, got {self.reference_weight}")
         if self.combine == "convex" and self.reference_weight > 1.0:
             raise ConfigError(f"combine: convex needs reference_weight in [0, 1], got {self.reference_weight}")
-        method_of(self.selection)
+        if callable(self.selection):
+            object.__setattr__(self, "selection", own_method(self.selection))
+        _ = self.method
 
     @property
     def method(self) -> SelectionMethod:
-        """The entry of `selection`: its score, the signals it reads, its label."""
-        return SELECTIONS[self.selection]
+        """What `selection` names: its score, the signals it reads, its label."""
+        if isinstance(self.selection, SelectionFile):
+            return self.selection.method
+        assert isinstance(self.selection, str | SelectionMethod)
+        return method_of(self.selection)
+
+    @property
+    def selection_name(self) -> str:
+        """`selection` in words: the name in the table, or function and file."""
+        return self.selection if isinstance(self.selection, str) else self.method.origin or self.method.label
 
     @property
     def selects_after_forward(self) -> bool:

@@ -62,9 +62,11 @@ class Gate:
         reference: reference losses; needed where the selection reads them.
         difficulty: running losses (`DifficultyStore.for_gate`); needed where the selection reads them.
         seed: of the random control.
+        selection: a score function of your own in the place of `config.selection`: it names the signals that it reads
+            (`regate.selection.SIGNALS`) as its parameters and returns float32 BS, the highest scores stay.
 
     Raises:
-        ConfigError: a store is missing, or was made with other settings.
+        ConfigError: a store is missing, or was made with other settings; or the score reads what is no signal.
     """
 
     def __init__(
@@ -74,16 +76,19 @@ class Gate:
         difficulty: DifficultyStore | None = None,
         *,
         seed: int = 0,
+        selection: Callable[..., Tensor] | None = None,
     ) -> None:
+        if selection is not None:
+            config = replace(config, selection=selection)
         if config.needs_reference and reference is None:
             raise ConfigError(
-                f"selection: {config.selection} reads the reference losses; score the data set first "
+                f"selection: {config.selection_name} reads the reference losses; score the data set first "
                 "(regate.score_reference) and pass the store"
             )
         if config.needs_difficulty:
             if difficulty is None:
                 raise ConfigError(
-                    f"selection: {config.selection} reads the student's running losses; pass "
+                    f"selection: {config.selection_name} reads the student's running losses; pass "
                     "difficulty=DifficultyStore.for_gate(folder, config, reference=reference)"
                 )
             if (difficulty.decay, difficulty.init) != (config.difficulty_decay, config.ema_init):

@@ -5,7 +5,7 @@ Legend: B rows, S expanded length.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from regate.config import GateConfig
+    from regate.selection import SelectionMethod
 
 
 def score(
@@ -42,15 +43,16 @@ def score(
         float32 BS on the device of the losses; only candidate positions are meant.
 
     Raises:
-        ConfigError: the method reads losses that are not given.
+        ConfigError: the method reads losses that are not given, or a score of the caller's own raises, or gives
+            something else than that.
     """
     method = config.method
     if not method.reads_reference(config.reference_weight):
         reference_BS = None
     elif reference_BS is None:
-        raise ConfigError(f"selection: {config.selection} reads the reference losses, and none are given")
+        raise ConfigError(f"selection: {config.selection_name} reads the reference losses, and none are given")
     if method.reads_student_loss and student_BS is None:
-        raise ConfigError(f"selection: {config.selection} reads the student's losses, and none are given")
+        raise ConfigError(f"selection: {config.selection_name} reads the student's losses, and none are given")
     device = slot_BS.device if student_BS is None else student_BS.device
     values: Mapping[str, Callable[[], Tensor | float | str | None]] = {
         "difficulty_BS": lambda: student_BS,
@@ -61,7 +63,32 @@ def score(
         "random_BS": lambda: random_values(slot_BS, sample_ids_B, seed, step).to(device),
         "position_BS": lambda: _positions(slot_BS).to(device),
     }
-    return method.score(**{name: values[name]() for name in method.signals})
+    signals = {name: values[name]() for name in method.signals}
+    return method.score(**signals) if method.origin is None else _own_score(method, signals, slot_BS)
+
+
+def _own_score(method: SelectionMethod, signals: Mapping[str, Any], slot_BS: Tensor) -> Tensor:
+    """The score by a function of the caller's own: what it gives is checked before anything ranks by it."""
+    try:
+        score_BS: Any = method.score(**signals)
+    except Exception as error:
+        raise ConfigError(f"selection {method.origin} raised {type(error).__name__}: {error}") from error
+    wanted = f"a float32 tensor of shape {tuple(slot_BS.shape)} is wanted"
+    if not isinstance(score_BS, Tensor):
+        raise ConfigError(f"selection {method.origin} gives {type(score_BS).__name__}; {wanted}")
+    if score_BS.shape != slot_BS.shape or score_BS.dtype != torch.float32:
+        raise ConfigError(
+            f"selection {method.origin} gives {str(score_BS.dtype).removeprefix('torch.')} of shape "
+            f"{tuple(score_BS.shape)}; {wanted}"
+        )
+    of_candidates = score_BS.detach()[slot_BS.to(score_BS.device) >= 0]
+    finite = torch.isfinite(of_candidates)
+    if not bool(finite.all()):
+        raise ConfigError(
+            f"selection {method.origin} gives {float(of_candidates[~finite][0])} for {int((~finite).sum())} of "
+            f"{finite.numel()} candidates; every candidate needs a finite score"
+        )
+    return score_BS.detach()
 
 
 def random_values(slot_BS: Tensor, sample_ids_B: Tensor, seed: int, step: int) -> Tensor:

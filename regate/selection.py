@@ -3,6 +3,7 @@
 A method is one entry of `SELECTIONS`: a label and a score function. The function names the signals that it reads as
 its parameters, so what the gate keeps, what it passes, and whether a teacher is needed follow from the function.
 Scores are arithmetic on tensors and need no torch here, so that a recipe is checked and planned without importing it.
+A score function of the caller's own is used in the same way without an entry here: `own_method` makes its method.
 
 Legend: B rows, S expanded length. Every score is float32 BS; only candidate positions are read.
 """
@@ -41,6 +42,7 @@ class SelectionMethod:
     Attributes:
         label: name in tables and figures.
         score: its parameters are some of `SIGNALS`.
+        origin: function and file of a score of the caller's own, whose results are checked; None for those here.
 
     Raises:
         ConfigError: a parameter is no signal, or the score reads both the running and the last loss, of which a
@@ -49,6 +51,7 @@ class SelectionMethod:
 
     label: str
     score: Callable[..., Tensor]
+    origin: str | None = None
     signals: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -144,16 +147,43 @@ SELECTIONS: Mapping[str, SelectionMethod] = {
 """By the value of `gate.selection`, whose choices these are."""
 
 
-def method_of(selection: str) -> SelectionMethod:
-    """The method of a name.
+def own_method(score: Callable[..., Tensor]) -> SelectionMethod:
+    """The method of a score function of the caller's own.
+
+    Args:
+        score: declares the signals that it reads by its parameters, as the functions of this module do, and returns
+            float32 BS, finite at every candidate.
+
+    Raises:
+        ConfigError: it reads no signal, or something that is none.
+    """
+    name = str(getattr(score, "__qualname__", type(score).__name__))
+    code = getattr(score, "__code__", None)
+    origin = f"{name} of {code.co_filename}" if code is not None else name
+    try:
+        parameters = inspect.signature(score).parameters
+    except (TypeError, ValueError):
+        raise ConfigError(f"selection {origin}: its parameters cannot be read; give a Python function") from None
+    if not parameters:
+        raise ConfigError(f"selection {origin}: its score reads nothing; a score may read {', '.join(SIGNALS)}")
+    try:
+        return SelectionMethod(name, score, origin)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(f"selection {name}:", f"selection {origin}:", 1)) from None
+
+
+def method_of(selection: str | SelectionMethod) -> SelectionMethod:
+    """The method of a name; a method stands for itself.
 
     Raises:
         ConfigError: there is none.
     """
+    if isinstance(selection, SelectionMethod):
+        return selection
     if selection not in SELECTIONS:
         lines = "".join(f"\n  {name}: {method.description}" for name, method in SELECTIONS.items())
         raise ConfigError(f"selection is {selection}, not one of{lines}")
     return SELECTIONS[selection]
 
 
-__all__ = ["COMBINE", "SELECTIONS", "SIGNALS", "Combine", "SelectionMethod", "method_of"]
+__all__ = ["COMBINE", "SELECTIONS", "SIGNALS", "Combine", "SelectionMethod", "method_of", "own_method"]

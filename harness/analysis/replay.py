@@ -65,6 +65,9 @@ def study(run: Run, paths: Paths, progress: Progress) -> str | None:
     Raises:
         StaleError, DataError: the data, the tokenizer or a store is not the one that the run used.
     """
+    own = _own_rule(run)
+    if own is not None and not own.is_file():
+        return f"its selection rule is not kept: {own}"
     recipe = recipe_of(run, paths)
     reason = _not_replayable(recipe)
     if reason is not None or recipe.gate is None:
@@ -94,10 +97,21 @@ def study(run: Run, paths: Paths, progress: Progress) -> str | None:
 
 
 def recipe_of(run: Run, paths: Paths) -> Recipe:
-    """The recipe of a finished run, with the places of this machine."""
+    """The recipe of a finished run, with the places of this machine; a selection rule of its own is read from the
+    run's folder, where a copy is kept."""
     import json
 
-    return Recipe.model_validate_json(json.dumps({**run.record["recipe"], "paths": paths.model_dump()}))
+    recipe = {**run.record["recipe"], "paths": paths.model_dump()}
+    own = _own_rule(run)
+    if own is not None:
+        recipe["gate"] = {**recipe["gate"], "selection": {**recipe["gate"]["selection"], "file": str(own)}}
+    return Recipe.model_validate_json(json.dumps(recipe))
+
+
+def _own_rule(run: Run) -> Path | None:
+    """Where the run's own selection rule is kept; None where it has none."""
+    selection = None if run.gate is None else run.gate["selection"]
+    return run.folder / selection["file"] if isinstance(selection, dict) else None
 
 
 def choices(
@@ -175,7 +189,7 @@ def _pass(recipe: Recipe, data: DataSet, processor: Processor, stores: Stores, p
             advance(first + len(samples))
     return {
         "keep_ratio": recipe.gate.keep_ratio,
-        "selection": recipe.gate.selection,
+        "selection": recipe.gate.selection_name,
         "samples": len(data.samples),
         "targets": words.targets,
         "epochs": list(stores.epochs),
@@ -246,9 +260,9 @@ def _not_replayable(recipe: Recipe) -> str | None:
     if gate is None:
         return "it has no gate"
     if not (gate.needs_reference or gate.needs_difficulty):
-        return f"selection {gate.selection} depends on no loss"
+        return f"selection {gate.selection_name} depends on no loss"
     if gate.selects_after_forward:
-        return f"selection {gate.selection} chooses by the step's own losses, which no store keeps"
+        return f"selection {gate.selection_name} chooses by the step's own losses, which no store keeps"
     return None
 
 

@@ -88,7 +88,9 @@ class Run:
             return "evaluated only"
         if self.gate is None:
             return "baseline"
-        selection = str(self.gate["selection"])
+        selection = self.gate["selection"]
+        if isinstance(selection, dict):
+            return f"{selection['function']} of {selection['file']}"
         return SELECTIONS[selection].label if selection in SELECTIONS else selection
 
     @property

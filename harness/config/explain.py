@@ -24,6 +24,9 @@ _TAGS: Final = {"model": "adapter", "data": "source"}
 _RULES: Final = {
     "name": "small letters, digits, '_', '.' and '-', beginning with a letter or digit",
 }
+_FILE_FORMS: Final = frozenset({"SelectionFile", "QuestionFile"})
+_WORD_FORMS: Final = ("literal[", "str-word")
+"""How pydantic names the forms of a key that takes a word or a mapping that names a file."""
 _BOOLEAN_WORDS: Final = frozenset({"yes", "no", "on", "off", "y", "n"})
 
 
@@ -55,7 +58,26 @@ def explain(errors: Iterable[Mapping[str, Any]], document: Document, kind: type[
         kind: of document, whose keys are suggested.
     """
     schema = Schema(kind)
-    return [_problem(error, document, schema) for error in errors]
+    meant = (_of_meant_form(error, document.data) for error in errors)
+    return [_problem(error, document, schema) for error in meant if error is not None]
+
+
+def _of_meant_form(error: Mapping[str, Any], data: Any) -> Mapping[str, Any] | None:
+    """The error with its place in the document, where a key takes a word or a mapping that names a file: pydantic
+    tells why the value is neither, and adds the form to the place. None for the form that was not meant."""
+    place = tuple(error["loc"])
+    for depth, part in enumerate(place):
+        is_mapping = part in _FILE_FORMS
+        if is_mapping or (isinstance(part, str) and part.startswith(_WORD_FORMS)):
+            meant = isinstance(_value(data, place[:depth]), dict) == is_mapping
+            return {**error, "loc": (*place[:depth], *place[depth + 1 :])} if meant else None
+    return error
+
+
+def _value(data: Any, place: Path) -> Any:
+    for part in place:
+        data = data[part]
+    return data
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -115,6 +137,8 @@ class Schema:
             reference = schema["discriminator"]["mapping"].get(tag) if isinstance(tag, str) else None
             return self._definition(reference) if reference else {}
         variants = self._variants(schema)
+        if isinstance(data, dict):
+            variants = [variant for variant in variants if "properties" in variant] or variants
         return variants[0] if variants else {}
 
     def _variants(self, schema: dict[str, Any]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ an unknown key is an error. The gate's own keys are those of `regate.config.Gate
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -15,6 +16,7 @@ from harness.config.data import Data  # noqa: TC001 - pydantic reads it
 from harness.config.model import Model  # noqa: TC001 - pydantic reads it
 from harness.config.section import Strict
 from regate.config import GateConfig, ReferenceConfig
+from regate.selection_file import SelectionFile
 
 SCHEMA_VERSION = 1
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -128,7 +130,11 @@ class Recipe(Strict):
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same run: everything but devices, folders, descriptions and tracking."""
         excluded = {"devices", "paths", "track", "suite", "description", "hardware"}
-        return self.model_dump(mode="json", exclude=excluded)
+        identity = self.model_dump(mode="json", exclude=excluded)
+        if self.gate is not None and isinstance(self.gate.selection, SelectionFile):
+            # The folder of a rule does not make another run of it; its name stays for people, its hash for the id.
+            identity["gate"]["selection"]["file"] = PurePath(self.gate.selection.file).name
+        return identity
 
     @property
     def run_id(self) -> str:

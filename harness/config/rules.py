@@ -131,6 +131,8 @@ def _ranges(data: Any, path: Path, settings: type[Any], wrong: Set[Path]) -> Ite
         return
     known = {field.name for field in fields(settings)} - {"reference"}
     given = {key: value for key, value in section.items() if key in known and (*path, key) not in wrong}
+    if isinstance(given.get("selection"), dict):
+        del given["selection"]  # a file, which its own class has read and checked
     while True:
         try:
             settings(**given)
