@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from harness.data.sample import Batch
     from harness.data.sources import DataSet
     from harness.models.flops import Published
+    from harness.models.footprint import Footprint
     from regate.types import Decision
 
 
@@ -132,11 +133,13 @@ class Family:
 
     Attributes:
         adapter: of a recipe, with the opened data set or None.
+        footprint: of a recipe's model, read without torch.
         full_size: its published model, to count its work by part.
         official: of an evaluation; None where the family's published weights are not evaluated as they are.
     """
 
     adapter: Callable[[Recipe, DataSet | None], Adapter]
+    footprint: Callable[[Recipe], Footprint]
     full_size: Callable[[], Published]
     official: Callable[[EvaluationRecipe], Evaluated] | None = None
 

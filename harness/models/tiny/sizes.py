@@ -7,7 +7,17 @@ Legend: P visual tokens of a clip.
 
 from __future__ import annotations
 
-from typing import Any, Final, Protocol
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from harness.config.model import TinyModel
+from harness.models.footprint import Footprint, Part, footprint
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from harness.config.recipe import Recipe
 
 FRAMES_A_TOKEN: Final = 2
 CELLS_A_TOKEN: Final = 2
@@ -19,6 +29,8 @@ KERNELS: Final = (5, 3, 3, 3)
 """Of the tower's convolutions, each of stride 2."""
 INTERMEDIATE: Final = 2
 """Width of the decoder's perceptron, as a multiple of its hidden size."""
+VOCABULARY: Final = 285
+"""Entries of the tokenizer that `tiny_smoke_regate` trains; the others' differ by a few words."""
 PROMPT: Final = 20
 TARGETS: Final = 60
 """Round numbers, not measured ones: conversations about the shapes differ."""
@@ -65,3 +77,73 @@ def projector_flops(config: Config) -> tuple[float, float]:
 def vision_flops(config: Config) -> float:
     """Forward pass of tower and projector for one clip."""
     return tower_flops(config) + sum(projector_flops(config))
+
+
+# --- a recipe's model ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PlainConfig:
+    """`Config` without transformers."""
+
+    text: Mapping[str, Any]
+    frames: int
+    size: int
+
+    @property
+    def vision_config(self) -> Any:
+        return SimpleNamespace(image_size=self.size, channels=CHANNELS, kernels=KERNELS)
+
+    @property
+    def text_config(self) -> Any:
+        return SimpleNamespace(**self.text)
+
+    @property
+    def visual_tokens(self) -> int:
+        return visual_tokens(self.frames, self.size // 2 ** len(CHANNELS))
+
+
+def footprint_of(recipe: Recipe) -> Footprint:
+    """Of a recipe's model: the tower is frozen, projector and decoder are trained."""
+    model = recipe.model
+    assert isinstance(model, TinyModel)
+    text = {
+        "model_type": "qwen2",
+        "hidden_size": model.hidden,
+        "intermediate_size": INTERMEDIATE * model.hidden,
+        "num_hidden_layers": model.layers,
+        "num_attention_heads": model.heads,
+        "num_key_value_heads": model.heads,
+        "vocab_size": VOCABULARY,
+        "tie_word_embeddings": True,
+    }
+    config = PlainConfig(text, recipe.data.frames, getattr(recipe.data, "size", 64))
+    first, second = projector_flops(config)
+    width = CHANNELS[-1] * CELLS_A_TOKEN**2 * FRAMES_A_TOKEN
+    inner = PROJECTOR_WIDTH * model.hidden
+    tower = Part("vision tower", _tower_parameters(), trained=False, forward=tower_flops(config))
+    projector = Part(
+        "projector",
+        width * inner + inner + (inner + 1 + config.visual_tokens) * model.hidden,  # and a position for each token
+        trained=True,
+        forward=first + second,
+        backward=first + 2 * second,
+        kept=config.visual_tokens * (width + 2 * inner),
+    )
+    return footprint(
+        text,
+        (tower, projector),
+        visual_tokens=config.visual_tokens,
+        prompt=PROMPT,
+        targets=TARGETS,
+        sources=(f"sizes of the recipe, and a vocabulary of {VOCABULARY} entries",),
+    )
+
+
+def _tower_parameters() -> int:
+    """Convolutions with biases, and a norm behind each."""
+    total, before = 0, 3
+    for channels, kernel in zip(CHANNELS, KERNELS, strict=True):
+        total += kernel**2 * before * channels + 3 * channels
+        before = channels
+    return total

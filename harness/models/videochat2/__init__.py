@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from harness.data.sources import DataSet
     from harness.models.adapter import Adapter, Evaluated
     from harness.models.flops import Published
+    from harness.models.footprint import Footprint
 
 
 def _adapter(recipe: Recipe, data: DataSet | None) -> Adapter:
@@ -28,10 +29,16 @@ def _official(recipe: EvaluationRecipe) -> Evaluated:
     return OfficialVideoChat2(recipe, recipe.model)
 
 
+def _footprint(recipe: Recipe) -> Footprint:
+    from harness.models.videochat2.sizes import footprint_of
+
+    return footprint_of(recipe)
+
+
 def _full_size() -> Published:
     from harness.models.videochat2.flops import PUBLISHED
 
     return PUBLISHED
 
 
-FAMILY: Final = Family(_adapter, _full_size, _official)
+FAMILY: Final = Family(_adapter, _footprint, _full_size, _official)

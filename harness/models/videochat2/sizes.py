@@ -10,7 +10,17 @@ Legend: P patches of a clip, Q visual tokens, W instruction tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from harness.config.model import TinyVideoChat2Model, VideoChat2Model
+from harness.models.footprint import Footprint, Part, footprint, read_sizes, transformer_block
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from harness.config.recipe import Recipe
 
 INSTRUCTION: Final = 32
 """W where nobody counted it."""
@@ -18,10 +28,39 @@ CHECKPOINTED: Final = 18
 """Blocks of the vision transformer that the official stage 3 computes again."""
 MISTRAL_7B: Final[dict[str, Any]] = {
     "model_type": "mistral",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
     "vocab_size": 32000,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
     "sliding_window": None,
 }
+UMT_L: Final[dict[str, int]] = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 23,
+    "image_size": 224,
+    "patch_size": 16,
+}
+"""The vision transformer as VideoChat2 builds it."""
+QFORMER: Final[dict[str, int]] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "cross_attention_frequency": 2,
+    "max_position_embeddings": 512,
+    "vocab_size": 30523,
+    "encoder_hidden_size": 1024,
+}
+"""BERT-base, with one word more, [DEC]."""
+QUERIES: Final = 96
+"""32 of stage 1 and 64 of stage 2."""
+TOY_SIZE: Final = 64
+"""Pixels along a side of the toy vision transformer's input."""
+TOY_WORDS: Final = 64
+"""Positions of the toy QFormer's text."""
 PROMPT: Final = 60
 """Tokens of template, instruction and question of an ordinary sample; a round number."""
 TARGETS: Final = 450
@@ -116,3 +155,160 @@ def adapter_parameters(text: Any, rank: int) -> int:
     queries, keys = head * text.num_attention_heads, head * text.num_key_value_heads
     attention = 2 * (text.hidden_size + queries) + 2 * (text.hidden_size + keys)
     return int(text.num_hidden_layers * rank * (attention + 3 * (text.hidden_size + text.intermediate_size)))
+
+
+# --- a recipe's model ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PlainConfig:
+    """`Config` without transformers."""
+
+    text: Mapping[str, Any]
+    vision: Mapping[str, int]
+    qformer: Mapping[str, int]
+    visual_tokens: int
+
+    @property
+    def grid(self) -> int:
+        return self.vision["image_size"] // self.vision["patch_size"]
+
+    @property
+    def vision_config(self) -> Any:
+        return SimpleNamespace(**self.vision, grid=self.grid)
+
+    @property
+    def qformer_config(self) -> Any:
+        return SimpleNamespace(**self.qformer)
+
+    @property
+    def text_config(self) -> Any:
+        return SimpleNamespace(**self.text)
+
+
+def footprint_of(recipe: Recipe) -> Footprint:
+    """Of a recipe's model: the vision side is trained whole, the decoder through adapters."""
+    model, frames = recipe.model, recipe.data.frames
+    assert isinstance(model, VideoChat2Model | TinyVideoChat2Model)
+    config, source = _plain_config(recipe, model)
+    checkpointing = recipe.train.gradient_checkpointing
+    work = vision_flops(config, frames, checkpointing=checkpointing)
+    qformer_again = work.qformer if checkpointing else 0.0
+    kept, at_once = _vision_keeps(config, frames, checkpointing=checkpointing)
+    own, reads = work.patches + work.blocks, _qformer_keeps(config, frames)
+    width, hidden = config.qformer["hidden_size"], int(config.text["hidden_size"])
+    tower = Part(
+        "vision tower",
+        _vision_parameters(config),
+        trained=True,
+        forward=own,
+        backward=2 * own - work.patches,
+        again=work.recomputed - qformer_again,
+        kept=kept,
+        at_once=at_once,
+    )
+    qformer = Part(
+        "qformer",
+        _qformer_parameters(config),
+        trained=True,
+        forward=work.qformer,
+        backward=2 * work.qformer,
+        again=qformer_again,
+        kept=0 if checkpointing else reads,
+        at_once=reads if checkpointing else 0,
+    )
+    projector = Part(
+        "projector",
+        (width + 1) * hidden,
+        trained=True,
+        forward=work.projector,
+        backward=2 * work.projector,
+        kept=config.visual_tokens * width,
+    )
+    rank = model.lora.rank
+    return footprint(
+        config.text,
+        (tower, qformer, projector),
+        visual_tokens=config.visual_tokens,
+        prompt=PROMPT,
+        targets=TARGETS,
+        sources=(source,),
+        adapters=adapter_parameters(config.text_config, rank),
+        head_adapters=rank * (hidden + int(config.text["vocab_size"])),
+    )
+
+
+def _plain_config(recipe: Recipe, model: VideoChat2Model | TinyVideoChat2Model) -> tuple[PlainConfig, str]:
+    if isinstance(model, VideoChat2Model):
+        folder = Path(recipe.paths.weights) / model.language_model
+        text, source = read_sizes(folder, MISTRAL_7B, "Mistral-7B")
+        vision = {**UMT_L, "checkpoint_blocks": model.vision_checkpointing}
+        return PlainConfig(text, vision, QFORMER, QUERIES), f"{source}; UMT-L and QFormer as released"
+    text = {
+        "model_type": "mistral",
+        "hidden_size": model.hidden,
+        "intermediate_size": 2 * model.hidden,
+        "num_hidden_layers": model.layers,
+        "num_attention_heads": model.heads,
+        "num_key_value_heads": max(1, model.heads // 2),
+        "vocab_size": model.vocabulary,
+    }
+    vision = {
+        "hidden_size": model.vision_hidden,
+        "intermediate_size": 2 * model.vision_hidden,
+        "num_hidden_layers": model.vision_layers,
+        "image_size": TOY_SIZE,
+        "patch_size": model.patch,
+        "checkpoint_blocks": 0,
+    }
+    qformer = {
+        **QFORMER,
+        "hidden_size": model.qformer_hidden,
+        "intermediate_size": 2 * model.qformer_hidden,
+        "num_hidden_layers": model.qformer_layers,
+        "max_position_embeddings": TOY_WORDS,
+        "vocab_size": 2 * TOY_WORDS,
+        "encoder_hidden_size": model.vision_hidden,
+    }
+    return PlainConfig(text, vision, qformer, 2 * model.queries), "sizes of the recipe"
+
+
+def _vision_parameters(config: PlainConfig) -> int:
+    """With the norm behind it. Keys have no bias."""
+    vision = config.vision
+    width = vision["hidden_size"]
+    block = transformer_block(width, vision["intermediate_size"]) - width
+    entry = 3 * vision["patch_size"] ** 2 * width + width
+    return entry + vision["num_hidden_layers"] * block + 2 * width
+
+
+def _qformer_parameters(config: PlainConfig) -> int:
+    """With the queries. Queries and words have a perceptron each."""
+    read = config.qformer
+    width, inner, seen = read["hidden_size"], read["intermediate_size"], read["encoder_hidden_size"]
+    attention = 4 * (width**2 + width) + 2 * width
+    crossing = 2 * (width**2 + width) + 2 * (seen * width + width) + 2 * width
+    perceptron = 2 * width * inner + inner + width + 2 * width
+    layers = read["num_hidden_layers"]
+    crossings = len(range(0, layers, read["cross_attention_frequency"]))
+    embeddings = (read["vocab_size"] + read["max_position_embeddings"] + config.visual_tokens) * width + 2 * width
+    return embeddings + layers * (attention + 2 * perceptron) + crossings * crossing
+
+
+def _vision_keeps(config: PlainConfig, frames: int, *, checkpointing: bool) -> tuple[int, int]:
+    """Values kept of one clip, and those of the block that is computed a second time."""
+    vision = config.vision
+    patches, width, layers = frames * config.grid**2, vision["hidden_size"], vision["num_hidden_layers"]
+    block = 8 * width + 2 * vision["intermediate_size"]
+    again = layers if checkpointing else min(vision["checkpoint_blocks"], layers)
+    return patches * ((layers - again) * block + again * width), patches * block if again else 0
+
+
+def _qformer_keeps(config: PlainConfig, frames: int) -> int:
+    """Values of one clip."""
+    read = config.qformer
+    tokens = config.visual_tokens + INSTRUCTION
+    own = tokens * (10 * read["hidden_size"] + 2 * read["intermediate_size"])
+    crossings = len(range(0, read["num_hidden_layers"], read["cross_attention_frequency"]))
+    seen = 2 * frames * config.grid**2 * read["hidden_size"]
+    return read["num_hidden_layers"] * own + crossings * seen

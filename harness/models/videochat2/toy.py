@@ -20,6 +20,7 @@ from harness.models.videochat2 import checkpoint_names as names
 from harness.models.videochat2.config import UMTConfig, VideoChat2Config
 from harness.models.videochat2.conversation import training_conversation
 from harness.models.videochat2.model import VideoChat2ForConditionalGeneration
+from harness.models.videochat2.sizes import TOY_SIZE, TOY_WORDS
 from harness.models.videochat2.weights import Lora, ModelFiles
 
 if TYPE_CHECKING:
@@ -30,12 +31,8 @@ if TYPE_CHECKING:
     from harness.data.sources import DataSet
 
 SCHEMA: Final = 1
-SIZE: Final = 64
-"""Pixels along a side of the vision transformer's input."""
 VISION_HEADS: Final = 2
 QFORMER_HEADS: Final = 2
-WORDS: Final = 64
-"""Positions of the QFormer's text."""
 SPECIAL: Final = ("<unk>", "<s>", "</s>")
 LETTERS: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
 _SPACE: Final = "\u2581"
@@ -56,7 +53,7 @@ def files_of(recipe: Recipe) -> ModelFiles:
         lora=Lora(model.lora.rank, model.lora.alpha, model.lora.dropout),
         bos_as_ones=model.bos_as_ones,
         vision_heads=VISION_HEADS,
-        image_size=SIZE,
+        image_size=TOY_SIZE,
     )
 
 
@@ -134,7 +131,7 @@ def _make_vision(model: TinyVideoChat2Model, data: DataSet, folder: Path) -> Non
         "intermediate_size": 2 * model.qformer_hidden,
         "num_hidden_layers": model.qformer_layers,
         "num_attention_heads": QFORMER_HEADS,
-        "max_position_embeddings": WORDS,
+        "max_position_embeddings": TOY_WORDS,
         "vocab_size": len(entries),
         "layer_norm_eps": 1e-12,
     }
@@ -145,7 +142,7 @@ def _make_vision(model: TinyVideoChat2Model, data: DataSet, folder: Path) -> Non
             intermediate_size=2 * model.vision_hidden,
             num_hidden_layers=model.vision_layers,
             num_attention_heads=VISION_HEADS,
-            image_size=SIZE,
+            image_size=TOY_SIZE,
             patch_size=model.patch,
         ).to_dict(),
         qformer_config={**bert, "vocab_size": len(entries) + 1, "encoder_hidden_size": model.vision_hidden}
@@ -179,8 +176,8 @@ def _check_sizes(recipe: Recipe) -> None:
         raise RecipeError(
             f"model.heads {model.heads} does not divide model.hidden {model.hidden} into heads of an even size"
         )
-    if SIZE % model.patch:
-        raise RecipeError(f"model.patch {model.patch} does not divide the picture's {SIZE} pixels")
+    if TOY_SIZE % model.patch:
+        raise RecipeError(f"model.patch {model.patch} does not divide the picture's {TOY_SIZE} pixels")
     for name, heads in (("vision_hidden", VISION_HEADS), ("qformer_hidden", QFORMER_HEADS)):
         if getattr(model, name) % heads:
             raise RecipeError(f"model.{name} {getattr(model, name)} is odd")

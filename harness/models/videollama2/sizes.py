@@ -8,10 +8,17 @@ Legend: P patches of a frame, Q visual tokens of a clip.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, get_args
+
+from harness.config.model import TinyVideoLLaMA2Model, VideoLLaMA2Model
+from harness.models.footprint import Footprint, Part, footprint, read_sizes, transformer_block
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from harness.config.recipe import Recipe
 
 ConnectorType = Literal["stc_connector_v35", "stc_connector", "stp_connector", "linear", "mlp2x_gelu"]
 CONNECTORS: Final[tuple[str, ...]] = get_args(ConnectorType)
@@ -21,29 +28,6 @@ STRIDE: Final = 2
 """Of the sampler, in time, rows and columns."""
 SQUEEZE: Final = 0.25
 """Width of squeeze and excitation, as a part of the block's input channels."""
-
-
-def visual_tokens(kind: str, frames: int, grid: int) -> int:
-    """Q, of a clip of `frames` frames with grid x grid patches; an image counts as `frames` equal frames.
-
-    Raises:
-        ValueError: an unknown connector, or a clip too short or a grid too small for it.
-    """
-    if kind in ("linear", "mlp2x_gelu"):
-        return grid * grid
-    if kind not in CONNECTORS:
-        raise ValueError(f"connector {kind!r} is not one of {', '.join(CONNECTORS)}")
-    pad = sampler_padding(kind)
-    time, side = ((size + 2 * pad - STRIDE) // STRIDE + 1 for size in (frames, grid))
-    if time < 1 or side < 1:
-        raise ValueError(f"{kind} makes no token of {frames} frames of {grid} x {grid} patches")
-    return time * side * side
-
-
-def sampler_padding(kind: str) -> int:
-    return 1 if kind == "stc_connector" else 0
-
-
 TOWERS: Final[Mapping[str, Mapping[str, Any]]] = {
     "siglip-so400m-patch14-384": {
         "model_type": "siglip_vision_model",
@@ -83,6 +67,29 @@ PROMPT: Final = 40
 """Tokens of template, instruction and question of an ordinary sample; a round number."""
 TARGETS: Final = 280
 """The paper's 83.82 M tokens over 300,000 pairs."""
+TOY_SIZE: Final = 64
+"""Pixels along a side of the toy tower's input."""
+
+
+def visual_tokens(kind: str, frames: int, grid: int) -> int:
+    """Q, of a clip of `frames` frames with grid x grid patches; an image counts as `frames` equal frames.
+
+    Raises:
+        ValueError: an unknown connector, or a clip too short or a grid too small for it.
+    """
+    if kind in ("linear", "mlp2x_gelu"):
+        return grid * grid
+    if kind not in CONNECTORS:
+        raise ValueError(f"connector {kind!r} is not one of {', '.join(CONNECTORS)}")
+    pad = sampler_padding(kind)
+    time, side = ((size + 2 * pad - STRIDE) // STRIDE + 1 for size in (frames, grid))
+    if time < 1 or side < 1:
+        raise ValueError(f"{kind} makes no token of {frames} frames of {grid} x {grid} patches")
+    return time * side * side
+
+
+def sampler_padding(kind: str) -> int:
+    return 1 if kind == "stc_connector" else 0
 
 
 class Config(Protocol):
@@ -170,3 +177,136 @@ def _stage(before: int, after: int, cells: int, frames: int) -> tuple[float, flo
         entry = reads if place == 0 else entry
         total += reads + 2.0 * cells * (9 * after + after**2) + 4.0 * after * squeezed
     return frames * total, frames * entry
+
+
+# --- a recipe's model ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PlainConfig:
+    """`Config` without transformers: the fields of the two config.json and what the recipe says."""
+
+    text: Mapping[str, Any]
+    tower: Mapping[str, Any]
+    mm_projector_type: str
+    num_frames: int
+
+    @property
+    def vision_config(self) -> Any:
+        return SimpleNamespace(**self.tower)
+
+    @property
+    def text_config(self) -> Any:
+        return SimpleNamespace(**self.text)
+
+    @property
+    def grid(self) -> int:
+        return int(self.tower["image_size"] // self.tower["patch_size"])
+
+    @property
+    def tower_layers(self) -> int:
+        """The output of the last layer but one is read."""
+        return int(self.tower["num_hidden_layers"]) - 1
+
+
+def footprint_of(recipe: Recipe) -> Footprint:
+    """Of a recipe's model: the tower is frozen, connector and decoder are trained."""
+    config, sources = _plain_config(recipe)
+    checkpointing = recipe.train.gradient_checkpointing
+    work = vision_flops(config)
+    hidden, channels = int(config.text["hidden_size"]), int(config.tower["hidden_size"])
+    kept, at_once = _kept(config, channels, hidden, checkpointing=checkpointing)
+    tower = Part("vision tower", _tower_parameters(config), trained=False, forward=work.tower)
+    connector = Part(
+        "connector",
+        _connector_parameters(config.mm_projector_type, channels, hidden),
+        trained=True,
+        forward=work.connector,
+        backward=work.connector_backward,
+        again=work.recomputed if checkpointing else 0.0,
+        kept=kept,
+        at_once=at_once,
+    )
+    tokens = visual_tokens(config.mm_projector_type, config.num_frames, config.grid)
+    return footprint(
+        config.text, (tower, connector), visual_tokens=tokens, prompt=PROMPT, targets=TARGETS, sources=sources
+    )
+
+
+def _plain_config(recipe: Recipe) -> tuple[PlainConfig, tuple[str, ...]]:
+    model, frames = recipe.model, recipe.data.frames
+    if isinstance(model, TinyVideoLLaMA2Model):
+        text = {
+            "model_type": "qwen2",
+            "hidden_size": model.hidden,
+            "intermediate_size": 2 * model.hidden,
+            "num_hidden_layers": model.layers,
+            "num_attention_heads": model.heads,
+            "num_key_value_heads": max(1, model.heads // 2),
+            "vocab_size": model.vocabulary,
+        }
+        tower = {
+            "model_type": "siglip_vision_model",
+            "hidden_size": model.tower_hidden,
+            "intermediate_size": 2 * model.tower_hidden,
+            "num_hidden_layers": model.tower_layers,
+            "image_size": TOY_SIZE,
+            "patch_size": model.patch,
+        }
+        return PlainConfig(text, tower, model.projector_type, frames), ("sizes of the recipe",)
+    assert isinstance(model, VideoLLaMA2Model)
+    root, name = Path(recipe.paths.weights), Path(model.vision_tower).name
+    read_text, text_source = read_sizes(root / model.language_model, QWEN2_7B, "Qwen2-7B")
+    known = name if name in TOWERS else "siglip-so400m-patch14-384"
+    read_tower, tower_source = read_sizes(root / model.vision_tower, TOWERS[known], known)
+    return PlainConfig(read_text, read_tower, model.projector_type, frames), (text_source, tower_source)
+
+
+def _tower_parameters(config: PlainConfig) -> int:
+    """Of what is held: all layers, also the last one, which is not computed, and SigLIP's pooling head."""
+    tower = config.tower
+    width, inner, patches = int(tower["hidden_size"]), int(tower["intermediate_size"]), config.grid**2
+    block = transformer_block(width, inner)
+    siglip = tower["model_type"] == "siglip_vision_model"
+    entry = 3 * int(tower["patch_size"]) ** 2 * width + (width if siglip else 3 * width)  # bias, or class and norm
+    positions = (patches if siglip else patches + 1) * width
+    pooling = block - 2 * width + width if siglip else 0  # one norm less, and the query
+    return entry + positions + int(tower["num_hidden_layers"]) * block + 2 * width + pooling
+
+
+def _connector_parameters(kind: str, channels: int, hidden: int) -> int:
+    if kind == "linear":
+        return channels * hidden + hidden
+    if kind == "mlp2x_gelu":
+        return channels * hidden + hidden + hidden**2 + hidden
+    sampler = 0 if kind == "stp_connector" else STRIDE**3 * hidden**2 + hidden
+    stages = _stage_parameters(channels, hidden) + _stage_parameters(hidden, hidden)
+    return stages + sampler + 2 * (hidden**2 + hidden)
+
+
+def _stage_parameters(before: int, after: int) -> int:
+    total = 0
+    for place in range(DEPTH):
+        channels = before if place == 0 else after
+        squeezed = round(SQUEEZE * channels)
+        convolutions = channels * after + 9 * after + after**2 + 6 * after
+        excitation = 2 * after * squeezed + squeezed + after
+        total += convolutions + excitation + (channels * after + 2 * after if channels != after else 0)
+    return total
+
+
+_BLOCK_KEEPS: Final = 10
+"""Maps that a block of a stage keeps for its backward pass: three convolutions' inputs, their norms' and activations'
+inputs, the scaled map."""
+
+
+def _kept(config: PlainConfig, channels: int, hidden: int, *, checkpointing: bool) -> tuple[int, int]:
+    """Values kept for the backward pass of one clip, and those of the stage that is computed a second time."""
+    frames, patches, kind = config.num_frames, config.grid**2, config.mm_projector_type
+    tokens = visual_tokens(kind, frames, config.grid)
+    if kind in ("linear", "mlp2x_gelu"):
+        return patches * (channels + 2 * hidden), 0
+    entry = frames * patches * (channels + hidden)  # what stage 1 reads, and the sampler
+    behind = 5 * tokens * hidden
+    stage_1, stage_2 = (_BLOCK_KEEPS * DEPTH * cells * hidden for cells in (frames * patches, tokens))
+    return (entry + behind, stage_1) if checkpointing else (entry + behind + stage_1 + stage_2, 0)

@@ -24,7 +24,7 @@ from harness.config.model import TinyVideoLLaMA2Model
 from harness.models.artifacts import Toy
 from harness.models.videollama2.connector import make_connector
 from harness.models.videollama2.image_processing import SETTINGS
-from harness.models.videollama2.sizes import visual_tokens
+from harness.models.videollama2.sizes import TOY_SIZE, visual_tokens
 from harness.models.videollama2.weights import PROJECTOR, ModelFiles
 
 if TYPE_CHECKING:
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from harness.data.sources import DataSet
 
 SCHEMA: Final = 1
-SIZE: Final = 64
-"""Pixels along a side of the tower's input."""
 SPECIAL: Final = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TEMPLATE: Final = (
     "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
@@ -110,7 +108,7 @@ def _make_tower(model: TinyVideoLLaMA2Model, data: DataSet, folder: Path) -> Non
         intermediate_size=2 * model.tower_hidden,
         num_hidden_layers=model.tower_layers,
         num_attention_heads=2,
-        image_size=SIZE,
+        image_size=TOY_SIZE,
         patch_size=model.patch,
     )
     SiglipVisionModel(config).save_pretrained(folder)
@@ -120,7 +118,7 @@ def _make_tower(model: TinyVideoLLaMA2Model, data: DataSet, folder: Path) -> Non
         "image_std": [0.5] * 3,
         "resample": 3,
         "rescale_factor": 1 / 255,
-        "size": {"height": SIZE, "width": SIZE},
+        "size": {"height": TOY_SIZE, "width": TOY_SIZE},
     }
     (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")
 
@@ -144,7 +142,7 @@ def _check_sizes(recipe: Recipe) -> None:
             f"model.tower_hidden {model.tower_hidden} is odd"
         )
     try:
-        visual_tokens(model.projector_type, recipe.data.frames, SIZE // model.patch)
+        visual_tokens(model.projector_type, recipe.data.frames, TOY_SIZE // model.patch)
     except ValueError as error:
         raise RecipeError(f"model.patch {model.patch}: {error}") from None
 
