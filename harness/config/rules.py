@@ -7,6 +7,7 @@ import difflib
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from harness.common.addresses import address_problem
 from harness.config.explain import Problem
 from harness.config.model import SECTIONS
 from harness.config.plain_data import value_at, whole_at
@@ -31,6 +32,7 @@ def broken_rules(document: Document, benchmarks: Mapping[str, str | None], wrong
     """
     data = document.data
     findings = [*_train(data), *_evaluate(data, benchmarks), *_model(data), *_data(data), *_gate(data, wrong)]
+    findings += _track(data)
     return [Problem(_place(document, path), path, message) for path, message in findings]
 
 
@@ -116,6 +118,15 @@ def _data(data: Any) -> Iterator[Finding]:
             ("data", "shuffle_turns"),
             "data.shuffle_turns moves the prompts, and gate.candidates text keeps a loss for each token by its place",
         )
+
+
+def _track(data: Any) -> Iterator[Finding]:
+    """The value itself is not repeated: it may hold a password."""
+    path: Path = ("track", "uri")
+    uri = value_at(data, path)
+    problem = address_problem(uri) if isinstance(uri, str) else None
+    if problem:
+        yield path, f"track.uri cannot be used: {problem}"
 
 
 def _gate(data: Any, wrong: Set[Path]) -> Iterator[Finding]:

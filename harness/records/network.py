@@ -1,17 +1,21 @@
-"""Addresses of servers: whether one answers, and how it may be shown."""
+"""Whether a server answers."""
 
 from __future__ import annotations
 
 import socket
 from typing import Final
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 _CONNECT_SECONDS: Final = 3.0
 
 
 def reachable(uri: str) -> bool:
     """Whether something accepts connections at an http address; True for stores that are no server. Asked before
-    MLflow is even imported: its own client would try for minutes."""
+    MLflow is even imported: its own client would try for minutes.
+
+    Raises:
+        ValueError: the address cannot be read (`harness.common.addresses.address_problem`).
+    """
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https"):
         return True
@@ -21,17 +25,3 @@ def reachable(uri: str) -> bool:
             return True
     except OSError:
         return False
-
-
-def shown(uri: str) -> str:
-    """The address without user name and password."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
-def without_password(text: str, uri: str) -> str:
-    """A text, such as an error of a library, without the user name and password of an address in it."""
-    user, at, _ = urlsplit(uri).netloc.rpartition("@")
-    return text.replace(user + at, "") if at else text

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import urlsplit
 
+from harness.common.addresses import shown, without_secrets
 from harness.common.files import read_json, write_atomic
 from harness.records.ledger import read_events
 from harness.records.metrics import (
@@ -42,7 +43,7 @@ from harness.records.metrics import (
     step_rows,
     total_rows,
 )
-from harness.records.network import reachable, shown, without_password
+from harness.records.network import reachable
 from harness.records.totals import split
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ _BUDGET: Final = {True: 30.0, False: 300.0}
 _GRACE: Final = 30.0
 """Seconds beyond it, for the import and the first making of a SQLite store on a slow disk, before the child is
 ended."""
+_LATER: Final = "the record is on disk, a later run sends it again"
 _FOREIGN: Final = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_TRACKING_URI")
 
 
@@ -95,7 +97,7 @@ class MirrorReport:
 
 
 def mirror(recipe: Recipe, run_dir: Path, *, final: bool) -> MirrorReport:
-    """Send what MLflow does not hold yet of a run; never raises for anything the server or the store does.
+    """Send what MLflow does not hold yet of a run; never raises: a mirror is a copy, and the record is on disk.
 
     Args:
         final: wait for it (until the store has everything, or about half a minute), and mark the runs as finished.
@@ -104,6 +106,14 @@ def mirror(recipe: Recipe, run_dir: Path, *, final: bool) -> MirrorReport:
     if not recipe.track.mlflow:
         return MirrorReport("off", "")
     job = make_job(recipe, run_dir, final=final)
+    try:
+        return _mirror(job, run_dir)
+    except Exception as error:  # noqa: BLE001 - whatever goes wrong here must not end a finished run
+        reason = without_secrets(f"{type(error).__name__}: {error}", job.uri)[:300]
+        return MirrorReport("failed", shown(job.uri), message=f"MLflow could not be written: {reason}; {_LATER}")
+
+
+def _mirror(job: Job, run_dir: Path) -> MirrorReport:
     began = time.monotonic()
     before = _last_state(run_dir)
     if not reachable(job.uri):
@@ -114,7 +124,7 @@ def mirror(recipe: Recipe, run_dir: Path, *, final: bool) -> MirrorReport:
         return report
     _write_state(run_dir, report)
     known = report.state == before and report.state in ("unreachable", "failed")
-    message = f"{report.message}; the record is on disk, a later run sends it again" if report.message else None
+    message = f"{report.message}; {_LATER}" if report.message else None
     return MirrorReport(
         report.state, report.uri, report.metrics, time.monotonic() - began, None if known else message
     )
@@ -159,7 +169,7 @@ def _in_child(job: Job) -> MirrorReport:
     lines = out.splitlines()
     if child.returncode != 0 or not lines:
         last = (error.strip().splitlines() or ["no message"])[-1]
-        last = without_password(last, job.uri)[:300]
+        last = without_secrets(last, job.uri)[:300]
         return MirrorReport("failed", shown(job.uri), message=f"MLflow could not be written: {last}")
     return MirrorReport(**json.loads(lines[-1]))
 
@@ -192,8 +202,16 @@ def _write_state(run_dir: Path, report: MirrorReport) -> None:
 # --- child: everything below runs with mlflow ------------------------------------------------------------
 
 
+class DeletedExperiment(Exception):
+    """The experiment was deleted in MLflow; its argument is the experiment's id."""
+
+
 class Store:
-    """One run's place in an MLflow store. `sent` counts the numbers sent."""
+    """One run's place in an MLflow store. `sent` counts the numbers sent.
+
+    Raises:
+        DeletedExperiment: MLflow holds the experiment as deleted, and makes no run in it.
+    """
 
     def __init__(self, job: Job, deadline: float) -> None:
         from mlflow.tracking import MlflowClient
@@ -207,6 +225,8 @@ class Store:
     def _experiment(self, job: Job) -> str:
         experiment = self.client.get_experiment_by_name(job.experiment)
         if experiment is not None:
+            if experiment.lifecycle_stage == "deleted":
+                raise DeletedExperiment(str(experiment.experiment_id))
             return str(experiment.experiment_id)
         # MLflow's page opens such an experiment on its training runs; without the tag, on (absent) GenAI traces.
         tags = {"mlflow.experimentKind": "custom_model_development"}
@@ -252,7 +272,12 @@ def upload(job: Job) -> MirrorReport:
     asked = read_json(run_dir / "recipe.json", "a recipe")
     record = _record(run_dir)
     run_id, began = run_dir.name, milliseconds(events[0]["time"])
-    store = Store(job, time.monotonic() + _BUDGET[job.final])
+    try:
+        store = Store(job, time.monotonic() + _BUDGET[job.final])
+    except DeletedExperiment as error:
+        ways = f"restore it (mlflow experiments restore -x {error}) or name another with track.experiment=NAME"
+        message = f"the experiment {job.experiment} is deleted in MLflow at {shown(job.uri)}: {ways}"
+        return MirrorReport("failed", shown(job.uri), message=message)
     parent = store.run(asked["name"], run_id=run_id, part="recipe", began=began)
     parent_id = parent.info.run_id
     _describe(store, parent, asked, record, run_dir)

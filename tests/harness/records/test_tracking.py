@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import socket
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from mlflow.tracking import MlflowClient
 
+from harness.common.errors import RecipeError
+from harness.config.load import load_recipe
 from harness.records import metrics
 from harness.records import tracking as track
 from harness.records.ledger import read_steps
-from harness.records.network import shown
 from harness.records.tracking import make_job, mirror, upload
 from tests.halting import VARIABLE, Moment, environment, go_on
 from tests.harness.worlds.run_builder import build_run, finish, recipe
@@ -335,5 +337,55 @@ def test_numbers_that_are_not_finite_and_odd_names_are_handled() -> None:
     assert found == [metrics.Row("a_b", 1.0, 5, 2)]
     assert metrics.milliseconds("2025-01-01T00:00:00.123+00:00") == 1735689600123
     assert metrics.parameters({"a": {"b": None, "c": [1, 2]}, "long": "x" * 300}) == {"a.b": "none", "a.c": "1, 2"}
-    assert shown("http://u:p@host:1/x") == "http://host:1/x"
-    assert shown("sqlite:////a/b.db") == "sqlite:////a/b.db"
+
+
+def _unchecked(results: Path, uri: str) -> Recipe:
+    """A recipe of before addresses were checked: its record is on disk, and a later command mirrors it."""
+    made = recipe(results, "odd")
+    return made.model_copy(update={"track": made.track.model_copy(update={"uri": uri})})
+
+
+@pytest.mark.parametrize("uri", ["http://localhost:99999", "http://user:secret@host:notaport/", "http://u:secret@[::1"])
+def test_an_address_that_cannot_be_used_is_a_mistake_of_the_recipe_and_never_ends_a_run(
+    tmp_path: Path, uri: str
+) -> None:
+    with pytest.raises(RecipeError, match=r"track\.uri cannot be used"):
+        load_recipe("tiny_smoke_regate", [f"track.uri={json.dumps(uri)}"])
+    made = _unchecked(tmp_path, uri)
+    run_dir = build_run(made)
+    finish(made, run_dir)
+    report = mirror(made, run_dir, final=True)
+    assert report.state == "failed"
+    assert report.message is not None
+    assert "the record is on disk" in report.message
+    assert "secret" not in f"{report.message} {report.uri}"
+
+
+def test_a_damaged_state_of_the_mirror_never_ends_a_run(tmp_path: Path, closed_port: int) -> None:
+    made = _at(tmp_path, closed_port)
+    run_dir = build_run(made)
+    finish(made, run_dir)
+    (run_dir / track.STATE_FILE).write_text("{")
+    report = mirror(made, run_dir, final=True)
+    assert (report.state, "secret" in str(report.message)) == ("failed", False)
+    assert track.STATE_FILE in str(report.message)
+
+
+def test_a_deleted_experiment_is_named_with_the_ways_out(tmp_path: Path) -> None:
+    made = recipe(tmp_path, "deleted")
+    run_dir = build_run(made)
+    finish(made, run_dir)
+    job = make_job(made, run_dir, final=True)
+    assert upload(job).state == "done"
+    client = MlflowClient(tracking_uri=job.uri)
+    experiment = client.get_experiment_by_name(job.experiment)
+    assert experiment is not None
+    client.delete_experiment(experiment.experiment_id)
+    report = upload(job)
+    assert report.state == "failed"
+    assert "the experiment regate is deleted" in str(report.message)
+    assert f"mlflow experiments restore -x {experiment.experiment_id}" in str(report.message)
+    assert "track.experiment=NAME" in str(report.message)
+    assert upload(replace(job, experiment="another")).state == "done", "the one way out"
+    client.restore_experiment(experiment.experiment_id)
+    assert upload(job).state == "done", "the other"
