@@ -5,7 +5,7 @@ Two runs are a pair when their recipes are equal but for `name` and `gate`, and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.analysis.statistics import (
@@ -17,6 +17,7 @@ from harness.analysis.statistics import (
     score_difference,
     score_interval,
     shared_differences,
+    sign_flip_test,
     sign_test,
     standard_error,
     wilson,
@@ -266,18 +267,24 @@ def detectable(pair: Pair, benchmark: str) -> float | None:
 
 
 def mcnemar_by_task(pair: Pair, benchmark: str) -> dict[str, McNemar]:
-    """ability -> exact test of baseline (first) against gated run (second), see `sign_test`: McNemar's where the
-    task is scored right or wrong. Empty where `comparable` is None."""
+    """ability -> test of baseline (first) against gated run (second): McNemar's, exact, where the task is scored
+    right or wrong, else by sign flips. Empty where `comparable` is None."""
     both = comparable(pair, benchmark)
     return {} if both is None else sign_tests(*both)
 
 
 def sign_tests(evaluation: Mapping[str, Any], first: Results, second: Results) -> dict[str, McNemar]:
-    """ability -> exact test of the units that two runs share, for every task of the evaluation."""
+    """ability -> test of the units that two runs share, for every task of the evaluation."""
     tasks = [
         task for task in evaluation["tasks"] if first.get(task["task"], {}).keys() & second.get(task["task"], {})
     ]
-    return {task["ability"]: sign_test(first[task["task"]], second[task["task"]]) for task in tasks}
+    return {task["ability"]: _task_test(first[task["task"]], second[task["task"]]) for task in tasks}
+
+
+def _task_test(first: dict[str, float], second: dict[str, float]) -> McNemar:
+    """The counts of the units that differ, and the p value of the difference of the means: where answers are graded,
+    more units may be better in the run whose mean is lower."""
+    return replace(sign_test(first, second), p=sign_flip_test(Scoring(), {"": first}, {"": second}))
 
 
 def comparable(pair: Pair, benchmark: str) -> tuple[Evaluation, Results, Results] | None:
@@ -341,7 +348,7 @@ evaluations of before it was counted."""
 
 def answer_count(evaluation: Mapping[str, Any] | None, kind: str) -> int | None:
     """One of `ANSWER_COUNTS`; None where it is not recorded."""
-    counts = evaluation["counts"] if evaluation else {}
+    counts = evaluation.get("counts", {}) if evaluation else {}
     return int(counts[kind]) if kind in counts else None
 
 

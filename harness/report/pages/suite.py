@@ -115,7 +115,10 @@ def _against(other: Arm, arms: Sequence[Arm], benchmark: str, scale: float) -> T
         better = sum(value > 0 for value in shared)
         count = Cell(f"{better} of {len(shared)} seeds", (better, len(shared)))
         rows.append((render.label(arm.label), render.accuracy(interval, scale=scale, signed=True), count))
-    notes = ["Paired within a seed, in points; [low, high]: 95 % t interval of the mean difference over seeds."]
+    notes = [
+        "Paired within a seed, in points; [low, high]: 95 % t interval of the mean difference over seeds. They are "
+        "not corrected for the number of arms."
+    ]
     if left_out:
         notes.append(f"Left out, because the two were asked otherwise: {'; '.join(left_out)}.")
     title = f"Difference from {other.label}"

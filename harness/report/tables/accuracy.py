@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from harness.analysis.runs import (
+    ANSWER_COUNTS,
     Evaluation,
     Pair,
     Run,
+    answer_count,
     detectable,
     difference_of_means,
     mcnemar_by_task,
@@ -107,7 +109,8 @@ def _difference_row(pair: Pair, benchmark: str, tasks: Sequence[str]) -> Row:
 
 
 def _mcnemar_note(pair: Pair, benchmark: str) -> str | None:
-    """For each ability, how many items only one arm got right, and the exact test of it."""
+    """For each ability, how many items only one arm got right, and the test of it; and the answers of both arms that
+    are no evidence."""
     results = mcnemar_by_task(pair, benchmark)
     if not results:
         return None
@@ -117,7 +120,20 @@ def _mcnemar_note(pair: Pair, benchmark: str) -> str | None:
     return (
         f"{pair.name}: items that only the baseline : only this run got right, exact McNemar: {', '.join(parts)}. A "
         f"true difference of the mean of {shown} would be found with 80 % power."
+        f"{answer_note(pair.baseline, pair.gated, benchmark)}"
     )
+
+
+def answer_note(first: Run | None, second: Run | None, benchmark: str) -> str:
+    """How many answers of each of two runs qualify their scores (`ANSWER_COUNTS`); empty where none does."""
+    evaluations = [run.last(benchmark) if run else None for run in (first, second)]
+    counts = {kind: [answer_count(evaluation, kind) for evaluation in evaluations] for kind in ANSWER_COUNTS}
+    parts = [
+        f"{ANSWER_COUNTS[kind]} {' : '.join('not recorded' if n is None else str(n) for n in both)}"
+        for kind, both in counts.items()
+        if any(both)
+    ]
+    return f" Answers of the two: {', '.join(parts)}." if parts else ""
 
 
 def _task_column(task: dict[str, Any]) -> Column:

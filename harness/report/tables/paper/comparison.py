@@ -12,6 +12,7 @@ from harness.analysis.paper_runs import BASELINE, EXTENDED, FAST, MISSING, Measu
 from harness.analysis.runs import machine
 from harness.report import table as render
 from harness.report.table import Cell, Column, Table
+from harness.report.tables.accuracy import answer_note
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -136,6 +137,7 @@ def model_comparison(runs: PaperRuns, model: str) -> Table:
         verdicts.RULES["score"],
         verdicts.RULES["difference"],
         *_how_asked(runs, model),
+        *_unread(runs, model),
     )
     plain = "".join(letter for letter in model.lower() if letter.isalnum())
     name, title = f"paper/scores_{plain}", f"{model}: ours and the paper's"
@@ -199,6 +201,17 @@ def _row(entry: Entry) -> tuple[Cell, ...]:
         render.label(entry.verdict or ""),
         Cell(str(len(entry.ours.runs)), (" ".join(entry.ours.runs),)),
     )
+
+
+def _unread(runs: PaperRuns, model: str) -> list[str]:
+    """Answers of both arms of each difference that are no evidence of either: guessed, not understood."""
+    notes = []
+    for benchmark in (benchmark for columns in TABLES.values() for benchmark in columns):
+        arms = [runs.of(model, arm) for arm in (BASELINE, EXTENDED)]
+        for seed in sorted(arms[0].keys() & arms[1].keys()):
+            note = answer_note(arms[0][seed], arms[1][seed], benchmark.name)
+            notes += [f"{benchmark.title}, seed {seed}, {BASELINE} and {EXTENDED}:{note}"] if note else []
+    return notes
 
 
 def _how_asked(runs: PaperRuns, model: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +124,21 @@ def test_a_pair_shows_what_its_records_say(results: Path) -> None:
     for fact in ("Builder CPU", "2.15.0", "p (exact McNemar)", "of them visual", "reduction by the schedule (Eq. 4)"):
         assert fact in read.text
     assert read.text.count("mean accuracy (%)") == 2, "two figures, as text"
+
+
+def test_a_suites_differences_leave_out_seeds_that_were_asked_otherwise(suite: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(suite, results)
+    runs = load_runs(results)
+    changed = next(run for run in runs if run.suite == ("demo", "regate") and run.seed == 1)
+    record = json.loads(json.dumps(changed.record))
+    record["evaluations"][-1]["prompt_hash"] = "0" * 64
+    (changed.folder / "record.json").write_text(json.dumps(record))
+    page = write_report(results, load_runs(results)).read_text()
+    read = check_page(page)
+    assert "Left out, because the two were asked otherwise: ReGATE, seed 1." in read.text
+    assert "of 1 seeds" in read.text
+    assert "asked otherwise" not in check_page(write_report(suite, load_runs(suite)).read_text()).text
 
 
 def test_text_of_records_is_escaped(results: Path) -> None:

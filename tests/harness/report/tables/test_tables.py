@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.analysis.runs import Pair, Run, differences, load_runs, pair_runs
-from harness.analysis.statistics import Interval, wilson
+from harness.analysis.paper import load_paper
+from harness.analysis.runs import Pair, Run, differences, load_runs, pair_runs, sign_tests
+from harness.analysis.statistics import Interval, sign_flip_test, sign_test, wilson
+from harness.benchmarks.scoring import Scoring
 from harness.common.errors import DataError
 from harness.records.record import read_records, write_record
 from harness.report import table as render
 from harness.report.table import Column, Table
 from harness.report.tables import build_tables, make_tables, tables_markdown
+from harness.report.tables.accuracy import accuracy_table
 from tests.harness.worlds.run_builder import build_pair, build_run, finish, recipe
 
 if TYPE_CHECKING:
@@ -93,6 +96,30 @@ def test_accuracy_of_each_ability_with_its_interval_and_the_paired_difference(re
         assert float(difference[name]) == pytest.approx(float(gated[name]) - float(baseline[name]), abs=1e-9)
     note = "Not in the mean: collision."
     assert note in tables_markdown(results)
+
+
+def test_answers_that_are_no_evidence_stand_beside_the_difference(results: Path) -> None:
+    pair = [run for run in load_runs(results) if run.name.startswith("demo")]
+    runs = [Run(json.loads(json.dumps(run.record)), run.folder) for run in pair]
+    table = accuracy_table(load_paper(), pair_runs(runs), "shapes")
+    assert "Answers of the two" not in " ".join(table.notes), "none was guessed"
+    for run, guessed in zip(runs, (3, 5), strict=True):
+        run.record["evaluations"][-1]["counts"]["guessed"] = guessed
+    runs[1].record["evaluations"][-1]["counts"]["beyond_option"] = 7
+    table = accuracy_table(load_paper(), pair_runs(runs), "shapes")
+    expected = "Answers of the two: guessed 3 : 5, more than an option not recorded : 7."
+    assert any(note.endswith(expected) for note in table.notes)
+
+
+def test_a_task_of_graded_answers_is_tested_by_its_mean() -> None:
+    """Most answers are a little better in the second run and a few much worse: its mean is lower."""
+    first = {str(i): 0.5 for i in range(40)}
+    second = {str(i): 0.55 if i < 30 else 0.0 for i in range(40)}
+    evaluation = {"tasks": [{"task": "t", "ability": "all"}]}
+    (test,) = sign_tests(evaluation, {"t": first}, {"t": second}).values()
+    assert (test.only_first, test.only_second) == (10, 30)
+    assert test.p == pytest.approx(sign_flip_test(Scoring(), {"t": first}, {"t": second}), abs=0.01)
+    assert sign_test(first, second).p < 0.01, "counting would call the second run better"
 
 
 def _bytes(paths: list[Path], folder: Path) -> dict[str, bytes]:
