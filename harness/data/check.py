@@ -9,22 +9,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, field
+from difflib import get_close_matches
+from itertools import islice
 from typing import TYPE_CHECKING, Final
+from unicodedata import normalize
 
 from harness.common.errors import DataError
 from harness.common.files import write_atomic
+from harness.data.records import short
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
     from harness.data.formats import MediaKind
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
+"""Raised whenever the reader reads files in another way, so that they are read again."""
+_SIBLINGS: Final = 50_000
+"""Names of a folder, at most, that a missing one is compared with."""
 _SAVE_SECONDS: Final = 60.0
 _BLOCK: Final = 1 << 20
 
@@ -47,6 +55,8 @@ class Report:
         unknown: how many were not looked into (only without `decode`).
         bytes: of all files that are there.
         damaged: (name, what is wrong) of each damaged or missing file, in the order of the names.
+        lengths: (frames, frames a second) of the files whose parts are asked for, as far as they are known.
+        notes: by what the reader leaves out of a file, the number of such files.
         cache: where the results are kept.
     """
 
@@ -56,17 +66,23 @@ class Report:
     bytes: int
     damaged: tuple[tuple[str, str], ...]
     cache: Path
+    lengths: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    notes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What is remembered of a file: `first` is its sha256 when it was first found good."""
+    """What is remembered of a file: `first` is its sha256 when it was first found good, `frames` and the rest are as
+    in `harness.data.loading.video.Facts`."""
 
     size: int
     mtime_ns: int
     sha256: str
     reason: str | None
     first: str | None
+    frames: int = 0
+    fps: float = 0.0
+    notes: tuple[str, ...] = ()
 
 
 def probe(
@@ -78,6 +94,7 @@ def probe(
     fresh: bool = False,
     jobs: int = 2,
     advance: Callable[[int], None] | None = None,
+    parts_of: Collection[str] = (),
 ) -> Report:
     """Look at every file below `root`.
 
@@ -87,16 +104,18 @@ def probe(
         fresh: read every file again.
         jobs: threads that read and decode.
         advance: told how many files are done.
+        parts_of: names of the files whose length is asked for.
     """
     known = _load(cache)
     damaged: dict[str, str] = {}
+    siblings = _Siblings(root)
     todo: dict[str, os.stat_result] = {}
     total = 0
     for name, expected in files.items():
         try:
             stat = (root / name).stat()
-        except OSError:
-            damaged[name] = "not there"
+        except (OSError, ValueError):
+            damaged[name] = f"not there{siblings.hint(name)}"
             continue
         total += stat.st_size
         seen = known.get(name)
@@ -110,7 +129,17 @@ def probe(
             if (reason := _verdict(known[name], files[name])) is not None:
                 damaged[name] = reason
     read = len(todo) if decode else 0
-    return Report(len(files), read, len(todo) - read, total, tuple(sorted(damaged.items())), cache)
+    good = [name for name in files if name in known and name not in damaged and (decode or name not in todo)]
+    return Report(
+        files=len(files),
+        read=read,
+        unknown=len(todo) - read,
+        bytes=total,
+        damaged=tuple(sorted(damaged.items())),
+        cache=cache,
+        lengths={name: (known[name].frames, known[name].fps) for name in good if name in parts_of},
+        notes=Counter(note for name in good for note in known[name].notes),
+    )
 
 
 def merged(reports: Sequence[Report], cache: Path) -> Report:
@@ -122,16 +151,47 @@ def merged(reports: Sequence[Report], cache: Path) -> Report:
         bytes=sum(report.bytes for report in reports),
         damaged=tuple(sorted(line for report in reports for line in report.damaged)),
         cache=cache,
+        lengths={name: length for report in reports for name, length in report.lengths.items()},
+        notes=sum((Counter(report.notes) for report in reports), Counter[str]()),
     )
+
+
+class _Siblings:
+    """The file that was probably meant by a name that is not there. Looks into a folder once."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._names: dict[str, list[str]] = {}
+
+    def hint(self, name: str) -> str:
+        folder, _, last = name.rpartition("/")
+        if folder not in self._names:
+            try:
+                with os.scandir(self._root / folder) as entries:
+                    self._names[folder] = [entry.name for entry in islice(entries, _SIBLINGS)]
+            except (OSError, ValueError):
+                self._names[folder] = []
+        there = self._names[folder]
+        same = next((other for other in there if _folded(other) == _folded(last)), None)
+        if same is not None:
+            form = "in another Unicode form" if same.lower() != last.lower() else "in other capitals"
+            return f"; a file of this name {form} is: rename it, or write {same!a}"
+        near = get_close_matches(last, there, n=1, cutoff=0.75)
+        return f"; is {short(near[0])} meant?" if near else ""
+
+
+def _folded(name: str) -> str:
+    return normalize("NFC", name).casefold()
 
 
 def refuse(report: Report, what: str, hint: str) -> DataError:
     """The error that names the damaged files, ten at most."""
-    return DataError(_listing(f"{len(report.damaged)} of {report.files} {what}", report.damaged), hint=hint)
+    return DataError(listing(f"{len(report.damaged)} of {report.files} {what}", report.damaged), hint=hint)
 
 
-def _listing(head: str, lines: Sequence[tuple[str, str]]) -> str:
-    shown = "".join(f"\n  {name}: {reason}" for name, reason in lines[:10])
+def listing(head: str, lines: Sequence[tuple[str, str]]) -> str:
+    """A line for each of ten at most, and how many more there are."""
+    shown = "".join(f"\n  {short(name)}: {reason}" for name, reason in lines[:10])
     return f"{head}:{shown}" + (f"\n  and {len(lines) - 10} more" if len(lines) > 10 else "")
 
 
@@ -170,9 +230,10 @@ def _read_all(
 
 
 def _look(path: Path, kind: MediaKind, stat: os.stat_result, before: _Seen | None) -> _Seen:
-    from harness.data.loading.video import probe_folder, probe_image, probe_video
+    from harness.data.loading.errors import VideoError
+    from harness.data.loading.video import Facts, inspect_folder, inspect_picture, inspect_video
 
-    digest, reason = "", None
+    digest, reason, facts = "", None, Facts(0)
     folder = kind == "video" and path.is_dir()
     try:
         digest = _sha256([path] if not folder else sorted(file for file in path.iterdir() if file.is_file()))
@@ -181,11 +242,15 @@ def _look(path: Path, kind: MediaKind, stat: os.stat_result, before: _Seen | Non
     if reason is None and stat.st_size == 0 and not folder:
         reason = "it is empty"
     if reason is None:
-        reason = (probe_folder if folder else probe_video if kind == "video" else probe_image)(path)
+        inspect = inspect_folder if folder else inspect_video if kind == "video" else inspect_picture
+        try:
+            facts = inspect(path)
+        except VideoError as error:
+            reason = str(error).removeprefix(f"{path}: ").removeprefix(f"{path}/")
     first = before.first if before is not None else None
     if first is None and reason is None:
         first = digest
-    return _Seen(stat.st_size, stat.st_mtime_ns, digest, reason, first)
+    return _Seen(stat.st_size, stat.st_mtime_ns, digest, reason, first, facts.frames, facts.fps, facts.notes)
 
 
 def _sha256(files: Sequence[Path]) -> str:
@@ -208,9 +273,9 @@ def _load(cache: Path) -> dict[str, _Seen]:
         return {}
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
         return {}
-    return {name: _Seen(*fields) for name, fields in value["files"].items()}
+    return {name: _Seen(*fields[:-1], notes=tuple(fields[-1])) for name, fields in value["files"].items()}
 
 
 def _save(cache: Path, known: Mapping[str, _Seen]) -> None:
-    files = {name: [s.size, s.mtime_ns, s.sha256, s.reason, s.first] for name, s in known.items()}
+    files = {name: list(astuple(seen)) for name, seen in known.items()}
     write_atomic(cache, json.dumps({"schema": SCHEMA, "files": files}))

@@ -1,20 +1,23 @@
 """Readers of annotation files: LLaVA / Video-ChatGPT conversations, VideoChat2-IT and Video-ChatGPT's raw pairs.
 
 Every reader gives rows in one form: turns in the order of the file, media marked `<media:0>`, `<media:1>`, ... in
-the text. What is wrong with a record is told with its place; nothing is mended in silence.
+the text. What is wrong with a record is told with its place; nothing is mended in silence. Each reader knows its
+keys: one that would change what is trained, and that the family's official loader does not honour, is refused by
+name; any other that is not read is counted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from harness.common.errors import DataError
+from harness.data.records import RecordError, read_records, short
 from harness.data.sample import Turn
 
 if TYPE_CHECKING:
@@ -30,6 +33,28 @@ _ROLES: Final[dict[str, Literal["system", "user", "assistant"]]] = {
     "assistant": "assistant",
     "system": "system",
 }
+_READ: Final = frozenset(
+    ("id", "conversations", "messages", "video", "videos", "image", "images", "spans", "q", "a", "video_id")
+)
+_READ_VIDEOCHAT2: Final = frozenset(("video", "image", "QA", "start", "end"))
+_READ_TURN: Final = frozenset(("from", "value", "role", "content"))
+_READ_PAIR: Final = frozenset(("i", "q", "a"))
+_A_PART: Final = "a part of a video is not read in this format: cut the file, or use the source videochat2_it"
+_NOT_TRAINED: Final = "every answer of a conversation is learned: leave out the turns that should not be"
+_CHANGES: Final = {
+    **dict.fromkeys(("start", "end", "clip", "start_time", "end_time", "video_start", "video_end"), _A_PART),
+    **dict.fromkeys(("system", "system_prompt"), "write it as a first turn of the system"),
+    **dict.fromkeys(("loss", "weight", "loss_scale", "train", "mask"), _NOT_TRAINED),
+    **dict.fromkeys(("audio", "audios"), "sound is not read"),
+    **dict.fromkeys(("tools", "objects", "bbox", "rejected_response", "chosen", "rejected"), "it is not read"),
+    **dict.fromkeys(("query", "response", "history", "instruction", "input", "output"), "write conversations"),
+}
+"""Keys of other tools that change what is trained, and what to do instead."""
+_NOTHING: Final[tuple[Any, ...]] = (None, "", [], {})
+_LEARNED: Final[tuple[Any, ...]] = (None, "", True, 1, 1.0)
+_NEVER_LEARNED: Final[tuple[Any, ...]] = (*_LEARNED, False, 0, 0.0)
+"""What such a key may be in a record, an answer and a question without changing anything."""
+_OTHER_FORMS: Final = {"query": "ms-swift's older form", "instruction": "Alpaca's form"}
 _TAG: Final = re.compile(r"<(image|video)>")
 _OURS: Final = re.compile(r"<media:\d+>")
 _PROMPT: Final = re.compile(r"</Video>|</Image>|\[/?INST\]")
@@ -62,8 +87,8 @@ class Row:
 
     def content(self) -> str:
         """A short hash of everything but the key."""
-        told = [[m.kind, m.name, m.start, m.end] for m in self.media], [[t.role, t.text] for t in self.turns]
-        whole = (*told, self.openings) if self.openings else told
+        parts = [[m.kind, m.name, m.start, m.end] for m in self.media], [[t.role, t.text] for t in self.turns]
+        whole = (*parts, self.openings) if self.openings else parts
         return hashlib.blake2b(json.dumps(whole).encode(), digest_size=6).hexdigest()
 
 
@@ -75,57 +100,44 @@ class Bad:
     reason: str
 
 
-class _RecordError(Exception):
-    """What is wrong with one record; becomes a `Bad`."""
-
-
-def read_llava(path: Path, find: Callable[[str], str]) -> list[Row | Bad]:
-    """Records of a LLaVA-format file; records of Video-ChatGPT's raw form (q, a, video_id) are read too.
+def read_llava(path: Path, find: Callable[[str], str], unread: Counter[str] | None = None) -> list[Row | Bad]:
+    """Records of a LLaVA-format file; records of Video-ChatGPT's raw form (q, a, video_id) and those of OpenAI's and
+    ms-swift's (messages, videos, images) are read too.
 
     As in the official readers, turns before the first one of the human are left out. Unlike there, a file without its
     tag in the text is an error: VideoLLaMA2's reader encodes the video and then trains on the text alone. `find`
-    gives the file name of a video id.
+    gives the file name of a video id; `unread` counts the records by keys that are not read.
     """
-    return _records(path, lambda record, number: _llava(record, number, find))
+    return _records(path, lambda record, number: _llava(record, number, find, _unread(unread)))
 
 
-def read_videochat2(path: Path, folder: str = ".") -> list[Row | Bad]:
+def read_videochat2(path: Path, folder: str = ".", unread: Counter[str] | None = None) -> list[Row | Bad]:
     """Records of a VideoChat2-IT file, whose media lie in `folder`. Keys do not depend on the folder.
 
     The instruction (`i` of the first pair) becomes a system turn; where the pairs have several, `openings` holds that
     of each.
     """
-    return _records(path, lambda record, _: _videochat2(record, "" if folder == "." else f"{folder}/"))
+    prefix = "" if folder == "." else f"{folder}/"
+    return _records(path, lambda record, _: _videochat2(record, prefix, _unread(unread)))
 
 
-def read_json(path: Path) -> Any:
-    """The value in a JSON file.
-
-    Raises:
-        DataError: it is not UTF-8 JSON; the message starts with file:line:column.
-    """
-    try:
-        return json.loads(path.read_bytes().decode("utf-8"))
-    except json.JSONDecodeError as error:
-        where = f"{path}:{error.lineno}:{error.colno}"
-        raise DataError(f"{where}: not JSON: {error.msg}", hint="fetch or write the file again") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 at byte {error.start}", hint="fetch or write the file again") from None
+def _unread(unread: Counter[str] | None) -> Counter[str]:
+    return Counter() if unread is None else unread
 
 
 def _records(path: Path, read: Callable[[dict[str, Any], int], Row]) -> list[Row | Bad]:
-    records = read_json(path)
-    if not isinstance(records, list):
-        raise DataError(f"{path}: a list of records is expected, not {type(records).__name__}")
     rows: list[Row | Bad] = []
-    for number, record in enumerate(records):
+    for number, record in enumerate(read_records(path)):
         try:
+            if isinstance(record, RecordError):
+                raise record
             if not isinstance(record, dict):
-                raise _RecordError(f"an object is expected, not {type(record).__name__}")
+                raise RecordError(f"an object is expected, not {type(record).__name__}")
             rows.append(read(record, number))
-        except _RecordError as error:
+        except RecordError as error:
             rows.append(Bad(_called(record, number), str(error)))
-        records[number] = None  # a file's records and rows at once would be twice the memory
+        except Exception as error:  # noqa: BLE001 - whatever a record makes the reader stumble over, it is named
+            rows.append(Bad(_called(record, number), f"it cannot be read: {short(error)}"))
     return _unique(rows)
 
 
@@ -133,7 +145,7 @@ def _called(record: Any, number: int) -> str:
     """How messages call a record: by its place, and by its id or medium where it has one."""
     names = (record.get(key) for key in ("id", "video_id", "video", "image")) if isinstance(record, dict) else ()
     named = next((name for name in names if isinstance(name, (str, int))), None)
-    return f"record {number}" if named is None else f"record {number} ({named})"
+    return f"record {number}" if named is None else f"record {number} ({short(named)})"
 
 
 def _unique(rows: Sequence[Row | Bad]) -> list[Row | Bad]:
@@ -143,60 +155,157 @@ def _unique(rows: Sequence[Row | Bad]) -> list[Row | Bad]:
     """
     count = Counter(row.key for row in rows if isinstance(row, Row))
     seen: set[str] = set()
-    made: list[Row | Bad] = []
+    named: list[Row | Bad] = []
     for number, row in enumerate(rows):
         if isinstance(row, Row):
             key = row.key if count[row.key] == 1 else f"{row.key}@{row.content()}"
             if key in seen:
-                row = Bad(f"record {number} ({row.key})", "repeats an earlier record word for word")
+                row = Bad(f"record {number} ({short(row.key)})", "repeats an earlier record word for word")
             else:
                 row = replace(row, key=key)
                 seen.add(key)
-        made.append(row)
-    return made
+        named.append(row)
+    return named
 
 
-def _llava(record: dict[str, Any], number: int, find: Callable[[str], str]) -> Row:
+def _llava(record: dict[str, Any], number: int, find: Callable[[str], str], unread: Counter[str]) -> Row:
+    _check_keys(record, _READ, unread)
+    if "messages" in record and "conversations" not in record:
+        return _messages(record, unread)
     if "conversations" not in record:
         return _pair(record, number, find)
-    images = (File("image", name) for name in _names(record, "image"))
-    videos = (File("video", name) for name in _names(record, "video"))
-    media = (*images, *videos)
-    told = _turns(record["conversations"])
-    skip = next((i for i, turn in enumerate(told) if turn.role == "user"), len(told))
-    lead = [turn for turn in told[:skip] if turn.role == "system"]
-    gone = skip - len(lead)
-    turns = (*lead, *told[skip:])
+    images = (File("image", name) for key in ("image", "images") for name in _names(record, key))
+    videos = (File("video", name) for key in ("video", "videos") for name in _names(record, key))
+    return _conversation(record, _turns(record["conversations"], unread), (*images, *videos), unread)
+
+
+def _conversation(
+    record: dict[str, Any], spoken: Sequence[Turn], media: tuple[File, ...], unread: Counter[str]
+) -> Row:
+    skip = next((i for i, turn in enumerate(spoken) if turn.role == "user"), len(spoken))
+    lead = [turn for turn in spoken[:skip] if turn.role == "system"]
+    if any(turn.role == "system" for turn in spoken[skip:]):
+        raise RecordError("a turn of the system stands behind a question: it must be the first turn")
+    left_out = skip - len(lead)
+    turns = (*lead, *spoken[skip:])
     roles = [turn.role for turn in turns if turn.role != "system"]
     if "assistant" not in roles:
-        raise _RecordError("it has no answer")
-    if any(one == other for one, other in pairwise(roles)):
-        raise _RecordError("two turns of the same speaker follow each other")
+        raise RecordError("it has no answer")
+    if any(before == after for before, after in pairwise(roles)):
+        raise RecordError("two turns of the same speaker follow each other")
     if roles[-1] != "assistant":
-        raise _RecordError(f"an odd number of turns, {len(roles)}: the last question has no answer")
-    spans = tuple((int(t) - gone, int(a), int(b), str(c)) for t, a, b, c in record.get("spans", ()))
-    key = record["id"] if "id" in record else (media[0].name if media else None)
+        raise RecordError(f"an odd number of turns, {len(roles)}: the last question has no answer")
+    spans = _spans(record.get("spans"), unread)
+    key = record.get("id")
+    if key is not None and not (isinstance(key, (str, int, float)) and not isinstance(key, bool)):
+        raise RecordError('"id" must be a text or a number')
+    if key is None and media:
+        key = media[0].name
     if key is None:
-        raise _RecordError("it has neither an id nor media")
-    return Row(str(key), media, _mark(turns, media), spans)
+        raise RecordError("it has neither an id nor media")
+    shifted = tuple((turn - left_out, first, end, name) for turn, first, end, name in spans)
+    return Row(str(key), media, _mark(turns, media), shifted)
+
+
+def _spans(value: Any, unread: Counter[str]) -> list[tuple[int, int, int, str]]:
+    """(turn, first, end, class) of words; what other tools write under this name is counted and left alone."""
+    if value is None:
+        return []
+    form = (int, int, int, str)
+    if isinstance(value, list) and all(
+        isinstance(span, list) and len(span) == 4 and all(map(isinstance, span, form)) for span in value
+    ):
+        return [(span[0], span[1], span[2], span[3]) for span in value]
+    unread["spans"] += 1
+    return []
+
+
+def _check_keys(
+    record: dict[str, Any],
+    read: frozenset[str],
+    unread: Counter[str],
+    where: str = "",
+    harmless: tuple[Any, ...] = _NOTHING,
+) -> None:
+    """Refuse a key that changes what is trained, count any other that is not read."""
+    for key in sorted(record.keys() - read):
+        if key not in _CHANGES:
+            unread[short(key)] += 1
+            continue
+        value = record[key]
+        if any(value == nothing and type(value) is type(nothing) for nothing in harmless):
+            continue
+        form = f", of {_OTHER_FORMS[key]}" if key in _OTHER_FORMS and not where else ""
+        raise RecordError(f'{where}"{short(key)}"{form} is not honoured: {_CHANGES[key]}')
+
+
+def _check_turn(turn: dict[str, Any], speaker: str, place: int, unread: Counter[str]) -> None:
+    harmless = _LEARNED if _ROLES[speaker] == "assistant" else _NEVER_LEARNED
+    _check_keys(turn, _READ_TURN, unread, f"turn {place}: ", harmless)
 
 
 def _pair(record: dict[str, Any], number: int, find: Callable[[str], str]) -> Row:
     """VideoInstruct100K: the tag stands after the question in even records and before it in odd ones."""
     question, answer, video = (_text(record, name) for name in ("q", "a", "video_id"))
     text = f"<media:0>\n{question}" if number % 2 else f"{question}\n<media:0>"
-    return Row(video, (File("video", find(video)),), (Turn("user", text), Turn("assistant", answer)))
+    return Row(video, (File("video", _inside(find(video))),), (Turn("user", text), Turn("assistant", answer)))
 
 
-def _videochat2(record: dict[str, Any], folder: str) -> Row:
+def _messages(record: dict[str, Any], unread: Counter[str]) -> Row:
+    """OpenAI's and ms-swift's form: role and content, the media in lists of their own or in the content's parts."""
+    value = record["messages"]
+    if not isinstance(value, list) or not value:
+        raise RecordError('"messages" must be a list with at least one turn')
+    files: dict[MediaKind, list[str]] = {
+        "image": [name for key in ("image", "images") for name in _names(record, key)],
+        "video": [name for key in ("video", "videos") for name in _names(record, key)],
+    }
+    turns = []
+    for place, turn in enumerate(value):
+        if not isinstance(turn, dict) or turn.get("role") not in _ROLES:
+            raise RecordError(f'turn {place}: "role" must be one of {", ".join(_ROLES)}')
+        _check_turn(turn, turn["role"], place, unread)
+        content = turn.get("content")
+        text = _parts(content, place, files) if isinstance(content, list) else _text(turn, "content", empty=True)
+        turns.append(Turn(_ROLES[turn["role"]], text))
+    media = (*(File("image", name) for name in files["image"]), *(File("video", name) for name in files["video"]))
+    if record.get("id") is None and not media:  # these files often have no ids
+        raw = json.dumps([[turn.role, turn.text] for turn in turns]).encode()
+        record = {**record, "id": hashlib.blake2b(raw, digest_size=6).hexdigest()}
+    return _conversation(record, turns, media, unread)
+
+
+def _parts(content: list[Any], place: int, files: dict[MediaKind, list[str]]) -> str:
+    """The parts of a content as one text with tags; their media are added to `files`."""
+    pieces = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text":
+            pieces.append(_text(part, "text", empty=True))
+            continue
+        name = part.get(kind) if kind in ("image", "video", "image_url", "video_url") else None
+        name = name.get("url") if isinstance(name, dict) else name
+        if not isinstance(kind, str) or not isinstance(name, str) or "://" in name or name.startswith("data:"):
+            raise RecordError(f"turn {place}: a part of its content is neither text nor a file of a picture or video")
+        medium: MediaKind = "image" if kind.startswith("image") else "video"
+        files[medium].append(_inside(name))
+        pieces.append(f"<{medium}>\n")
+    return "".join(pieces)
+
+
+def _videochat2(record: dict[str, Any], folder: str, unread: Counter[str]) -> Row:
+    _check_keys(record, _READ_VIDEOCHAT2, unread)
     kinds: list[MediaKind] = [kind for kind in ("video", "image") if kind in record]
     if len(kinds) != 1:
-        raise _RecordError('"video" or "image" must name its medium, and not both')
-    name = _text(record, kinds[0])
+        raise RecordError('"video" or "image" must name its medium, and not both')
+    name = _inside(_text(record, kinds[0]))
     start, end = _part(record)
+    if start is not None and kinds[0] == "image":
+        raise RecordError('"start" and "end" bound no part of a picture')
     pairs = _pairs(record)
     turns: list[Turn] = []
     for place, pair in enumerate(pairs):
+        _check_keys(pair, _READ_PAIR, unread, f"pair {place}: ", _LEARNED)
         question, answer = (_plain(pair, part, place, empty=part == "q") for part in ("q", "a"))
         if place == 0:
             question = f"<media:0>\n{question}" if question else "<media:0>"
@@ -211,15 +320,15 @@ def _videochat2(record: dict[str, Any], folder: str) -> Row:
 
 def _pairs(record: dict[str, Any]) -> list[dict[str, Any]]:
     if "QA" not in record:
-        raise _RecordError('it has no "QA"')
+        raise RecordError('it has no "QA"')
     pairs = record["QA"]
     if isinstance(pairs, dict):
-        raise _RecordError('"QA" is one pair and must be a list of pairs: put it in brackets')
+        raise RecordError('"QA" is one pair and must be a list of pairs: put it in brackets')
     if not isinstance(pairs, list) or not pairs:
-        raise _RecordError('"QA" must be a list with at least one pair')
+        raise RecordError('"QA" must be a list with at least one pair')
     for place, pair in enumerate(pairs):
         if not isinstance(pair, dict):
-            raise _RecordError(f"pair {place} of QA must be an object")
+            raise RecordError(f"pair {place} of QA must be an object")
     return pairs
 
 
@@ -227,9 +336,9 @@ def _part(record: dict[str, Any]) -> tuple[float | None, float | None]:
     """Bounds in seconds: both or neither. The official reader takes the whole video where one is missing."""
     start, end = (_seconds(record, bound) for bound in ("start", "end"))
     if (start is None) != (end is None):
-        raise _RecordError('it has only one of "start" and "end"')
+        raise RecordError('it has only one of "start" and "end"')
     if start is not None and end is not None and not 0 <= start < end:
-        raise _RecordError(f'"start" {start} and "end" {end} bound no part of a video')
+        raise RecordError(f'"start" {start} and "end" {end} bound no part of a video')
     return start, end
 
 
@@ -237,45 +346,47 @@ def _plain(pair: dict[str, Any], name: str, place: int, *, empty: bool) -> str:
     """A text of a pair, without anything that the model's prompt is cut at."""
     try:
         text = _text(pair, name, empty=empty)
-    except _RecordError as error:
-        raise _RecordError(f"pair {place}: {error}") from None
-    found = _PROMPT.search(text)
-    if found is not None:
-        raise _RecordError(f'pair {place}: "{name}" holds {found[0]}, at which the prompt would be cut')
+    except RecordError as error:
+        raise RecordError(f"pair {place}: {error}") from None
+    marker = _PROMPT.search(text)
+    if marker is not None:
+        raise RecordError(f'pair {place}: "{name}" holds {marker[0]}, at which the prompt would be cut')
     return text
 
 
-def _turns(value: Any) -> list[Turn]:
+def _turns(value: Any, unread: Counter[str]) -> list[Turn]:
     if not isinstance(value, list) or not value:
-        raise _RecordError('"conversations" must be a list with at least one turn')
+        raise RecordError('"conversations" must be a list with at least one turn')
     turns = []
     for place, turn in enumerate(value):
-        if not isinstance(turn, dict) or turn.get("from") not in _ROLES:
+        speaker = turn.get("from", turn.get("role")) if isinstance(turn, dict) else None
+        if not isinstance(speaker, str) or speaker not in _ROLES:
             speakers = ", ".join(_ROLES)
-            raise _RecordError(f'turn {place}: "from" must be one of {speakers}')
-        turns.append(Turn(_ROLES[turn["from"]], _text(turn, "value", empty=True)))
+            raise RecordError(f'turn {place}: "from" must be one of {speakers}')
+        _check_turn(turn, speaker, place, unread)
+        turns.append(Turn(_ROLES[speaker], _text(turn, "value" if "value" in turn else "content", empty=True)))
     return turns
 
 
 def _mark(turns: Iterable[Turn], media: Sequence[File]) -> tuple[Turn, ...]:
     """Turn the tags of the human's turns into `<media:i>`, in the order of the files."""
-    at = 0
+    place = 0
 
     def mark(match: re.Match[str]) -> str:
-        nonlocal at
-        if at == len(media):
-            raise _RecordError(f"the text names more media than the {len(media)} of the record")
-        if media[at].kind != match[1]:
-            raise _RecordError(f"the text says <{match[1]}> where {media[at].name} is {media[at].kind}")
-        at += 1
-        return f"<media:{at - 1}>"
+        nonlocal place
+        if place == len(media):
+            raise RecordError(f"the text names more media than the {len(media)} of the record")
+        if media[place].kind != match[1]:
+            raise RecordError(f"the text says <{match[1]}> where {media[place].name} is {media[place].kind}")
+        place += 1
+        return f"<media:{place - 1}>"
 
     marked = [replace(turn, text=_TAG.sub(mark, turn.text)) if turn.role == "user" else turn for turn in turns]
-    if at == 0 and media:
+    if place == 0 and media:
         tag = f"<{media[0].kind}>"
-        raise _RecordError(f"it has {media[0].name}, but no question says {tag} where it stands: put the tag there")
-    if at < len(media):
-        raise _RecordError(f"the text names {at} of the record's {len(media)} media")
+        raise RecordError(f"it has {media[0].name}, but no question says {tag} where it stands: put the tag there")
+    if place < len(media):
+        raise RecordError(f"the text names {place} of the record's {len(media)} media")
     return tuple(marked)
 
 
@@ -283,21 +394,33 @@ def _names(record: dict[str, Any], kind: str) -> list[str]:
     value = record.get(kind)
     names = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(name, str) and name for name in names):
-        raise _RecordError(f'"{kind}" must be a path or a list of paths')
-    return names
+        raise RecordError(f'"{kind}" must be a path or a list of paths')
+    return [_inside(name) for name in names]
+
+
+def _inside(name: str) -> str:
+    """A name that stays within the folder of media, wherever that folder lies."""
+    if name.startswith(("/", "~")) or "\\" in name or ".." in name.split("/"):
+        raise RecordError(
+            f"{short(name)} is no path below the folder of media: name files relative to data.media, with /, and put "
+            "a link there to what lies elsewhere"
+        )
+    return name
 
 
 def _text(record: dict[str, Any], name: str, *, empty: bool = False) -> str:
     value = record.get(name)
     if not isinstance(value, str) or not (value or empty):
-        raise _RecordError(f'"{name}" must be a text')
+        raise RecordError(f'"{name}" must be a text')
     if _OURS.search(value):
-        raise _RecordError(f'"{name}" holds <media:..>, which only the reader may write')
+        raise RecordError(f'"{name}" holds <media:..>, which only the reader may write')
     return value
 
 
 def _seconds(record: dict[str, Any], name: str) -> float | None:
     value = record.get(name)
     if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-        raise _RecordError(f'"{name}" must be a number of seconds')
+        raise RecordError(f'"{name}" must be a number of seconds')
+    if value is not None and not math.isfinite(value):
+        raise RecordError(f'"{name}" must be a finite number of seconds')
     return value

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from harness.data.formats import MediaKind, Row
+    from harness.data.formats import File, MediaKind, Row
 
 MODALITIES: Final = ("text", "image", "video")
 """What a sample is about, by number."""
@@ -38,6 +38,7 @@ class Rows:
         self._source = source
         self._sha256 = sha256 or {}
         self._kinds: dict[str, MediaKind] = {}
+        self._parts: dict[int, tuple[File, ...]] = {}
         self._files: list[tuple[str, ...]] = []
         self._ids = array("q")
         self._pairs = array("I")
@@ -54,6 +55,9 @@ class Rows:
         files = tuple(sys.intern(file.name) for file in row.media)
         for file in row.media:
             self._kinds.setdefault(file.name, file.kind)
+        parts = tuple(file for file in row.media if file.start is not None or file.end is not None)
+        if parts:
+            self._parts[len(self)] = parts
         medium = MODALITIES.index(row.media[0].kind) if row.media else 0
         self._append(_pack(row, self._sha256), sample_id(self._source, row.key), row.pairs, origin, medium, files)
 
@@ -89,6 +93,11 @@ class Rows:
         """Names of a row's media."""
         return self._files[place]
 
+    @property
+    def parts(self) -> Mapping[int, tuple[File, ...]]:
+        """By place, the media of which a row shows a part."""
+        return self._parts
+
     def media(self) -> dict[int, dict[str, MediaKind]]:
         """By origin, the names and kinds of its rows' media."""
         media: dict[int, dict[str, MediaKind]] = {}
@@ -102,6 +111,8 @@ class Rows:
         part._kinds = self._kinds
         for i in places:
             origin, medium = self._origins[i], self._mediums[i]
+            if i in self._parts:
+                part._parts[len(part)] = self._parts[i]
             part._append(self.packed(i), self._ids[i], self._pairs[i], origin, medium, self._files[i])
         return part
 

@@ -54,6 +54,12 @@ def choose(
     return [first + index for index in random(count, frames, rng)]
 
 
+def outside(start: float | None, end: float | None, total: int, fps: float) -> str:
+    """What is wrong with bounds that hold no frame."""
+    length = f", {total / fps:.2f} s" if fps else ""
+    return f"no frame between {start} s and {end} s; it has {total} frames{length}"
+
+
 def spread(total: int, frames: int) -> list[int]:
     """Indices of `frames` frames out of `total`: the middle of each of `frames` equal parts (VideoLLaMA2)."""
     step = float(total - 1) / frames

@@ -20,7 +20,7 @@ import numpy as np
 
 from harness.data.loading.colour import RgbFrames
 from harness.data.loading.errors import VideoError
-from harness.data.loading.frames import FOLDER_FPS, choose
+from harness.data.loading.frames import FOLDER_FPS, choose, outside
 from harness.data.loading.pictures import picture_notes, read_picture
 from harness.data.loading.timeline import MISCOUNT, Timeline, from_start, read_timeline
 
@@ -103,12 +103,6 @@ def decode(
             raise VideoError(outside(start, end, total, video.timeline.fps))
         pictures = video.pictures(wanted)
         return np.stack([pictures[index] for index in wanted])
-
-
-def outside(start: float | None, end: float | None, total: int, fps: float) -> str:
-    """What is wrong with bounds that hold no frame."""
-    length = f", {total / fps:.2f} s" if fps else ""
-    return f"no frame between {start} s and {end} s; it has {total} frames{length}"
 
 
 def decode_folder(

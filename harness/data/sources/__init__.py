@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,7 +15,8 @@ import numpy as np
 
 from harness.common.errors import DataError
 from harness.common.hashing import digest
-from harness.data.check import Report, merged, probe, refuse
+from harness.data.check import Report, listing, merged, probe, refuse
+from harness.data.loading.frames import choose, outside
 from harness.data.packed import MODALITIES, PackedSamples
 from harness.data.sample import Question, SamplingPolicy
 from harness.data.sources.llava import LlavaSource
@@ -65,6 +66,7 @@ class DataSet:
         modality: for each sample, an index into `packed.MODALITIES`, where every optimizer step is to see one medium;
             None where the samples are mixed.
         subset: which part of the annotations these are, in words; None for all of them.
+        notes: what the annotations and files hold that is not read, one line each.
     """
 
     source: str
@@ -78,6 +80,7 @@ class DataSet:
     sampling: SamplingPolicy = field(default_factory=SamplingPolicy)
     modality: NDArray[np.uint8] | None = None
     subset: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def media_sizes(self) -> dict[str, int]:
@@ -170,12 +173,50 @@ def check_data(
 ) -> Report:
     """Look at every media file, also the known ones if `fresh`; damaged files are in the report, not raised.
 
-    Records that cannot be read are listed among the damaged ones.
+    Records that cannot be read, and those that ask for a part that their clip has not, are listed among the damaged
+    ones; keys that are not read, among the notes.
     """
-    annotations = _read(source_of(data, paths, seed))
+    source = source_of(data, paths, seed)
+    annotations = _read(source)
     report = _probe(annotations, decode=True, fresh=fresh, progress=progress)
+    rows = annotations.rows
     bad = tuple((row.key, row.reason) for row in annotations.bad)
-    return Report(report.files, report.read, report.unknown, report.bytes, bad + report.damaged, report.cache)
+    wrong = _outside(data, source, annotations, report)
+    parts = tuple((rows.key(place), reason) for place, reason in sorted(wrong.items()))
+    return replace(report, damaged=bad + parts + report.damaged)
+
+
+def notes(annotations: Annotations, report: Report) -> tuple[str, ...]:
+    """What is not read, one line each."""
+    keys = sorted(annotations.unread.items())
+    lines = [f"key {key} is not read, in {_times(count, 'record')}" for key, count in keys]
+    return (*lines, *(_plural(count, note) for note, count in sorted(report.notes.items())))
+
+
+def _times(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _plural(count: int, note: str) -> str:
+    """`note` is of one picture: "carries ..."."""
+    if count == 1:
+        return f"1 picture {note}"
+    verb, _, rest = note.partition(" ")
+    return f"{count:,} pictures { {'carries': 'carry', 'has': 'have'}[verb]} {rest.replace('is ', 'are ', 1)}"
+
+
+def _outside(data: Data, source: Source, annotations: Annotations, report: Report) -> dict[int, str]:
+    """By place, what is wrong with the rows whose part holds no frame of their clip."""
+    rule = "middle" if source.sampling.rule == "random" else source.sampling.rule
+    wrong = {}
+    for place, files in annotations.rows.parts.items():
+        for file in files:
+            if file.name not in report.lengths:
+                continue
+            total, fps = report.lengths[file.name]
+            if not choose(rule, data.frames, total=total, fps=fps, start=file.start, end=file.end):
+                wrong[place] = f"{file.name}: {outside(file.start, file.end, total, fps)}"
+    return wrong
 
 
 def _read(source: Source) -> Annotations:
@@ -189,12 +230,14 @@ def _probe(annotations: Annotations, *, decode: bool, fresh: bool, progress: Pro
     """One folder of media after the other, so that what is known of millions of files is never read at once."""
     jobs = max(_JOBS, (os.cpu_count() or 1) // 2)
     reports: list[Report] = []
+    parts_of = {file.name for files in annotations.rows.parts.values() for file in files}
     bar = progress.task("check media", annotations.files) if progress is not None else nullcontext(lambda _: None)
     with bar as advance:
         done = 0
         for cache, files in annotations.caches.items():
             tell = partial(_advance, advance, done)
-            reports.append(probe(annotations.root, files, cache, decode=decode, fresh=fresh, jobs=jobs, advance=tell))
+            look = partial(probe, decode=decode, fresh=fresh, jobs=jobs, advance=tell, parts_of=parts_of)
+            reports.append(look(annotations.root, files, cache))
             done += len(files)
             advance(done)
     return merged(reports, next(iter(annotations.caches), annotations.root))
@@ -208,10 +251,15 @@ def _assemble(data: Data, source: Source, annotations: Annotations, report: Repo
     damaged = dict(report.damaged)
     dropped = [(row.key, row.reason) for row in annotations.bad]
     rows = annotations.rows
+    reasons = _outside(data, source, annotations, report)
     if damaged:
-        reasons = {i: next((name for name in rows.files(i) if name in damaged), None) for i in range(len(rows))}
-        dropped += [(rows.key(i), f"{name}: {damaged[name]}") for i, name in reasons.items() if name is not None]
-        rows = rows.taken(i for i, name in reasons.items() if name is None)
+        for place in range(len(rows)):
+            name = next((name for name in rows.files(place) if name in damaged), None)
+            if name is not None:
+                reasons[place] = f"{name}: {damaged[name]}"
+    if reasons:
+        dropped += [(rows.key(place), reason) for place, reason in sorted(reasons.items())]
+        rows = rows.taken(place for place in range(len(rows)) if place not in reasons)
     _judge(data, source, annotations, report, dropped)
     if not len(rows):
         raise DataError(f"{annotations.root}: no usable sample in the annotations of data.source {data.source}")
@@ -231,6 +279,7 @@ def _assemble(data: Data, source: Source, annotations: Annotations, report: Repo
         sampling=source.sampling,
         modality=samples.modality if source.one_modality else None,
         subset=annotations.subset,
+        notes=notes(annotations, report),
     )
 
 
@@ -243,10 +292,17 @@ def _judge(
         trained = {name for files in annotations.rows.media().values() for name in files}
         if any(name not in trained for name, _ in report.damaged):
             raise refuse(report, "clips are damaged, some of them held out", again)
-    if dropped and data.damaged == "refuse":
-        hint = again if source.made_here else "fetch them again, or leave their samples out with data.damaged=exclude"
-        if report.damaged:
-            raise refuse(report, f"media files below {annotations.root} are damaged", hint)
-        records = len(annotations.rows) + len(annotations.bad)
-        bad = Report(records, 0, 0, 0, tuple(dropped), report.cache)
-        raise refuse(bad, "records cannot be used", hint.replace("fetch them again", "mend the annotations"))
+    if not dropped or data.damaged != "refuse":
+        return
+    damaged = dict(report.damaged)
+    records = [(key, why) for key, why in dropped if why.partition(": ")[0] not in damaged]
+    total = len(annotations.rows) + len(annotations.bad)
+    parts = []
+    if report.damaged:
+        what = f"media files below {annotations.root} are damaged"
+        parts.append(listing(f"{len(report.damaged)} of {report.files} {what}", report.damaged))
+    if records:
+        parts.append(listing(f"{len(records)} of {total} records cannot be used", records))
+    mend = "fetch them again" if report.damaged else "mend the annotations"
+    hint = again if source.made_here else f"{mend}, or leave their samples out with data.damaged=exclude"
+    raise DataError("\n".join(parts), hint=hint)

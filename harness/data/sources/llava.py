@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from unicodedata import normalize
 
 from harness.common.hashing import digest
 from harness.data.formats import Bad, read_llava
@@ -17,7 +19,10 @@ if TYPE_CHECKING:
     from harness.config.data import LlavaData
     from harness.config.recipe import Paths
 
-_VIDEO_SUFFIXES: Final = (".mp4", ".mkv", ".webm", ".avi", ".mov")
+_VIDEO_SUFFIXES: Final = (
+    ".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".3gp", ".gif",
+)  # fmt: skip
+"""What a video's name may end with, in capitals too; of several files of one name the first of these is taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +70,14 @@ class LlavaSource:
         base = Path(self.paths.data)
         root = base / self.data.media
         names = _VideoNames(root)
-        rows, bad = Rows(self.data.source), list[Bad]()
+        rows, bad, unread = Rows(self.data.source), list[Bad](), Counter[str]()
         for origin, name in enumerate(self.data.annotations):
-            bad += pack(rows, read_llava(base / name, names), name, origin)
+            bad += pack(rows, read_llava(base / name, names, unread), name, origin)
         cache = cache_file(self.paths, f"{self.data.source}-{digest(self.data.media)[:8]}")
         files = {
             file: EXPECTED[kind] for by_name in rows.media().values() for file, kind in by_name.items()
         }
-        return Annotations(root, rows, tuple(bad), {cache: files} if rows.media() else {})
+        return Annotations(root, rows, tuple(bad), {cache: files} if rows.media() else {}, unread=unread)
 
 
 class _VideoNames:
@@ -84,6 +89,8 @@ class _VideoNames:
 
     def __call__(self, video: str) -> str:
         if self._names is None:
-            files = sorted((file for file in self._root.iterdir() if file.suffix in _VIDEO_SUFFIXES), reverse=True)
-            self._names = {file.stem: file.name for file in files}
-        return self._names.get(video, f"{video}.mp4")
+            places = {suffix: place for place, suffix in enumerate(_VIDEO_SUFFIXES)}
+            files = [file for file in self._root.iterdir() if file.suffix.lower() in places]
+            files.sort(key=lambda file: (places[file.suffix.lower()], file.name), reverse=True)
+            self._names = {normalize("NFC", file.stem): file.name for file in files}
+        return self._names.get(normalize("NFC", video), f"{video}.mp4")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from harness.data import shapes
 from harness.data.check import Expected
-from harness.data.formats import read_json, read_llava
+from harness.data.formats import read_llava
 from harness.data.packed import Rows
+from harness.data.records import read_json
 from harness.data.sample import Media, Question, SamplingPolicy
 from harness.data.sources.source import Annotations, cache_file, pack
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -10,7 +10,7 @@ from harness.data.check import Expected
 from harness.data.formats import Bad, Row
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from harness.common.progress import Progress
     from harness.config.recipe import Paths
@@ -32,6 +32,7 @@ class Annotations:
         caches: every media file by its name below root, and the file in which is kept what is known of it.
         questions: held out; empty where the source has none.
         subset: which part of the annotations these are, in words; None for all of them.
+        unread: by key that is not read, the number of its records or turns.
     """
 
     root: Path
@@ -40,6 +41,7 @@ class Annotations:
     caches: dict[Path, dict[str, Expected]]
     questions: tuple[Question, ...] = ()
     subset: str | None = None
+    unread: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def files(self) -> int:

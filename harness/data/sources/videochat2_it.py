@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,9 +73,9 @@ class VideoChat2Source:
     def read(self) -> Annotations:
         """One annotation file after the other, each packed before the next is read."""
         base = Path(self.paths.data)
-        rows, bad = Rows(self.data.source), list[Bad]()
+        rows, bad, unread = Rows(self.data.source), list[Bad](), Counter[str]()
         for origin, annotation in enumerate(self.data.annotations):
-            read = read_videochat2(base / annotation.file, annotation.media)
+            read = read_videochat2(base / annotation.file, annotation.media, unread)
             bad += pack(rows, read, annotation.file, origin)
         subset = None
         if self.data.subset is not None:
@@ -85,4 +86,4 @@ class VideoChat2Source:
             place = self.data.media if folder == "." else f"{self.data.media}/{folder}"
             known = caches.setdefault(cache_file(self.paths, f"{self.data.source}-{digest(place)[:8]}"), {})
             known.update((file, EXPECTED[kind]) for file, kind in files.items())
-        return Annotations(base / self.data.media, rows, tuple(bad), caches, subset=subset)
+        return Annotations(base / self.data.media, rows, tuple(bad), caches, subset=subset, unread=unread)

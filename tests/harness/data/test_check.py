@@ -13,7 +13,7 @@ from harness.common.errors import DataError
 from harness.config.data import LlavaData, ShapesData
 from harness.config.recipe import Paths
 from harness.data import shapes
-from harness.data.check import Expected, probe
+from harness.data.check import SCHEMA, Expected, probe
 from harness.data.loading.video import probe_video
 from harness.data.sources import check_data, make_data, open_data
 
@@ -130,7 +130,7 @@ def test_a_damaged_cache_is_made_anew(world: tuple[Paths, Path]) -> None:
     for content in ("{", "[]", '{"schema": 99, "files": {}}'):
         cache.write_text(content)
         assert check_data(REFUSE, paths, 0).read == 29
-        assert json.loads(cache.read_text())["schema"] == 1
+        assert json.loads(cache.read_text())["schema"] == SCHEMA
     assert not list(cache.parent.glob("*.tmp"))
 
 
