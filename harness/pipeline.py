@@ -16,6 +16,7 @@ import torch
 from harness.common.errors import RecipeError, StaleError
 from harness.common.files import write_atomic, write_json
 from harness.common.hashing import digest
+from harness.data.conversion import RefusedSamples, remember
 from harness.data.sources import make_data
 from harness.evaluation import evaluate as evaluation
 from harness.models import adapter_for
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from harness.config.recipe import Recipe
     from harness.config.suite import Suite
     from harness.data.sources import DataSet
+    from harness.models.adapter import Adapter
 
 _PROVENANCE: Final = "provenance.json"
 
@@ -78,17 +80,35 @@ def prepare(recipe: Recipe, progress: Progress, planner: Planner | None = None) 
     if plan.to_make:
         with stage(run_dir, "prepare", "prepare"):
             make_data(recipe.data, recipe.paths, recipe.seed, progress)
-    data = planner.open_data(recipe)
+    data, adapter = _prepare_model(recipe, planner, run_dir, progress)
     _report_excluded(data, progress)
-    adapter = adapter_for(recipe, data)
-    if adapter.missing() or adapter.needs_check():
-        with stage(run_dir, "prepare", "prepare"):
-            adapter.prepare(progress)
     write_json(run_dir / "recipe.json", recipe.model_dump(mode="json"))
     _keep_own_files(recipe, run_dir)
     pin(run_dir, "data", data.fingerprint)
     pin(run_dir, "weights", adapter.weights_fingerprint)
     return Prepared(recipe, planner.plan(recipe), data, adapter, run_dir, progress)
+
+
+def _prepare_model(recipe: Recipe, planner: Planner, run_dir: Path, progress: Progress) -> tuple[DataSet, Adapter]:
+    """Make or check the model's files together with the data. Samples that the model refuses are left out where
+    data.damaged says so, and remembered in any case.
+
+    Raises:
+        RefusedSamples: data.damaged says otherwise.
+    """
+    while True:
+        data = planner.open_data(recipe)
+        adapter = adapter_for(recipe, data)
+        if not adapter.missing() and not adapter.needs_check():
+            return data, adapter
+        try:
+            with stage(run_dir, "prepare", "prepare"):
+                adapter.prepare(progress)
+            return data, adapter
+        except RefusedSamples as error:
+            remember(recipe, data, error.refusals)
+            if recipe.data.damaged == "refuse":
+                raise
 
 
 def reference(run: Prepared) -> regate.ReferenceStore | None:
@@ -237,6 +257,8 @@ def _keep_own_files(recipe: Recipe, run_dir: Path) -> None:
 
 
 def _report_excluded(data: DataSet, progress: Progress) -> None:
+    for note in data.notes:
+        progress.say(note)
     if not data.excluded:
         return
     first = ", ".join(f"{key} ({reason})" for key, reason in data.excluded[:3])

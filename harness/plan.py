@@ -14,6 +14,7 @@ from harness.benchmarks import BENCHMARKS, PAPER_BENCHMARKS, PaperBenchmark
 from harness.common.errors import DataError, EnvironmentProblem, RecipeError
 from harness.common.hashing import digest
 from harness.config.weight_files import missing_weights
+from harness.data.conversion import usable
 from harness.data.sampler import steps_per_epoch
 from harness.data.sources import DataSets, source_of
 from harness.evaluation.files import benchmarks_root, missing_published
@@ -116,6 +117,7 @@ class Planner:
     def __init__(self) -> None:
         self._data_sets = DataSets()
         self._plans: dict[str, tuple[Plan, DataSet | None]] = {}
+        self._converted: dict[str, DataSet] = {}
 
     def plan(self, recipe: Recipe) -> Plan:
         """See `make_plan`."""
@@ -123,7 +125,7 @@ class Planner:
         missing = tuple(source.missing())
         data = None
         if not missing:
-            data = self._data_sets.open(recipe.data, recipe.paths, recipe.seed, decode=False)
+            data = self._usable(recipe, self._data_sets.open(recipe.data, recipe.paths, recipe.seed, decode=False))
         key = digest(recipe.model_dump(mode="json"))
         plan, planned_with = self._plans.get(key, (None, None))
         if plan is None or planned_with is not data:
@@ -133,7 +135,12 @@ class Planner:
 
     def open_data(self, recipe: Recipe) -> DataSet:
         """The recipe's data, with every media file looked into; see `harness.data.sources.open_data`."""
-        return self._data_sets.open(recipe.data, recipe.paths, recipe.seed)
+        return self._usable(recipe, self._data_sets.open(recipe.data, recipe.paths, recipe.seed))
+
+    def _usable(self, recipe: Recipe, opened: DataSet) -> DataSet:
+        """Without the samples that the model refuses; the same object as long as they are the same."""
+        data = usable(recipe, opened)
+        return self._converted.setdefault(data.fingerprint, data) if data is not opened else opened
 
 
 def make_plan(recipe: Recipe) -> Plan:

@@ -72,6 +72,7 @@ def study(run: Run, paths: Paths, progress: Progress) -> str | None:
     reason = _not_replayable(recipe)
     if reason is not None or recipe.gate is None:
         return reason
+    from harness.data.conversion import usable
     from harness.data.sources import missing_data, open_data
     from harness.models import adapter_for
 
@@ -85,7 +86,7 @@ def study(run: Run, paths: Paths, progress: Progress) -> str | None:
     lines = missing_data(recipe.data, paths, recipe.seed)
     if lines:
         return f"its data are not here: {lines[0]}"
-    data = open_data(recipe.data, paths, recipe.seed)
+    data = usable(recipe, open_data(recipe.data, paths, recipe.seed))
     adapter = adapter_for(recipe, data)
     if adapter.missing():
         return f"its tokenizer is not here: {adapter.missing()[0]}"

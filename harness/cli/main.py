@@ -327,19 +327,16 @@ def data_make(recipes: Recipes) -> None:
 @data_app.command("check")
 @guarded
 def data_check(recipes: Recipes) -> None:
-    """Read every media file anew, and name the damaged ones."""
+    """Read every media file and record anew, and name those that a run could not use."""
     from harness.cli.arguments import recipes_of
+    from harness.cli.data import check
     from harness.common.errors import DataError
     from harness.common.progress import Progress
-    from harness.data.sources import check_data
 
     progress, refused = Progress(), 0
     for recipe in recipes_of(recipes):
-        report = check_data(recipe.data, recipe.paths, recipe.seed, fresh=True, progress=progress)
-        damaged = len(report.damaged)
-        typer.echo(f"{recipe.name}: {report.files:,} media files, {report.bytes:,} bytes, {damaged} damaged")
-        for name, reason in report.damaged:
-            typer.echo(f"  {name}: {reason}")
+        lines, damaged = check(recipe, progress)
+        typer.echo("\n".join(lines))
         refused += damaged if recipe.data.damaged == "refuse" else 0
     if refused:
         raise DataError(

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, field
 from difflib import get_close_matches
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from unicodedata import normalize
 
 from harness.common.errors import DataError
@@ -57,6 +57,7 @@ class Report:
         damaged: (name, what is wrong) of each damaged or missing file, in the order of the names.
         lengths: (frames, frames a second) of the files whose parts are asked for, as far as they are known.
         notes: by what the reader leaves out of a file, the number of such files.
+        remarks: what is not read though it is there, one line each.
         cache: where the results are kept.
     """
 
@@ -68,6 +69,7 @@ class Report:
     cache: Path
     lengths: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     notes: Mapping[str, int] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +275,12 @@ def _load(cache: Path) -> dict[str, _Seen]:
         return {}
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
         return {}
-    return {name: _Seen(*fields[:-1], notes=tuple(fields[-1])) for name, fields in value["files"].items()}
+    return {name: _seen(*fields) for name, fields in value["files"].items()}
+
+
+def _seen(*fields: Any) -> _Seen:
+    size, mtime_ns, sha256, reason, first, frames, fps, notes = fields
+    return _Seen(size, mtime_ns, sha256, reason, first, frames, fps, tuple(notes))
 
 
 def _save(cache: Path, known: Mapping[str, _Seen]) -> None:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, ClassVar, Final, Generic, Protocol, TypeVar
 import torch
 from transformers import AutoModelForCausalLM
 
-from harness.common.errors import EnvironmentProblem
+from harness.common.errors import DataError, EnvironmentProblem
 from harness.common.hashing import digest
 from harness.config.weight_files import missing_weights
+from harness.data.conversion import RefusedSamples, reason
 from harness.data.processor import Processor
 from harness.models.adapter import scored_forward
 from harness.models.checkpoint_files import fingerprint, weight_files
@@ -145,7 +146,7 @@ class PretrainedAdapter(ABC, Generic[Files]):
 
         Raises:
             EnvironmentProblem: weights are missing, or those of something else.
-            DataError: a conversation cannot be encoded; its sample is named.
+            RefusedSamples: conversations cannot be encoded; each of them is named.
         """
         if self.generated:
             if self.data is None:
@@ -203,20 +204,26 @@ def check_lengths(name: str, data: DataSet, processor: LengthLimited, progress: 
     """Encode what may be too long, and let the processor check the rest; say what will be cut.
 
     Raises:
-        DataError: a conversation cannot be used; its sample is named.
+        RefusedSamples: conversations cannot be used; each of them is named.
     """
     limit = processor.max_length
     cut: list[str] = []
     lost: list[str] = []
+    refused: list[tuple[str, str]] = []
     with progress.task(f"check conversations {name}", len(data.samples)) as advance:
         for done, sample in enumerate(data.samples, start=1):
-            processor.check(sample)
-            if _may_be_long(sample, limit) and processor.tokens(sample) > limit:
-                trains = bool((processor.encode(sample, None).kind_S == Kind.TARGET).any())
-                (cut if trains else lost).append(sample.key)
+            try:
+                processor.check(sample)
+                if _may_be_long(sample, limit) and processor.tokens(sample) > limit:
+                    trains = bool((processor.encode(sample, None).kind_S == Kind.TARGET).any())
+                    (cut if trains else lost).append(sample.key)
+            except DataError as error:
+                refused.append((sample.key, reason(sample.key, error)))
             if done % 1000 == 0 or done == len(data.samples):
                 advance(done)
     total = len(data.samples)
+    if refused:
+        raise RefusedSamples(tuple(refused), total)
     if cut:
         progress.say(
             f"{len(cut)} of {total} samples are longer than model.max_length {limit} tokens and are cut there: "

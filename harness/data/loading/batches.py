@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from harness.common.errors import DataError, HarnessError
+from harness.data.check import listing
 from harness.data.loading.epoch_view import EpochView, clips, encode, order_of
 from harness.data.loading.errors import VideoError
 from regate.types import IGNORE, Kind
@@ -163,12 +164,21 @@ def _black(frames: int, size: int) -> Tensor:
 def _stop_if_many(failed: set[int], dataset: DataSet) -> None:
     total = len(dataset.samples)
     if len(failed) > MAX_FAILED * total:
-        keys = [sample.key for sample in dataset.samples if sample.id in failed][:10]
+        head = f"the media of {len(failed)} of {total} samples cannot be read, more than {MAX_FAILED:.1%}"
+        lines = [(sample.key, _reason(sample, dataset)) for sample in dataset.samples if sample.id in failed]
         raise DataError(
-            f"the media of {len(failed)} of {total} samples cannot be read, more than "
-            f"{MAX_FAILED:.1%}: {', '.join(keys)}",
-            hint="`harness data check` names the files",
+            listing(head, lines),
+            hint="the files were good when they were checked: they changed, or the disk failed to give them",
         )
+
+
+def _reason(sample: Sample, dataset: DataSet) -> str:
+    """Why the sample's media cannot be read now."""
+    try:
+        clips(sample, dataset.sampling, _FIRST, frames=dataset.frames, size=dataset.blank)
+    except VideoError as error:
+        return str(error)
+    return "it can be read now, and could not before"
 
 
 def _same(item: Any) -> Any:

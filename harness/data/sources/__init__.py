@@ -183,7 +183,7 @@ def check_data(
     bad = tuple((row.key, row.reason) for row in annotations.bad)
     wrong = _outside(data, source, annotations, report)
     parts = tuple((rows.key(place), reason) for place, reason in sorted(wrong.items()))
-    return replace(report, damaged=bad + parts + report.damaged)
+    return replace(report, damaged=bad + parts + report.damaged, remarks=notes(annotations, report))
 
 
 def notes(annotations: Annotations, report: Report) -> tuple[str, ...]:

@@ -158,8 +158,8 @@ def test_conversations_that_will_be_cut_are_told(adapter: VideoLLaMA2Adapter) ->
 
 @pytest.mark.parametrize(
     ("turns", "words"),
-    [((Turn("user", "a"),), "sample bad: 1 turns"),
-     ((Turn("user", "word " * 3000), Turn("assistant", "b")), "sample bad: .* no target is within")],
+    [((Turn("user", "a"),), "  bad: 1 turns"),
+     ((Turn("user", "word " * 3000), Turn("assistant", "b")), "  bad: .* no target is within")],
 )  # fmt: skip
 def test_conversations_that_cannot_be_used_stop_the_run_before_it_starts(
     adapter: VideoLLaMA2Adapter, turns: tuple[Turn, ...], words: str
