@@ -24,7 +24,7 @@ from harness.plan import Planner, require
 from harness.records import provenance, tracking
 from harness.records.ledger import finished_step
 from harness.records.record import build_record, write_record
-from harness.records.run_folder import check_disk, lock_run, pin, run_dir_of, stage
+from harness.records.run_folder import OWN_FILES, check_disk, lock_run, pin, run_dir_of, stage
 from harness.report import tables
 from harness.report.figures import build as figures
 from harness.training import launch, processes
@@ -250,10 +250,11 @@ def run(
 
 
 def _keep_own_files(recipe: Recipe, run_dir: Path) -> None:
-    """A copy of the rule that the recipe names, beside the recipe: its hash alone would tell nobody what it was."""
-    if recipe.gate is not None and isinstance(recipe.gate.selection, SelectionFile):
-        source = Path(recipe.gate.selection.file)
-        write_atomic(run_dir / source.name, source.read_text(encoding="utf-8"))
+    """A copy of what the recipe names of the user's own: its hash alone would tell nobody what it was."""
+    selection = None if recipe.gate is None else recipe.gate.selection
+    rules = [selection.file] if isinstance(selection, SelectionFile) else []
+    for source in map(Path, [*rules, *(entry.file for entry in recipe.evaluate.files)]):
+        write_atomic(run_dir / OWN_FILES / source.name, source.read_bytes())
 
 
 def _report_excluded(data: DataSet, progress: Progress) -> None:

@@ -187,7 +187,7 @@ def _resolve(recipe: Recipe, source: Source, data: DataSet | None, missing: tupl
         targets=_targets(source, data, steps * train.global_batch, keep_ratio),
         teacher_pass=gate is not None and gate.needs_reference,
         evaluations=tuple(Evaluation(at, step) for step, at in sorted(points.items())),
-        benchmarks=recipe.evaluate.benchmarks,
+        benchmarks=recipe.evaluate.names,
         warnings=(),
         to_make=missing if source.made_here else (),
         missing_weights=tuple(missing_weights(recipe)),
@@ -273,10 +273,11 @@ def _missing_benchmarks(recipe: Recipe) -> list[str]:
     root = benchmarks_root(recipe.paths.data)
     published = [
         benchmark
-        for name in recipe.evaluate.benchmarks
+        for name in recipe.evaluate.names
         if isinstance(benchmark := BENCHMARKS.get(name), PaperBenchmark)
     ]
-    return [line for benchmark in published for line in missing_published(benchmark, root, recipe.evaluate.limit)]
+    absent = [line for benchmark in published for line in missing_published(benchmark, root, recipe.evaluate.limit)]
+    return absent + [line for entry in recipe.evaluate.files for line in entry.questions.missing_media(entry.file)]
 
 
 def _with_warnings(plan: Plan, recipe: Recipe) -> Plan:

@@ -19,6 +19,7 @@ from harness.analysis.elided_words import Chosen, Panels, Texts, WordCounts
 from harness.analysis.selection import SCHEMA, read_selection, write_selection
 from harness.common.errors import StaleError
 from harness.config.recipe import Recipe
+from harness.records.run_folder import OWN_FILES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -112,7 +113,7 @@ def recipe_of(run: Run, paths: Paths) -> Recipe:
 def _own_rule(run: Run) -> Path | None:
     """Where the run's own selection rule is kept; None where it has none."""
     selection = None if run.gate is None else run.gate["selection"]
-    return run.folder / selection["file"] if isinstance(selection, dict) else None
+    return run.folder / OWN_FILES / selection["file"] if isinstance(selection, dict) else None
 
 
 def choices(

@@ -8,8 +8,9 @@ from typing import Any, Final, Literal
 
 from harness.benchmarks.scoring import Scoring
 
-Form = Literal["options", "letter", "sentence"]
-"""How an item is answered: the likeliest of the whole answers, a generated letter, or a generated answer."""
+Form = Literal["options", "letter", "sentence", "short"]
+"""How an item is answered: the likeliest of the whole answers, a generated letter, a generated answer that is one of
+the options, or a generated short answer that is one of those accepted."""
 
 
 TASK: Final = "task"

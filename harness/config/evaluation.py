@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, PositiveInt
 
 from harness.benchmarks import BENCHMARKS, PaperBenchmark
+from harness.benchmarks.question_file import QuestionFile  # noqa: TC001 - pydantic reads it
 from harness.common.hashing import digest
 from harness.config.explain import Problem, nearest
 from harness.config.model import Checkpoint, ModelSection
@@ -55,7 +56,7 @@ class EvaluationRecipe(Strict):
     model: EvaluatedModel
     frames: PositiveInt = 16
     """Of a video; a model of lmms-eval has an argument of its own for it."""
-    benchmarks: tuple[str, ...] = Field(min_length=1)
+    benchmarks: tuple[str | QuestionFile, ...] = Field(min_length=1)
     prompts: Literal["task", "paper"] = "task"
     """As `evaluate.prompts` of a recipe."""
     limit: PositiveInt | None = None
@@ -84,7 +85,7 @@ class EvaluationRecipe(Strict):
             "data": {"frames": self.frames},
             "train": {"precision": self.precision},
             "gate": None,
-            "evaluate": self.evaluate.model_dump(mode="json"),
+            "evaluate": self.evaluate.identity(),
         }
 
     @property
@@ -100,7 +101,12 @@ def evaluation_rules(document: Document, wrong: Set[Path]) -> Iterator[Problem]:
         wrong: unused; every rule reads values of the right type only.
     """
     names = document.data.get("benchmarks")
+    model = document.data.get("model")
+    in_words = isinstance(model, dict) and model.get("adapter") == "lmms_eval"
     for index, name in enumerate(names if isinstance(names, list) else ()):
+        if isinstance(name, dict) and in_words:
+            refused = f"benchmark {name.get('file')}: a model of lmms-eval's own is asked published benchmarks only"
+            yield Problem(document.value_at(("benchmarks", index)), ("benchmarks", index), refused)
         if not isinstance(name, str):
             continue
         message = None

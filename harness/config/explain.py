@@ -25,7 +25,7 @@ _RULES: Final = {
     "name": "small letters, digits, '_', '.' and '-', beginning with a letter or digit",
 }
 _FILE_FORMS: Final = frozenset({"SelectionFile", "QuestionFile"})
-_WORD_FORMS: Final = ("literal[", "str-word")
+_WORD_FORM: Final = "literal["
 """How pydantic names the forms of a key that takes a word or a mapping that names a file."""
 _BOOLEAN_WORDS: Final = frozenset({"yes", "no", "on", "off", "y", "n"})
 
@@ -58,8 +58,14 @@ def explain(errors: Iterable[Mapping[str, Any]], document: Document, kind: type[
         kind: of document, whose keys are suggested.
     """
     schema = Schema(kind)
-    meant = (_of_meant_form(error, document.data) for error in errors)
-    return [_problem(error, document, schema) for error in meant if error is not None]
+    meant = [found for error in errors if (found := _of_meant_form(error, document.data)) is not None]
+    places = [tuple(error["loc"]) for error in meant]
+    return [
+        _problem(error, document, schema)
+        for error, place in zip(meant, places, strict=True)
+        # A list is too short for pydantic where an entry of it is wrong, and that is told already.
+        if error["type"] != "too_short" or not any(other[:-1][: len(place)] == place for other in places)
+    ]
 
 
 def _of_meant_form(error: Mapping[str, Any], data: Any) -> Mapping[str, Any] | None:
@@ -68,7 +74,8 @@ def _of_meant_form(error: Mapping[str, Any], data: Any) -> Mapping[str, Any] | N
     place = tuple(error["loc"])
     for depth, part in enumerate(place):
         is_mapping = part in _FILE_FORMS
-        if is_mapping or (isinstance(part, str) and part.startswith(_WORD_FORMS)):
+        is_name = part == "str" and place[depth - 2 : depth - 1] == ("benchmarks",)
+        if is_mapping or is_name or (isinstance(part, str) and part.startswith(_WORD_FORM)):
             meant = isinstance(_value(data, place[:depth]), dict) == is_mapping
             return {**error, "loc": (*place[:depth], *place[depth + 1 :])} if meant else None
     return error

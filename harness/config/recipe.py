@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from harness.benchmarks.question_file import QuestionFile
 from harness.common.hashing import digest
 from harness.config.data import Data  # noqa: TC001 - pydantic reads it
 from harness.config.model import Model  # noqa: TC001 - pydantic reads it
@@ -62,13 +63,38 @@ class TrainRecipe(Strict):
 class EvaluateRecipe(Strict):
     """What is scored, and at which parts of the training."""
 
-    benchmarks: tuple[str, ...]
+    benchmarks: tuple[str | QuestionFile, ...]
+    """By name, or questions of one's own by their file."""
     at: tuple[Fraction, ...] = (1.0,)
     batch: PositiveInt = 64
     limit: PositiveInt | None = None
     """Items of each task; None takes all."""
     prompts: Literal["task", "paper"] = "task"
     """How the published benchmarks ask: as lmms-eval's task does, or with the paper's response formats (Table 6)."""
+
+    @model_validator(mode="after")
+    def _different_names(self) -> EvaluateRecipe:
+        files: dict[str, str] = {}
+        for entry in self.files:
+            if entry.name in files:
+                raise ValueError(f"benchmarks has {entry.name} twice: {files[entry.name]} and {entry.file}")
+            files[entry.name] = entry.file
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The benchmarks' names, in results and tables."""
+        return tuple(entry if isinstance(entry, str) else entry.name for entry in self.benchmarks)
+
+    @property
+    def files(self) -> tuple[QuestionFile, ...]:
+        """The benchmarks that are files of the user's own."""
+        return tuple(entry for entry in self.benchmarks if isinstance(entry, QuestionFile))
+
+    def identity(self) -> dict[str, Any]:
+        """What of it makes two runs the same run."""
+        entries = [entry if isinstance(entry, str) else entry.identity() for entry in self.benchmarks]
+        return {**self.model_dump(mode="json"), "benchmarks": entries}
 
 
 class Devices(Strict):
@@ -134,6 +160,7 @@ class Recipe(Strict):
         if self.gate is not None and isinstance(self.gate.selection, SelectionFile):
             # The folder of a rule does not make another run of it; its name stays for people, its hash for the id.
             identity["gate"]["selection"]["file"] = PurePath(self.gate.selection.file).name
+        identity["evaluate"] = self.evaluate.identity()
         return identity
 
     @property

@@ -105,7 +105,7 @@ def evaluate_checkpoints(
         with timed or nullcontext():
             _evaluate(recipe, run_dir / "eval", pending, progress, child)
     results = {(wanted.job.step, wanted.task.name): read_result(wanted) for wanted in all_wanted}
-    return [results[job.step, name] for job in jobs for name in settings.benchmarks]
+    return [results[job.step, name] for job in jobs for name in settings.names]
 
 
 def checkpoint_digest(directory: Path | None) -> str:

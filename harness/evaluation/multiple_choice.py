@@ -6,6 +6,7 @@ and the parent that checks the child agree by construction.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from pathlib import Path
@@ -19,10 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from harness.benchmarks import Benchmark, Form
+    from harness.benchmarks.question_file import OwnQuestions
 
 Tasks = dict[str, tuple[Question, ...]]
 """Questions by ability, in the order of the benchmark's abilities."""
 LETTERS: Final = "ABCDEFGHIJ"
+_ARTICLES: Final = frozenset({"a", "an", "the"})
+_NUMBERS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_DIGITS: Final = {word: str(number) for number, word in enumerate(_NUMBERS)}
 
 
 def select(benchmark: Benchmark, source: str, questions: Sequence[Question], limit: int | None) -> Tasks:
@@ -53,6 +58,29 @@ def select(benchmark: Benchmark, source: str, questions: Sequence[Question], lim
     return {ability: tuple(selected[:limit]) for ability, selected in tasks.items()}
 
 
+def own_tasks(questions: OwnQuestions, limit: int | None) -> Tasks:
+    """The questions of a user's own file by ability, the first `limit` of each, with the hashes of their media, which
+    are there."""
+    hashes: dict[str, str | None] = {}
+    tasks: dict[str, list[Question]] = {ability: [] for ability in questions.benchmark.abilities}
+    for record in questions.records:
+        asked = tasks[record["ability"]]
+        if limit is None or len(asked) < limit:
+            for media in record["media"]:
+                hashes[media["path"]] = hashes.get(media["path"]) or _file_hash(Path(media["path"]))
+            shown = [{**media, "sha256": hashes[media["path"]]} for media in record["media"]]
+            asked.append(question_of({**record, "media": shown}))
+    return {ability: tuple(asked) for ability, asked in tasks.items()}
+
+
+def _file_hash(path: Path) -> str | None:
+    """sha256 of a file; None of a folder of pictures."""
+    if path.is_dir():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _problem(benchmark: Benchmark, question: Question, keys: set[tuple[str, str]]) -> str | None:
     name = (question.ability, question.key)
     if question.ability not in benchmark.abilities:
@@ -75,6 +103,8 @@ def prompt(form: Form, question: Question) -> str:
     lead = "".join(f"{tag}\n" for tag in tags if tag not in question.text)
     if form == "options":
         return f"{lead}{question.text}"
+    if form == "short":
+        return f"{lead}{question.text}\nAnswer with a word or a short phrase."
     listed = "".join(f"\n{LETTERS[i]}. {option}" for i, option in enumerate(question.options))
     how = "the letter of the right option" if form == "letter" else "the right option"
     return f"{lead}{question.text}{listed}\nAnswer with {how}."
@@ -131,18 +161,26 @@ def parse_answer(form: Form, text: str, options: Sequence[str]) -> int | None:
     """Which option a generated answer names; None where it names none or more than one.
 
     A letter stands first, alone or set off by punctuation ("B", "(B)", "B. Two.", but not the article of "A cat");
-    a sentence is compared without case, punctuation and spacing.
+    a sentence is compared without case, punctuation and spacing; a short answer also without articles and with
+    numbers up to ten as digits, and is 0 where it is any of the accepted ones.
     """
     if form == "letter":
         letter = re.match(r"\s*\(?([A-Za-z])(?:[).:,]|\s*$)", text)
         index = LETTERS.find(letter.group(1).upper()) if letter else -1
         return index if 0 <= index < len(options) else None
+    if form == "short":
+        return 0 if _short(text) in map(_short, options) else None
     same = [i for i, option in enumerate(options) if _plain(option) == _plain(text)]
     return same[0] if len(same) == 1 else None
 
 
 def _plain(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def _short(text: str) -> str:
+    words = [word for word in _plain(text).split() if word not in _ARTICLES]
+    return " ".join(_DIGITS.get(word, word) for word in words)
 
 
 def summarise(benchmark: Benchmark, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -173,7 +211,10 @@ def summarise(benchmark: Benchmark, items: Sequence[Mapping[str, Any]]) -> dict[
     counts = {
         "scored": len(items),
         "empty": sum(bool(item.get("empty")) for item in items),
-        "unparsable": sum(item["prediction"] is None and not item.get("empty") for item in items),
+        # Any words are a short answer.
+        "unparsable": sum(
+            item["prediction"] is None and not item.get("empty") and benchmark.form != "short" for item in items
+        ),
     }
     return {"tasks": tasks, "mean": _macro(tasks), "counts": counts}
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from pydantic import TypeAdapter
 
 from harness.benchmarks import AnyBenchmark, Benchmark, PaperBenchmark, find
+from harness.benchmarks.question_file import QuestionFile
 from harness.benchmarks.scoring import Scoring
 from harness.common.errors import DataError, HarnessError, RecipeError
 from harness.common.hashing import digest
@@ -20,6 +21,7 @@ from harness.evaluation.files import PublishedData, benchmarks_root, open_publis
 from harness.evaluation.items import summarise_published
 from harness.evaluation.multiple_choice import (
     expected_prompt_hash,
+    own_tasks,
     question_of,
     question_record,
     questions_hash,
@@ -200,7 +202,7 @@ def task_of(job: Mapping[str, Any]) -> EvalTask:
 
 
 def build_tasks(
-    names: Sequence[str],
+    asked: Sequence[str | QuestionFile],
     known: Mapping[str, AnyBenchmark],
     *,
     data: DataSet | None,
@@ -221,9 +223,14 @@ def build_tasks(
         RecipeError: an unknown benchmark, or one for other data.
         DataError: media files, rows or questions are missing; they are named.
     """
-    tasks = [_build_task(find(name, known), data, data_folder, prompts, limit) for name in names]
+    tasks = [
+        _own_task(entry, limit)
+        if isinstance(entry, QuestionFile)
+        else _build_task(find(entry, known), data, data_folder, prompts, limit)
+        for entry in asked
+    ]
     multiple_choice = [task for task in tasks if isinstance(task, MultipleChoiceTask)]
-    questions = [question for task in multiple_choice for asked in task.tasks.values() for question in asked]
+    questions = [question for task in multiple_choice for group in task.tasks.values() for question in group]
     paths = {media.path for question in questions for media in question.media}
     missing = sorted(str(path) for path in paths if not path.is_file())
     if missing:
@@ -233,6 +240,17 @@ def build_tasks(
             hint="make or fetch the data again: `harness data check` names what is damaged",
         )
     return tasks
+
+
+def _own_task(file: QuestionFile, limit: int | None) -> MultipleChoiceTask:
+    missing = file.questions.missing_media(file.file)
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise DataError(
+            f"{len(missing)} media files of {file.name} are missing: {'; '.join(missing[:5])}{more}",
+            hint="relative paths of media start at the folder of the question file",
+        )
+    return MultipleChoiceTask(file.questions.benchmark, own_tasks(file.questions, limit))
 
 
 def _build_task(

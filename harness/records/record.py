@@ -144,7 +144,7 @@ def evaluation_record(
     Raises:
         DataError: an evaluation is not finished, or a file is damaged.
     """
-    benchmarks = recipe.benchmarks
+    benchmarks = recipe.evaluate.names
     evaluations = [evaluation for evaluation in read_evaluations(run_dir) if evaluation["benchmark"] in benchmarks]
     evaluated = {evaluation["benchmark"] for evaluation in evaluations}
     absent = [name for name in benchmarks if name not in evaluated]
@@ -272,7 +272,7 @@ def _evaluations(recipe: Recipe, run_dir: Path, ledger: Split, steps: int) -> li
     evaluations = read_evaluations(run_dir)
     for evaluation in evaluations:
         evaluation["progress"] = progress_at(ledger.steps, evaluation["step"], global_batch=recipe.train.global_batch)
-    for benchmark in recipe.evaluate.benchmarks:
+    for benchmark in recipe.evaluate.names:
         done = {evaluation["step"] for evaluation in evaluations if evaluation["benchmark"] == benchmark}
         for fraction in recipe.evaluate.at:
             if not any(abs(step - fraction * steps) <= 1 for step in done):

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from harness.config.recipe import Recipe
 
 SCHEMA: Final = 1
+OWN_FILES: Final = "own"
+"""Folder of a run with copies of what its recipe names of the user's own: a selection rule, question files."""
 _SPARE_BYTES: Final = 1024**3
 """Refuse to start with less free disk than this: a full disk in the middle costs more than a message before."""
 

@@ -203,7 +203,7 @@ def build_run(made: Recipe, *, killed_at: int | None = None, skill: float = 1.0,
     write_steps(made, clock, 0 if killed_at is None else killed_at // 10 * 10, steps, rng)
     clock.write("end", step=steps)
     for done in sorted({max(1, round(fraction * steps)) for fraction in made.evaluate.at}):
-        for benchmark in made.evaluate.benchmarks:
+        for benchmark in made.evaluate.names:
             write_evaluation(made, run_dir, done, skill * done / steps, benchmark=benchmark)
             clock.write("stage", stage="eval", step=done, seconds={"eval": 4.0})
     return run_dir
