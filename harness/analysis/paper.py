@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from harness.benchmarks import BENCHMARKS, PaperBenchmark
 from harness.benchmarks.spec import PaperTable
-from harness.common.errors import EnvironmentProblem
-from harness.config.yaml_positions import read_yaml
+from harness.config.paper import read_paper
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,9 +22,6 @@ GROUPS: Final[tuple[Group, ...]] = ("open_source", "proprietary", "regate")
 """Groups of rows of a table of benchmarks; the last one holds the paper's own runs."""
 GPUS: Final = {"VideoLLaMA2": ("H100", 4), "VideoChat2": ("H100", 4), "InternVL3.5": ("H100", 16)}
 """Model -> name and number of the paper's GPUs."""
-
-_FILE: Final = "tables.yaml"
-
 
 TABLES: Final[dict[str, tuple[PaperBenchmark, ...]]] = {
     table: tuple(
@@ -145,22 +139,12 @@ def shown(benchmark: PaperBenchmark) -> float:
 
 
 def load_paper() -> Paper:
-    """The transcribed tables: from the installed package data, or from the checkout's results/paper.
+    """The transcribed tables.
 
     Raises:
-        EnvironmentProblem: neither is there.
+        EnvironmentProblem: they are neither installed nor in the checkout.
     """
-    try:
-        text = resources.files("harness.paper").joinpath(_FILE).read_text(encoding="utf-8")
-    except (ModuleNotFoundError, FileNotFoundError):
-        checkout = Path(__file__).resolve().parents[2] / "results" / "paper" / _FILE
-        if not checkout.exists():
-            raise EnvironmentProblem(
-                f"the paper's numbers ({_FILE}) are neither installed nor in the checkout", hint="install again"
-            ) from None
-        text = checkout.read_text(encoding="utf-8")
-    # Not yaml.safe_load: to YAML 1.1, 83.82e6 is a word.
-    return Paper(read_yaml(text, _FILE).data)
+    return Paper(read_paper())
 
 
 def _score(value: Any, benchmark: PaperBenchmark) -> float | None:

@@ -218,16 +218,16 @@ def validate(recipes: Recipes, json: Json = False) -> None:
 @app.command()
 @guarded
 def plan(recipes: Recipes, json: Json = False) -> None:
-    """Resolve recipes into numbers, and run nothing. Steps, targets, reduction, what is missing, warnings."""
+    """Resolve recipes into numbers, and run nothing. Steps, targets, what it takes, what is missing, warnings."""
     from harness.cli.arguments import recipes_of
     from harness.plan import Planner, render
 
     planner = Planner()
-    plans = [planner.plan(recipe) for recipe in recipes_of(recipes)]
+    plans = [(planner.plan(recipe), planner.costs(recipe)) for recipe in recipes_of(recipes)]
     if json:
-        _print_json({"schema": 1, "plans": [plan.as_dict() for plan in plans]})
+        _print_json({"schema": 1, "plans": [{**plan.as_dict(), "costs": costs.as_dict()} for plan, costs in plans]})
         return
-    typer.echo("\n\n".join("\n".join(render(plan)) for plan in plans))
+    typer.echo("\n\n".join("\n".join(render(plan, costs)) for plan, costs in plans))
 
 
 @app.command("list")

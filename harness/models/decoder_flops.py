@@ -27,7 +27,7 @@ class ForwardFlops:
     vision: float
 
 
-def forward_flops(shape: DecoderShape, active_B: Sequence[int], scored: int) -> ForwardFlops:
+def forward_flops(shape: DecoderShape, active_B: Sequence[float], scored: float) -> ForwardFlops:
     """Forward pass.
 
     Args:

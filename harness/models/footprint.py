@@ -51,6 +51,7 @@ class Footprint:
         adapters: LoRA parameters of layers and head; 0 where the decoder itself is trained.
         head_adapters: those of the head.
         visual_tokens: of one clip or image.
+        side: pixels along a side of a frame as the model reads it.
         prompt, targets: tokens of an ordinary sample, where nobody counted or stated them.
         sources: where the sizes are from, one sentence each.
     """
@@ -62,6 +63,7 @@ class Footprint:
     adapters: int
     head_adapters: int
     visual_tokens: int
+    side: int
     prompt: int
     targets: int
     sources: tuple[str, ...]
@@ -91,6 +93,7 @@ def footprint(
     parts: tuple[Part, ...],
     *,
     visual_tokens: int,
+    side: int,
     prompt: int,
     targets: int,
     sources: tuple[str, ...],
@@ -114,6 +117,7 @@ def footprint(
         adapters=adapters + head_adapters,
         head_adapters=head_adapters,
         visual_tokens=visual_tokens,
+        side=side,
         prompt=prompt,
         targets=targets,
         sources=sources,
@@ -151,8 +155,8 @@ def read_sizes(folder: Path, published: Mapping[str, Any], name: str) -> tuple[M
     """
     path = folder / "config.json"
     if not path.is_file():
-        return published, f"sizes of {name} as published ({path} is not there)"
+        return published, f"{name} as published (no {path})"
     fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if "vision_config" in fields:  # the file of a whole CLIP or SigLIP
         fields = {**fields["vision_config"], "model_type": f"{fields['model_type']}_vision_model"}
-    return {**published, **fields}, f"sizes of {path}"
+    return {**published, **fields}, f"{path}"

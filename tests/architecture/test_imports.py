@@ -28,6 +28,7 @@ LIGHT = (
     "harness.config.weight_files",
     "harness.analysis.runs",
     "harness.plan",
+    "harness.plan.costs",
     "harness.config.recipe",
     "harness.records.record",
     "harness.report.table",

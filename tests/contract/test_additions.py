@@ -70,6 +70,7 @@ class ClipTableSource:
     seed: int
     made_here: bool = False
     origin: str = "a table of your own"
+    repositories: tuple[tuple[str, str], ...] = ()
     blank: int = 64
     stated_samples: int | None = None
     stated_targets: float | None = None

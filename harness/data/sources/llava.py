@@ -38,6 +38,7 @@ class LlavaSource:
         "ActivityNet's (YouTube, fetched apart); videochatgpt_llavaimage_tune.json: the fine-tuning mix of "
         "Video-LLaVA (LanguageBind/Video-LLaVA on the hub), LLaVA's part CC BY 4.0 and OpenAI's terms"
     )
+    repositories: tuple[tuple[str, str], ...] = (("MBZUAI/VideoInstruct-100K", "videollava_sft"),)
     asked_subset: str | None = None
     blank: int = 224
     one_modality: bool = False

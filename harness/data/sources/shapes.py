@@ -29,6 +29,7 @@ class ShapesSource:
     seed: int
     made_here: bool = True
     origin: str = "made by `harness data make`"
+    repositories: tuple[tuple[str, str], ...] = ()
     asked_subset: str | None = None
     stated_targets: float | None = None
     one_modality: bool = False

@@ -61,6 +61,10 @@ class Source(Protocol):
         """Where the files come from, and their licences."""
 
     @property
+    def repositories(self) -> tuple[tuple[str, str], ...]:
+        """Data sets of the Hugging Face hub that hold annotations, each with its folder below paths.data."""
+
+    @property
     def blank(self) -> int:
         """Width and height, in pixels, of the picture that stands for media unreadable at run time."""
 

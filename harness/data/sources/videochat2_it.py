@@ -34,6 +34,7 @@ class VideoChat2Source:
         "OpenGVLab/VideoChat2-IT on the Hugging Face hub (access is granted on its page), annotations MIT; the "
         "media are fetched from each source set under its own licence"
     )
+    repositories: tuple[tuple[str, str], ...] = (("OpenGVLab/VideoChat2-IT", "VideoChat2-IT"),)
     blank: int = 224
 
     @property

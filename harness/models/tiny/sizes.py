@@ -134,6 +134,7 @@ def footprint_of(recipe: Recipe) -> Footprint:
         text,
         (tower, projector),
         visual_tokens=config.visual_tokens,
+        side=config.size,
         prompt=PROMPT,
         targets=TARGETS,
         sources=(f"sizes of the recipe, and a vocabulary of {VOCABULARY} entries",),

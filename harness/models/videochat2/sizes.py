@@ -230,6 +230,7 @@ def footprint_of(recipe: Recipe) -> Footprint:
         config.text,
         (tower, qformer, projector),
         visual_tokens=config.visual_tokens,
+        side=config.vision["image_size"],
         prompt=PROMPT,
         targets=TARGETS,
         sources=(source,),

@@ -229,7 +229,13 @@ def footprint_of(recipe: Recipe) -> Footprint:
     )
     tokens = visual_tokens(config.mm_projector_type, config.num_frames, config.grid)
     return footprint(
-        config.text, (tower, connector), visual_tokens=tokens, prompt=PROMPT, targets=TARGETS, sources=sources
+        config.text,
+        (tower, connector),
+        visual_tokens=tokens,
+        side=int(config.tower["image_size"]),
+        prompt=PROMPT,
+        targets=TARGETS,
+        sources=sources,
     )
 
 

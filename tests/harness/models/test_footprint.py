@@ -127,7 +127,7 @@ def test_sizes_are_read_from_weights_that_are_there(tmp_path: Path) -> None:
     footprint = footprint_of("videollama2_regate", f"paths.weights={tmp_path}")
     assert (footprint.decoder.hidden, footprint.decoder.layers) == (896, 24)
     assert footprint.decoder_parameters == 494_032_768  # Qwen2-0.5B, as its model page says
-    assert footprint.sources[0] == f"sizes of {folder / 'config.json'}"
+    assert footprint.sources[0] == str(folder / "config.json")
     assert "as published" in footprint.sources[1]
 
 

@@ -6,9 +6,8 @@ a reduction of targets is not a reduction of all positions, and the plan never c
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 from harness.benchmarks import BENCHMARKS, PAPER_BENCHMARKS, PaperBenchmark
 from harness.common.errors import DataError, EnvironmentProblem, RecipeError
@@ -18,6 +17,7 @@ from harness.data.conversion import usable
 from harness.data.sampler import steps_per_epoch
 from harness.data.sources import DataSets, source_of
 from harness.evaluation.files import benchmarks_root, missing_published
+from harness.plan.work import words_in
 from regate.schedule import DualCycle
 
 if TYPE_CHECKING:
@@ -26,11 +26,9 @@ if TYPE_CHECKING:
     from harness.config.recipe import GateConfig, Recipe
     from harness.data.sources import DataSet
     from harness.data.sources.source import Source
+    from harness.plan.figures import Basis, Costs
 
 SCHEMA: Final = 1
-Basis = Literal["counted", "estimated", "stated"]
-"""counted: from the data themselves; estimated: from their words, before any tokenizer; stated: by the recipe."""
-_WORD: Final = re.compile(r"\w+|[^\w\s]")
 _SHOWN: Final = 6
 """Files of one origin that `render` names."""
 _NOTABLE: Final = 0.02
@@ -132,6 +130,14 @@ class Planner:
             plan = _resolve(recipe, source, data, missing)
             self._plans[key] = plan, data
         return plan
+
+    def costs(self, recipe: Recipe) -> Costs:
+        """What the run takes and what it can show; see `harness.plan.costs.costs_of`."""
+        from harness.plan.costs import costs_of
+
+        plan = self.plan(recipe)
+        data = self._plans[digest(recipe.model_dump(mode="json"))][1]
+        return costs_of(recipe, plan, data)
 
     def open_data(self, recipe: Recipe) -> DataSet:
         """The recipe's data, with every media file looked into; see `harness.data.sources.open_data`."""
@@ -244,7 +250,7 @@ def _words_per_sample(data: DataSet) -> float:
     count = 0
     for sample in data.samples:
         answers = [turn.text for turn in sample.turns if turn.role == "assistant"]
-        count += sum(len(_WORD.findall(text)) + 1 for text in answers)
+        count += sum(words_in(text) + 1 for text in answers)
     return count / len(data.samples)
 
 
@@ -342,14 +348,34 @@ def _left(gate: GateConfig) -> str:
 # --- words -----------------------------------------------------------------------------------------------
 
 
-def render(plan: Plan) -> list[str]:
-    """The plan as lines for a person."""
+def render(plan: Plan, costs: Costs | None = None) -> list[str]:
+    """The plan as lines for a person, with what it takes."""
     lines = [f"{plan.name}  (run {plan.run_id})"]
     lines += [f"  {label:<11} {text}" for label, text in _facts(plan)]
     for label, missing in (("weights", plan.missing_weights), ("data", plan.missing_data)):
         if missing:
             lines += [f"  missing {label}", *(f"    {line}" for line in by_origin(missing))]
-    lines += [f"  warning: {line}" for line in plan.warnings]
+    warnings = plan.warnings
+    if costs is not None:
+        lines += costs_lines(costs)
+        warnings += costs.warnings
+    lines += [f"  warning: {line}" for line in warnings]
+    return lines
+
+
+def costs_lines(costs: Costs) -> list[str]:
+    """Every figure with its basis, and what it is from as a note at the end."""
+    lines, notes = [], dict[str, int]()
+    for section, figures in costs.figures.items():
+        lines.append(f"  {section}")
+        width = max(len(figure.name) for figure in figures)
+        for figure in figures:
+            note = notes.setdefault(figure.source, len(notes) + 1)
+            lines.append(f"    {figure.name:<{width}}  {figure.words} ({figure.basis} [{note}])")
+    lines += ["  from", *(f"    [{note}] {source}" for source, note in notes.items())] if notes else []
+    for heading, sentences in (("fetch", costs.fetch), ("the paper contradicts itself", costs.contradictions)):
+        if sentences:
+            lines += [f"  {heading}", *(f"    {sentence}" for sentence in sentences)]
     return lines
 
 

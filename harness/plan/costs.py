@@ -1,0 +1,114 @@
+"""What a run takes and what it can show, put together from the other files of this folder. No torch."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from harness.config.paper import read_paper
+from harness.models import MODELS
+from harness.plan.fetch import fetch_commands
+from harness.plan.figures import Costs, Figure, estimated, stated
+from harness.plan.memory import disk_figures, gpu_figures, host_figures
+from harness.plan.questions import asked, difference_figures, question_figures
+from harness.plan.work import GOOD_USE, PAPER_USE, PEAK, dense_and_sparse, lengths_of, time_figures, work_figures
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from harness.config.recipe import Recipe
+    from harness.data.sources import DataSet
+    from harness.models.footprint import Footprint
+    from harness.plan import Plan
+    from harness.plan.work import Lengths
+
+TRAINING_MEMORY: Final = "memory of a GPU in training"
+PAPER_MODELS: Final = {"videollama2": "VideoLLaMA2", "videochat2": "VideoChat2"}
+CLIP_SECONDS: Final = (0.62, 1.27)
+"""CPU seconds on an AMD EPYC for 16 frames of a clip of 360 lines, of 30 and of 120 s: 0.49 and 1.14 to read them
+(`benchmarks/decode.py`, PyAV 15.1), 0.13 to make 384 x 384 of them and to normalise."""
+CLIP_SOURCE: Final = "0.62 to 1.27 CPU-s for 16 frames of 360p, clips of 30 to 120 s (benchmarks/decode.py, AMD EPYC)"
+_GPUS: Final = re.compile(r"(\d+) GPUs?(?: of (\d+) GB)?")
+
+
+def costs_of(recipe: Recipe, plan: Plan, data: DataSet | None) -> Costs:
+    """Every figure of a run, each with its basis."""
+    footprint = MODELS[recipe.model.adapter].footprint(recipe)
+    lengths = lengths_of(recipe, plan, footprint, data)
+    gpus, memory = gpus_of(recipe)
+    sections = {
+        "work": work_figures(recipe, footprint, lengths),
+        "time": time_figures(recipe, plan, footprint, lengths, gpus),
+        TRAINING_MEMORY: [] if recipe.model.generated else gpu_figures(recipe, footprint, lengths, gpus),
+        "memory of the machine": host_figures(recipe, plan, footprint, lengths, data, gpus),
+        "decoding": decoding_figures(recipe, footprint, lengths, gpus),
+        "disk": [*disk_figures(recipe, plan, footprint, lengths), *fetched_figures(recipe, plan)],
+        "evaluation": question_figures(recipe, plan, footprint, data),
+        "smallest difference between two runs": difference_figures(recipe, plan, data),
+    }
+    figures = {section: tuple(entries) for section, entries in sections.items() if entries}
+    return Costs(
+        figures=figures,
+        fetch=tuple(fetch_commands(recipe, plan)),
+        contradictions=tuple(contradictions(recipe)),
+        warnings=tuple(_warnings(recipe, figures, memory)),
+    )
+
+
+def gpus_of(recipe: Recipe) -> tuple[int, float | None]:
+    """Number of GPUs, as `devices.processes` or the words of `hardware` say, and their GB where the words do."""
+    words = _GPUS.search(recipe.hardware or "")
+    number = recipe.devices.processes or (int(words[1]) if words else 1)
+    return number, float(words[2]) if words and words[2] else None
+
+
+def decoding_figures(recipe: Recipe, footprint: Footprint, lengths: Lengths, gpus: int) -> list[Figure]:
+    """Cores that keep the GPUs busy."""
+    if recipe.model.generated:
+        return []
+    dense, sparse = dense_and_sparse(recipe, footprint, lengths)
+    flops = min(dense.total, sparse.total)
+    low, high = (lengths.clips * gpus * PEAK * use / flops for use in (PAPER_USE, GOOD_USE))
+    clips = f"{gpus} GPUs at {PAPER_USE:.1%} to {GOOD_USE:.0%} of an H100, every sample a video"
+    return [
+        estimated("clips", low, "a second", clips, high),
+        estimated("CPU cores", low * CLIP_SECONDS[0], "", CLIP_SOURCE, high * CLIP_SECONDS[1]),
+    ]
+
+
+def fetched_figures(recipe: Recipe, plan: Plan) -> Iterator[Figure]:
+    """What has to be fetched, as far as its publishers say its size."""
+    weights = [need.gigabytes for need in recipe.model.weight_files if getattr(recipe.model, need.field) is not None]
+    if plan.missing_weights and weights:
+        yield stated("weights", sum(size or 0 for size in weights), "GB", _known(weights, "files"))
+    missing = "\n".join(plan.missing_data)
+    folders = {benchmark.folder: benchmark for benchmark in asked(plan) if benchmark.origin.repository in missing}
+    sizes = [benchmark.origin.gigabytes for benchmark in folders.values()]
+    if sizes:
+        yield stated("data of the benchmarks", sum(size or 0 for size in sizes), "GB", _known(sizes, "benchmarks"))
+
+
+def _known(sizes: list[float | None], what: str) -> str:
+    unknown = sum(size is None for size in sizes)
+    return f"as published, all {what} together" + (f"; {unknown} of them without a stated size" if unknown else "")
+
+
+def contradictions(recipe: Recipe) -> list[str]:
+    """Places where the paper contradicts itself that touch this recipe; those of the gate do not touch a baseline."""
+    model = PAPER_MODELS.get(recipe.model.adapter)
+    if model is None:
+        return []
+    return [
+        f"{entry['touches']}: {entry['text']}"
+        for entry in read_paper()["contradictions"]
+        if model in entry["models"] and (recipe.gate is not None or entry["touches"] != "gate")
+    ]
+
+
+def _warnings(recipe: Recipe, figures: dict[str, tuple[Figure, ...]], memory: float | None) -> Iterator[str]:
+    together = [figure for figure in figures.get(TRAINING_MEMORY, ()) if figure.name == "together"]
+    if memory is not None and together and together[0].high > memory:
+        yield (
+            f"{together[0].words} are more than the {memory:g} GB that `hardware` names: lower train.micro_batch, or "
+            "set devices.sharding=full and train.gradient_checkpointing=true"
+        )

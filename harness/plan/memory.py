@@ -1,0 +1,139 @@
+"""What a run holds at once, by part: memory of a GPU and of the machine, and disk; all calculated. No torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from harness.models.footprint import kept_by_a_layer
+from harness.plan.figures import Figure, counted, estimated
+
+if TYPE_CHECKING:
+    from harness.config.recipe import Recipe
+    from harness.data.sources import DataSet
+    from harness.models.footprint import Footprint
+    from harness.plan import Plan
+    from harness.plan.work import Lengths
+
+GB: Final = 1e9
+TRAINED_BYTES: Final = 16
+"""Of a trained parameter: itself, its gradient and AdamW's two moments, in float32."""
+LOGIT_BYTES: Final = 12
+"""Of a logit: bfloat16, its float32 copy, the gradient of that, and bfloat16 again."""
+STORE_BYTES: Final = 2
+"""Of a reference loss or a running loss: float16."""
+AHEAD: Final = 2
+"""Micro-batches that a loading process makes ready."""
+ROW_BYTES: Final = 600
+"""Of a packed sample beside its answer, where the data are not there: an assumption."""
+CHARACTERS: Final = 5
+"""Of a target, likewise."""
+
+
+def gpu_figures(recipe: Recipe, footprint: Footprint, lengths: Lengths, gpus: int) -> list[Figure]:
+    """Memory of one GPU in training, by part, in a dense step."""
+    sharded = recipe.devices.sharding == "full" and gpus > 1
+    shards = gpus if sharded else 1
+    frozen_bytes = 2 if footprint.adapters and recipe.train.precision != "float32" else 4
+    where = f"spread over {gpus} GPUs" if sharded else "whole on every GPU"
+    figures = [
+        counted(
+            "weights, gradients, AdamW",
+            TRAINED_BYTES * footprint.trained / shards / GB,
+            "GB",
+            f"{footprint.trained / GB:.2f} billion trained parameters of {TRAINED_BYTES} bytes, {where}",
+        ),
+        counted(
+            "frozen weights",
+            frozen_bytes * footprint.frozen / shards / GB,
+            "GB",
+            f"{footprint.frozen / GB:.2f} billion parameters of {frozen_bytes} bytes, {where}",
+        ),
+    ]
+    if sharded:
+        figures.append(_gathered(footprint))
+    figures += _activations(recipe, footprint, lengths)
+    total = sum(figure.high for figure in figures)
+    figures.append(estimated("together", total, "GB a GPU", "the sum; the allocator's own waste comes on top"))
+    return figures
+
+
+def _gathered(footprint: Footprint) -> Figure:
+    """Parts that are whole for a moment: two layers; what belongs to no layer, with its gradients."""
+    others = footprint.other_parameters + sum(part.parameters for part in footprint.parts)
+    trained = footprint.other_parameters + sum(part.parameters for part in footprint.parts if part.trained)
+    size = 2 * (2 * footprint.layer_parameters + others + trained)
+    source = "two layers and what belongs to none, in bfloat16"
+    return estimated("put together for their pass", size / GB, "GB", source)
+
+
+def _activations(recipe: Recipe, footprint: Footprint, lengths: Lengths) -> list[Figure]:
+    batch, shape = recipe.train.micro_batch, footprint.decoder
+    positions = batch * lengths.positions
+    value = 4 if recipe.train.precision == "float32" or recipe.model.generated else 2
+    layer = positions * kept_by_a_layer(shape)
+    if recipe.train.gradient_checkpointing:
+        decoder, source = shape.layers * positions * shape.hidden + layer, "inputs of all layers, and one layer whole"
+    else:
+        decoder, source = shape.layers * layer, "all that the layers keep"
+    vision = batch * sum(part.kept for part in footprint.parts)
+    vision += batch * max(part.at_once for part in footprint.parts)
+    rows = batch * lengths.targets
+    of = f"{batch} samples of {lengths.positions:,.0f} positions"
+    return [
+        estimated("decoder's activations", value * decoder / GB, "GB", f"{source}, {of}"),
+        estimated("activations before the decoder", value * vision / GB, "GB", f"{batch} clips, from the shapes"),
+        estimated(
+            "logits",
+            LOGIT_BYTES * rows * shape.vocabulary / GB,
+            "GB",
+            f"{rows:,.0f} scored rows, {LOGIT_BYTES} bytes a logit",
+        ),
+    ]
+
+
+def host_figures(
+    recipe: Recipe, plan: Plan, footprint: Footprint, lengths: Lengths, data: DataSet | None, gpus: int
+) -> list[Figure]:
+    """Memory of the machine."""
+    whole = gpus if recipe.devices.sharding == "none" else 1
+    weights = 4 * footprint.parameters * whole
+    size = footprint.side
+    clip = recipe.data.frames * 3 * size**2 * 4
+    clips = recipe.train.workers * AHEAD * recipe.train.micro_batch * gpus
+    figures = [
+        estimated("weights while they are read", weights / GB, "GB", f"float32, held by {whole} of the processes"),
+        estimated(
+            "clips made ready",
+            clip * clips / GB,
+            "GB",
+            f"{gpus} x {recipe.train.workers} loading processes, {AHEAD} micro-batches ahead, {recipe.data.frames} "
+            f"frames of {size} x {size}",
+        ),
+    ]
+    if data is None:
+        packed = plan.samples * (ROW_BYTES + CHARACTERS * lengths.targets)
+        source = f"{ROW_BYTES} bytes and {CHARACTERS} a target, assumed; shared by the processes of a machine"
+        figures.append(estimated("conversations", packed / GB, "GB", source))
+    return figures
+
+
+def disk_figures(recipe: Recipe, plan: Plan, footprint: Footprint, lengths: Lengths) -> list[Figure]:
+    """What the run writes."""
+    trained_only = bool(footprint.adapters)
+    kept = footprint.trained if trained_only else footprint.parameters
+    points = len(plan.evaluations)
+    targets = plan.samples * lengths.targets
+    stores = sum((plan.teacher_pass, recipe.gate is not None and recipe.gate.needs_difficulty))
+    figures = [
+        counted("kept models", 4 * kept * points / GB, "GB", f"{points} points, float32"),
+        counted(
+            "checkpoints to resume from", 2 * (12 * footprint.trained + 4 * footprint.frozen) / GB, "GB",
+            "weights and AdamW's moments; the newest, and the next while it is written",
+        ),
+    ]
+    if stores:
+        what = "reference and running losses" if stores == 2 else "reference or running losses"
+        figures.append(
+            estimated(what, stores * STORE_BYTES * targets / GB, "GB", f"{STORE_BYTES} bytes a target and store")
+        )
+    return figures

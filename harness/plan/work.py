@@ -1,0 +1,299 @@
+"""The arithmetic of a run: operations by part, the ratio of a sparse step, hours. No torch.
+
+Legend: B rows of a micro-batch, N samples that were looked at.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from harness.models.decoder_flops import forward_flops
+from harness.plan.figures import Basis, Figure, counted, estimated
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from harness.config.recipe import Recipe
+    from harness.data.sources import DataSet
+    from harness.models.footprint import Footprint
+    from harness.plan import Plan
+
+_WORD: Final = re.compile(r"\w+|[^\w\s]")
+LOOKED_AT: Final = 4096
+"""Samples of the data whose lengths are estimated from their words."""
+SIGMA: Final = 0.6
+"""Of the logarithm of the answers' lengths, where the data are not there: an assumption."""
+PEAK: Final = 989e12
+"""FLOP/s of an H100 SXM in bfloat16 without sparsity, by its data sheet."""
+GOOD_USE: Final = 0.40
+"""Part of the peak that a well-kept training reaches: an assumption."""
+PAPER_USE: Final = 0.074
+"""Part of the peak at which VideoLLaMA2's baseline takes the paper's 129.6 GPU-hours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Tokens of samples.
+
+    Attributes:
+        visual_N, prompt_N, target_N: of some samples, or of draws where there are no data.
+        visual, prompt, targets: means, which the sums of the run are made of.
+        clips: mean number of clips or images.
+        basis: of the targets.
+        source: of all of them, in words.
+        padding: in words, what the padded lengths are from.
+    """
+
+    visual_N: NDArray[np.int64]
+    prompt_N: NDArray[np.int64]
+    target_N: NDArray[np.int64]
+    visual: float
+    prompt: float
+    targets: float
+    clips: float
+    basis: Basis
+    source: str
+    padding: str
+
+    @property
+    def positions(self) -> float:
+        return self.visual + self.prompt + self.targets
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """FLOPs of one sample, forward and backward, by part.
+
+    Attributes:
+        again: computed a second time in the backward pass.
+    """
+
+    parts: dict[str, float]
+    again: float
+
+    @property
+    def total(self) -> float:
+        return sum(self.parts.values()) + self.again
+
+
+def lengths_of(recipe: Recipe, plan: Plan, footprint: Footprint, data: DataSet | None) -> Lengths:
+    """What is known of the lengths: from the samples' words, or as stated, or as an ordinary sample of the model."""
+    if data is not None:
+        return _from_words(footprint, data)
+    targets = plan.targets.per_sample if plan.targets else float(footprint.targets)
+    words = "stated in the recipe" if plan.targets else "an ordinary sample of the model"
+    rng = np.random.default_rng(0)
+    drawn_N = np.exp(rng.normal(np.log(targets) - SIGMA**2 / 2, SIGMA, LOOKED_AT))
+    most = getattr(recipe.model, "max_length", None)
+    room = max(1, most - footprint.prompt) if most else None
+    target_N = np.maximum(1, np.rint(np.minimum(drawn_N, room) if room else drawn_N)).astype(np.int64)
+    return Lengths(
+        visual_N=np.full(LOOKED_AT, footprint.visual_tokens),
+        prompt_N=np.full(LOOKED_AT, footprint.prompt),
+        target_N=target_N,
+        visual=footprint.visual_tokens,
+        prompt=footprint.prompt,
+        targets=targets,
+        clips=1.0,
+        basis="stated" if plan.targets else "estimated",
+        source=f"targets {words}, {footprint.prompt} prompt tokens an ordinary sample of the model",
+        padding=f"lengths as if log-normal with sigma {SIGMA}, since the data are not there",
+    )
+
+
+def words_in(text: str) -> int:
+    """Words and punctuation marks."""
+    return len(_WORD.findall(text))
+
+
+def _from_words(footprint: Footprint, data: DataSet) -> Lengths:
+    """From at most LOOKED_AT samples, evenly taken."""
+    total = len(data.samples)
+    places = range(0, total, max(1, total // LOOKED_AT))
+    samples = [data.samples[place] for place in places]
+    answers = [sum(words_in(turn.text) + 1 for turn in s.turns if turn.role == "assistant") for s in samples]
+    others = [sum(words_in(turn.text) for turn in s.turns if turn.role != "assistant") for s in samples]
+    visual_N = np.array([footprint.visual_tokens * len(sample.media) for sample in samples], np.int64)
+    prompt_N, target_N = np.array(others, np.int64), np.array(answers, np.int64)
+    looked = f"words of {len(samples):,} samples"
+    return Lengths(
+        visual_N=visual_N,
+        prompt_N=prompt_N,
+        target_N=target_N,
+        visual=float(visual_N.mean()),
+        prompt=float(prompt_N.mean()),
+        targets=float(target_N.mean()),
+        clips=float(np.mean([len(sample.media) for sample in samples])),
+        basis="estimated",
+        source=looked,
+        padding=looked,
+    )
+
+
+def sample_work(footprint: Footprint, positions: float, scored: float, *, checkpointing: bool, clips: float) -> Work:
+    """One sample.
+
+    Args:
+        positions: that the decoder computes.
+        scored: rows of the head.
+        clips: that pass through the parts in front of the decoder.
+    """
+    forward = forward_flops(footprint.decoder, [positions], scored)
+    products = 2.0 + footprint.decoder.trainable_linear
+    parts = {part.name: clips * (part.forward + part.backward) for part in footprint.parts}
+    parts["decoder"] = products * forward.linear + 3.5 * forward.attention + 3 * forward.adapters
+    parts["head"] = products * forward.head + 6.0 * scored * footprint.head_adapters
+    again = clips * sum(part.again for part in footprint.parts)
+    if checkpointing:
+        again += forward.linear + forward.attention + forward.adapters
+    return Work(parts, again)
+
+
+def dense_and_sparse(recipe: Recipe, footprint: Footprint, lengths: Lengths) -> tuple[Work, Work]:
+    """A mean sample in a dense step and in a sparse one; the same twice for a baseline."""
+    checkpointing = recipe.train.gradient_checkpointing
+
+    def work(ratio: float) -> Work:
+        scored = max(1.0, ratio * lengths.targets)
+        elides = recipe.gate is not None and recipe.gate.execution != "loss_only"
+        positions = lengths.positions - (lengths.targets - scored if elides else 0.0)
+        return sample_work(footprint, positions, scored, checkpointing=checkpointing, clips=lengths.clips)
+
+    return work(1.0), work(recipe.gate.keep_ratio if recipe.gate else 1.0)
+
+
+def run_flops(plan: Plan, dense: Work, sparse: Work) -> float:
+    """All steps of the run."""
+    return plan.global_batch * (plan.dense_steps * dense.total + plan.sparse_steps * sparse.total)
+
+
+def teacher_flops(recipe: Recipe, plan: Plan, footprint: Footprint, lengths: Lengths) -> float:
+    """One pass of the text-only teacher over every sample; 0 where the gate reads no reference losses."""
+    if not plan.teacher_pass or recipe.gate is None:
+        return 0.0
+    attended = recipe.gate.reference.placeholders == "attended"
+    seen = lengths.positions - (0.0 if attended else lengths.visual)
+    forward = forward_flops(footprint.decoder, [seen], lengths.targets)
+    return plan.samples * (forward.linear + forward.attention + forward.head)
+
+
+def sparse_ratios(recipe: Recipe, footprint: Footprint, lengths: Lengths) -> tuple[float, float]:
+    """FLOPs of a sparse step as a part of a dense one: by valid positions, and by those that padded rows execute."""
+    batch = recipe.train.micro_batch
+    rows = len(lengths.target_N) // batch * batch
+    if rows == 0:
+        batch = rows = len(lengths.target_N)
+    order = np.random.default_rng(1).permutation(len(lengths.target_N))[:rows]
+    keep = recipe.gate.keep_ratio if recipe.gate else 1.0
+    target_N = lengths.target_N[order]
+    scored_N = np.maximum(1, np.floor(keep * target_N)).astype(np.int64)
+    other_N = (lengths.visual_N + lengths.prompt_N)[order]
+    elides = recipe.gate is not None and recipe.gate.execution != "loss_only"
+    dense_N, sparse_N = other_N + target_N, other_N + (scored_N if elides else target_N)
+
+    def ratio(*, padded: bool) -> float:
+        dense, sparse = (
+            _batches(recipe, footprint, rows_N, heads_N, batch, clips=lengths.clips, padded=padded)
+            for rows_N, heads_N in ((dense_N, target_N), (sparse_N, scored_N))
+        )
+        return sparse / dense
+
+    return ratio(padded=False), ratio(padded=True)
+
+
+def _batches(
+    recipe: Recipe,
+    footprint: Footprint,
+    rows_N: NDArray[np.int64],
+    heads_N: NDArray[np.int64],
+    batch: int,
+    *,
+    clips: float,
+    padded: bool,
+) -> float:
+    """FLOPs of samples in micro-batches."""
+    lengths_NB = rows_N.reshape(-1, batch)
+    if padded:
+        lengths_NB = np.broadcast_to(lengths_NB.max(axis=1, keepdims=True), lengths_NB.shape)
+    forward = forward_flops(footprint.decoder, lengths_NB.reshape(-1).tolist(), int(heads_N.sum()))
+    products = 2.0 + footprint.decoder.trainable_linear
+    total = products * (forward.linear + forward.head) + 3.5 * forward.attention + 3 * forward.adapters
+    if recipe.train.gradient_checkpointing:
+        total += forward.linear + forward.attention + forward.adapters
+    vision = sum(part.forward + part.backward + part.again for part in footprint.parts)
+    return total + vision * clips * len(rows_N) + 6.0 * float(heads_N.sum()) * footprint.head_adapters
+
+
+def work_figures(recipe: Recipe, footprint: Footprint, lengths: Lengths) -> list[Figure]:
+    """Positions and FLOPs of a sample."""
+    dense, sparse = dense_and_sparse(recipe, footprint, lengths)
+    unit, scale = ("TFLOP", 1e12) if dense.total >= 1e11 else ("GFLOP", 1e9)
+    sizes = "; ".join(footprint.sources)
+    figures = [
+        counted("visual positions", lengths.visual, "a sample", sizes)
+        if lengths.basis != "estimated"
+        else estimated("visual positions", lengths.visual, "a sample", lengths.source),
+        estimated("prompt positions", lengths.prompt, "a sample", lengths.source),
+        Figure("targets", lengths.targets, lengths.targets, "a sample", lengths.basis, lengths.source),
+    ]
+    sources = f"formulas of benchmarks/model_flops.py, {sizes}"
+    for name, value in dense.parts.items():
+        figures.append(estimated(name, value / scale, f"{unit} a sample", sources))
+    if dense.again:
+        figures.append(estimated("computed a second time", dense.again / scale, f"{unit} a sample", sources))
+    figures.append(estimated("dense step", dense.total / scale, f"{unit} a sample", sources))
+    if recipe.gate is not None:
+        figures.append(estimated("sparse step", sparse.total / scale, f"{unit} a sample", sources))
+        valid, executed = sparse_ratios(recipe, footprint, lengths)
+        figures += [
+            estimated("sparse / dense, valid positions", valid, "", f"ideal, without padding; {sources}"),
+            estimated("sparse / dense, executed positions", executed, "", f"ideal, rows padded; {lengths.padding}"),
+        ]
+    return figures
+
+
+def hours(flops: float, use: Sequence[float] = (GOOD_USE, PAPER_USE)) -> tuple[float, float]:
+    """GPU-hours on an H100, at the better and at the worse use of its peak."""
+    low, high = (flops / (PEAK * part) / 3600 for part in use)
+    return low, high
+
+
+HOURS_SOURCE: Final = (
+    f"H100, {PEAK / 1e12:.0f} TFLOP/s, {GOOD_USE:.0%} of it used and the {PAPER_USE:.1%} that the paper's hours imply"
+)
+
+
+def time_figures(recipe: Recipe, plan: Plan, footprint: Footprint, lengths: Lengths, gpus: int) -> list[Figure]:
+    """FLOPs of the run, and for a model of published weights the GPU-hours that they are."""
+    dense, sparse = dense_and_sparse(recipe, footprint, lengths)
+    total = run_flops(plan, dense, sparse)
+    teacher = teacher_flops(recipe, plan, footprint, lengths)
+    unit, scale = _unit(total)
+    figures = [estimated("training", total / scale, unit, f"{plan.steps:,} steps of {plan.global_batch} samples")]
+    if teacher:
+        figures.append(estimated("teacher", teacher / scale, unit, "one forward pass over prompts and answers"))
+    if getattr(recipe.model, "generated", False):
+        return figures
+    low, high = hours(total)
+    figures.append(estimated("training", low, "GPU-hours", HOURS_SOURCE, high))
+    figures.append(
+        estimated("training", low / gpus, f"hours on {gpus} GPUs", "GPU-hours shared evenly", high / gpus)
+    )
+    if teacher:
+        low, high = hours(teacher)
+        figures.append(estimated("teacher", low, "GPU-hours", HOURS_SOURCE, high))
+    return figures
+
+
+def _unit(flops: float) -> tuple[str, float]:
+    for unit, scale in (("EFLOP", 1e18), ("PFLOP", 1e15), ("TFLOP", 1e12)):
+        if flops >= scale:
+            return unit, scale
+    return "GFLOP", 1e9
+

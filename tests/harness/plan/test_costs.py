@@ -1,0 +1,236 @@
+"""What a run takes, against the loop's own formula, the record of a run, and figures worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from harness.config.load import load_recipe
+from harness.config.paper import read_paper
+from harness.data.sources import make_data
+from harness.models import MODELS
+from harness.models.decoder_flops import step_flops
+from harness.plan import Planner, render
+from harness.plan.questions import DISAGREE, difference_figures
+from harness.plan.work import PAPER_USE, PEAK, dense_and_sparse, lengths_of, run_flops, sample_work, sparse_ratios
+from regate.config import GateConfig
+from regate.schedule import DualCycle
+
+if TYPE_CHECKING:
+    from harness.plan.figures import Costs, Figure
+
+ROOT = Path(__file__).parents[3]
+SHIPPED = ("tiny_regate", "tiny_baseline", "tiny_videochat2_regate", "tiny_videollama2_regate")
+FULL = ("videollama2_baseline", "videollama2_regate", "videochat2_baseline", "videochat2_regate")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def costs(name: str, *overrides: str) -> Costs:
+    return Planner().costs(load_recipe(name, overrides))
+
+
+def figures(costs: Costs, section: str) -> dict[str, Figure]:
+    return {f"{figure.name} {figure.unit}".strip(): figure for figure in costs.figures[section]}
+
+
+def test_plan_needs_no_torch_and_says_where_each_figure_is_from() -> None:
+    script = (
+        "import sys\n"
+        "for name in ('torch', 'transformers', 'accelerate', 'lmms_eval', 'mlflow', 'av'): sys.modules[name] = None\n"
+        "import harness.cli.main\n"
+        f"sys.argv = ['harness', 'plan', '--json', *{(*SHIPPED, *FULL)!r}]\n"
+        "harness.cli.main.main()"
+    )
+    command, environment = [sys.executable, "-c", script], {"PYTHONPATH": str(ROOT), "PATH": ""}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    plans: list[dict[str, Any]] = json.loads(done.stdout)["plans"]
+    assert [plan["name"] for plan in plans] == [*SHIPPED, *FULL]
+    for plan in plans:
+        for section, entries in plan["costs"]["figures"].items():
+            for entry in entries:
+                assert entry["basis"] in ("counted", "stated", "estimated"), (section, entry)
+                assert entry["source"], (section, entry)
+                assert 0 <= entry["low"] <= entry["high"], (section, entry)
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_a_samples_work_is_that_of_the_loop(name: str) -> None:
+    """The loop's formula knows one number for all that stands before the decoder, and no adapters of the head."""
+    recipe = load_recipe(name)
+    footprint = MODELS[recipe.model.adapter].footprint(recipe)
+    checkpointing = recipe.train.gradient_checkpointing
+    work = sample_work(footprint, 900, 150, checkpointing=checkpointing, clips=1)
+    fixed = sum(part.forward + part.backward + part.again for part in footprint.parts)
+    loop = step_flops(footprint.decoder, [900], 150, gradient_checkpointing=checkpointing)
+    assert work.total == pytest.approx(loop + fixed + 6 * 150 * footprint.head_adapters, rel=1e-12)
+
+
+def test_the_work_of_a_run_that_was_done() -> None:
+    """The ledger of the committed baseline added up its own steps; here its mean sample stands for all of them.
+
+    The ledger counts the forward pass of the tiny model's projector only.
+    """
+    folder = next((ROOT / "results/evidence/tiny_claim/runs").glob("tiny_claim.baseline.seed0-*"))
+    totals = json.loads((folder / "record.json").read_text())["totals"]
+    recipe = load_recipe("tiny_baseline")
+    footprint = MODELS["tiny"].footprint(recipe)
+    samples, counts = totals["samples"], totals["counts"]
+    work = sample_work(
+        footprint, counts["valid"] / samples, counts["target"] / samples, checkpointing=False, clips=1
+    )
+    projector = footprint.parts[1]
+    assert samples * (work.total - projector.backward) == pytest.approx(totals["flops"], rel=0.005)
+
+
+def test_the_paper_takes_seven_per_cent_of_its_gpus() -> None:
+    recipe = load_recipe("videollama2_baseline")
+    planner = Planner()
+    plan, footprint = planner.plan(recipe), MODELS["videollama2"].footprint(recipe)
+    lengths = lengths_of(recipe, plan, footprint, None)
+    flops = run_flops(plan, *dense_and_sparse(recipe, footprint, lengths))
+    hours = read_paper()["tables"]["table4_efficiency_acl"]["rows"]["VideoLLaMA2"][2]
+    assert flops / (PEAK * 3600 * hours) == pytest.approx(PAPER_USE, rel=0.02)
+    assert planner.costs(recipe).figures["time"][1].high == pytest.approx(hours, rel=0.02)
+
+
+def test_the_ratio_of_a_sparse_step() -> None:
+    """279 targets beside 1,352 visual positions; padded rows save more, since both arms pay for the longest."""
+    recipe = load_recipe("videollama2_regate")
+    planner, footprint = Planner(), MODELS["videollama2"].footprint(recipe)
+    lengths = lengths_of(recipe, planner.plan(recipe), footprint, None)
+    valid, executed = sparse_ratios(recipe, footprint, lengths)
+    assert valid == pytest.approx(0.926, abs=0.005)
+    assert 0.85 < executed < valid
+    one = load_recipe("videollama2_regate", ["train.micro_batch=1"])
+    alone, padded = sparse_ratios(one, footprint, lengths)
+    assert alone == padded == pytest.approx(valid, abs=1e-9), "a row alone has no padding"
+    kept = load_recipe("videollama2_regate", ["gate.execution=loss_only"])
+    assert sparse_ratios(kept, footprint, lengths)[0] > 0.98
+
+
+def test_memory_of_a_gpu() -> None:
+    """Eight billion trained parameters of sixteen bytes: 128 GB, or 32 on each of four."""
+    spread = figures(costs("videollama2_regate"), "memory of a GPU in training")
+    assert spread["weights, gradients, AdamW GB"].high == pytest.approx(32, rel=0.01)
+    assert 50 < spread["together GB a GPU"].high < 62
+    assert not costs("videollama2_regate").warnings
+    whole = costs("videollama2_regate", "devices.sharding=none")
+    section = figures(whole, "memory of a GPU in training")
+    assert section["weights, gradients, AdamW GB"].high == pytest.approx(128, rel=0.01)
+    assert "put together for their pass GB" not in section
+    assert "devices.sharding=full" in whole.warnings[0]
+    lora = figures(costs("videochat2_regate"), "memory of a GPU in training")
+    assert lora["frozen weights GB"].high == pytest.approx(14.5, rel=0.01), "Mistral-7B in bfloat16, as published"
+
+
+def test_gpus_are_those_of_the_recipe() -> None:
+    hours = {n: figures(costs("videollama2_regate", f"devices.processes={n}"), "time") for n in (4, 8)}
+    assert hours[4]["training hours on 4 GPUs"].low == pytest.approx(2 * hours[8]["training hours on 8 GPUs"].low)
+
+
+def test_own_data_are_counted_in_words() -> None:
+    small = ["data.train_clips=10", "data.test_clips=20", "data.stage_clips=1", "train.global_batch=4"]
+    recipe = load_recipe("tiny_smoke_regate", [*small, "train.micro_batch=4"])
+    make_data(recipe.data, recipe.paths, recipe.seed)
+    answer = Planner().costs(recipe)
+    work = {figure.name: figure for figure in answer.figures["work"]}
+    assert work["targets"].source == "words of 30 samples"
+    assert 8 < work["targets"].low < 60
+    assert work["sparse / dense, executed positions"].low < 1
+    assert answer.figures["smallest difference between two runs"][0].name == "shapes"
+    assert answer.fetch == ()
+
+
+@pytest.mark.parametrize(("benchmark", "parts"), [("pope", [9000]), ("mvbench", [200] * 20)])
+def test_the_smallest_difference_is_found_four_times_in_five(benchmark: str, parts: list[int]) -> None:
+    """Runs are drawn that differ by what is printed, and tested with a z test of the paired differences."""
+    recipe = load_recipe("videollama2_regate", [f"evaluate.benchmarks=[{benchmark}]"])
+    figure = difference_figures(recipe, Planner().plan(recipe), None)[0]
+    rng, found, draws = np.random.default_rng(0), 0, 600
+    disagree, shift = DISAGREE[0], figure.low / 100
+    chances = [(disagree + shift) / 2, (disagree - shift) / 2, 1 - disagree]
+    for _ in range(draws):
+        mean = variance = 0.0
+        for count in parts:
+            won, lost, _ = rng.multinomial(count, chances)
+            difference = (won - lost) / count
+            mean += difference / len(parts)
+            variance += ((won + lost) / count - difference**2) / count / len(parts) ** 2
+        found += abs(mean) > 1.96 * variance**0.5
+    assert found / draws == pytest.approx(0.8, abs=0.05)
+
+
+def test_a_limit_makes_the_difference_larger_and_the_generations_fewer() -> None:
+    whole, part = (costs("videollama2_regate", *more) for more in ((), ("evaluate.limit=100",)))
+    wide, narrow = (figures(answer, "smallest difference between two runs") for answer in (whole, part))
+    assert narrow["pope points"].low > 3 * wide["pope points"].low
+    generations = figures(part, "evaluation")["generations"].low
+    assert generations < figures(whole, "evaluation")["generations"].low / 10
+
+
+def test_a_command_for_everything_that_is_missing(tmp_path: Path) -> None:
+    recipe = load_recipe("videollama2_regate", ["evaluate.benchmarks=[mvbench, pope]"])
+    planner = Planner()
+    plan, commands = planner.plan(recipe), [shlex.split(line, comments=True) for line in planner.costs(recipe).fetch]
+    folders = {Path(words[-1]) for words in commands if words}
+    for line in (*plan.missing_weights, *plan.missing_data):
+        missing = Path(line.partition(": ")[0])
+        assert folders & {missing, missing.parent}, line
+    command = [sys.executable, "-m", "huggingface_hub.cli.hf", "download", "--help"]
+    help_text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for words in commands:
+        if words:
+            assert words[:2] == ["hf", "download"]
+            assert all(word in help_text for word in words if word.startswith("--")), words
+    assert next(w for w in commands if "OpenGVLab/MVBench" in w)[5:7] == ["--revision", "video"]
+
+
+def test_nothing_is_fetched_twice(tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    (weights / "VideoLLaMA2.1-7B-16F-Base").mkdir(parents=True)
+    (weights / "VideoLLaMA2.1-7B-16F-Base" / "mm_projector.bin").touch()
+    commands = costs("videollama2_regate", f"paths.weights={weights}").fetch
+    assert not any("mm_projector" in command for command in commands)
+    assert any("siglip" in command for command in commands)
+    single = costs("videochat2_regate", "evaluate.benchmarks=[]").fetch
+    assert "hf download OpenGVLab/videochat umt_l16_qformer.pth --local-dir workspace/weights" in single
+
+
+def test_the_contradictions_of_the_paper_hold() -> None:
+    """The figures in them, from the paper's own numbers."""
+    rows = read_paper()["tables"]["table4_efficiency_acl"]["rows"]
+    assert rows["VideoLLaMA2"][0] / 300_000 == pytest.approx(279, abs=0.5)
+    assert rows["VideoChat2"][0] / 2.6e6 == pytest.approx(1512, abs=0.5)
+    assert rows["VideoChat2"][0] / 2.6e6 / 3 == pytest.approx(504, abs=0.5)
+    reduction = {steps: 1 - DualCycle.from_config(GateConfig()).expected_keep(steps) for steps in (1660, 1940, 2343)}
+    assert reduction[2343] == pytest.approx(0.4172, abs=5e-5)
+    assert 300_000 // 128 == 2343
+    gated, baseline = costs("videollama2_regate").contradictions, costs("videollama2_baseline").contradictions
+    assert set(baseline) < set(gated)
+    assert all(line.startswith("gate: ") for line in set(gated) - set(baseline))
+    assert any("1,512 a pair" in line for line in costs("videochat2_regate").contradictions)
+    assert not any("1,512 a pair" in line for line in gated)
+    assert costs("tiny_regate").contradictions == ()
+
+
+def test_lines_for_a_person() -> None:
+    planner, recipe = Planner(), load_recipe("videollama2_regate")
+    answer = planner.costs(recipe)
+    text = "\n".join(render(planner.plan(recipe), answer))
+    for figures_of_section in answer.figures.values():
+        for figure in figures_of_section:
+            assert figure.words in text
+            assert text.count(f"] {figure.source}\n") == 1
+    assert all(line in text for line in (*answer.fetch, *answer.contradictions))
