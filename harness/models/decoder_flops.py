@@ -27,19 +27,24 @@ class ForwardFlops:
     vision: float
 
 
-def forward_flops(shape: DecoderShape, active_B: Sequence[float], scored: float) -> ForwardFlops:
+def forward_flops(
+    shape: DecoderShape, active_B: Sequence[float], scored: float, *, last_layer: float | None = None
+) -> ForwardFlops:
     """Forward pass.
 
     Args:
         active_B: active positions of each row.
         scored: rows of the LM head.
+        last_layer: positions for which the last layer computes queries, output and MLP; None for all.
     """
     attention_weights = shape.hidden * shape.head_dim * (2 * shape.heads + 2 * shape.kv_heads)
     mlp_weights = 3 * shape.hidden * shape.intermediate
     tokens = sum(active_B)
     pairs = sum(length * (length + 1) / 2 for length in active_B)
+    unread = 0 if last_layer is None else tokens - last_layer
+    read_weights = 2 * shape.hidden * shape.head_dim * shape.heads + mlp_weights
     return ForwardFlops(
-        linear=2.0 * shape.layers * (attention_weights + mlp_weights) * tokens,
+        linear=2.0 * (shape.layers * (attention_weights + mlp_weights) * tokens - read_weights * unread),
         attention=4.0 * shape.layers * shape.heads * shape.head_dim * pairs,
         head=2.0 * shape.hidden * shape.vocabulary * scored,
         adapters=2.0 * shape.adapter_parameters * tokens,
@@ -48,15 +53,20 @@ def forward_flops(shape: DecoderShape, active_B: Sequence[float], scored: float)
 
 
 def step_flops(
-    shape: DecoderShape, active_B: Sequence[int], scored: int, *, gradient_checkpointing: bool = False
+    shape: DecoderShape,
+    active_B: Sequence[float],
+    scored: float,
+    *,
+    gradient_checkpointing: bool = False,
+    last_layer: float | None = None,
 ) -> float:
     """Forward and backward of one micro-batch.
 
     Backward costs one product for the input gradient and, where the weight is trained, one for the weight;
     attention costs 2.5 forwards (the scores are recomputed, as flash kernels do). Checkpointing adds one forward
-    of the layers.
+    of the layers; of all but the last where that computes what is read alone (`last_layer`).
     """
-    forward = forward_flops(shape, active_B, scored)
+    forward = forward_flops(shape, active_B, scored, last_layer=last_layer)
     linear_backward = 1.0 + shape.trainable_linear
     total = (
         (1.0 + linear_backward) * (forward.linear + forward.head)
@@ -65,5 +75,7 @@ def step_flops(
         + (1.0 + shape.vision_backward) * forward.vision
     )
     if gradient_checkpointing:
-        total += forward.linear + forward.attention + forward.adapters
+        again = forward_flops(shape, active_B, scored)
+        part = 1.0 if last_layer is None else (shape.layers - 1) / shape.layers
+        total += part * (again.linear + again.attention + again.adapters)
     return total
