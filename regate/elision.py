@@ -79,7 +79,7 @@ class Elision:
     """Made by `attach`. `with elide(decision): ...` runs the forward passes inside it on the active positions.
 
     Attributes:
-        rows: "padded" or "packed".
+        rows, outputs: as `attach` was asked.
         kernel: what computes the attention of packed rows, chosen at the first of them and the same from then on;
             None before, and with padded rows.
     """
@@ -97,6 +97,7 @@ class Elision:
         self._decoder = decoder_of(model)
         self.rows = rows
         self.kernel = kernel
+        self.outputs = outputs
         self._execution = execution
         self._multiple = multiple
         self._loaded = kernel_of(self._decoder)
@@ -107,14 +108,14 @@ class Elision:
         if rows == "packed" or execution != "loss_only":
             check_supported(self._decoder)
         self._signature = inspect.signature(self._decoder.forward)
+        self._last_layer = LastLayer(self._decoder) if outputs == "predictors" else None
+        self._limited = ExitStack()
         self._plan: _Plan | None = None
         self._mask_checked = False
         self._handles = [
             self._decoder.register_forward_pre_hook(self._before, with_kwargs=True),
             self._decoder.register_forward_hook(self._after),
         ]
-        self._last_layer = LastLayer(self._decoder) if outputs == "predictors" else None
-        self._limited = ExitStack()
         if rows == "packed":
             self._start_packing()
 
@@ -178,6 +179,18 @@ class Elision:
                 f"{type(self._decoder).__name__} was not called inside `with elide(...)`: the model bypasses the "
                 "decoder stack that get_decoder() names, or another model ran"
             )
+
+    def executed(self, decision: Decision) -> int:
+        """Positions that the decoder computes for a decision's batch, padding among them; known beforehand."""
+        rows, length = decision.active_BS.shape
+        count_B = decision.active_BS.sum(dim=1)
+        if self.rows == "packed":
+            return max(-(-int(count_B.sum()) // self._multiple), 1) * self._multiple
+        if self._execution == "layerwise" and decision.elides:
+            return int(count_B.sum())
+        if self._execution != "compact" or not decision.elides:
+            return rows * length
+        return rows * min(max(-(-int(count_B.max()) // self._multiple), 1) * self._multiple, length)
 
     def remove(self) -> None:
         """Take the hooks off the model. The backward pass of packed rows has to be over, if layers are recomputed."""

@@ -11,6 +11,7 @@ import math
 import time
 from contextlib import closing
 from dataclasses import astuple, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from harness.config.recipe import Recipe
     from harness.data.sample import Batch
     from harness.data.sources import DataSet
-    from harness.models.adapter import Adapter, DecoderShape
+    from harness.models.adapter import Adapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +80,11 @@ class TrainJob:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one optimizer step did, on this process."""
+    """What one optimizer step did, on this process. `executed`: positions that the decoder computed, padding among
+    them."""
 
     counts: regate.TokenCounts
+    executed: int
     keep_ratio: float
     loss_sum: Tensor
     flops: float
@@ -118,9 +121,21 @@ class Loop:
         if self.recipe.gradient_checkpointing:
             student.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         student.train()
-        gate = self.job.recipe.gate
-        self.elide = regate.attach(student, execution=gate.execution if gate else "compact")
+        self.elide = self._attach(student)
         return regate.ScoredLM(student)
+
+    def _attach(self, student: nn.Module) -> regate.Elision:
+        """The same for a baseline and for ReGATE: packed rows, and the last layer on the positions that are read.
+        Padded rows where a model cannot be packed, which is said and stands in the ledger."""
+        gate = self.job.recipe.gate
+        execution = gate.execution if gate else "compact"
+        if execution == "layerwise":
+            return regate.attach(student, execution=execution)
+        try:
+            return regate.attach(student, execution=execution, rows="packed", outputs="predictors")
+        except regate.UnsupportedModelError as error:
+            self.job.progress.say(f"rows are padded: {error}")
+            return regate.attach(student, execution=execution)
 
     def step(self, window: list[Batch], step: int) -> StepResult:
         """One optimizer step over this process's part of the global batch."""
@@ -140,9 +155,10 @@ class Loop:
         set_lr(self.parallel.optimizer, lr_at(self.recipe.optimizer, step, self.job.steps))
         self.parallel.optimizer.step()
         self.parallel.optimizer.zero_grad()
-        flops, flops_dense = _flops(self.shape, decisions, self.recipe.gradient_checkpointing)
+        flops, flops_dense = self._flops(decisions)
         return StepResult(
             counts=sum((decision.counts for decision in decisions), regate.TokenCounts()),
+            executed=sum(self.elide.executed(decision) for decision in decisions),
             keep_ratio=decisions[0].keep_ratio,
             loss_sum=loss_sum,
             flops=flops,
@@ -150,6 +166,20 @@ class Loop:
             grad_norm=grad_norm,
             skipped=bool(self.accelerator.optimizer_step_was_skipped),
         )
+
+    def _flops(self, decisions: list[regate.Decision]) -> tuple[float, float]:
+        """FLOPs of this process's step as decided, and of the same batch with nothing elided."""
+        decided = dense = 0.0
+        limited = self.elide.outputs == "predictors"
+        for decision in decisions:
+            active_B = decision.active_BS.sum(dim=1).tolist()
+            valid_B = decision.layout.valid_BS.sum(dim=1).tolist()
+            for_step = partial(step_flops, self.shape, gradient_checkpointing=self.recipe.gradient_checkpointing)
+            read = int((decision.predictor_BS & decision.active_BS).sum())
+            target = decision.counts.target
+            decided += for_step(active_B, decision.counts.scored, last_layer=read if limited else None)
+            dense += for_step(valid_B, target, last_layer=target if limited else None)
+        return decided, dense
 
     def loss_scale(self, decisions: list[regate.Decision]) -> Callable[[regate.Decision], float]:
         """What a sum of token losses is multiplied by, so that the gradient is that of the mean the recipe asks
@@ -168,6 +198,7 @@ class Loop:
         cut = [targets for batch in window for targets in batch.cut]
         local = [*astuple(result.counts), result.flops, result.flops_dense, float(result.loss_sum), peak or 0]
         local += [len(failed), len(cut), sum(cut), stop, sum(len(batch.unshuffled) for batch in window)]
+        local += [result.executed]
         rows = self.accelerator.gather(torch.tensor([local], dtype=torch.float64, device=self.accelerator.device))
         total = rows.sum(dim=0).tolist()
         counts = regate.TokenCounts(*(int(value) for value in total[:8]))
@@ -182,6 +213,9 @@ class Loop:
             failed = gather_object(failed)
         report = {
             "counts": {name: getattr(counts, name) for name in counts.__slots__},
+            "executed": int(total[17]),
+            "rows": self.elide.rows,
+            "kernel": self.elide.kernel,
             "keep_ratio": result.keep_ratio,
             "loss": loss,
             "grad_norm": result.grad_norm if math.isfinite(result.grad_norm) else None,
@@ -282,14 +316,3 @@ def _resume(loop: Loop) -> int:
     loop.gate.load_state_dict(gate_states[rank if rank < len(gate_states) else 0])
     loop.job.progress.say(f"resuming {loop.job.recipe.name} at step {step}")
     return step
-
-
-def _flops(shape: DecoderShape, decisions: list[regate.Decision], checkpointing: bool) -> tuple[float, float]:
-    """FLOPs of this process's step as decided, and of the same batch with nothing elided."""
-    decided = dense = 0.0
-    for decision in decisions:
-        active_B = decision.active_BS.sum(dim=1).tolist()
-        valid_B = decision.layout.valid_BS.sum(dim=1).tolist()
-        decided += step_flops(shape, active_B, decision.counts.scored, gradient_checkpointing=checkpointing)
-        dense += step_flops(shape, valid_B, decision.counts.target, gradient_checkpointing=checkpointing)
-    return decided, dense

@@ -322,6 +322,28 @@ def test_the_decoder_computes_no_padding_and_no_elided_position():
     assert decision.counts.active < decision.counts.valid < decision.counts.positions
 
 
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize(
+    "attach",
+    [
+        {}, {"multiple": 8}, {"execution": "loss_only"}, {"execution": "layerwise"}, {"rows": "packed"},
+        {"rows": "packed", "multiple": 8}, {"rows": "packed", "execution": "loss_only"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_executed_positions_are_known_beforehand(attach, step):
+    case, seen = case_of("InternVL"), []
+    decision = gated(case, step=step, execution=attach.get("execution", "compact"))
+    norm = case.model.get_decoder().layers[0].input_layernorm
+    handle = norm.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[:2].numel()))
+    elide = regate.attach(case.model, **attach)
+    with elide(decision), torch.no_grad():
+        regate.ScoredLM(case.model)(predictor_BS=decision.predictor_BS, **case.inputs)
+    elide.remove()
+    handle.remove()
+    assert elide.executed(decision) == sum(seen)
+
+
 def test_packing_is_row_after_row():
     active_BS = torch.tensor([[0, 1, 1, 0], [0, 0, 0, 0], [1, 0, 1, 1]]).bool()
     packing = pack(active_BS)

@@ -54,6 +54,25 @@ def test_backward_of_full_fine_tuning_is_twice_the_forward_for_linear_layers() -
     assert step_flops(TINY, [length], scored=length) == pytest.approx(flash)
 
 
+def test_the_last_layer_on_read_positions_equals_what_torch_counts() -> None:
+    """Beside the whole layer: the queries, outputs and MLP of the positions that nobody reads are missing."""
+    length, read = 24, 5
+    model = _model()
+    layer = model.model.layers[-1]
+    hidden_BSD, rotary = torch.zeros(1, length - read, 64), (torch.ones(1, length - read, 16),) * 2
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        layer(hidden_BSD, position_embeddings=rotary)
+    square = 4 * TINY.heads * TINY.head_dim * (length - read) ** 2
+    keys_values = 2 * 2 * TINY.hidden * TINY.head_dim * TINY.kv_heads * (length - read)
+    whole = forward_flops(TINY, [length], scored=read)
+    limited = forward_flops(TINY, [length], scored=read, last_layer=read)
+    assert whole.linear - limited.linear == counter.get_total_flops() - square - keys_values
+    assert step_flops(TINY, [length], read, last_layer=length) == step_flops(TINY, [length], read)
+    again = step_flops(TINY, [length], read, gradient_checkpointing=True, last_layer=length)
+    once = step_flops(TINY, [length], read, last_layer=length)
+    assert again - once == (whole.linear + whole.attention) / 2  # one of two layers is computed again
+
+
 def test_qwen2_7b_forward_of_one_video() -> None:
     """The decoder of VideoLLaMA2.1 takes about 20 TFLOP forward for 1502 positions, its head 1.6 or so on all."""
     forward = forward_flops(QWEN2_7B, [1502], scored=1502)
