@@ -120,8 +120,8 @@ def test_so_many_seeds_find_the_detectable_difference_four_times_in_five(n: int)
     smallest = seeds_to_detect(1.0, n)
     assert smallest is not None
     rows = np.random.default_rng(n).normal(smallest, 1.0, size=(60_000, n))
-    found = [ttest_1samp(rows, 0.0, axis=1, alternative="greater").pvalue < 0.025]
-    assert np.mean(found) == pytest.approx(0.8, abs=0.006)
+    detected = [ttest_1samp(rows, 0.0, axis=1, alternative="greater").pvalue < 0.025]
+    assert np.mean(detected) == pytest.approx(0.8, abs=0.006)
 
 
 def test_p_values_of_seeds_are_students_and_agree_with_the_interval() -> None:

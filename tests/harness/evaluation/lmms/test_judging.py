@@ -122,6 +122,9 @@ def test_a_right_answer_of_more_words_keeps_the_tasks_verdict_and_is_counted() -
     item = process_results(doc, ["B. two"])[VERDICT]
     assert (item["correct"], item["beyond_option"]) == (1.0, False)
     assert process_results(doc, [" \n"])[VERDICT]["beyond_option"] is False, "it is counted as empty"
+    listed = {"question": "How many?\n(A) one\n(B) two\n", "answer": "B"}
+    said = {text: process_results(listed, [text])[VERDICT]["beyond_option"] for text in ("(B) two", "B three")}
+    assert said == {"(B) two": False, "B three": True}
 
 
 def test_answers_of_more_than_an_option_are_counted_where_every_item_says_it() -> None:
