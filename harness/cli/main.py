@@ -13,11 +13,25 @@ import typer
 
 from harness.common.exits import guarded
 
+
+def _examples(*commands: str) -> str:
+    """The end of a verb's help: commands that can be given as they stand."""
+    return "\b\n" + "\n".join(["Examples:", *(f"  {command}" for command in commands)])
+
+
+def _shipped(beginning: str) -> list[str]:
+    """Names of shipped documents, for the shell's completion."""
+    from harness.config.load import EVALUATION, RECIPE, SUITE, shipped
+
+    return [name for kind in (RECIPE, SUITE, EVALUATION) for name in shipped(kind) if name.startswith(beginning)]
+
+
+_HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     name="harness",
+    context_settings=_HELP,
     help="Fine-tune multimodal LLMs with and without ReGATE, and measure what it saves and what it costs.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     epilog="Exit codes: 0 done, 1 the run failed, 2 usage or recipe, 3 environment, 4 data, 5 stale results, "
@@ -28,8 +42,14 @@ app.add_typer(data_app, name="data")
 
 _RECIPES = "Recipe files or names of shipped recipes, and key=value overrides (gate.keep_ratio=0.25)."
 _SOME = "As for `run`; without a recipe, everything in the results folder (paths.results=... names another)."
-Recipes = Annotated[list[str], typer.Argument(metavar="RECIPE|KEY=VALUE", help=_RECIPES, show_default=False)]
-SomeRecipes = Annotated[list[str] | None, typer.Argument(metavar="RECIPE|KEY=VALUE", help=_SOME, show_default=False)]
+Recipes = Annotated[
+    list[str],
+    typer.Argument(metavar="RECIPE|KEY=VALUE", help=_RECIPES, show_default=False, autocompletion=_shipped),
+]
+SomeRecipes = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="RECIPE|KEY=VALUE", help=_SOME, show_default=False, autocompletion=_shipped),
+]
 _NAMED = "Runs (an id or its beginning), suites or recipes, and key=value; without a name, all of the results folder."
 Named = Annotated[
     list[str] | None, typer.Argument(metavar="RUN|SUITE|RECIPE|KEY=VALUE", help=_NAMED, show_default=False)
@@ -62,7 +82,13 @@ def _options(
 # --- the work --------------------------------------------------------------------------------------------
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "harness run tiny_baseline tiny_regate",
+        "harness run suites/tiny_claim",
+        "harness run tiny_regate gate.keep_ratio=0.25 name=quarter",
+    ),
+)
 @guarded
 def run(recipes: Recipes) -> None:
     """Do everything: prepare, reference, train, eval, tables. What is there and current is not repeated."""
@@ -78,28 +104,34 @@ def run(recipes: Recipes) -> None:
     typer.echo(pipeline.run(loaded, Progress(), known_suites(recipes), planner=planner))
 
 
-@app.command()
+@app.command(epilog=_examples("harness prepare tiny_regate"))
 @guarded
 def prepare(recipes: Recipes) -> None:
     """Make the data and weights that can be made. What you have to supply yourself is named."""
     _stage(recipes)
 
 
-@app.command()
+@app.command(epilog=_examples("harness reference videollama2_regate"))
 @guarded
 def reference(recipes: Recipes) -> None:
     """Compute the teacher's loss on every target. It is done once for a data set (Eq. 1)."""
     _stage(recipes, "reference")
 
 
-@app.command()
+@app.command(epilog=_examples("harness train tiny_regate seed=1"))
 @guarded
 def train(recipes: Recipes) -> None:
     """Fine-tune, after the reference losses. A stopped training goes on from its newest checkpoint."""
     _stage(recipes, "train")
 
 
-@app.command("eval")
+@app.command(
+    "eval",
+    epilog=_examples(
+        "harness eval tiny_regate",
+        "harness eval evaluate/videollama2_official limit=50",
+    ),
+)
 @guarded
 def evaluate(recipes: Recipes) -> None:
     """Score the kept models of a training, or a model as it is (`evaluate/...`), with lmms-eval."""
@@ -136,7 +168,13 @@ def _stage(arguments: list[str], name: str | None = None) -> None:
             typer.echo("\n".join(status_lines([run_status(run_dir)])))
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "harness tables",
+        "harness tables --all",
+        "harness tables paths.results=results/evidence/tiny_claim --check",
+    ),
+)
 @guarded
 def tables(
     arguments: SomeRecipes = None,
@@ -172,7 +210,13 @@ def tables(
         typer.echo(report_tables.printed(built, everything=everything))
 
 
-@app.command("figures")
+@app.command(
+    "figures",
+    epilog=_examples(
+        "harness figures tiny_baseline tiny_regate",
+        "harness figures suites/tiny_claim --draw baseline --draw regate",
+    ),
+)
 @guarded
 def draw_figures(
     arguments: Named = None,
@@ -187,7 +231,7 @@ def draw_figures(
     typer.echo("\n".join(map(str, make_figures(arguments or [], draw or [], Progress()))))
 
 
-@app.command()
+@app.command(epilog=_examples("harness report tiny_regate"))
 @guarded
 def report(arguments: Named = None) -> None:
     """Write one HTML file of a run, a pair, a suite or several runs. It needs no server, network or scripts."""
@@ -200,7 +244,7 @@ def report(arguments: Named = None) -> None:
 # --- reading ---------------------------------------------------------------------------------------------
 
 
-@app.command()
+@app.command(epilog=_examples("harness validate my_recipe.yaml train.steps=500"))
 @guarded
 def validate(recipes: Recipes, json: Json = False) -> None:
     """Check recipes and tell every mistake at once. Each has its place, and what was probably meant."""
@@ -215,7 +259,12 @@ def validate(recipes: Recipes, json: Json = False) -> None:
         typer.echo(f"{recipe.name}: in order, run {recipe.run_id}")
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "harness plan videollama2_regate",
+        "harness plan videollama2_regate devices.processes=8 --json",
+    ),
+)
 @guarded
 def plan(recipes: Recipes, json: Json = False) -> None:
     """Resolve recipes into numbers, and run nothing. Steps, targets, what it takes, what is missing, warnings."""
@@ -230,7 +279,7 @@ def plan(recipes: Recipes, json: Json = False) -> None:
     typer.echo("\n\n".join("\n".join(render(plan, costs)) for plan, costs in plans))
 
 
-@app.command("list")
+@app.command("list", epilog=_examples("harness list", "harness list benchmarks --json"))
 @guarded
 def list_all(
     what: Annotated[
@@ -256,7 +305,7 @@ def list_all(
         typer.echo("\n".join(listing_lines(answer)))
 
 
-@app.command()
+@app.command(epilog=_examples("harness show tiny_regate", "harness show tiny_regate-1a2b"))
 @guarded
 def show(
     name: Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A recipe, or a run or the beginning of its id.")],
@@ -275,7 +324,7 @@ def show(
         typer.echo("\n".join(shown_lines(answer)))
 
 
-@app.command()
+@app.command(epilog=_examples("harness status", "harness status suites/tiny_claim"))
 @guarded
 def status(arguments: SomeRecipes = None, json: Json = False) -> None:
     """Tell how far runs are. Stages done, step k of n, last loss, evaluations."""
@@ -288,7 +337,7 @@ def status(arguments: SomeRecipes = None, json: Json = False) -> None:
         typer.echo("\n".join(status_lines(answer)))
 
 
-@app.command()
+@app.command(epilog=_examples("harness compare tiny_baseline tiny_regate"))
 @guarded
 def compare(
     runs: Annotated[
@@ -308,10 +357,59 @@ def compare(
         typer.echo("\n".join(to_markdown(table) for table in compared))
 
 
+# --- the first hour --------------------------------------------------------------------------------------
+
+
+@app.command(epilog=_examples("harness init tiny_regate", "harness init videollama2_regate mine.yaml"))
+@guarded
+def init(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A shipped recipe, suite or evaluation.", autocompletion=_shipped)
+    ],
+    file: Annotated[
+        str | None, typer.Argument(metavar="FILE", help="The copy; by default its name here.", show_default=False)
+    ] = None,
+) -> None:
+    """Copy a shipped recipe with its comments, to be changed. An existing file is left alone."""
+    from harness.cli.start import copy_recipe
+
+    typer.echo("\n".join(copy_recipe(recipe, file)))
+
+
+@app.command(epilog=_examples("harness doctor", "harness doctor videollama2_regate --json"))
+@guarded
+def doctor(recipes: SomeRecipes = None, json: Json = False) -> None:
+    """Look at this machine: what a run needs and finds here. Exit 3 where something fails, with what mends it."""
+    from harness.cli.doctor import examine, render
+    from harness.common.exits import ENVIRONMENT
+
+    checks = examine(recipes or [])
+    failed = any(check.state == "fail" for check in checks)
+    if json:
+        _print_json({"schema": 1, "ok": not failed, "checks": [check.as_dict() for check in checks]})
+    else:
+        typer.echo("\n".join(render(checks)))
+    if failed:
+        raise typer.Exit(ENVIRONMENT)
+
+
+@app.command(epilog=_examples("harness schema", "harness schema suite > suite.json"))
+@guarded
+def schema(
+    kind: Annotated[
+        str, typer.Argument(metavar="recipe|suite|evaluation", help="Of which documents.", show_default=False)
+    ] = "recipe",
+) -> None:
+    """Print the JSON Schema of recipes, which editors check and complete by."""
+    from harness.cli.start import schema_of
+
+    _print_json(schema_of(kind))
+
+
 # --- data ------------------------------------------------------------------------------------------------
 
 
-@data_app.command("make")
+@data_app.command("make", epilog=_examples("harness data make tiny_regate"))
 @guarded
 def data_make(recipes: Recipes) -> None:
     """Make the data that can be made. `shapes` for a recipe means the data of tiny_regate."""
@@ -324,7 +422,7 @@ def data_make(recipes: Recipes) -> None:
         typer.echo(make_data(recipe.data, recipe.paths, recipe.seed, progress))
 
 
-@data_app.command("check")
+@data_app.command("check", epilog=_examples("harness data check videochat2_regate"))
 @guarded
 def data_check(recipes: Recipes) -> None:
     """Read every media file and record anew, and name those that a run could not use."""

@@ -20,6 +20,8 @@ LIGHT = (
     "harness.cli.main",
     "harness.cli.inspect",
     "harness.cli.status",
+    "harness.cli.start",
+    "harness.cli.doctor",
     "harness.cli.run_names",
     "harness.data.check",
     "harness.data.sources",
