@@ -202,7 +202,8 @@ def _plural(count: int, note: str) -> str:
     if count == 1:
         return f"1 picture {note}"
     verb, _, rest = note.partition(" ")
-    return f"{count:,} pictures { {'carries': 'carry', 'has': 'have'}[verb]} {rest.replace('is ', 'are ', 1)}"
+    verb = {"carries": "carry", "has": "have"}[verb]
+    return f"{count:,} pictures {verb} {rest.replace(' and is ', ' and are ')}"
 
 
 def _outside(data: Data, source: Source, annotations: Annotations, report: Report) -> dict[int, str]:
