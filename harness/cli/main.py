@@ -443,6 +443,28 @@ def data_check(recipes: Recipes) -> None:
         )
 
 
+@data_app.command("show")
+@guarded
+def data_show(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file or the name of a shipped recipe.")],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SAMPLE|KEY=VALUE", help="Its key or id (default: the first), and overrides."),
+    ] = None,
+) -> None:
+    """Show one sample as the model gets it. Pictures, tokens by kind, what is learned, what the gate would keep."""
+    from harness.cli.arguments import recipes_of, split
+    from harness.cli.show_sample import show_sample
+    from harness.common.errors import RecipeError
+    from harness.common.progress import Progress
+
+    keys, overrides = split(arguments or [])
+    (loaded, *more) = recipes_of([recipe, *overrides])
+    if more or len(keys) > 1:
+        raise RecipeError("one recipe and one sample are shown at a time")
+    typer.echo("\n".join(show_sample(loaded, keys[0] if keys else None, Progress())))
+
+
 def _print_json(value: object) -> None:
     import json
 
