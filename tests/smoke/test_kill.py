@@ -72,16 +72,27 @@ def test_killed_in_every_stage_it_ends_in_the_same_record(pair: Ran, tmp_path: P
     assert strip_times(ours) == strip_times(theirs)
 
 
-def test_terminated_while_training_it_keeps_a_checkpoint_and_says_so(pair: Ran) -> None:
-    """SIGTERM, as a scheduler sends it: exit 75, and the same command goes on from that very step."""
-    arguments = ["train", str(PAIR[0]), "name=preempted"]
+@pytest.mark.parametrize(
+    ("number", "to_group"), [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, True)]
+)
+def test_asked_to_stop_while_training_it_keeps_a_checkpoint_and_says_so(
+    pair: Ran, number: signal.Signals, to_group: bool
+) -> None:
+    """SIGTERM to the command or, as schedulers and torchrun send it, to its whole process group with those that load
+    the data; Ctrl-C: exit 75, and the same command goes on from that very step."""
+    name = f"preempted-{number.name.lower()}-{'group' if to_group else 'alone'}"
+    arguments = ["train", str(PAIR[0]), f"name={name}", "train.workers=2"]
     stderr = {"stderr": subprocess.PIPE}
     with halting.halted(halting.step(7), "-m", "harness", *arguments, cwd=pair.folder, **stderr) as train:
-        train.process.send_signal(signal.SIGTERM)
+        if to_group:
+            os.killpg(train.process.pid, number)
+        else:
+            train.process.send_signal(number)
         _, said = train.process.communicate()
         assert train.process.returncode == 75, said
     assert "resumes" in said
-    done = len(read_steps(pair.run_dir("preempted") / "ledger.jsonl"))
+    assert "Traceback" not in said
+    done = len(read_steps(pair.run_dir(name) / "ledger.jsonl"))
     assert done == 9, "the step that was under way, and one more in which all processes agree to stop"
     again = harness(pair.folder, *arguments)
     assert again.returncode == 0, again.stderr[-4000:]

@@ -16,6 +16,7 @@ from harness.common.errors import DataError, HarnessError
 from harness.data.check import listing
 from harness.data.loading.epoch_view import EpochView, clips, encode, order_of
 from harness.data.loading.errors import VideoError
+from harness.data.loading.workers import TIMEOUT_S, ignore_stop_requests, loaded, shared
 from regate.types import IGNORE, Kind
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def windows(
 
     Raises:
         DataError: more than 0.5 % of the data set's samples could not be read, or the processor refuses one.
+        EnvironmentProblem: shared memory or open files ran out, or nothing was loaded for ten minutes.
     """
     if stop <= start:
         return
@@ -74,17 +76,20 @@ def windows(
         prefetch_factor=max(2, sampler.micro_batches) if workers else None,
         collate_fn=_same,
         generator=torch.Generator().manual_seed(0),
+        timeout=TIMEOUT_S if workers else 0,
+        worker_init_fn=ignore_stop_requests,
     )
-    for item in loader:
-        if isinstance(item, HarnessError):
-            raise item
-        batch: Batch = item
-        failed.update(batch.failed)
-        _stop_if_many(failed, dataset)
-        window.append(batch)
-        if len(window) == sampler.micro_batches:
-            yield window
-            window = []
+    with loaded(loader) as items:
+        for item in items:
+            if isinstance(item, HarnessError):
+                raise item
+            batch: Batch = item
+            failed.update(batch.failed)
+            _stop_if_many(failed, dataset)
+            window.append(batch)
+            if len(window) == sampler.micro_batches:
+                yield window
+                window = []
     assert not window
 
 
@@ -212,7 +217,8 @@ class _MicroBatches(Dataset[Any]):
                 load(sample, self.dataset, self.processor, view, with_media=self.with_media) for sample in samples
             ]
             batch = self.processor.collate(rows)
+            kept = tuple(row.sample_id for row in rows if row.unshuffled)
+            complete: Batch = shared(replace(batch, unshuffled=kept) if kept else batch)
         except HarnessError as error:
             return error
-        kept = tuple(row.sample_id for row in rows if row.unshuffled)
-        return replace(batch, unshuffled=kept) if kept else batch
+        return complete
