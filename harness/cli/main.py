@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from harness.common.exits import guarded
+from harness.common.threads import settle
 
 
 def _examples(*commands: str) -> str:
@@ -59,6 +60,7 @@ Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 
 def main() -> None:
     """The `harness` command."""
+    settle()  # before anything loads torch
     app(prog_name="harness")
 
 

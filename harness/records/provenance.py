@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import harness
 import regate
+from harness.common.threads import settings, usable_cores
 
 PACKAGES: Final = (
     "regate",
@@ -83,18 +84,19 @@ def git_state(checkout: Path | None = None) -> dict[str, Any] | None:
 
 
 def hardware(*, threads: int | None = None) -> dict[str, Any]:
-    """CPU model and cores, memory in bytes, GPUs by name, and the threads that the caller computes with."""
+    """CPU model and cores, memory in bytes, GPUs by name, the threads that the caller computes with, and OpenMP's
+    settings."""
     import psutil
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cpu": cpu_model(),
         "cores": psutil.cpu_count(logical=False),
         "logical_cores": psutil.cpu_count(),
-        "usable_cores": usable,
+        "usable_cores": usable_cores(),
         "memory_bytes": psutil.virtual_memory().total,
         "gpus": gpus(),
         "threads": threads,
+        "openmp": settings(),
     }
 
 

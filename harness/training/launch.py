@@ -23,6 +23,7 @@ from harness.common.errors import DataError, EnvironmentProblem, HarnessError, P
 from harness.common.files import read_json, write_json
 from harness.common.progress import Progress
 from harness.common.signals import stop_requests
+from harness.common.threads import settle
 from harness.records.run_folder import lock_run, run_dir_of
 from harness.training import loop, processes
 from harness.training.gate_stores import make_gate, open_reference
@@ -191,6 +192,7 @@ def _started(run_dir: Path, rank: int, world: int, threads: int) -> Iterator[Wor
 
 def _environment(rank: int, world: int, threads: int) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
+    settle(kept)
     return {
         **kept,
         "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),  # noqa: PTH109 - the same packages

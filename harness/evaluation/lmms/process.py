@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 from harness.common.errors import DataError, EnvironmentProblem, HarnessError, RecipeError, StaleError
 from harness.common.files import is_alive
+from harness.common.threads import settle
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -121,8 +122,7 @@ def _started(
 def _environment(work: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
     home = work / "huggingface"
-    # Threads that wait by spinning cost several times the work itself where other processes want the cores too.
-    kept.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    settle(kept)
     return {
         **kept,
         "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),  # noqa: PTH109 - the same packages
