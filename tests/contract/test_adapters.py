@@ -185,6 +185,26 @@ def test_elision_attaches_and_computes_fewer_positions(adapter: Any) -> None:
     assert seen[0] < batch.layout.kind_BS.shape[1]
 
 
+@pytest.mark.parametrize("sparse", [False, True])
+def test_packed_rows_compute_the_active_positions_alone(adapter: Any, sparse: bool) -> None:
+    """What the loop trains on: the logits of padded rows, no padding, and the last layer where it is read."""
+    student = adapter.student().eval()
+    batch = adapter.processor().collate(rows(adapter))
+    config = regate.GateConfig(warmup_steps=0, dense_steps=0, selection="random")
+    gate = regate.Gate(config, None) if sparse else regate.DenseGate()
+    decision = gate.decide(batch.layout, batch.sample_ids_B, step=0)
+    seen: list[int] = []
+    student.get_decoder().layers[0].register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[:2].numel()))
+    logits = []
+    for attach in ({}, {"rows": "packed", "outputs": "predictors"}):
+        elide = regate.attach(student, **attach)  # type: ignore[arg-type]
+        with torch.no_grad(), elide(decision):
+            logits.append(adapter.forward(regate.ScoredLM(student), batch, decision)[0])
+        elide.remove()
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-4)
+    assert seen[1] == decision.counts.active < seen[0]
+
+
 def test_teacher_is_frozen_and_reads_the_student_s_tokens(adapter: Any) -> None:
     teacher = adapter.teacher()
     assert not teacher.training

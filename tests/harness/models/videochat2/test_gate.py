@@ -72,8 +72,8 @@ def decide(batch: Batch, keep_ratio: float, execution: str = "compact") -> regat
     return regate.Gate(config, None, seed=3).decide(batch.layout, batch.sample_ids_B, step=2)
 
 
-def step(model: nn.Module, batch: Batch, decision: regate.Decision, execution: str) -> Step:
-    elide = regate.attach(model, execution=execution)  # type: ignore[arg-type]
+def step(model: nn.Module, batch: Batch, decision: regate.Decision, execution: str, **attach: Any) -> Step:
+    elide = regate.attach(model, execution=execution, **attach)  # type: ignore[arg-type]
     model.zero_grad()
     try:
         with elide(decision):
@@ -102,6 +102,13 @@ def test_compact_is_algorithm_1(model: nn.Module, batch: Batch, keep_ratio: floa
     assert difference(compact, oracle) <= 1e-9
     for part in ("vision.patch_embed", "qformer.", "query_tokens", "projector"):
         assert any(part in name and bool(grad.any()) for name, grad in compact[2].items()), part
+
+
+@pytest.mark.parametrize("keep_ratio", [0.5, 1.0])
+def test_packed_is_algorithm_1(model: nn.Module, batch: Batch, keep_ratio: float) -> None:
+    decision = decide(batch, keep_ratio)
+    packed = step(model, batch, decision, "compact", rows="packed", outputs="predictors")
+    assert difference(packed, step(model, batch, decision, "layerwise")) <= 1e-9
 
 
 def test_keep_ratio_1_is_the_ungated_model_exactly(model: nn.Module, batch: Batch) -> None:

@@ -46,9 +46,9 @@ def gate(keep_ratio: float, selection: str = "random", execution: str = "compact
     return regate.Gate(config, None, seed=3)
 
 
-def step(world: tuple[Any, nn.Module, Batch], decision: regate.Decision, execution: str) -> Step:
+def step(world: tuple[Any, nn.Module, Batch], decision: regate.Decision, execution: str, **attach: Any) -> Step:
     adapter, model, batch = world
-    elide = regate.attach(model, execution=execution)
+    elide = regate.attach(model, execution=execution, **attach)
     model.zero_grad()
     try:
         with elide(decision):
@@ -81,6 +81,15 @@ def test_compact_is_algorithm_1(world: tuple[Any, nn.Module, Batch], keep_ratio:
     assert difference(compact, oracle) <= (1e-10 if attention == "sdpa" else 1e-3)
     assert any("mm_projector" in name for name in compact[2])
     model.set_attn_implementation("sdpa")
+
+
+@pytest.mark.parametrize("keep_ratio", [0.5, 1.0])
+@pytest.mark.parametrize("outputs", ["active", "predictors"])
+def test_packed_is_algorithm_1(world: tuple[Any, nn.Module, Batch], keep_ratio: float, outputs: str) -> None:
+    _, _, batch = world
+    decision = gate(keep_ratio).decide(batch.layout, batch.sample_ids_B, step=2)
+    packed = step(world, decision, "compact", rows="packed", outputs=outputs)
+    assert difference(packed, step(world, decision, "layerwise")) <= 1e-10
 
 
 def test_checkpointing_and_elision_go_together(world: tuple[Any, nn.Module, Batch]) -> None:
