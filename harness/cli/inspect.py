@@ -168,7 +168,7 @@ def shown(name: str, arguments: Sequence[str]) -> Answer:
     """
     others, overrides = split(arguments)
     if others:
-        raise RecipeError(f"show takes one recipe or run; {others[0]} is neither an override nor asked for")
+        raise RecipeError(f"show takes one recipe, or a run and one of its items; {others[1]} is one too many")
     results = results_folder([text for text in overrides if text.startswith("paths.")])
     folders = {folder.name: folder for folder in run_folders(results)}
     if name not in folders and kind_of(name) is not None:

@@ -312,18 +312,51 @@ def list_all(
 def show(
     name: Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A recipe, or a run or the beginning of its id.")],
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides.", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="ITEM|KEY=VALUE", help="An item of a run; overrides.", show_default=False),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show a recipe with its defaults, or a run."""
+    """Show a recipe with its defaults, or a run; with an item, ask that item again and show both answers."""
+    from harness.cli.arguments import split
     from harness.cli.inspect import shown, shown_lines
 
-    answer = shown(name, arguments or [])
+    items, overrides = split(arguments or [])
+    if len(items) == 1:
+        from harness.cli.trace import asked_again, asked_lines
+        from harness.common.progress import Progress
+
+        answer, lines = asked_again(name, items[0], overrides, Progress()), asked_lines
+    else:
+        answer, lines = shown(name, arguments or []), shown_lines
     if json:
         _print_json(answer)
     else:
-        typer.echo("\n".join(shown_lines(answer)))
+        typer.echo("\n".join(lines(answer)))
+
+
+@app.command()
+@guarded
+def trace(
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="Name of a table, as its file is called.")],
+    row: Annotated[str, typer.Argument(metavar="ROW", help="Words that name the row, or its number from 1.")],
+    column: Annotated[str, typer.Argument(metavar="COLUMN", help="Heading of the column, or its name in CSV.")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="SUITE|KEY=VALUE", help="Overrides, suites.", show_default=False)
+    ] = None,
+    item: Annotated[
+        str | None, typer.Option("--item", metavar="KEY", help="Tell this item in full, with its question and clip.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Follow a number of a table to its runs, their records and the items behind it."""
+    from harness.cli.trace import traced, traced_lines
+
+    answer = traced(table, row, column, arguments or [], item)
+    if json:
+        _print_json(answer)
+    else:
+        typer.echo("\n".join(traced_lines(answer)))
 
 
 @app.command(epilog=_examples("harness status", "harness status suites/tiny_claim"))

@@ -8,21 +8,24 @@ answers its share of the items first; the answers lie on disk one by one, and wh
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
 import queue
 import threading
+import zlib
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.benchmarks import BENCHMARKS, AnyBenchmark
-from harness.common.errors import HarnessError, StaleError
+from harness.common.errors import DataError, HarnessError, StaleError
+from harness.common.files import write_atomic
 from harness.common.hashing import digest
 from harness.evaluation.lmms.process import CHILD, run_child, visible_gpus
-from harness.evaluation.task import LmmsEvalTask, build_tasks
-from harness.records.evaluations import SCHEMA
+from harness.evaluation.task import LmmsEvalTask, build_tasks, task_of
+from harness.records.evaluations import SCHEMA, read_item_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +37,10 @@ if TYPE_CHECKING:
     from harness.config.recipe import Recipe
     from harness.data.sources import DataSet
     from harness.evaluation.task import EvalTask
+
+
+QUESTIONS_SCHEMA: Final = 1
+QUESTIONS_KIND: Final = "questions of an evaluation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +106,8 @@ def evaluate_checkpoints(
         prompts=settings.prompts,
         limit=settings.limit,
     )
+    for task in tasks:
+        keep_questions(run_dir, task)
     all_wanted = [make_wanted(run_dir, job, task) for task in tasks for job in jobs]
     pending = [wanted for wanted in all_wanted if not _current(wanted, progress)]
     if pending:
@@ -146,6 +155,56 @@ def make_wanted(run_dir: Path, job: Job, task: EvalTask) -> Wanted:
     return Wanted(task, job, identity, path)
 
 
+# --- the questions behind the items ------------------------------------------------------------------------
+
+
+def questions_file(run_dir: Path, benchmark: str) -> Path:
+    """Where the questions of a benchmark are kept for those who read its items."""
+    return run_dir / "eval" / f"{benchmark}.questions.json.gz"
+
+
+def keep_questions(run_dir: Path, task: EvalTask) -> None:
+    """Write down what is asked: the items say which question they answer by its key alone."""
+    text = json.dumps({"schema": QUESTIONS_SCHEMA, "kind": QUESTIONS_KIND, "task": task.job()}, ensure_ascii=False)
+    path, content = questions_file(run_dir, task.name), gzip.compress(text.encode(), mtime=0)
+    if not path.exists() or path.read_bytes() != content:
+        write_atomic(path, content)
+
+
+def kept_task(run_dir: Path, benchmark: str) -> EvalTask | None:
+    """What `keep_questions` wrote down; None where it is not kept.
+
+    Raises:
+        DataError: the file is damaged, or of another schema.
+    """
+    path = questions_file(run_dir, benchmark)
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(gzip.decompress(path.read_bytes()))
+        if content["schema"] != QUESTIONS_SCHEMA:
+            raise ValueError(f"schema {content['schema']}, this version reads {QUESTIONS_SCHEMA}")
+        return task_of(content["task"])
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error) as error:
+        raise DataError(f"{path}: damaged ({error})", hint="evaluate again: harness eval") from error
+
+
+def ask_again(
+    recipe: Recipe | EvaluationRecipe,
+    folder: Path,
+    job: Job,
+    task: EvalTask,
+    progress: Progress,
+    child: Sequence[str] = CHILD,
+) -> list[dict[str, Any]]:
+    """The items of a task, asked anew by a checkpoint; the result is written below `folder`, not to the run."""
+    wanted = make_wanted(folder, job, task)
+    _evaluate(recipe, folder / "eval", [wanted], progress, child)
+    result = read_result(wanted)
+    lines = read_item_bytes(wanted.path.parent / result["items"])
+    return [json.loads(line) for line in lines.splitlines()]
+
+
 # --- judging a result ------------------------------------------------------------------------------------
 
 
@@ -170,7 +229,7 @@ def read_result(wanted: Wanted) -> dict[str, Any]:
     path = wanted.path
     try:
         result: dict[str, Any] = json.loads(path.read_text())
-        lines = (path.parent / result["items"]).read_bytes()
+        lines = read_item_bytes(path.parent / result["items"])
         items = [json.loads(line) for line in lines.splitlines()]
     except FileNotFoundError as error:
         raise HarnessError(f"{error.filename}: not written by the evaluation") from None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
+import zlib
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.benchmarks.scoring import Scoring, overall, unit_values
@@ -86,14 +88,36 @@ def items_digest(items: list[dict[str, Any]]) -> str:
     return digest(sorted([item["task"], str(item["key"]), item["correct"]] for item in items))
 
 
+def items_file(path: Path) -> Path | None:
+    """Where the items that an evaluation names lie: there, or compressed beside it; None where neither is."""
+    return next((place for place in (path, path.with_name(f"{path.name}.gz")) if place.exists()), None)
+
+
+def read_item_bytes(path: Path) -> bytes:
+    """The lines of an items file, plain or compressed.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it is damaged.
+    """
+    place = items_file(path) or path
+    content = place.read_bytes()
+    if place.suffix != ".gz":
+        return content
+    try:
+        return gzip.decompress(content)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{place}: damaged ({error})") from None
+
+
 def read_item_lines(path: Path) -> list[dict[str, Any]]:
-    """The items of an evaluation.
+    """The items of an evaluation, whether its file is compressed or not.
 
     Raises:
         DataError: the file is absent or damaged.
     """
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in read_item_bytes(path).decode("utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as items of an evaluation: {error}") from error
 

@@ -18,7 +18,14 @@ from harness.common.errors import DataError, StaleError
 from harness.common.files import read_json, write_atomic
 from harness.common.hashing import digest
 from harness.records import provenance
-from harness.records.evaluations import EVALUATION_SHAPE, items_digest, problems_of, read_evaluations, read_item_lines
+from harness.records.evaluations import (
+    EVALUATION_SHAPE,
+    items_digest,
+    items_file,
+    problems_of,
+    read_evaluations,
+    read_item_lines,
+)
 from harness.records.ledger import finished_step, read_events
 from harness.records.totals import Split, check_steps, progress_at, split, totals
 
@@ -246,7 +253,7 @@ def read_items(run_dir: Path, evaluation: Mapping[str, Any]) -> list[dict[str, A
         StaleError: the file is not the one that the record was made from.
     """
     path = run_dir / "eval" / f"step-{evaluation['step']:06d}" / evaluation["items"]
-    if not path.exists():
+    if items_file(path) is None:
         return None
     items = read_item_lines(path)
     if items_digest(items) != evaluation.get("items_digest"):

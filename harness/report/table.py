@@ -30,12 +30,14 @@ class Cell:
     """One cell: what people read, and the numbers for programs, one for each CSV name of its column.
 
     A value of None is missing; an empty string stands where a number makes no sense (a baseline's reduction). An
-    infinite bound is one that was not reached.
+    infinite bound is one that was not reached. `runs` are ids of the runs behind it; in a
+    row's first cell, behind the row.
     """
 
     text: str
     values: tuple[Value, ...]
     mark: Mark = ""
+    runs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,8 @@ def latex(text: str) -> str:
 
 def to_json(table: Table) -> str:
     """Columns with the names of their numbers, and rows as objects from those names; null is missing, an empty text
-    is a number that makes no sense there, and "inf" is not reached."""
+    is a number that makes no sense there, and "inf" is not reached. `runs` are the ids of the runs behind each row.
+    """
     names = [name for column in table.columns for name in column.names]
     rows = [dict(zip(names, (_json_value(v) for c in row for v in c.values), strict=True)) for row in table.rows]
     content = {
@@ -137,10 +140,16 @@ def to_json(table: Table) -> str:
         "title": table.title,
         "columns": [{"title": column.title, "names": list(column.names)} for column in table.columns],
         "rows": rows,
+        "runs": [list(runs_of(row)) for row in table.rows],
         "notes": list(table.notes),
         "facts": _json_value(table.facts),
     }
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def runs_of(row: Sequence[Cell]) -> tuple[str, ...]:
+    """Ids of the runs that a row is made from, in the order of its cells."""
+    return tuple(dict.fromkeys(run for cell in row for run in cell.runs))
 
 
 def to_csv(table: Table) -> str:
@@ -153,8 +162,13 @@ def to_csv(table: Table) -> str:
     return out.getvalue()
 
 
-def label(text: str) -> Cell:
-    return Cell(text, (text,))
+def label(text: str, *runs: str) -> Cell:
+    """A word or a name.
+
+    Args:
+        runs: ids of the runs that its row is made from.
+    """
+    return Cell(text, (text,), runs=runs)
 
 
 def count(value: int | None) -> Cell:

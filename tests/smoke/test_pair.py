@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from harness.records.evaluations import read_item_lines
 from harness.records.ledger import read_events, read_steps
 from harness.records.record import strip_times
 from regate.schedule import DualCycle
@@ -55,8 +56,8 @@ def test_the_record_is_complete(pair: Ran, name: str) -> None:
     assert evaluated == sorted(evaluated)
     assert evaluated[-1] == totals["steps"]
     for evaluation in loaded["evaluations"]:
-        items = (pair.run_dir(name) / "eval" / f"step-{evaluation['step']:06d}" / evaluation["items"]).read_text()
-        assert len(items.splitlines()) == evaluation["counts"]["expected"] == evaluation["counts"]["scored"]
+        items = read_item_lines(pair.run_dir(name) / "eval" / f"step-{evaluation['step']:06d}" / evaluation["items"])
+        assert len(items) == evaluation["counts"]["expected"] == evaluation["counts"]["scored"]
     assert str(pair.folder) not in json.dumps(loaded), "a record names no folder of the machine it was made on"
 
 

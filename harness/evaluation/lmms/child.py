@@ -9,6 +9,7 @@ The parent, not the exit code, decides whether a result counts.
 from __future__ import annotations
 
 import errno
+import gzip
 import hashlib
 import json
 import os
@@ -116,10 +117,11 @@ def make_subject(recipe: Recipe | EvaluationRecipe, make_adapter: Callable[[Reci
 def write_result(
     path: Path, identity: Mapping[str, Any], result: Mapping[str, Any], items: Sequence[Mapping[str, Any]]
 ) -> None:
-    """The items first, then the result that names them: a result on disk is complete."""
+    """The items first, compressed so that those of every run can be kept, then the result that names them with the
+    hash of their lines: a result on disk is complete."""
     text = "".join(json.dumps(item) + "\n" for item in items)
-    items_path = path.with_name(f"{path.stem}.items.jsonl")
-    write_atomic(items_path, text, durable=True)
+    items_path = path.with_name(f"{path.stem}.items.jsonl.gz")
+    write_atomic(items_path, gzip.compress(text.encode(), mtime=0), durable=True)
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     document = {**identity, **result, "items": items_path.name, "items_sha256": sha256}
     write_atomic(path, json.dumps(document, indent=1) + "\n", durable=True)

@@ -74,7 +74,7 @@ def _runs(pairs: Sequence[Pair], others: Sequence[Run]) -> list[Run]:
 
 def _accuracy_row(run: Run, benchmark: str, tasks: Sequence[str], columns: Sequence[Column]) -> Row:
     evaluation = run.last(benchmark)
-    head = (render.label(run.id), render.label(run.arm))
+    head = (render.label(run.id, run.id), render.label(run.arm))
     if evaluation is None:
         return (*head, *(column.missing() for column in columns[2:]))
     items = run.items(evaluation)
@@ -99,7 +99,8 @@ def mean_cell(run: Run, evaluation: Evaluation) -> Cell:
 def _difference_row(pair: Pair, benchmark: str, tasks: Sequence[str]) -> Row:
     assert pair.baseline is not None
     assert pair.gated is not None
-    name = Cell("difference", (f"{pair.gated.id} - {pair.baseline.id}",))
+    both = (pair.gated.id, pair.baseline.id)
+    name = Cell("difference", (" - ".join(both),), runs=both)
     intervals: list[Interval | None] = [difference_of_means(pair, benchmark)]
     intervals += [difference_of_means(pair, benchmark, task=task) for task in tasks]
     last = pair.gated.last(benchmark) or pair.baseline.last(benchmark)

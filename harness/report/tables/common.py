@@ -34,7 +34,7 @@ def rows_of(pairs: Iterable[Pair], cells: Callable[[Pair, Run], list[Cell]]) -> 
     for pair in pairs:
         for run in pair.runs:
             if run.id not in shown:
-                rows.append((render.label(run.id), render.label(run.arm), *cells(pair, run)))
+                rows.append((render.label(run.id, run.id), render.label(run.arm), *cells(pair, run)))
             shown.add(run.id)
     return tuple(rows)
 

@@ -74,7 +74,7 @@ def runs_table(runs: Sequence[Run]) -> Table:
     first = runs[0].totals["seconds"]["train"] if runs[0].trained else None
     rows = []
     for run in runs:
-        head = (render.label(run.id), render.label(run.arm), Cell(str(run.seed), (run.seed,)))
+        head = (render.label(run.id, run.id), render.label(run.arm), Cell(str(run.seed), (run.seed,)))
         if not run.trained:
             rows.append((*head, *(column.empty() for column in columns[3:-1]), render.label(machine(run))))
             continue
@@ -136,7 +136,7 @@ def benchmarks_table(runs: Sequence[Run], benchmarks: Sequence[str]) -> Table:
         first = runs[0].last(benchmark)
         for place, run in enumerate(runs):
             evaluation = run.last(benchmark)
-            head = (render.label(benchmark), render.label(run.id))
+            head = (render.label(benchmark), render.label(run.id, run.id))
             if evaluation is None:
                 rows.append((*head, *(column.missing() for column in columns[2:-1]), render.label("not evaluated")))
                 continue

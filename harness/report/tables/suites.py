@@ -81,7 +81,7 @@ def arms_table(arms: Arms, benchmarks: Sequence[str]) -> Table:
         speedups = [value for run in runs if (value := step_speedup(run))]
         reductions = [run.totals["targets_reduction"] for run in runs if run.totals["targets_reduction"] is not None]
         cells = [
-            render.label(arm),
+            _arm_cell(arms, arm),
             render.count(len(runs)),
             render.count(round(mean(scored(run) for run in runs))),
             render.percent(mean(reductions) if reductions else None) if gated else columns[3].empty(),
@@ -119,7 +119,7 @@ def abilities_table(arms: Arms, benchmark: str) -> Table:
     rows = []
     for arm in arms.runs:
         spreads = [_spread(arms.scores(arm, benchmark, ability)) for ability in abilities]
-        rows.append((render.label(arm), *(_mean_sd(seed_spread, scale) for seed_spread in spreads)))
+        rows.append((_arm_cell(arms, arm), *(_mean_sd(seed_spread, scale) for seed_spread in spreads)))
     left_out = [name for name, counted in abilities.items() if not counted]
     notes = ["mean ± standard deviation over the seeds."]
     notes += [f"Not in the mean: {', '.join(left_out)}."] if left_out else []
@@ -145,7 +145,7 @@ def reach_table(arms: Arms, benchmark: str) -> Table | None:
         first = together["targets"]
         counts = Cell(f"{first.reached} of {first.n}", (first.reached, first.n))
         cells = [_reach_cell(together[kind].spread, kind) for kind in KINDS]
-        rows.append((render.label(arm), counts, *cells))
+        rows.append((_arm_cell(arms, arm, arms.baseline), counts, *cells))
     notes = (
         f"The accuracy of {arms.baseline} after its last step, in the same seed, on the straight line between "
         "evaluated checkpoints: mean ± standard deviation over the seeds [least, most]. Where one seed does not "
@@ -206,7 +206,7 @@ def _claim_row(
     smallest = seeds_to_detect(sd, difference.n) if difference and sd is not None else None
     interval = difference.interval if difference else None
     return (
-        Cell(claim.text, (claim.id,)),
+        Cell(claim.text, (claim.id,), runs=_arm_cell(arms, claim.first, claim.second).runs),
         Cell(f"{claim.first} - {claim.second}", (claim.first, claim.second)),
         render.label(benchmark),
         _seeds_cell(arms, claim, benchmark, difference.n if difference else 0),
@@ -238,7 +238,7 @@ def runs_table(arms: Arms, benchmarks: Sequence[str]) -> Table:
             scores = [arms.scores(arm, name).get(seed) for name in benchmarks]
             rows.append(
                 (
-                    render.label(run.id),
+                    render.label(run.id, run.id),
                     render.label(arm),
                     Cell(str(seed), (seed,)),
                     render.count(counts["scored"]),
@@ -252,6 +252,12 @@ def runs_table(arms: Arms, benchmarks: Sequence[str]) -> Table:
             )
     notes = ("Each row is the record results/runs/<run>/record.json.",)
     return Table(f"suite_{arms.name}_runs", f"Suite {arms.name}: runs", columns, tuple(rows), notes, printed=False)
+
+
+def _arm_cell(arms: Arms, *names: str) -> Cell:
+    """The first arm's name, and the runs of all of them."""
+    ids = [run.id for name in names for run in arms.runs.get(name, {}).values()]
+    return render.label(names[0], *ids)
 
 
 def _baseline_tests(arms: Arms, benchmark: str) -> dict[str, tuple[float, float]]:

@@ -97,7 +97,7 @@ def _row(baseline: Run, run: Run, benchmark: str) -> Row | None:
     teacher = teacher_cost(run)["seconds"] or 0.0
     at = crossings["seconds"].at
     return (
-        render.label(run.id),
+        render.label(run.id, run.id, baseline.id),
         render.label(run.arm),
         render.label(benchmark),
         _target(last),

@@ -24,6 +24,7 @@ from harness.data.loading.video import read_frames
 from harness.data.sample import Sample, Turn
 from harness.evaluation.evaluate import Job, checkpoint_digest, evaluate_checkpoints
 from harness.evaluation.multiple_choice import prompt
+from harness.records.evaluations import read_item_lines
 from tests.harness.worlds import known_models as known
 from tests.harness.worlds.evaluation import COLOUR_OPTIONS, KNOWN, make_data, make_recipe
 from tests.warm import warm_python
@@ -92,11 +93,10 @@ class World:
         return self.folder / "run" / "eval" / f"step-{step:06d}" / f"{name}.json"
 
     def items(self, step: int, name: str) -> list[dict[str, Any]]:
-        return self.lines(step, f"{name}.items.jsonl")
+        return self.lines(step, f"{name}.items.jsonl.gz")
 
     def lines(self, step: int, file: str, place: str = "run") -> list[dict[str, Any]]:
-        text = (self.folder / place / "eval" / f"step-{step:06d}" / file).read_text()
-        return [json.loads(line) for line in text.splitlines()]
+        return read_item_lines(self.folder / place / "eval" / f"step-{step:06d}" / file)
 
     def forwards(self, step: int) -> Counter[str]:
         """Forward passes of a checkpoint, by process."""
@@ -227,7 +227,7 @@ def test_two_processes_score_as_one(world: World) -> None:
         assert all(lines)
         keys = [line["key"] for line in (*lines[0], *lines[1])]
         assert len(keys) == len(set(keys)) == 11
-        assert (spread / f"{name}.items.jsonl").read_bytes() == (alone / f"{name}.items.jsonl").read_bytes()
+        assert (spread / f"{name}.items.jsonl.gz").read_bytes() == (alone / f"{name}.items.jsonl.gz").read_bytes()
         alone_result, spread_result = (json.loads((place / f"{name}.json").read_text()) for place in (alone, spread))
         assert {**alone_result, "seconds": 0} == {**spread_result, "seconds": 0}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ from harness.evaluation.lmms.child import report, write_result
 from harness.evaluation.lmms.process import run_child
 from harness.evaluation.multiple_choice import select, summarise
 from harness.evaluation.task import MultipleChoiceTask
+from harness.records.evaluations import read_item_bytes
 from tests.harness.worlds.evaluation import KNOWN, make_data, make_recipe
 from tests.waiting import until
 
@@ -96,9 +98,9 @@ def test_a_whole_result_is_read_in_the_form_that_records_expect(data: DataSet, t
     assert (result["benchmark"], result["step"], result["fraction"]) == ("known", 3, 0.5)
     assert result["mean"]["value"] == pytest.approx(2 / 6)
     assert result["counts"] == COUNTS
-    lines = (wanted.path.parent / result["items"]).read_text().splitlines()
+    lines = read_item_bytes(wanted.path.parent / result["items"]).splitlines()
     assert json.loads(lines[1])["key"] == "c1"
-    assert {path.name for path in wanted.path.parent.iterdir()} == {"known.json", "known.items.jsonl"}
+    assert {path.name for path in wanted.path.parent.iterdir()} == {"known.json", "known.items.jsonl.gz"}
 
 
 def test_another_checkpoint_question_prompt_or_scoring_is_stale(data: DataSet, tmp_path: Path) -> None:
@@ -179,16 +181,21 @@ def test_a_torn_or_exchanged_file_is_refused(data: DataSet, tmp_path: Path) -> N
     with pytest.raises(HarnessError, match=r"known\.json: not written"):
         read_result(wanted)
     write(wanted, items)
-    place = wanted.path.with_name("known.items.jsonl")
-    whole = place.read_text()
-    place.write_text(whole[:-20])
+    place = wanted.path.with_name("known.items.jsonl.gz")
+    packed = place.read_bytes()
+    place.write_bytes(packed[:-20])
     with pytest.raises(HarnessError, match="damaged"):
         read_result(wanted)
-    place.write_text(whole.replace("1.0", "1.5"))
+    whole = gzip.decompress(packed).decode()
+    for torn in (whole[:-20], whole.replace("1.0", "1.5")):
+        place.write_bytes(gzip.compress(torn.encode()))
+        with pytest.raises(HarnessError, match=r"damaged|not the one it was made from"):
+            read_result(wanted)
+    place.write_bytes(gzip.compress(whole.replace("1.0", "1.5").encode()))
     with pytest.raises(HarnessError, match="not the one it was made from"):
         read_result(wanted)
     place.unlink()
-    with pytest.raises(HarnessError, match=r"known\.items\.jsonl: not written"):
+    with pytest.raises(HarnessError, match=r"known\.items\.jsonl\.gz: not written"):
         read_result(wanted)
     wanted.path.write_text("{")
     with pytest.raises(HarnessError, match="damaged"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from harness.analysis.paper import GATED, GROUPS, MODELS, TABLES, PaperRow, shown
@@ -96,7 +97,7 @@ def _our_row(row: PaperRow, benchmarks: Sequence[PaperBenchmark], ours: PaperRun
     tokens = ours.cost(model, arm, targets)
     seen = Cell(render.MISSING, (None,)) if frames.value is None else Cell(f"{frames.value:g}", (frames.value,))
     return (
-        render.label(row.label),
+        render.label(row.label, *(run.id for run in ours.of(model, arm).values())),
         Cell(row.llm or "", (row.llm or "",)),
         render.label("ours"),
         *([seen] if video else []),
@@ -115,7 +116,7 @@ def _evaluated_row(run: Run, benchmarks: Sequence[PaperBenchmark], *, video: boo
         for benchmark in benchmarks
     ]
     return (
-        render.label(run.id),
+        render.label(run.id, run.id),
         Cell("", ("",)),
         render.label("ours (evaluated only)"),
         *([Cell("", ("",))] if video else []),
@@ -143,10 +144,11 @@ def _differences(
         for benchmark, difference in zip(benchmarks, differences, strict=True)
     ]
     name = render.label(f"{model}{GATED} - {model}")
+    behind = tuple(dict.fromkeys(run for difference in differences for run in difference.runs))
     blank = [Cell("", ("",))] * (head - 3)
     return [
         (name, Cell("", ("",)), render.label("paper"), *blank, *cells),
-        (name, Cell("", ("",)), render.label("ours"), *blank, *our_cells),
+        (replace(name, runs=behind), Cell("", ("",)), render.label("ours"), *blank, *our_cells),
     ]
 
 

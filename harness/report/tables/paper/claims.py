@@ -69,7 +69,7 @@ def claims_table(runs: PaperRuns) -> Table:
             rows.append(
                 (
                     Cell(f"{claim['id']}: {claim['text']}" if place == 0 else "", (claim["id"],)),
-                    render.label(part.quantity),
+                    render.label(part.quantity, *part.ours.runs),
                     number(part.ours.value, part.show),
                     part.bounds(),
                     number(part.paper, part.show),

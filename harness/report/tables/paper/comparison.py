@@ -192,7 +192,7 @@ def cost_entry(
 
 def _row(entry: Entry) -> tuple[Cell, ...]:
     return (
-        render.label(entry.row),
+        render.label(entry.row, *entry.ours.runs),
         render.label(entry.quantity),
         number(entry.ours.value, entry.show),
         number(entry.paper, entry.show),
