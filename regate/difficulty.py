@@ -60,6 +60,7 @@ class DifficultyStore:
         self._journal: BufferedRandom | None = None
         self._next_step = 0
         self._needed = [0, 0]
+        self._reference: Path | None = None
         self._used = self.epoch > 0 or any(file.stat().st_size for file in path.glob("journal.e*"))
 
     @classmethod
@@ -111,6 +112,7 @@ class DifficultyStore:
         if not make_folder(path, fill) and read_json(path / "manifest.json", KIND) != manifest:
             raise StoreError(f"{path} holds another difficulty store; choose another folder, or delete it")
         store = cls(path, manifest)
+        store._reference = None if reference is None else reference.path
         if store._used and not resume:
             raise StoreError(
                 f"{path} holds the observations of an earlier run: open it and load the checkpoint's gate state, "
@@ -256,6 +258,32 @@ class DifficultyStore:
         process.barrier()
         self.epoch, self._next_step, self._needed, self._used = epoch, step, [epoch, epoch], False
         self._values = self._map(epoch)
+
+    def start_over(self, group: Any = None) -> None:
+        """Go back to the values of a new run, on every process; a store that nothing was observed in stays as it is.
+
+        Raises:
+            StoreError: it starts from the reference losses, and was opened without them after its first epoch's
+                values were deleted.
+        """
+        self._close_journal()
+        process.barrier(group)
+        if process.rank(group) == 0 and (self.epoch > 0 or any(self.path.glob("journal.e*"))):
+            first, aside = self.path / "m.e0.npy", self.path / "m.e0.npy.tmp"
+            if self.init == "reference" and self._reference is not None:
+                shutil.copyfile(self._reference / "losses.npy", aside)
+            elif self.init != "reference":
+                make_array(aside, self.index.size, "float16", 0.0 if self.init == "zero" else np.nan)
+            elif not first.exists():
+                raise StoreError(f"{self.path} starts from reference losses that are not given; delete the folder")
+            if aside.exists():
+                aside.replace(first)
+            for file in [*self.path.glob("m.e*.npy"), *self.path.glob("journal.e*")]:
+                if file != first:
+                    file.unlink()
+        process.barrier(group)
+        self.epoch, self._next_step, self._needed, self._used = 0, 0, [0, 0], False
+        self._values = self._map(0)
 
     def _fold_journals(self) -> None:
         """Write the next epoch's array from this epoch's array and journals."""

@@ -187,6 +187,12 @@ class Gate:
         while self._difficulty is not None and self._difficulty.epoch < epoch:
             self.end_epoch(group)
 
+    def start_over(self, group: Any = None) -> None:
+        """Forget what an earlier run observed. Call it on every process, before the first step of a new run."""
+        self._pending = None
+        if self._difficulty is not None:
+            self._difficulty.start_over(group)
+
     def state_dict(self) -> dict[str, Any]:
         """JSON-able; the same on every process but for the journal's length. Take it between two steps."""
         self._drain()

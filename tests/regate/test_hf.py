@@ -111,6 +111,88 @@ def test_dense_gate_trains_as_trainer_does(tmp_path):
     assert ours == pytest.approx(theirs, rel=1e-5)
 
 
+@pytest.mark.parametrize("init", ["zero", "first_loss", "reference"])
+def test_a_run_that_does_not_resume_starts_with_a_fresh_difficulty(tmp_path, init):
+    config = replace(SPARSE, ema_init=init)
+    first = trained(tmp_path / "a", gate_for(tmp_path / "gate", config))
+    ended = np.load(tmp_path / "gate" / "difficulty" / "m.e2.npy")
+    again = trained(tmp_path / "a", gate_for(tmp_path / "gate", config))
+    assert_same_weights(first.model, again.model, limit=0.0)
+    np.testing.assert_array_equal(ended, np.load(tmp_path / "gate" / "difficulty" / "m.e2.npy"))
+
+
+def test_many_runs_share_the_reference_losses_of_one_pass(tmp_path):
+    def gate(run):
+        return make_gate(
+            config=SPARSE, reference=tmp_path / "reference", run=tmp_path / run, teacher=tiny.lm("Qwen2"),
+            dataset=Rows(), collator=COLLATE, fingerprint={"t": 1},
+        )  # fmt: skip
+
+    first = trained(tmp_path / "a", gate("one"))
+    written = (tmp_path / "reference" / "losses.npy").stat().st_mtime_ns
+    second = trained(tmp_path / "b", gate("two"))
+    assert (tmp_path / "reference" / "losses.npy").stat().st_mtime_ns == written
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "reference", "one", "two"}
+    assert_same_weights(first.model, second.model, limit=0.0)
+
+
+@pytest.mark.parametrize("places", [{}, {"reference": "r"}, {"run": "r"}, {"folder": "f", "run": "r"}])
+def test_a_gate_without_its_folders_is_refused(places):
+    with pytest.raises(ConfigError, match="the run's folder, or reference= and run="):
+        make_gate(**places, teacher=tiny.lm("Qwen2"), dataset=Rows(), collator=COLLATE, fingerprint={})
+
+
+def test_other_visual_tokens_are_another_reference_store(tmp_path):
+    def gate(ids):
+        collator = with_sample_ids(pad, visual_token_ids=ids)
+        return make_gate(
+            tmp_path, SPARSE, teacher=tiny.lm("Qwen2"), dataset=Rows(), collator=collator, fingerprint={"t": 1}
+        )
+
+    gate([])
+    with pytest.raises(regate.StoreError, match=r"visual_token_ids \(store \[\], here \[1\]\)"):
+        gate([1])
+
+
+def test_pixels_without_a_visual_position_are_refused_by_name():
+    def pictures(examples):
+        return {**pad(examples), "pixel_values": torch.zeros(len(examples), 3, 4, 4)}
+
+    examples = [Rows()[place] for place in range(2)]
+    token = examples[0]["input_ids"][0]
+    with pytest.raises(LayoutError, match=r"the batch has pixel_values, and none of its .* visual_token_ids \[2\]"):
+        with_sample_ids(pictures, visual_token_ids=[2])(examples)
+    assert KEY in with_sample_ids(pictures, visual_token_ids=[token])(examples)
+    no_pixels = with_sample_ids(lambda rows: {**pad(rows), "pixel_values": None})
+    assert KEY in no_pixels(examples), "a batch of text alone has none"
+
+
+def test_a_collator_that_is_not_wrapped_is_told(tmp_path):
+    with pytest.raises(regate.RegateError, match="wrap the collator, data_collator=with_sample_ids"):
+        make_gate(tmp_path, SPARSE, teacher=None, dataset=Rows(), collator=pad_only, fingerprint={})
+    with pytest.raises(regate.RegateError, match="wrap the collator, data_collator=with_sample_ids"):
+        trained(tmp_path, DenseGate(), data_collator=pad_only)
+
+
+def test_the_log_says_what_the_gate_did(tmp_path):
+    trainer = trained(tmp_path / "a", gate_for(tmp_path / "gate"), logging_steps=1)
+    logs = [entry for entry in trainer.state.log_history if "regate_scored" in entry]
+    assert [entry["regate_sparse"] for entry in logs] == [0, 0, 1, 1, 0, 1, 1, 0, 1]  # one of warm-up, then 1 of 3
+    for entry in logs:
+        sparse = entry["regate_sparse"] == 1
+        assert entry["regate_keep_ratio"] == (0.5 if sparse else 1.0)
+        assert (entry["regate_scored"] < entry["regate_targets"]) == sparse
+        assert (entry["regate_active"] < entry["regate_positions"]) == sparse
+
+
+def test_a_warm_up_as_long_as_the_run_is_warned_of(tmp_path, recwarn):
+    trained(tmp_path / "a", gate_for(tmp_path / "gate", replace(SPARSE, warmup_steps=9)))
+    assert any("warm-up (9 steps) covers the whole run (9 steps)" in str(w.message) for w in recwarn)
+    recwarn.clear()
+    trained(tmp_path / "b", gate_for(tmp_path / "gate-b", SPARSE))
+    assert not any("covers the whole run" in str(warning.message) for warning in recwarn)
+
+
 @pytest.mark.parametrize("gated", [False, True])
 def test_packed_rows_train_the_same_weights(tmp_path, gated):
     gates = [gate_for(tmp_path / rows) if gated else DenseGate() for rows in ("padded", "packed")]
