@@ -31,6 +31,7 @@ def test_trainer_example(tmp_path):
     assert 0.0 < float(last.removeprefix("final loss ")) < 3.4  # ln 32 is 3.47: it learned something
     checkpoint = tmp_path / "run" / "checkpoint-20"
     assert json.loads((checkpoint / "regate.rank0.json").read_text())["difficulty"]["epoch"] == 2
+    assert run("trainer.py", "--output", tmp_path / "run") == last, "a second run starts anew"
 
 
 @pytest.mark.slow
