@@ -31,7 +31,9 @@ FRAMES = 16
 READ = """
 import hashlib, sys, time
 from pathlib import Path
+import harness
 from harness.data.loading.video import decode
+assert Path(harness.__file__).is_relative_to(sys.argv[3]), harness.__file__
 path, frames = Path(sys.argv[1]), int(sys.argv[2])
 decode(path, frames)
 start = time.process_time()
@@ -61,8 +63,9 @@ def make(path: Path, width: int, height: int, rate: int, frames: int) -> None:
 def read(checkout: Path, path: Path) -> tuple[float, str]:
     """CPU seconds, and the sha256 of the frames."""
     env = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", READ, str(path), str(FRAMES)]
-    seconds, digest = subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout.split()
+    command = [sys.executable, "-c", READ, str(path), str(FRAMES), str(checkout)]
+    run = subprocess.run(command, env=env, cwd=checkout, check=True, capture_output=True, text=True)
+    seconds, digest = run.stdout.split()
     return float(seconds), digest
 
 
@@ -70,15 +73,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", type=Path, help="root of another checkout")
     parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--folder", type=Path, help="keep the clips here, and use those that are there")
+    parser.add_argument("--clips", nargs="+", choices=sorted(CLIPS), default=list(CLIPS))
     arguments = parser.parse_args()
     sides = {"this": Path(__file__).resolve().parents[1]}
     if arguments.against is not None:
         sides["other"] = arguments.against.resolve()
     clips = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, (width, height, rate, frames) in CLIPS.items():
-            path = Path(folder) / f"{name}.mp4"
-            make(path, width, height, rate, frames)
+        for name in arguments.clips:
+            path = (arguments.folder or Path(folder)).resolve() / f"{name}.mp4"
+            if not path.exists():
+                make(path, *CLIPS[name])
             seconds: dict[str, list[float]] = {side: [] for side in sides}
             digests: dict[str, str] = {}
             for _ in range(arguments.turns):
