@@ -1,5 +1,28 @@
-"""`python -m harness` is `harness`."""
+"""`python -m harness` and the command `harness`."""
 
-from harness.cli.main import main
+from __future__ import annotations
 
-main()
+import sys
+from importlib.util import find_spec
+from typing import Final
+
+_NEEDS: Final = ("typer", "pydantic", "yaml")
+"""Without them not even the help can be shown; they come with the extra `harness`, as all others do."""
+
+
+def main() -> None:
+    """The command, or what to install where the library is installed alone."""
+    absent = [name for name in _NEEDS if find_spec(name) is None]
+    if absent:
+        sys.stderr.write(
+            f"harness needs {', '.join(absent)}, which the library alone does not\n"
+            '  pip install "regate[harness]"   (or, in a checkout, pip install -c constraints.txt ".[harness]")\n'
+        )
+        raise SystemExit(3)
+    from harness.cli.main import main as command
+
+    command()
+
+
+if __name__ == "__main__":
+    main()

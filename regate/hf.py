@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+
+try:
+    from transformers import Trainer, TrainerCallback
+except ModuleNotFoundError as error:
+    if error.name != "transformers":
+        raise
+    raise ModuleNotFoundError(
+        'regate.hf is for the Trainer of transformers, which is not installed: pip install "regate[hf]"',
+        name="transformers",
+    ) from None
 
 from regate import process
 from regate.candidates import store_keys

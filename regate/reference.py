@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from regate.candidates import Candidates, candidates_of, in_order, target_checksum
-from regate.errors import MismatchError, NonFiniteLossError, StoreError
+from regate.errors import ConfigError, MismatchError, NonFiniteLossError, StoreError
 from regate.files import make_array, make_folder, open_array, read_json, write_json
 from regate.index import StoreIndex
 
@@ -220,8 +220,11 @@ class ReferenceStore:
 
     def to_parquet(self, path: Path | str) -> None:
         """Export: sample_id int64, checksum uint32, losses list<float16>. Needs pyarrow."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        try:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+        except ModuleNotFoundError:
+            raise ConfigError("to_parquet needs pyarrow, which is not installed: pip install pyarrow") from None
 
         lists = pa.LargeListArray.from_arrays(pa.array(self.index.offsets_M1), pa.array(np.asarray(self.values)))
         table = pa.table(

@@ -478,7 +478,7 @@ def data_check(recipes: Recipes) -> None:
         )
 
 
-@data_app.command("show")
+@data_app.command("show", epilog=_examples("harness data show tiny_regate"))
 @guarded
 def data_show(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file or the name of a shipped recipe.")],
