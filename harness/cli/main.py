@@ -335,7 +335,7 @@ def show(
         typer.echo("\n".join(lines(answer)))
 
 
-@app.command()
+@app.command(epilog=_examples("harness trace accuracy_shapes 1 mean"))
 @guarded
 def trace(
     table: Annotated[str, typer.Argument(metavar="TABLE", help="Name of a table, as its file is called.")],
