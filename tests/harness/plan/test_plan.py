@@ -169,6 +169,19 @@ def test_made_data_are_counted() -> None:
     assert after.targets.scored == pytest.approx(after.targets.total * after.keep_ratio, abs=1)
 
 
+def test_a_stated_number_of_samples_that_is_not_there(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "What is said?"}, {"from": "gpt", "value": "A word or two."}]
+    rows = [{"id": str(number), "conversations": turns} for number in range(8)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    data = ["data.annotations=[rows.json]", "data.media=.", f"paths.data={tmp_path}", "evaluate.benchmarks=[]"]
+    data += ["train.global_batch=4", "train.micro_batch=4"]
+    words = "data.samples states 300,000, and 8 were counted"
+    recipe = load_recipe("videollama2_regate", data)
+    assert any(words in line for line in make_plan(recipe).warnings)
+    right = load_recipe("videollama2_regate", [*data, "data.samples=8"])
+    assert not any("were counted" in line for line in make_plan(right).warnings)
+
+
 def test_excluded_samples_are_told() -> None:
     small = ["data.train_clips=10", "data.test_clips=20", "data.stage_clips=1", "train.global_batch=4"]
     recipe = load_recipe("tiny_smoke_regate", [*small, "train.micro_batch=4", "data.damaged=exclude"])
