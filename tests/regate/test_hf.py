@@ -258,8 +258,12 @@ def test_resume_is_exact_in_an_epoch_and_at_its_border(tmp_path, stop):
 
 def test_a_used_gate_without_its_checkpoint_is_refused(tmp_path):
     trained(tmp_path / "x", gate_for(tmp_path / "a"), max_steps=2).gate.state_dict()
+    gate, named = gate_for(tmp_path / "a"), COLLATE([Rows()[0]])[KEY]  # in a loop of one's own
+    decision = gate.decide(named.layout, named.sample_ids_B, step=0)
     with pytest.raises(regate.StoreError, match="load the checkpoint's gate state"):
-        trained(tmp_path / "x", gate_for(tmp_path / "a"), max_steps=2)
+        gate.observe(decision, torch.ones(decision.counts.scored))
+    gate.start_over()  # what GatedTrainer does where it does not resume
+    gate.observe(decision, torch.ones(decision.counts.scored))
 
 
 def test_evaluation_is_trainers_own(tmp_path):
