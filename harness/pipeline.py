@@ -6,7 +6,6 @@ ones before it made, and writes what it cost into the run's ledger.
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from harness.common.errors import RecipeError, StaleError
-from harness.common.files import write_atomic, write_json
+from harness.common.files import read_json, write_atomic, write_json
 from harness.common.hashing import digest
 from harness.data.conversion import RefusedSamples, remember
 from harness.data.sources import make_data
@@ -141,7 +140,14 @@ def train(run: Prepared) -> None:
 def _write_provenance(run: Prepared) -> None:
     path = run.run_dir / _PROVENANCE
     if not path.exists():
-        write_json(path, provenance.collect(threads=torch.get_num_threads()))
+        write_json(path, provenance.collect(threads=torch.get_num_threads()), sealed=True)
+
+
+def _read_provenance(path: Path) -> dict[str, Any]:
+    shape = {"packages": dict, "python": str, "platform": dict, "git": dict | None, "hardware": dict}
+    remedy = "delete it and give the command again: the record then says what this machine is"
+    content = read_json(path, "what a run ran on", shape=shape, hint=remedy)
+    return {key: content[key] for key in shape}
 
 
 def evaluate(run: Prepared) -> list[dict[str, Any]]:
@@ -171,7 +177,7 @@ def finish(run: Prepared) -> Path:
             data_fingerprint=run.data.fingerprint,
             weights_fingerprint=run.adapter.weights_fingerprint,
             reference=reference_facts(run),
-            where=json.loads((run.run_dir / _PROVENANCE).read_text()),
+            where=_read_provenance(run.run_dir / _PROVENANCE),
         ),
         run.run_dir,
     )

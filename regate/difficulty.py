@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from regate.config import EmaInit, GateConfig
 
 KIND = "difficulty store"
+_KEYS = {"samples": int, "targets": int, "index_crc32": int, "decay": int | float, "init": str}
 
 
 class DifficultyStore:
@@ -61,6 +62,7 @@ class DifficultyStore:
         self._next_step = 0
         self._needed = [0, 0]
         self._reference: Path | None = None
+        self._checksums: dict[int, int] = {}
         self._used = self.epoch > 0 or any(file.stat().st_size for file in path.glob("journal.e*"))
 
     @classmethod
@@ -154,7 +156,7 @@ class DifficultyStore:
             StoreError: it is missing, truncated or damaged.
         """
         path = Path(path)
-        return cls(path, read_json(path / "manifest.json", KIND))
+        return cls(path, read_json(path / "manifest.json", KIND, keys=_KEYS))
 
     @property
     def epochs(self) -> list[int]:
@@ -227,6 +229,7 @@ class DifficultyStore:
             "epoch": self.epoch,
             "step": self._next_step,
             "offsets": {str(process.rank()): offset},
+            "values_crc32": self._crc(),
         }
 
     def rewind(self, state: dict[str, Any]) -> None:
@@ -235,7 +238,7 @@ class DifficultyStore:
         The number of processes may differ from that of the checkpoint.
 
         Raises:
-            StoreError: the epoch's array or its journals are no longer whole.
+            StoreError: the epoch's array or its journals are no longer what the checkpoint saw.
         """
         self._close_journal()
         epoch, step = int(state["epoch"]), int(state["step"])
@@ -244,6 +247,12 @@ class DifficultyStore:
             raise StoreError(
                 f"{self.path}: the checkpoint is of epoch {epoch}, the store has epochs {epochs}; "
                 "resume from a later checkpoint, or start the run again"
+            )
+        seen = state.get("values_crc32")
+        if seen is not None and process.rank() == 0 and self.checksum(epoch) != seen:
+            raise StoreError(
+                f"{self.path / f'm.e{epoch}.npy'} is damaged (checksum differs from the checkpoint's); "
+                "start the run again"
             )
         offsets = {int(rank): int(end) for rank, end in state["offsets"].items()}
         ranks = {_rank_of(file) for file in self.path.glob(f"journal.e{epoch}.rank*")} | offsets.keys()
@@ -255,8 +264,11 @@ class DifficultyStore:
             for file in [*self.path.glob("m.e*.npy"), *self.path.glob("journal.e*")]:
                 if _epoch_of(file) > epoch:
                     file.unlink()
+            for file in self.path.glob("m.e*.npy.*.tmp"):  # of a process that was killed while it folded
+                file.unlink()
         process.barrier()
         self.epoch, self._next_step, self._needed, self._used = epoch, step, [epoch, epoch], False
+        self._checksums = {}
         self._values = self._map(epoch)
 
     def start_over(self, group: Any = None) -> None:
@@ -283,11 +295,12 @@ class DifficultyStore:
                     file.unlink()
         process.barrier(group)
         self.epoch, self._next_step, self._needed, self._used = 0, 0, [0, 0], False
+        self._checksums = {}
         self._values = self._map(0)
 
     def _fold_journals(self) -> None:
         """Write the next epoch's array from this epoch's array and journals."""
-        aside = self.path / f"m.e{self.epoch + 1}.npy.tmp"
+        aside = self.path / f"m.e{self.epoch + 1}.npy.{os.getpid()}.tmp"
         shutil.copyfile(self.path / f"m.e{self.epoch}.npy", aside)
         out = open_array(aside, (self.index.size,), "float16", writable=True)
         files = sorted(self.path.glob(f"journal.e{self.epoch}.rank*"), key=_rank_of)
@@ -336,6 +349,12 @@ class DifficultyStore:
 
     def _map(self, epoch: int) -> NDArray[Any]:
         return open_array(self.path / f"m.e{epoch}.npy", (self.index.size,), "float16")
+
+    def _crc(self) -> int:
+        """`checksum` of the present epoch, which is read once: its values do not change."""
+        if self.epoch not in self._checksums:
+            self._checksums = {self.epoch: self.checksum(self.epoch)}
+        return self._checksums[self.epoch]
 
     def _close_journal(self) -> None:
         if self._journal is not None:

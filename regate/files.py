@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zlib
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,38 +14,54 @@ import numpy as np
 from regate.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+_CHECKSUM = "crc32"
+
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write an object with its own checksum, by which `read_json` sees that a byte has changed."""
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with aside.open("w") as file:
-        json.dump(value, file, indent=1, sort_keys=True)
+        plain: dict[str, Any] = json.loads(json.dumps(value))  # as it will be read
+        json.dump({**plain, _CHECKSUM: _crc(plain)}, file, indent=1, sort_keys=True)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
 
 
-def read_json(path: Path, what: str, schema: int = 1) -> dict[str, Any]:
-    """The object in a JSON file.
+def read_json(path: Path, what: str, schema: int = 1, keys: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The object in a JSON file, without its checksum where it has one.
+
+    Args:
+        keys: what must be in it, each with its type or a union of types.
 
     Raises:
-        StoreError: it is missing, not JSON, or of another schema.
+        StoreError: it is missing, not JSON, of another schema, not as it was written, or lacks one of `keys`.
     """
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StoreError(f"{path} is missing: {path.parent} is not a {what}, or its making was cut short") from None
-    except ValueError as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise StoreError(f"{path} is damaged ({error}); make the {what} again") from None
     if not isinstance(value, dict) or value.get("schema") != schema or value.get("kind") != what:
         actual = value.get("schema") if isinstance(value, dict) else None
         raise StoreError(f"{path} does not describe a {what} of schema {schema} (schema {actual}); make it again")
+    if _CHECKSUM in value and value.pop(_CHECKSUM) != _crc(value):
+        raise StoreError(f"{path} is damaged (checksum differs); make the {what} again")
+    for key, kind in (keys or {}).items():
+        if not isinstance(value.get(key), kind):
+            raise StoreError(f"{path} is damaged ({key} is {value.get(key)!r}); make the {what} again")
     return value
+
+
+def _crc(value: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
 def make_array(path: Path, size: int, dtype: str, value: float) -> None:
@@ -63,7 +81,7 @@ def open_array(path: Path, shape: tuple[int, ...], dtype: str, *, writable: bool
         array = np.load(path, mmap_mode="r+" if writable else "r")
     except FileNotFoundError:
         raise StoreError(f"{path} is missing; make the store again") from None
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, SyntaxError, TypeError, TokenError) as error:
         raise StoreError(
             f"{path} is truncated or damaged ({error}); delete {path.parent} and make it again"
         ) from None

@@ -9,6 +9,7 @@ Legend: M samples of the store, B rows, S expanded length.
 
 from __future__ import annotations
 
+import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
     from regate.types import Layout
 
 KIND = "reference store"
+_KEYS = {
+    **dict.fromkeys(("samples", "targets", "index_crc32", "checksums_crc32"), int),
+    "state": str,
+    "fingerprint": dict,
+}
 CHUNK = 1024
 """Samples of a chunk: processes share the work by whole chunks."""
 
@@ -86,7 +92,7 @@ class ReferenceWriter:
             write_json(folder / "manifest.json", manifest)
 
         if not make_folder(path, fill):
-            stored = read_json(path / "manifest.json", KIND)
+            stored = read_json(path / "manifest.json", KIND, keys=_KEYS)
             _same_fingerprint(path, stored, fingerprint)
             for name in ("samples", "targets", "index_crc32", "checksums_crc32"):
                 if stored[name] != manifest[name]:
@@ -148,7 +154,7 @@ class ReferenceWriter:
                 f"{self.path}: {missing} of {len(self.index)} samples have no reference loss yet; score again, "
                 "samples that are done are skipped"
             )
-        manifest = read_json(self.path / "manifest.json", KIND)
+        manifest = read_json(self.path / "manifest.json", KIND, keys=_KEYS)
         if manifest["state"] != "complete":
             manifest |= {
                 "state": "complete",
@@ -177,7 +183,7 @@ class ReferenceStore:
                 `expect_fingerprint` says.
         """
         path = Path(path)
-        manifest = read_json(path / "manifest.json", KIND)
+        manifest = read_json(path / "manifest.json", KIND, keys=_KEYS)
         if expect_fingerprint is not None:
             _same_fingerprint(path, manifest, expect_fingerprint)
         samples, targets = int(manifest["samples"]), int(manifest["targets"])
@@ -187,7 +193,7 @@ class ReferenceStore:
             done = int(open_array(path / "done.npy", (samples,), "uint8").sum())
             raise StoreError(f"{path} is incomplete: {done} of {samples} samples are scored; score again, it resumes")
         if (
-            zlib.crc32(values.data) != manifest["losses_crc32"]
+            zlib.crc32(values.data) != manifest.get("losses_crc32")
             or zlib.crc32(checksums_M.data) != manifest["checksums_crc32"]
         ):
             raise StoreError(f"{path}: the losses are damaged (checksum differs); delete the folder and score again")
@@ -235,7 +241,7 @@ class ReferenceStore:
             }
         )
         path = Path(path)
-        aside = path.with_name(f"{path.name}.tmp")
+        aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         pq.write_table(table, aside)
         aside.replace(path)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.cli.arguments import recipes_of, results_folder, split
 from harness.common.errors import DataError, HarnessError
+from harness.common.files import read_json
 from harness.records.ledger import finished_step, read_events, read_steps
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def run_status(folder: Path) -> Status:
         "problem": None,
     }
     try:
-        asked = _json(folder / "recipe.json")
+        asked = _asked(folder / "recipe.json")
         status |= _progress(folder / "ledger.jsonl")
         status["evaluations"] = _evaluations(folder)
         status["done"] = _done(folder, status, asked)
@@ -62,9 +62,9 @@ def _progress(ledger: Path) -> Status:
     return {
         "step": finished if finished is not None else (steps[-1]["step"] + 1 if steps else 0),
         "steps": finished or (starts[-1].get("steps") if starts else None),
-        "loss": steps[-1]["loss"] if steps else None,
+        "loss": steps[-1].get("loss") if steps else None,
         "attempts": len(starts),
-        "last": events[-1]["time"] if events else None,
+        "last": events[-1].get("time") if events else None,
     }
 
 
@@ -83,14 +83,14 @@ def _done(folder: Path, status: Status, asked: dict[str, Any] | None) -> list[st
     return [name for name, done in stages.items() if done]
 
 
+def _asked(path: Path) -> dict[str, Any] | None:
+    """The recipe of a run, as far as it is looked at here."""
+    shape = {"evaluate": {"benchmarks": list, "at": list}, "gate": dict | None}
+    return read_json(path, "a recipe", shape=shape) if path.is_file() else None
+
+
 def _json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error})") from error
-    return content
+    return read_json(path, "a file of a run") if path.is_file() else None
 
 
 def _evaluations(folder: Path) -> list[Status]:

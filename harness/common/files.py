@@ -22,13 +22,16 @@ import json
 import os
 import shutil
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from harness.common.errors import DataError
+from harness.common.hashing import digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
+
+_SEAL: Final = "seal"
 
 
 def write_atomic(path: Path, content: str | bytes, *, durable: bool = False) -> None:
@@ -43,32 +46,73 @@ def write_atomic(path: Path, content: str | bytes, *, durable: bool = False) -> 
         file.write(content.encode() if isinstance(content, str) else content)
 
 
-def write_json(path: Path, value: Any, *, durable: bool = False) -> None:
+def write_json(path: Path, value: Any, *, durable: bool = False, sealed: bool = False) -> None:
     """Write a plain value as JSON for people to read, in one step; see `write_atomic`.
+
+    Args:
+        sealed: an object gets its own digest as "seal", by which `read_json` sees that a byte has changed.
 
     Raises:
         TypeError, ValueError: the value is not plain JSON, or holds NaN or an infinity.
     """
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    content = {**value, _SEAL: digest(value)} if sealed else value
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     write_atomic(path, text + "\n", durable=durable)
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """A JSON object from a file.
+def read_json(
+    path: Path,
+    what: str,
+    *,
+    schema: int | None = None,
+    shape: Mapping[str, Any] | None = None,
+    hint: str | None = None,
+) -> dict[str, Any]:
+    """A JSON object from a file, without its seal where it has one.
 
     Args:
         what: the file in words, for the message.
+        schema: the version that its "schema" must give; None does not look.
+        shape: what must be in it, see `problems_of`.
+        hint: what to do where it cannot be read.
 
     Raises:
-        DataError: not there, or not a JSON object.
+        DataError: not there, not a JSON object, not what was sealed, of another version or of another shape.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as {what}: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read as {what}: {error}", hint=hint) from error
+    problems = problems_of(value, shape or {}, "")
+    if isinstance(value, dict) and _SEAL in value and value.pop(_SEAL) != digest(value):
+        problems = ["it is not as it was written (checksum)"]
+    elif isinstance(value, dict) and schema is not None and value.get("schema") != schema:
+        problems = [f"schema {value.get('schema')!r}, this version reads {schema}"]
+    if problems:
+        raise DataError(f"{path}: cannot be read as {what}: {'; '.join(problems)}", hint=hint)
+    content: dict[str, Any] = value
+    return content
+
+
+def problems_of(value: Any, shape: Mapping[str, Any], prefix: str) -> list[str]:
+    """What of a shape a value lacks, in words.
+
+    Args:
+        shape: of each key that must be there, its type, a union of types, or a nested shape.
+        prefix: of the keys, for the message.
+    """
     if not isinstance(value, dict):
-        raise DataError(f"{path}: cannot be read as {what}: not a JSON object")
-    return value
+        return [f"{prefix.rstrip('.') or 'it'} is not an object"]
+    problems: list[str] = []
+    for key, kind in shape.items():
+        if key not in value:
+            problems.append(f"{prefix}{key} is missing")
+        elif isinstance(kind, dict):
+            problems += problems_of(value[key], kind, f"{prefix}{key}.")
+        elif not isinstance(value[key], kind):
+            name = getattr(kind, "__name__", str(kind))
+            problems.append(f"{prefix}{key} is {type(value[key]).__name__}, not {name}")
+    return problems
 
 
 @contextmanager

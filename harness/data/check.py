@@ -275,7 +275,10 @@ def _load(cache: Path) -> dict[str, _Seen]:
         return {}
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
         return {}
-    return {name: _seen(*fields) for name, fields in value["files"].items()}
+    try:
+        return {name: _seen(*fields) for name, fields in value["files"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
 
 
 def _seen(*fields: Any) -> _Seen:

@@ -233,7 +233,7 @@ def read_result(wanted: Wanted) -> dict[str, Any]:
         items = [json.loads(line) for line in lines.splitlines()]
     except FileNotFoundError as error:
         raise HarnessError(f"{error.filename}: not written by the evaluation") from None
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         raise HarnessError(f"{path}: damaged ({error})") from None
     if result.get("schema") != SCHEMA:
         raise StaleError(f"{path}: made from another schema ({result.get('schema')}, now {SCHEMA})")

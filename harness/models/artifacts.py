@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.common.errors import EnvironmentProblem, StaleError
-from harness.common.files import atomic_folder
+from harness.common.files import atomic_folder, read_json
 from harness.common.hashing import digest
 
 if TYPE_CHECKING:
@@ -62,8 +62,9 @@ class ArtifactFolder:
         path = self._card_path(name)
         if not path.is_file():
             raise EnvironmentProblem(f"{path.parent}: not made yet", hint="`harness prepare` makes it")
-        card: dict[str, Any] = json.loads(path.read_text())
         hint = f"remove {self.root} and prepare again"
+        shape = {"schema": int, "data": str | None, "weights": str}
+        card = read_json(path, "the card of an artifact", shape=shape, hint=hint)
         if card.get("schema") != SCHEMA:
             raise StaleError(f"{path}: schema {SCHEMA} expected, found {card.get('schema')}", hint=hint)
         if self.data_fingerprint is not None and card["data"] != self.data_fingerprint:

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from harness.benchmarks.scoring import Scoring, overall, unit_values
 from harness.common.errors import DataError, StaleError
-from harness.common.files import read_json
+from harness.common.files import problems_of, read_json
 from harness.common.hashing import digest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
 SCHEMA: Final = 2
@@ -51,6 +50,8 @@ def read_evaluations(run_dir: Path) -> list[dict[str, Any]]:
             raise DataError(f"{path}: damaged evaluation: {'; '.join(problems)}")
         items_path = path.parent / evaluation["items"]
         items = read_item_lines(items_path)
+        if not all(isinstance(task, dict) for task in evaluation["tasks"]):
+            raise DataError(f"{path}: damaged evaluation: a task is not an object")
         if len(items) != evaluation["counts"]["scored"]:
             raise DataError(f"{items_path}: {len(items)} items, the evaluation counts {evaluation['counts']}")
         _check_scores(evaluation, items, path)
@@ -69,9 +70,12 @@ def _check_scores(evaluation: dict[str, Any], items: list[dict[str, Any]], path:
     scoring = Scoring(**evaluation["scoring"])
     try:
         units = unit_values(scoring, items)
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise DataError(f"{path}: its items cannot be scored: {error}") from error
     for task in evaluation["tasks"]:
+        lacking = problems_of(task, {"task": str, "n": int, "value": int | float, "in_mean": bool}, "")
+        if lacking:
+            raise DataError(f"{path}: damaged evaluation: of a task, {'; '.join(lacking)}")
         values = list(units.get(task["task"], {}).values())
         if len(values) != task["n"] or not math.isclose(sum(values) / len(values), task["value"], abs_tol=1e-9):
             raise DataError(f"{path}: {task['task']} does not agree with its {len(values)} items")
@@ -117,21 +121,11 @@ def read_item_lines(path: Path) -> list[dict[str, Any]]:
         DataError: the file is absent or damaged.
     """
     try:
-        return [json.loads(line) for line in read_item_bytes(path).decode("utf-8").splitlines()]
-    except (OSError, ValueError) as error:
+        items = [json.loads(line) for line in read_item_bytes(path).decode("utf-8").splitlines()]
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as items of an evaluation: {error}") from error
-
-
-def problems_of(value: Any, shape: Mapping[str, Any], prefix: str) -> list[str]:
-    """What of a shape (key -> type, or a nested shape) a value lacks."""
-    if not isinstance(value, dict):
-        return [f"{prefix.rstrip('.') or 'it'} is not an object"]
-    problems: list[str] = []
-    for key, kind in shape.items():
-        if key not in value:
-            problems.append(f"{prefix}{key} is missing")
-        elif isinstance(kind, dict):
-            problems += problems_of(value[key], kind, f"{prefix}{key}.")
-        elif not isinstance(value[key], kind):
-            problems.append(f"{prefix}{key} is {type(value[key]).__name__}, not {kind.__name__}")
-    return problems
+    for number, item in enumerate(items, start=1):
+        problems = problems_of(item, {"task": str, "key": str | int, "correct": object}, "")
+        if problems:
+            raise DataError(f"{path}:{number}: cannot be read as items of an evaluation: {'; '.join(problems)}")
+    return items

@@ -3,6 +3,8 @@
 One object a line, each with `schema`, `event` and `time` (UTC). An attempt begins with a `start` event that names
 the first step it does; when a killed run resumes from a checkpoint, the new `start` supersedes the step events at
 and after its step, and nothing is rewritten. A line that a kill tore in two is dropped when the file is opened.
+Each line ends with a checksum of what stands before it in the line; lines of earlier versions, which have none, come
+first or not at all.
 
 `start` and `end` hold the reading of a monotonic clock as `clock`, in seconds: the seconds of all events between them
 add up to their difference, but for the `load` stage, which was over at `start`.
@@ -12,17 +14,30 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
+import zlib
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.common.errors import DataError
+from harness.common.files import problems_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
 SCHEMA: Final = 1
+_LINE: Final[dict[str, Any]] = {"event": str}
+_EVENTS: Final[dict[str, dict[str, Any]]] = {
+    "start": {"step": int},
+    "step": {"step": int},
+    "stage": {"stage": str, "seconds": dict},
+    "end": {"step": int},
+}
+"""What a line of each event must hold to be read at all; `totals.check_steps` looks at what a step counts."""
+_SEAL: Final = re.compile(rb',"crc32":([0-9]+)}\s*$')
+_REMEDY: Final = "the file was edited or damaged; move it away to start this run anew"
 
 
 class Clocks:
@@ -85,7 +100,7 @@ class Ledger:
             "attempt": self.attempt,
             **fields,
         }
-        self._file.write(json.dumps(line, allow_nan=False, separators=(",", ":")) + "\n")
+        self._file.write(_sealed(json.dumps(line, allow_nan=False, separators=(",", ":"))) + "\n")
         self._file.flush()
 
     def sync(self) -> None:
@@ -131,20 +146,40 @@ def finished_step(path: Path) -> int | None:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        for number, text in enumerate(file, start=1):
-            if not text.endswith("\n"):
+    with path.open("rb") as file:
+        sealed = False
+        for number, content in enumerate(file, start=1):
+            if not content.endswith(b"\n"):
                 return
+            if not content.strip():
+                continue
+            seal = _SEAL.search(content)
+            if seal is None:
+                changed = sealed
+            else:
+                sealed, changed = True, int(seal[1]) != zlib.crc32(content[: seal.start()])
+            if changed:
+                raise DataError(f"{path}:{number}: is not as it was written (checksum)", hint=_REMEDY)
             try:
-                line = json.loads(text)
-            except json.JSONDecodeError as error:
+                line = json.loads(content.decode("utf-8"))
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{path}:{number}: not a ledger line ({error})", hint=_REMEDY) from error
+            if isinstance(line, dict) and line.get("schema") != SCHEMA:
                 raise DataError(
-                    f"{path}:{number}: not a ledger line ({error.msg})",
-                    hint="the file was edited or damaged; move it away to start this run anew",
-                ) from error
-            if line.get("schema") != SCHEMA:
-                raise DataError(f"{path}:{number}: ledger schema {line.get('schema')}, this version reads {SCHEMA}")
+                    f"{path}:{number}: ledger schema {line.get('schema')}, this version reads {SCHEMA}", hint=_REMEDY
+                )
+            problems = problems_of(line, _LINE, "")
+            problems = problems or problems_of(line, _EVENTS.get(line["event"], {}), "")
+            if problems:
+                raise DataError(f"{path}:{number}: not a ledger line ({'; '.join(problems)})", hint=_REMEDY)
+            if line.pop("crc32", None) is not None and seal is None:
+                raise DataError(f"{path}:{number}: is not as it was written (checksum)", hint=_REMEDY)
             yield line
+
+
+def _sealed(text: str) -> str:
+    """A JSON object with the checksum of what stands before it."""
+    return f'{text[:-1]},"crc32":{zlib.crc32(text[:-1].encode())}}}'
 
 
 def _drop_torn_tail(path: Path) -> None:

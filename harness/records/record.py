@@ -15,17 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import BaseModel
 
 from harness.common.errors import DataError, StaleError
-from harness.common.files import read_json, write_atomic
+from harness.common.files import problems_of, read_json, write_atomic
 from harness.common.hashing import digest
 from harness.records import provenance
-from harness.records.evaluations import (
-    EVALUATION_SHAPE,
-    items_digest,
-    items_file,
-    problems_of,
-    read_evaluations,
-    read_item_lines,
-)
+from harness.records.evaluations import EVALUATION_SHAPE, items_digest, items_file, read_evaluations, read_item_lines
 from harness.records.ledger import finished_step, read_events
 from harness.records.totals import Split, check_steps, progress_at, split, totals
 

@@ -56,13 +56,16 @@ def pin(run_dir: Path, name: str, value: str) -> None:
         StaleError: the same run was started with something else.
     """
     path = run_dir / "inputs.json"
-    inputs: dict[str, Any] = read_json(path, "the inputs of a run") if path.exists() else {"schema": SCHEMA}
+    inputs: dict[str, Any] = {"schema": SCHEMA}
+    if path.exists():
+        remedy = f"what the run was started from is not known any more: move {run_dir} away to start anew"
+        inputs = read_json(path, "the inputs of a run", schema=SCHEMA, hint=remedy)
     if inputs.get(name, value) != value:
         raise StaleError(
-            f"{run_dir} was started with other {name} (fingerprint {inputs[name][:16]}, now {value[:16]})",
+            f"{run_dir} was started with other {name} (fingerprint {str(inputs[name])[:16]}, now {value[:16]})",
             hint=f"restore the {name}, or move {run_dir} away to start anew",
         )
-    write_json(path, {**inputs, name: value})
+    write_json(path, {**inputs, name: value}, sealed=True)
 
 
 def check_disk(folder: Path, needed: int = _SPARE_BYTES) -> None:

@@ -13,6 +13,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.common.errors import DataError
+from harness.common.files import problems_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -22,6 +23,17 @@ Event = dict[str, Any]
 
 COUNTS: Final = ("positions", "valid", "visual", "special", "prompt", "target", "active", "scored")
 PHASES: Final = ("data", "reference", "train", "eval", "io", "prepare")
+_STEP: Final[dict[str, Any]] = {
+    "counts": dict.fromkeys(COUNTS, int),
+    "seconds": {"train": int | float},
+    "epoch": int,
+    "loss": int | float,
+    "keep_ratio": int | float,
+    "devices": int,
+    "flops": int | float,
+    "flops_dense": int | float,
+}
+"""What a step must say to be summed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +82,10 @@ def check_steps(steps: Sequence[Event], *, expected: int, path: Path) -> None:
             f"{path}: holds {len(steps)} of {expected} steps", hint="finish the training first: harness train"
         )
     for step in steps:
+        problems = problems_of(step, _STEP, "")
+        if problems:
+            message = f"{path}: step {step['step']} is not whole: {'; '.join(problems)}"
+            raise DataError(message, hint="the ledger was edited or damaged")
         counts = step["counts"]
         kinds = counts["visual"] + counts["special"] + counts["prompt"] + counts["target"]
         ordered = counts["scored"] <= counts["target"] <= counts["valid"] <= counts["positions"]

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import urlsplit
 
 from harness.common.addresses import shown, without_secrets
+from harness.common.errors import DataError
 from harness.common.files import read_json, write_atomic
 from harness.records.ledger import read_events
 from harness.records.metrics import (
@@ -191,7 +192,10 @@ def _environment() -> dict[str, str]:
 
 def _last_state(run_dir: Path) -> str | None:
     path = run_dir / STATE_FILE
-    return read_json(path, "the state of a mirror").get("state") if path.exists() else None
+    try:
+        return read_json(path, "the state of a mirror").get("state") if path.exists() else None
+    except DataError:
+        return None  # it only says what the user was told last; it is written anew
 
 
 def _write_state(run_dir: Path, report: MirrorReport) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from itertools import islice
@@ -13,7 +12,7 @@ import torch
 
 import regate
 from harness.common.errors import StaleError
-from harness.common.files import write_json
+from harness.common.files import read_json, write_json
 from harness.common.hashing import digest
 from harness.data.loading.batches import text_batches
 from harness.models import device
@@ -44,7 +43,8 @@ class ReferencePlace:
 
     def complete_with(self, *, seconds: float, devices: int) -> None:
         """Mark the losses as complete, with what the pass took: for the runs that find them here."""
-        write_json(self.path / _COST, {"schema": 1, "seconds": seconds, "devices": devices}, durable=True)
+        cost = {"schema": 1, "seconds": seconds, "devices": devices}
+        write_json(self.path / _COST, cost, durable=True, sealed=True)
 
 
 def reference_place(run: Prepared) -> ReferencePlace | None:
@@ -153,7 +153,9 @@ def reference_facts(run: Prepared) -> dict[str, Any] | None:
     store = open_reference(run)
     if store is None:
         return None
-    cost = json.loads((store.path / _COST).read_text())
+    shape = {"seconds": int | float, "devices": int}
+    remedy = "delete it and give the command again: the losses are kept, what they cost is then not known"
+    cost = read_json(store.path / _COST, "the cost of reference losses", schema=1, shape=shape, hint=remedy)
     made_from = store.manifest["fingerprint"]
     return {
         "fingerprint": digest(made_from),

@@ -18,7 +18,7 @@ import torch
 from accelerate.utils import gather_object, set_seed
 
 import regate
-from harness.common.errors import HarnessError, Preempted
+from harness.common.errors import DataError, HarnessError, Preempted
 from harness.common.files import atomic_folder
 from harness.common.hashing import digest
 from harness.common.signals import stop_requests
@@ -26,7 +26,7 @@ from harness.data.loading.batches import windows
 from harness.data.sampler import Sampler
 from harness.models import device
 from harness.models.decoder_flops import step_flops
-from harness.records.ledger import Clocks, Ledger, finished_step
+from harness.records.ledger import Clocks, Ledger, finished_step, read_steps
 from harness.training import checkpoint
 from harness.training.optimizer import lr_at, set_lr
 from harness.training.parallel import wrap_model
@@ -307,12 +307,26 @@ def _write_model(job: TrainJob, model: nn.Module, done: int) -> None:
 
 
 def _resume(loop: Loop) -> int:
-    newest = checkpoint.latest(loop.job.run_dir / "checkpoints")
+    folder, say = loop.job.run_dir / "checkpoints", loop.job.progress.say
+    newest = checkpoint.load_newest(loop.parallel, folder, identity=loop.identity, say=say)
     if newest is None:
         return 0
-    step, gate_states = checkpoint.load(loop.parallel, newest, identity=loop.identity)
+    step, gate_states = newest
+    if loop.accelerator.is_main_process:
+        _check_ledger(loop.job.ledger_path, step)
     # A process that the checkpoint's run did not have starts from the first one's state.
     rank = loop.accelerator.process_index
     loop.gate.load_state_dict(gate_states[rank if rank < len(gate_states) else 0])
     loop.job.progress.say(f"resuming {loop.job.recipe.name} at step {step}")
     return step
+
+
+def _check_ledger(path: Path, step: int) -> None:
+    """Raises DataError where the ledger lacks steps before `step`: the record could not be made after days."""
+    held = {event["step"] for event in read_steps(path)}
+    missing = [number for number in range(step) if number not in held]
+    if missing:
+        raise DataError(
+            f"{path}: lacks {len(missing)} of the {step} steps that the checkpoint is made of, first {missing[0]}",
+            hint=f"bring the ledger back, or move {path.parent} away to start anew: without it there is no record",
+        )

@@ -6,8 +6,11 @@ hash of what it was made from.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import zlib
+from dataclasses import astuple, dataclass
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Final
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -27,6 +30,11 @@ if TYPE_CHECKING:
     from regate.config import Candidates
 
 SCHEMA: Final = 1
+_UNREADABLE: Final = (
+    *(OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, SyntaxError, TokenError),
+    *(BadZipFile, zlib.error),
+)
+"""What numpy raises of a damaged archive."""
 _POSITIONS: Final = 65536
 """Padded positions of a batch in the pass."""
 
@@ -66,12 +74,25 @@ def index_targets(
     }
     path = folder / f"targets-{digest(made_from)[:16]}.npz"
     if path.exists():
-        with np.load(path) as arrays:
-            return TargetIndex(arrays["sample_ids"], arrays["num_targets"], arrays["checksums"])
+        kept = _read(path, len(data.samples))
+        if kept is not None:
+            return kept
+        progress.say(f"{path}: damaged; the targets are counted again")
     index = _make(data, processor, candidates, progress)
     with atomic_file(path) as file:
         np.savez(file, sample_ids=index.sample_ids, num_targets=index.num_targets, checksums=index.checksums)
     return index
+
+
+def _read(path: Path, samples: int) -> TargetIndex | None:
+    """What was kept; None where the file is not what was written. Its archive holds a checksum of each array."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            index = TargetIndex(arrays["sample_ids"], arrays["num_targets"], arrays["checksums"])
+    except _UNREADABLE:
+        return None
+    whole = all(values.shape == (samples,) and values.dtype == np.int64 for values in astuple(index))
+    return index if whole else None
 
 
 def _make(data: DataSet, processor: Processor, candidates: Candidates, progress: Progress) -> TargetIndex:

@@ -233,6 +233,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: not there; make the clips with `harness data make`") from None
     except ValueError as error:
         raise DataError(f"{path}: damaged ({error}); delete {path.parent} and make it again") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: damaged (not a JSON object); delete {path.parent} and make it again")
     if value.get("schema") != SCHEMA:
         raise DataError(f"{path}: schema {value.get('schema')}, this version reads {SCHEMA}; delete {path.parent}")
     return value

@@ -78,7 +78,7 @@ class Answers:
         lines = []
         for name, description, answer in answers:
             self._answers[name] = answer
-            lines.append(json.dumps({"id": name, **description, "answer": answer}) + "\n")
+            lines.append(json.dumps({"id": name, **description, "answer": answer, "sum": _sum(name, answer)}) + "\n")
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             drop_torn_tail(self._path)
@@ -159,12 +159,19 @@ def drop_torn_tail(path: Path) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Whole lines that can be read; another process may be writing the last one, and a damaged one is asked again."""
+    """Whole lines that are as they were written; another process may be writing the last one, and a damaged one is
+    asked again."""
     answers: dict[str, Any] = {}
     for line in path.read_bytes().splitlines():
         try:
             entry = json.loads(line)
-            answers[entry["id"]] = entry["answer"]
-        except (ValueError, KeyError, TypeError):
+            name, answer = entry["id"], entry["answer"]
+            if entry["sum"] == _sum(name, answer):
+                answers[name] = answer
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
     return answers
+
+
+def _sum(name: str, answer: Any) -> str:
+    return digest([name, answer])[:16]

@@ -1,0 +1,278 @@
+"""Every file that the project reads back, damaged in every way: what was written is read, or the damage is told in
+one message with the exit code that belongs to it. Never a traceback, and never other values from a file that has a
+checksum.
+
+Checkpoints have a test of their own (`training/test_checkpoint.py`), files of users too.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import astuple, dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+import regate
+from harness.cli.status import run_status
+from harness.common.exits import explained
+from harness.common.files import read_json, write_json
+from harness.evaluation.lmms.answer_cache import Answers
+from harness.models.artifacts import ArtifactFolder
+from harness.pipeline import _read_provenance
+from harness.records import provenance, tracking
+from harness.records.evaluations import read_evaluations
+from harness.records.ledger import Ledger, read_events
+from harness.records.record import read_record
+from harness.records.run_folder import pin
+from harness.training import target_index
+from tests.harness.worlds.run_builder import build_run, finish, recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A file of ours.
+
+    Attributes:
+        make: writes it below a folder, and gives its path.
+        read: reads it, and gives plain values.
+        remade: what `read` gives where the file is only a copy that is made anew.
+        part: a file that is cut short gives what stands before the cut.
+        checksum: a changed byte is seen wherever it is.
+    """
+
+    make: Callable[[Path], Path]
+    read: Callable[[Path], Any]
+    remade: tuple[Any, ...] = ()
+    part: bool = False
+    checksum: bool = True
+
+
+def ledger(folder: Path) -> Path:
+    with Ledger(folder / "ledger.jsonl") as ledger:
+        ledger.append("start", step=0, steps=2)
+        for step in range(2):
+            ledger.append("step", step=step, loss=1.25 + step, counts={"valid": 10})
+        ledger.append("end", step=2)
+    return folder / "ledger.jsonl"
+
+
+def record(folder: Path) -> Path:
+    made = recipe(folder, gate=True)
+    run_dir = build_run(made)
+    finish(made, run_dir)
+    return run_dir / "record.json"
+
+
+def evaluation(folder: Path) -> Path:
+    return build_run(recipe(folder)) / "eval" / "step-000020" / "shapes.json"
+
+
+def items(folder: Path) -> Path:
+    return evaluation(folder).with_name("shapes.items.jsonl")
+
+
+def asked(folder: Path) -> Path:
+    return build_run(recipe(folder)) / "recipe.json"
+
+
+def status_of(path: Path) -> Any:
+    status = run_status(path.parent)
+    assert (status["state"] == "unreadable") == (status["problem"] is not None)
+    return "unreadable" if status["problem"] else "readable"
+
+
+def inputs(folder: Path) -> Path:
+    pin(folder, "data", "d" * 64)
+    return folder / "inputs.json"
+
+
+def cost(folder: Path) -> Path:
+    write_json(folder / "cost.json", {"schema": 1, "seconds": 12.5, "devices": 2}, sealed=True)
+    return folder / "cost.json"
+
+
+def read_cost(path: Path) -> Any:
+    cost = read_json(path, "the cost of reference losses", schema=1, shape={"seconds": int | float, "devices": int})
+    return [cost["seconds"], cost["devices"]]
+
+
+def ran_on(folder: Path) -> Path:
+    write_json(folder / "provenance.json", provenance.collect(threads=1), sealed=True)
+    return folder / "provenance.json"
+
+
+def mirror(folder: Path) -> Path:
+    tracking._write_state(folder, tracking.MirrorReport("done", "sqlite:///x"))
+    return folder / tracking.STATE_FILE
+
+
+def answers(folder: Path) -> Path:
+    with Answers(folder / "pope.json") as kept:
+        kept.add((f"name{i}", {"task": "pope", "key": str(i)}, ["yes", i]) for i in range(3))
+    return folder / "pope.answers-0.jsonl"
+
+
+def read_answers(path: Path) -> Any:
+    kept = Answers(path.with_name("pope.json"))
+    return [kept.get(f"name{i}") for i in range(3)]
+
+
+def card(folder: Path) -> Path:
+    (folder / "toy").mkdir()
+    (folder / "toy" / "artifact.json").write_text('{"schema": 1}')
+    artifacts = ArtifactFolder(folder / "made", ("tower",), "d" * 64)
+
+    def work(place: Path) -> dict[str, Any]:
+        (place / "model.safetensors").write_bytes(b"weights")
+        return {}
+
+    artifacts.make("tower", work)
+    return artifacts._card_path("tower")
+
+
+def targets(folder: Path) -> Path:
+    path = folder / "targets-0123456789abcdef.npz"
+    values = np.arange(4, dtype=np.int64)
+    np.savez(path, sample_ids=values, num_targets=values + 1, checksums=values + 2)
+    return path
+
+
+def read_targets(path: Path) -> Any:
+    index = target_index._read(path, 4)
+    return None if index is None else [values.tolist() for values in astuple(index)]
+
+
+def reference(folder: Path) -> Path:
+    writer = regate.ReferenceWriter.create(
+        folder / "store", sample_ids=[3, 1], num_targets=[2, 3], checksums=[7, 8], fingerprint={"teacher": "m"}
+    )
+    writer.write([3, 1], [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0, 5.0])])
+    writer.finish()
+    return folder / "store" / "manifest.json"
+
+
+def read_reference(path: Path) -> Any:
+    store = regate.ReferenceStore.open(path.parent, expect_fingerprint={"teacher": "m"})
+    return [store.values.tolist(), store.checksums_M.tolist(), store.index.ids_M.tolist()]
+
+
+def beside(name: str) -> Callable[[Path], Path]:
+    return lambda folder: reference(folder).with_name(name)
+
+
+def difficulty(folder: Path) -> Path:
+    regate.DifficultyStore.create(folder / "store", sample_ids=[3, 1], num_targets=[2, 3], init="zero")
+    return folder / "store" / "m.e0.npy"
+
+
+STATE = SimpleNamespace(value=None)
+
+
+def read_difficulty(path: Path) -> Any:
+    store = regate.DifficultyStore.open(path.parent)
+    if STATE.value is None:
+        STATE.value = store.state()
+    store.rewind(STATE.value)
+    return [store.decay, store.init, np.asarray(store._values).tolist(), store.index.ids_M.tolist()]
+
+
+READERS = {
+    "ledger": Reader(ledger, read_events, part=True),
+    "record": Reader(record, read_record, checksum=False),
+    "evaluation": Reader(evaluation, lambda path: read_evaluations(path.parents[2]), checksum=False),
+    "items": Reader(items, lambda path: read_evaluations(path.parents[2]), checksum=False),
+    "recipe of a run": Reader(asked, status_of, remade=("unreadable",), checksum=False),
+    "inputs": Reader(inputs, lambda path: pin(path.parent, "data", "d" * 64)),
+    "cost": Reader(cost, read_cost),
+    "provenance": Reader(ran_on, _read_provenance),
+    "mirror": Reader(mirror, lambda path: tracking._last_state(path.parent), remade=(None,), checksum=False),
+    "answers": Reader(answers, read_answers, part=True),
+    "card": Reader(
+        card, lambda path: ArtifactFolder(path.parents[1], ("tower",), "d" * 64).card("tower"), checksum=False
+    ),
+    "target index": Reader(targets, read_targets, remade=(None,)),
+    "reference manifest": Reader(reference, read_reference),
+    "reference losses": Reader(beside("losses.npy"), read_reference),
+    "reference checksums": Reader(beside("checksums.npy"), read_reference),
+    "reference ids": Reader(beside("ids.npy"), read_reference),
+    "reference offsets": Reader(beside("offsets.npy"), read_reference),
+    "difficulty values": Reader(difficulty, read_difficulty),
+    "difficulty manifest": Reader(lambda folder: difficulty(folder).with_name("manifest.json"), read_difficulty),
+}
+FLIPS = 25
+
+
+def damages(content: bytes) -> dict[str, bytes]:
+    """The file's content, harmed in each way."""
+    harmed = {
+        "empty": b"",
+        "half": content[: len(content) // 2],
+        "last byte": content[:-1],
+        "a list": b"[]\n",
+        "a number in a list": b"[1]\n",
+        "null": b"null\n",
+        "text": b'"text"\n',
+        "no UTF-8": b"\xff\xfe\x00" + content,
+        "nested": b"[" * 100_000 + b"\n",
+    }
+    try:
+        first, _, rest = content.partition(b"\n") if content.count(b"\n{") else (content, b"", b"")
+        value = json.loads(first)
+    except ValueError:
+        value = None
+    if isinstance(value, dict):
+        harmed["other schema"] = json.dumps({**value, "schema": 99}).encode() + b"\n" + rest
+        harmed["lacks all keys"] = b"{}\n"
+        for key in value:
+            harmed[f"{key} of another type"] = json.dumps({**value, key: [[]]}).encode() + b"\n" + rest
+    for place in np.linspace(0, len(content) - 1, FLIPS).astype(int).tolist():
+        changed = bytearray(content)
+        changed[place] ^= 1 << (place % 8)
+        harmed[f"bit of byte {place}"] = bytes(changed)
+    return harmed
+
+
+def same(one: Any, other: Any) -> bool:
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
+def allowed(reader: Reader, damage: str, value: Any, whole: Any) -> bool:
+    if same(value, whole) or any(same(value, remade) for remade in reader.remade):
+        return True
+    if reader.part and isinstance(value, list):  # a torn tail; answers that are asked again
+        return all(part is None or any(same(part, entry) for entry in whole) for part in value)
+    # Without a checksum, what cannot be read at all is told; another value of a field may pass.
+    return not reader.checksum and (
+        damage.startswith("bit of byte") or damage.endswith("of another type") or damage == "other schema"
+    )
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_damage_is_told_or_harmless(name: str, tmp_path: Path) -> None:
+    reader = READERS[name]
+    STATE.value = None
+    path = reader.make(tmp_path)
+    whole, content = reader.read(path), path.read_bytes()
+    wrong = []
+    for damage, harmed in damages(content).items():
+        path.write_bytes(harmed)
+        try:
+            value = reader.read(path)
+        except Exception as error:  # noqa: BLE001 - whatever comes is judged
+            message, code = explained(error)
+            if code not in (2, 3, 4, 5) or "Traceback" in message or str(tmp_path) not in message:
+                wrong.append(f"{damage}: exit {code}: {message[-300:]}")
+        else:
+            if not allowed(reader, damage, value, whole):
+                wrong.append(f"{damage}: read as {str(value)[:200]}")
+    assert not wrong, "\n".join(wrong)
+    path.write_bytes(content)
+    assert same(reader.read(path), whole)
