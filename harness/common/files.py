@@ -118,13 +118,20 @@ def problems_of(value: Any, shape: Mapping[str, Any], prefix: str) -> list[str]:
 @contextmanager
 def atomic_file(path: Path, *, durable: bool = False) -> Iterator[IO[bytes]]:
     """A binary file to write to, which becomes `path` when the block ends without an error; see `write_atomic`."""
+    with atomic_path(path, durable=durable) as temporary, temporary.open("wb") as file:
+        yield file
+
+
+@contextmanager
+def atomic_path(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """A name beside `path` to make a file under, which becomes `path` when the block ends without an error; see
+    `write_atomic`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
     try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        temporary.unlink(missing_ok=True)
+        yield temporary
+        sync(temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -18,13 +18,15 @@ a metric of the train run, committed in one transaction with the steps themselve
 from __future__ import annotations
 
 import fcntl
+import glob
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -32,7 +34,7 @@ from urllib.parse import urlsplit
 
 from harness.common.addresses import shown, without_secrets
 from harness.common.errors import DataError
-from harness.common.files import read_json, write_atomic
+from harness.common.files import atomic_path, read_json, write_atomic
 from harness.records.ledger import read_events
 from harness.records.metrics import (
     STEPS_DONE,
@@ -223,6 +225,7 @@ class Store:
         self.deadline = deadline
         self.sent = 0
         with _locked(_store_lock(job.uri)):  # two first calls at once would both make the tables
+            _make_database(job.uri)
             self.client = MlflowClient(tracking_uri=job.uri)
             self.experiment = self._experiment(job)
 
@@ -394,9 +397,36 @@ def _record(run_dir: Path) -> dict[str, Any] | None:
     return read_json(path, "a record") if path.exists() else None
 
 
-def _store_lock(uri: str) -> Path | None:
+def _make_database(uri: str) -> None:
+    """Make MLflow's SQLite database where there is none, whole or not at all; the caller holds its lock.
+
+    MLflow makes its tables one after the other and then refuses for good what a stop left of them. So they are made
+    under another name, and a copy that SQLite has finished gets the name.
+    """
+    from mlflow.tracking import MlflowClient
+
+    path = _database(uri)
+    if path is None or path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f"{glob.escape(path.name)}.making*"):
+        leftover.unlink()
+    making = path.with_name(f"{path.name}.making")
+    MlflowClient(tracking_uri=f"sqlite:///{making}").search_experiments(max_results=1)
+    with atomic_path(path) as whole, closing(sqlite3.connect(making)) as database:
+        database.execute("VACUUM INTO ?", (str(whole),))
+    making.unlink()
+
+
+def _database(uri: str) -> Path | None:
+    """The file of an SQLite store; None where it is none."""
     parts = urlsplit(uri)
-    return Path(f"{parts.path[1:]}.lock") if parts.scheme == "sqlite" and len(parts.path) > 1 else None
+    return Path(parts.path[1:]) if parts.scheme == "sqlite" and len(parts.path) > 1 else None
+
+
+def _store_lock(uri: str) -> Path | None:
+    database = _database(uri)
+    return None if database is None else Path(f"{database}.lock")
 
 
 @contextmanager

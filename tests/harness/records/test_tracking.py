@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -361,14 +361,15 @@ def test_an_address_that_cannot_be_used_is_a_mistake_of_the_recipe_and_never_end
     assert "secret" not in f"{report.message} {report.uri}"
 
 
-def test_a_damaged_state_of_the_mirror_never_ends_a_run(tmp_path: Path, closed_port: int) -> None:
+def test_a_damaged_state_of_the_mirror_is_written_anew(tmp_path: Path, closed_port: int) -> None:
+    """It only holds what the user was told last."""
     made = _at(tmp_path, closed_port)
     run_dir = build_run(made)
     finish(made, run_dir)
     (run_dir / track.STATE_FILE).write_text("{")
     report = mirror(made, run_dir, final=True)
-    assert (report.state, "secret" in str(report.message)) == ("failed", False)
-    assert track.STATE_FILE in str(report.message)
+    assert (report.state, "secret" in str(report.message)) == ("unreachable", False)
+    assert json.loads((run_dir / track.STATE_FILE).read_text())["state"] == "unreachable"
 
 
 def test_a_deleted_experiment_is_named_with_the_ways_out(tmp_path: Path) -> None:
@@ -389,3 +390,29 @@ def test_a_deleted_experiment_is_named_with_the_ways_out(tmp_path: Path) -> None
     assert upload(replace(job, experiment="another")).state == "done", "the one way out"
     client.restore_experiment(experiment.experiment_id)
     assert upload(job).state == "done", "the other"
+
+
+def test_a_stop_while_the_database_is_made_does_no_harm(tmp_path: Path) -> None:
+    """The tables are there and their version is not: MLflow would refuse such a database for good."""
+    made = recipe(tmp_path / "results", "born")
+    run_dir = build_run(made)
+    finish(made, run_dir)
+    job, reached = make_job(made, run_dir, final=True), tmp_path / "reached"
+    moment = Moment("call", "mlflow.store.db.utils:_get_alembic_config")
+    child = subprocess.Popen(
+        [sys.executable, "-m", "harness.records.tracking"],
+        stdin=subprocess.PIPE,
+        env={**environment(moment, reached), "MLFLOW_DISABLE_TELEMETRY": "true"},
+    )
+    assert child.stdin is not None
+    with child.stdin as pipe:
+        pipe.write(json.dumps(asdict(job)).encode())
+    until(reached.exists, child)
+    child.kill()
+    child.wait()
+    database = tmp_path / "results" / "mlflow.db"
+    assert not database.exists()
+    report = mirror(made, run_dir, final=True)
+    assert (report.state, report.message) == ("done", None)
+    assert _parts(job, made.run_id).keys() == {"recipe", "train", "eval"}
+    assert sorted(path.name for path in database.parent.glob("*mlflow.db*")) == ["mlflow.db", "mlflow.db.lock"]
