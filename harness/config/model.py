@@ -304,10 +304,122 @@ class VideoChat2Checkpoint(ModelSection):
     weights_beside: ClassVar[tuple[str, ...]] = ("language_model",)
 
 
+# --- any multimodal model of transformers --------------------------------------------------------------
+
+
+class PartRecipe(Strict):
+    """One of the three parts of a model: the tower, the projector, or the decoder with its embeddings and head."""
+
+    train: bool
+    lr: PositiveFloat | None = None
+    """Peak learning rate of the part; None takes train.optimizer.lr."""
+
+
+class HFSettings(ModelSection):
+    """What a published and a toy model of transformers are both asked."""
+
+    tower: PartRecipe = PartRecipe(train=False)
+    projector: PartRecipe = PartRecipe(train=True)
+    """Everything between tower and decoder: whatever belongs to neither of them, and the mergers within the tower."""
+    decoder: PartRecipe = PartRecipe(train=True)
+    lora: LoraRecipe | None = None
+    """Adapters on every linear layer of the decoder, whose own weights are frozen then."""
+    max_length: PositiveInt = 8192
+    """Positions of a conversation, its visual ones counted; what is beyond is cut off, never a picture."""
+
+
+class HFModel(HFSettings):
+    """A multimodal model of transformers, as published: its own classes, processor and chat template."""
+
+    adapter: Literal["hf"]
+    checkpoint: str
+    """A folder with config.json, weights, tokenizer and processor, relative to paths.weights; with `revision`, a
+    repository of the Hugging Face hub."""
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    """The commit of the repository that is loaded."""
+    image_pixels: tuple[PositiveInt, PositiveInt] | None = None
+    """Least and most pixels of a picture, for processors that choose its size by a budget; None takes theirs."""
+    video_pixels: tuple[PositiveInt, PositiveInt] | None = None
+    """Likewise of a video, counted as the family's processor counts it: of a frame, or of all frames together."""
+
+    weight_files: ClassVar[tuple[Requirement, ...]] = (
+        Requirement(
+            "checkpoint",
+            ("config.json", "tokenizer_config.json", SHARDED),
+            "a repository whose model is one of transformers, such as Qwen/Qwen2.5-VL-7B-Instruct,",
+            None,
+            "see its model page",
+        ),
+    )
+
+    def missing(self, root: Path) -> list[str]:
+        """Files of a folder. A repository with a revision is fetched by `harness prepare`."""
+        return [] if self.revision is not None else super().missing(root)
+
+    @classmethod
+    def broken_rules(cls, data: Any) -> Iterator[Finding]:
+        for name in ("image_pixels", "video_pixels"):
+            bounds = value_at(data, ("model", name))
+            whole = isinstance(bounds, list) and all(isinstance(bound, int) for bound in bounds)
+            if whole and len(bounds) == 2 and bounds[0] > bounds[1]:
+                yield ("model", name), f"model.{name}: the least, {bounds[0]}, is more than the most, {bounds[1]}"
+        yield from _trains_nothing(data)
+        if value_at(data, ("data", "frame_sampling")) == "random":
+            yield (
+                ("data", "frame_sampling"),
+                "data.frame_sampling random draws other frames in each epoch, and the times of the frames stand in "
+                "the text of these models",
+            )
+
+
+class TinyHFModel(HFSettings):
+    """A family of transformers at toy size, with generated weights; made by `harness prepare`."""
+
+    adapter: Literal["tiny_hf"]
+    generated: ClassVar[bool] = True
+    family: Literal[
+        "internvl",
+        "llava_next_video",
+        "llava_onevision",
+        "qwen2_5_vl",
+        "qwen3_vl",
+        "smolvlm",
+        "video_llama_3",
+    ] = "internvl"
+    hidden: PositiveInt = 64
+    layers: PositiveInt = 2
+    heads: PositiveInt = 4
+    vocabulary: Annotated[int, Field(ge=320)] = 512
+    """Entries of the byte-level tokenizer, which is trained on the conversations."""
+    tower_hidden: PositiveInt = 32
+    tower_layers: PositiveInt = 2
+
+    @classmethod
+    def broken_rules(cls, data: Any) -> Iterator[Finding]:
+        yield from _trains_nothing(data)
+
+
+def _trains_nothing(data: Any) -> Iterator[Finding]:
+    parts = ("tower", "projector", "decoder")
+    trains = [value_at(data, ("model", part, "train")) for part in parts]
+    defaults = [HFSettings.model_fields[part].default.train for part in parts]
+    asked = [default if given is None else given for given, default in zip(trains, defaults, strict=True)]
+    if not any(asked):
+        yield ("model",), "model trains no part: tower, projector and decoder are all frozen"
+    elif value_at(data, ("model", "lora")) is not None and asked[2] is False:
+        yield ("model", "lora"), "model.lora adapts the decoder, and model.decoder.train is false"
+
+
 # --- all families --------------------------------------------------------------------------------------
 
 Model = Annotated[
-    TinyModel | TinyVideoLLaMA2Model | TinyVideoChat2Model | VideoLLaMA2Model | VideoChat2Model,
+    TinyModel
+    | TinyVideoLLaMA2Model
+    | TinyVideoChat2Model
+    | VideoLLaMA2Model
+    | VideoChat2Model
+    | HFModel
+    | TinyHFModel,
     Field(discriminator="adapter"),
 ]
 """`model:` of a recipe."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from harness.models import tiny, videochat2, videollama2
+from harness.models import hf, tiny, videochat2, videollama2
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from harness.models.adapter import Adapter, Evaluated, Family
 
 MODELS: Final[Mapping[str, Family]] = {
+    "hf": hf.FAMILY,
     "tiny": tiny.FAMILY,
+    "tiny_hf": hf.FAMILY,
     "tiny_videochat2": videochat2.FAMILY,
     "tiny_videollama2": videollama2.FAMILY,
     "videochat2": videochat2.FAMILY,

@@ -87,6 +87,52 @@ def read_frames(
     return torch.from_numpy(frames_THW3).permute(0, 3, 1, 2).contiguous()
 
 
+@dataclass(frozen=True, slots=True)
+class ClipFacts:
+    """What is known of the pictures that `read_frames` gives.
+
+    Attributes:
+        height, width: pixels.
+        indices: of the frames in the file, ascending.
+        total: frames of the file.
+        fps: frames a second; 0 where the header has none, and for an image.
+    """
+
+    height: int
+    width: int
+    indices: tuple[int, ...]
+    total: int
+    fps: float
+
+
+def clip_facts(media: Media, *, frames: int, rule: FrameRule = "spread") -> ClipFacts:
+    """Sizes and times of what `read_frames` gives with the same arguments; of a video, one frame is decoded.
+
+    Args:
+        rule: not `random`, which draws.
+
+    Raises:
+        VideoError: naming the file.
+    """
+    if media.kind == "image":
+        shape = read_picture(media.path).shape[1:]
+        return ClipFacts(shape[0], shape[1], (0,), 1, 0.0)
+    folder = media.path.is_dir()
+    if folder:
+        pictures = folder_pictures(media.path)
+        total, fps = len(pictures), FOLDER_FPS
+        wanted = choose(rule, frames, total=total, fps=fps, start=media.start, end=media.end, folder=True)
+        shape = read_picture(pictures[wanted[0]]).shape[1:] if wanted else ()
+    else:
+        with _opened(media.path) as video:
+            total, fps = video.timeline.total, video.timeline.fps
+            wanted = choose(rule, frames, total=total, fps=fps, start=media.start, end=media.end)
+            shape = video.pictures(wanted[:1])[wanted[0]].shape if wanted else ()
+    if not wanted:
+        raise VideoError(f"{media.path}: {outside(media.start, media.end, total, fps)}")
+    return ClipFacts(shape[0], shape[1], tuple(wanted), total, fps)
+
+
 def decode(
     path: Path,
     frames: int,

@@ -1,0 +1,75 @@
+"""The configuration of a checkpoint of transformers: read, and refused where it contradicts the tokenizer."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from transformers import AutoConfig
+
+from harness.common.errors import EnvironmentProblem
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_SCALED: Final = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
+
+
+def read_config(folder: Path) -> Any:
+    """transformers' configuration of the checkpoint.
+
+    Raises:
+        EnvironmentProblem: there is none, or transformers does not know the model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise EnvironmentProblem(
+            f"{folder}: no configuration of a model that transformers knows: {first}",
+            hint="models that bring code of their own are not loaded",
+        ) from None
+    text = config.get_text_config()
+    for name in _SCALED:
+        value = getattr(text, name, None)
+        if isinstance(value, int | float) and value not in (0, 1):
+            raise EnvironmentProblem(f"{folder}: its logits are changed behind the head ({name} = {value})")
+    return config
+
+
+def visual_ids(config: Any, processor: Any, where: str) -> tuple[int, ...]:
+    """Token ids of visual positions: of pictures, then of videos where the model has another one.
+
+    Raises:
+        EnvironmentProblem: configuration and tokenizer differ, or the configuration names none.
+    """
+    ids: list[int] = []
+    for kind in ("image", "video"):
+        stated = getattr(config, f"{kind}_token_id", None)
+        if stated is None:
+            continue
+        own = getattr(processor, f"{kind}_token_id", None)
+        if own is not None and int(own) != int(stated):
+            raise EnvironmentProblem(
+                f"{where}: config.json says that {kind}_token_id is {stated}, the tokenizer that it is {own}",
+                hint="the configuration or the tokenizer is another model's",
+            )
+        ids.append(int(stated))
+    if not ids:
+        raise EnvironmentProblem(f"{where}: config.json names no image_token_id")
+    return tuple(dict.fromkeys(ids))
+
+
+def check_tied(folder: Path, config: Any, head_and_embedding_shared: bool) -> None:
+    """The head is tied to the embedding exactly where the checkpoint says so.
+
+    Raises:
+        EnvironmentProblem: it is not.
+    """
+    written = json.loads((folder / "config.json").read_text())
+    stated = written.get("tie_word_embeddings", written.get("text_config", {}).get("tie_word_embeddings"))
+    if stated is not None and bool(stated) != head_and_embedding_shared:
+        tied = "tied" if head_and_embedding_shared else "not tied"
+        raise EnvironmentProblem(
+            f"{folder}: config.json says tie_word_embeddings is {stated}, and the loaded head is {tied}"
+        )
