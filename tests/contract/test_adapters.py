@@ -15,6 +15,8 @@ from harness.common.progress import Progress
 from harness.config.model import (
     CHECKPOINTS,
     SECTIONS,
+    HFModel,
+    TinyHFModel,
     TinyVideoChat2Model,
     TinyVideoLLaMA2Model,
     VideoChat2Model,
@@ -48,13 +50,21 @@ def toy_videochat2(folder: Path) -> Recipe:
     return tiny_recipe(folder).model_copy(update={"model": model})
 
 
+def toy_hf(folder: Path, family: str = "internvl") -> Recipe:
+    """A family of transformers on the clips of the tiny recipe."""
+    model = TinyHFModel.model_validate({"adapter": "tiny_hf", "family": family, "hidden": 32, "heads": 2})
+    return tiny_recipe(folder).model_copy(update={"model": model})
+
+
 BUILDABLE: dict[str, Callable[[Path], Recipe]] = {
     "tiny": tiny_recipe,
+    "tiny_hf": toy_hf,
     "tiny_videochat2": toy_videochat2,
     "tiny_videollama2": toy_videollama2,
 }
 """Families whose weights can be made here, and a recipe that a test can pay for."""
 USER_SUPPLIED: dict[str, Any] = {
+    "hf": HFModel(adapter="hf", checkpoint="qwen2_5_vl_7b"),
     "videollama2": VideoLLaMA2Model(
         adapter="videollama2", language_model="qwen2", vision_tower="siglip", projector="base/mm_projector.bin"
     ),

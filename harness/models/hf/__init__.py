@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from harness.data.sources import DataSet
     from harness.models.adapter import Adapter
     from harness.models.flops import Published
+    from harness.models.footprint import Footprint
 
 
 def _adapter(recipe: Recipe, data: DataSet | None) -> Adapter:
@@ -19,10 +20,16 @@ def _adapter(recipe: Recipe, data: DataSet | None) -> Adapter:
     return HFAdapter(recipe, data)
 
 
+def _footprint(recipe: Recipe) -> Footprint:
+    from harness.models.hf.sizes import footprint_of
+
+    return footprint_of(recipe)
+
+
 def _full_size() -> Published:
     from harness.models.hf.flops import PUBLISHED
 
     return PUBLISHED
 
 
-FAMILY: Final = Family(_adapter, _full_size)
+FAMILY: Final = Family(_adapter, _footprint, _full_size)

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from harness.common.errors import RecipeError
 from harness.config.model import TinyHFModel
 from harness.models.artifacts import Toy
+from harness.models.hf.sizes import PATCH, TILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
 SCHEMA: Final = 1
 CHECKPOINT: Final = "checkpoint"
-TILE: Final = 32
-"""Pixels along a side of a picture that a tower of fixed size reads."""
-PATCH: Final = 8
 _HEAD_STD: Final = 0.08
 """Larger than usual, so that a few steps of a toy run change something."""
 
@@ -132,6 +130,8 @@ def _text(model: TinyHFModel, **more: Any) -> dict[str, Any]:
         "max_position_embeddings": 4096,
         "tie_word_embeddings": False,
         "pad_token_id": 0,
+        "bos_token_id": None,
+        "eos_token_id": 1,
         **more,
     }
 
@@ -201,7 +201,9 @@ def _qwen_ids(token: Callable[[str], int]) -> dict[str, int]:
 
 
 def _llava_onevision(model: TinyHFModel, token: Callable[[str], int]) -> Any:
-    vision = transformers.SiglipVisionConfig(**_tower(model, image_size=TILE, patch_size=PATCH))
+    vision = transformers.SiglipVisionConfig(
+        **_tower(model, image_size=TILE, patch_size=PATCH, vision_use_head=False)
+    )
     return transformers.LlavaOnevisionConfig(
         vision_config=vision,
         text_config=transformers.Qwen2Config(**_text(model)),

@@ -1,0 +1,248 @@
+"""Seven families of transformers at toy size: what a training loop may rely on, each with every part trained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.utils.flop_counter import FlopCounterMode
+
+import regate
+from harness.config.recipe import OptimizerRecipe
+from harness.models.hf.flops import patches_of, sizes_of
+from harness.models.hf.model import parts_of, total
+from harness.models.hf.sizes import footprint_of, vision_flops
+from harness.training import checkpoint
+from harness.training.optimizer import make_optimizer
+from harness.training.parallel import Replicated
+from regate.types import IGNORE, Kind
+from tests.contract.test_adapters import (  # noqa: F401 - what every adapter promises, asked of every family here
+    test_checkpoint_round_trip,
+    test_elision_attaches_and_computes_fewer_positions,
+    test_fingerprints_follow_the_weights,
+    test_forward_scores_what_the_plain_model_says,
+    test_generation_from_a_prompt,
+    test_layout_of_a_batch_is_consistent,
+    test_processor_is_deterministic_and_survives_a_new_adapter,
+    test_shape_is_that_of_the_decoder,
+    test_teacher_is_frozen_and_reads_the_student_s_tokens,
+    test_text_alone_reaches_everything_that_is_trained,
+    test_text_only_view_has_the_layout_of_the_full_one,
+)
+from tests.harness.worlds.transformers_models import (
+    PARAMS,
+    encoded,
+    gradients,
+    in_double,
+    loss_of,
+    made,
+    recipe_of,
+    samples,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from harness.data.sample import Batch
+
+
+@pytest.fixture(scope="module", params=PARAMS)
+def adapter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return made(recipe_of(tmp_path_factory.mktemp(request.param), request.param))
+
+
+def batch_of(adapter: Any, *places: int) -> Batch:
+    chosen = samples(adapter)
+    return in_double(adapter.processor().collate(encoded(adapter, [chosen[place] for place in places])))
+
+
+def dense(batch: Batch) -> regate.Decision:
+    return regate.DenseGate().decide(batch.layout, batch.sample_ids_B, step=0)
+
+
+def half(batch: Batch) -> regate.Decision:
+    config = regate.GateConfig(keep_ratio=0.5, warmup_steps=0, dense_steps=0, selection="random")
+    return regate.Gate(config, None).decide(batch.layout, batch.sample_ids_B, step=0)
+
+
+def run(adapter: Any, student: Any, batch: Batch, decision: regate.Decision, execution: Any) -> Any:
+    """Logits, gradients: under an elision of this kind, or None."""
+    student.zero_grad()
+    elide = None if execution is None else regate.attach(student, execution=execution)
+    try:
+        if elide is None:
+            logits_NV, targets_N = adapter.forward(regate.ScoredLM(student), batch, decision)
+        else:
+            with elide(decision):
+                logits_NV, targets_N = adapter.forward(regate.ScoredLM(student), batch, decision)
+    finally:
+        if elide is not None:
+            elide.remove()
+    regate.token_loss(logits_NV, targets_N).sum().backward()
+    return logits_NV.detach(), gradients(student)
+
+
+def test_every_trained_tensor_has_a_gradient_whatever_the_media(adapter: Any) -> None:
+    student = adapter.student().double().train()
+    for places in ((0,), (1,), (2,), (0, 1, 2, 3)):
+        student.zero_grad(set_to_none=True)
+        batch = batch_of(adapter, *places)
+        loss_of(adapter, regate.ScoredLM(student), batch, dense(batch)).backward()
+        without = [name for name, p in student.named_parameters() if p.requires_grad and p.grad is None]
+        assert without == [], places
+    counts = adapter.part_counts()
+    assert all(part["trained"] > 0 for part in counts.values())
+    assert sum(part["parameters"] for part in counts.values()) == sum(p.numel() for p in student.parameters())
+
+
+def test_a_white_picture_leaves_the_loss_of_text_alone_as_it_is(adapter: Any) -> None:
+    student = adapter.student().train()
+    batch = adapter.processor().collate(encoded(adapter, [samples(adapter)[2]]))
+    assert not any(name.startswith("pixel_values") for name in batch.inputs)
+    with_picture = loss_of(adapter, regate.ScoredLM(student), batch, dense(batch))
+    student.base_model._forward_hooks.clear()
+    student.base_model._forward_hooks_with_kwargs.clear()
+    assert torch.equal(with_picture, loss_of(adapter, regate.ScoredLM(student), batch, dense(batch)))
+
+
+def test_all_kept_is_dense(adapter: Any) -> None:
+    student, batch = adapter.student().double().train(), batch_of(adapter, 0, 1, 2, 3)
+    plain = run(adapter, student, batch, dense(batch), None)
+    kept = run(adapter, student, batch, dense(batch), "compact")
+    assert torch.equal(plain[0], kept[0])
+    assert all(torch.equal(plain[1][name], kept[1][name]) for name in plain[1])
+
+
+def test_compact_is_algorithm_1(adapter: Any) -> None:
+    student, batch = adapter.student().double().train(), batch_of(adapter, 0, 1, 2, 3)
+    decision = half(batch)
+    assert decision.elides
+    compact, oracle = (run(adapter, student, batch, decision, way) for way in ("compact", "layerwise"))
+    assert float((compact[0] - oracle[0]).abs().max()) < 1e-9
+    assert compact[1].keys() == oracle[1].keys()
+    assert max(float((compact[1][name] - oracle[1][name]).abs().max()) for name in oracle[1]) < 1e-8
+
+
+def test_accumulation_is_one_batch(adapter: Any) -> None:
+    student = adapter.student().double().train()
+    scored = regate.ScoredLM(student)
+    whole = batch_of(adapter, 0, 1, 2, 3)
+    loss_of(adapter, scored, whole, dense(whole)).backward()
+    wanted = gradients(student)
+    student.zero_grad()
+    for places in ((0, 1), (2,), (3,)):
+        part = batch_of(adapter, *places)
+        loss_of(adapter, scored, part, dense(part)).backward()
+    summed = gradients(student)
+    assert summed.keys() == wanted.keys()
+    assert max(float((summed[name] - wanted[name]).abs().max()) for name in wanted) < 1e-9
+
+
+def test_resumed_training_is_the_same_training(adapter: Any, tmp_path: Path) -> None:
+    batches = [adapter.processor().collate(encoded(adapter, [samples(adapter)[place]])) for place in (0, 1, 2)]
+
+    def placed() -> Replicated:
+        model = regate.ScoredLM(adapter.student().train())
+        return Replicated(Accelerator(cpu=True), model, make_optimizer(model, OptimizerRecipe(lr=1e-2)))
+
+    def train(model: Replicated, steps: range) -> list[float]:
+        losses = []
+        for step in steps:
+            batch = batches[step % 3]
+            loss = loss_of(adapter, model.model, batch, dense(batch))  # type: ignore[arg-type]
+            model.accelerator.backward(loss)
+            model.optimizer.step()
+            model.optimizer.zero_grad()
+            losses.append(float(loss.detach()))
+        return losses
+
+    first = placed()
+    train(first, range(3))
+    path = checkpoint.save(first, tmp_path, step=3, gate_state={}, identity="a")
+    wanted = train(first, range(3, 6))
+    second = placed()
+    checkpoint.load(second, path, identity="a")
+    assert train(second, range(3, 6)) == wanted
+
+
+def test_positions_of_three_axes_reach_the_decoder_of_qwen(adapter: Any) -> None:
+    student, batch = adapter.student().double().eval(), batch_of(adapter, 0, 1)
+    seen: list[Any] = []
+    student.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs.get("position_ids")), with_kwargs=True
+    )
+    with torch.no_grad():
+        student(**batch.inputs)
+    dims = None if seen[0] is None else seen[0].dim()
+    assert (dims == 3) == adapter.recipe.model.family.startswith("qwen")
+    assert ("mm_token_type_ids" in batch.inputs) == (dims == 3)
+
+
+def test_ids_are_those_of_transformers_own_processor(adapter: Any) -> None:
+    """Text, expanded media and kinds of position, where pieces of text meet at special tokens or spaces."""
+    processor = adapter.processor()
+    for chosen in samples(adapter)[:3]:
+        rendered = processor.chat.rendered(chosen)
+        (row,) = encoded(adapter, [chosen])
+        batch = processor.collate([row])
+        asked: dict[str, Any] = {}
+        for media in chosen.media:
+            (frames,) = encoded_frames(adapter, chosen)
+            clip = frames.permute(0, 2, 3, 1).numpy()
+            if media.kind == "image":
+                asked["images"] = [clip[0]]
+            else:
+                times = processor._times(chosen, processor._facts(media, known=frames))
+                asked |= {"videos": [clip], "videos_kwargs": {"do_sample_frames": False, "video_metadata": [times]}}
+        own = processor.processor(text=[rendered.text], return_tensors="pt", **asked)
+        theirs, ours = own["input_ids"][0], batch.input_ids_BS[0]
+        assert processor.tokenizer.decode(theirs) == processor.tokenizer.decode(ours)
+        if "mm_token_type_ids" in batch.inputs:
+            assert torch.equal(own["mm_token_type_ids"].long(), batch.inputs["mm_token_type_ids"])
+        for name, value in own.items():
+            if name.startswith("pixel_values"):
+                assert torch.equal(value, row.extra[name])
+
+
+def encoded_frames(adapter: Any, chosen: Any) -> list[torch.Tensor]:
+    from harness.data.loading.video import read_frames
+
+    return [read_frames(media, frames=adapter.data.frames) for media in chosen.media]
+
+
+def test_labels_are_the_answers_with_their_end_marker(adapter: Any) -> None:
+    processor = adapter.processor()
+    chosen = samples(adapter)
+    for conversation in chosen:
+        (row,) = encoded(adapter, [conversation])
+        text = processor.tokenizer.decode(row.labels_S[row.labels_S != IGNORE], clean_up_tokenization_spaces=False)
+        answers = [turn.text for turn in conversation.turns if turn.role == "assistant"]
+        assert text == "".join(answer + processor.chat.end for answer in answers)
+        assert int((row.kind_S == Kind.PROMPT).sum()) > 0
+
+
+def test_the_formula_counts_what_the_vision_side_computes(adapter: Any) -> None:
+    model = adapter.student().eval()
+    config, parts = model.config, parts_of(model)
+    white = adapter.processor().white_picture()
+    patches, pictures, merged = patches_of(white, config)
+    hook = next(iter(model.base_model._forward_hooks.values()))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        total(model.base_model.get_image_features(**hook.white))
+    formula = vision_flops(sizes_of(model, parts, config, merged), patches, pictures).forward
+    # The toy towers' windows and position tables weigh more than those of full size.
+    assert formula == pytest.approx(counter.get_total_flops(), rel=0.35)
+
+
+def test_the_sizes_of_the_recipe_are_those_of_the_model(adapter: Any) -> None:
+    footprint, counts = footprint_of(adapter.recipe), adapter.part_counts()
+    sizes = {part.name: part.parameters for part in footprint.parts}
+    assert sizes["vision tower"] == counts["tower"]["parameters"]
+    assert sizes["projector"] == counts["projector"]["parameters"]
+    assert footprint.decoder_parameters == counts["decoder"]["parameters"]
+    video = adapter.processor().encode(adapter.data.samples[0], None)
+    # The processors of the other two choose the pixels by a budget.
+    if adapter.recipe.model.family not in ("qwen3_vl", "video_llama_3"):
+        assert footprint.visual_tokens == int((video.kind_S == Kind.VISUAL).sum())
