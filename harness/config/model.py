@@ -311,24 +311,13 @@ class PartRecipe(Strict):
     """One of the three parts of a model: the tower, the projector, or the decoder with its embeddings and head."""
 
     train: bool
-    lr: PositiveFloat | None = None
-    """Peak learning rate of the part; None takes train.optimizer.lr."""
 
 
-class HFSettings(ModelSection):
-    """What a published and a toy model of transformers are both asked."""
-
-    tower: PartRecipe = PartRecipe(train=False)
-    projector: PartRecipe = PartRecipe(train=True)
-    """Everything between tower and decoder: whatever belongs to neither of them, and the mergers within the tower."""
-    decoder: PartRecipe = PartRecipe(train=True)
-    lora: LoraRecipe | None = None
-    """Adapters on every linear layer of the decoder, whose own weights are frozen then."""
-    max_length: PositiveInt = 8192
-    """Positions of a conversation, its visual ones counted; what is beyond is cut off, never a picture."""
+_FROZEN: Final = PartRecipe(train=False)
+_TRAINED: Final = PartRecipe(train=True)
 
 
-class HFModel(HFSettings):
+class HFModel(ModelSection):
     """A multimodal model of transformers, as published: its own classes, processor and chat template."""
 
     adapter: Literal["hf"]
@@ -341,6 +330,14 @@ class HFModel(HFSettings):
     """Least and most pixels of a picture, for processors that choose its size by a budget; None takes theirs."""
     video_pixels: tuple[PositiveInt, PositiveInt] | None = None
     """Likewise of a video, counted as the family's processor counts it: of a frame, or of all frames together."""
+    tower: PartRecipe = _FROZEN
+    projector: PartRecipe = _TRAINED
+    """Everything between tower and decoder: whatever belongs to neither of them, and the mergers within the tower."""
+    decoder: PartRecipe = _TRAINED
+    lora: LoraRecipe | None = None
+    """Adapters on every linear layer of the decoder, whose own weights are frozen then."""
+    max_length: PositiveInt = 8192
+    """Positions of a conversation, its visual ones counted; what is beyond is cut off, never a picture."""
 
     weight_files: ClassVar[tuple[Requirement, ...]] = (
         Requirement(
@@ -372,7 +369,7 @@ class HFModel(HFSettings):
             )
 
 
-class TinyHFModel(HFSettings):
+class TinyHFModel(ModelSection):
     """A family of transformers at toy size, with generated weights; made by `harness prepare`."""
 
     adapter: Literal["tiny_hf"]
@@ -393,16 +390,28 @@ class TinyHFModel(HFSettings):
     """Entries of the byte-level tokenizer, which is trained on the conversations."""
     tower_hidden: PositiveInt = 32
     tower_layers: PositiveInt = 2
+    tower: PartRecipe = _FROZEN
+    projector: PartRecipe = _TRAINED
+    """Everything between tower and decoder: whatever belongs to neither of them, and the mergers within the tower."""
+    decoder: PartRecipe = _TRAINED
+    lora: LoraRecipe | None = None
+    """Adapters on every linear layer of the decoder, whose own weights are frozen then."""
+    max_length: PositiveInt = 8192
+    """Positions of a conversation, its visual ones counted; what is beyond is cut off, never a picture."""
 
     @classmethod
     def broken_rules(cls, data: Any) -> Iterator[Finding]:
         yield from _trains_nothing(data)
 
 
+HFSettings = HFModel | TinyHFModel
+"""A published or a toy model of transformers."""
+
+
 def _trains_nothing(data: Any) -> Iterator[Finding]:
     parts = ("tower", "projector", "decoder")
     trains = [value_at(data, ("model", part, "train")) for part in parts]
-    defaults = [HFSettings.model_fields[part].default.train for part in parts]
+    defaults = [HFModel.model_fields[part].default.train for part in parts]
     asked = [default if given is None else given for given, default in zip(trains, defaults, strict=True)]
     if not any(asked):
         yield ("model",), "model trains no part: tower, projector and decoder are all frozen"

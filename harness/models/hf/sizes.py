@@ -363,6 +363,7 @@ def footprint_of(recipe: Recipe) -> Footprint:
         {**text, "tie_word_embeddings": text.get("tie_word_embeddings", fields.get("tie_word_embeddings", False))},
         parts,
         visual_tokens=tokens,
+        side=side,
         prompt=PROMPT,
         targets=TARGETS,
         sources=sources,
