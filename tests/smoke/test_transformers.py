@@ -1,0 +1,33 @@
+"""A model of transformers on the whole path: the toy pair from nothing to the table."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .conftest import RECIPES, Ran, harness
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.slow
+PAIR = (RECIPES / "tiny_internvl_baseline.yaml", RECIPES / "tiny_internvl_regate.yaml")
+
+
+def test_the_toy_pair_from_nothing_to_the_table(tmp_path: Path) -> None:
+    done = harness(tmp_path, "run", *PAIR)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "ReGATE" in done.stdout
+    ran = Ran(tmp_path, done.stdout, done.stderr)
+    dense, gated = (json.loads((ran.run_dir(path.stem) / "record.json").read_text()) for path in PAIR)
+    assert dense["status"] == gated["status"] == "complete"
+    assert dense["totals"]["counts"]["scored"] == dense["totals"]["counts"]["target"]
+    counts = gated["totals"]["counts"]
+    assert counts["target"] == dense["totals"]["counts"]["target"]
+    assert counts["visual"] > 0
+    assert counts["valid"] - counts["active"] > 0
+    assert gated["reference"]["targets"] > 0
+    for record in (dense, gated):
+        assert all(entry["counts"]["scored"] == entry["counts"]["expected"] for entry in record["evaluations"])
