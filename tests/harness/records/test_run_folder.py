@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.common.errors import EnvironmentProblem, StaleError
+from harness.common.hashing import digest
 from harness.records import run_folder
 from harness.records.ledger import read_events
 
@@ -24,11 +25,10 @@ def test_other_inputs_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(StaleError, match="other data") as caught:
         run_folder.pin(tmp_path, "data", "c" * 64)
     assert caught.value.exit_code == 5
-    assert json.loads((tmp_path / "inputs.json").read_text()) == {
-        "schema": 1,
-        "data": "a" * 64,
-        "weights": "b" * 64,
-    }
+    inputs = json.loads((tmp_path / "inputs.json").read_text())
+    seal = inputs.pop("seal")
+    assert inputs == {"schema": 1, "data": "a" * 64, "weights": "b" * 64}
+    assert seal == digest(inputs), "a value that changes on the disk is noticed"
 
 
 def test_a_failed_stage_tells_what_it_cost_too(tmp_path: Path) -> None:
@@ -57,6 +57,7 @@ def test_too_little_disk_is_said_before_anything_starts(tmp_path: Path) -> None:
 def test_two_processes_never_work_on_one_run(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
+from harness.common.hashing import digest
 from harness.records import run_folder
 from harness.common.errors import EnvironmentProblem
 try:
