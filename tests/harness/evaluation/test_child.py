@@ -93,10 +93,12 @@ class World:
         return self.folder / "run" / "eval" / f"step-{step:06d}" / f"{name}.json"
 
     def items(self, step: int, name: str) -> list[dict[str, Any]]:
-        return self.lines(step, f"{name}.items.jsonl.gz")
+        return read_item_lines(self.result(step, name).with_name(f"{name}.items.jsonl.gz"))
 
-    def lines(self, step: int, file: str, place: str = "run") -> list[dict[str, Any]]:
-        return read_item_lines(self.folder / place / "eval" / f"step-{step:06d}" / file)
+    def answers(self, step: int, name: str, process: int = 0, place: str = "run") -> list[dict[str, Any]]:
+        """What a process has answered; a checksum in each line, no verdict."""
+        path = self.folder / place / "eval" / f"step-{step:06d}" / f"{name}.answers-{process}.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()]
 
     def forwards(self, step: int) -> Counter[str]:
         """Forward passes of a checkpoint, by process."""
@@ -190,7 +192,7 @@ def test_a_killed_evaluation_goes_on_at_the_next_item(world: World) -> None:
     assert kept == before[5]
     assert json.loads(world.result(0, "known").read_text())["checkpoint"] == checkpoint_digest(world.checkpoint(0))
     assert not world.result(10, "known").exists()
-    answered = world.lines(10, "known.answers-0.jsonl")
+    answered = world.answers(10, "known")
     assert 0 < len(answered) < 11
     store = world.result(10, "known").with_name("known.answers-0.jsonl")
     store.write_text(store.read_text() + '{"id": "half a li')  # a kill may tear the last line
@@ -204,7 +206,7 @@ def test_a_killed_evaluation_goes_on_at_the_next_item(world: World) -> None:
     finished = json.loads(world.result(5, "known").read_text())
     assert resumed["tasks"] == finished["tasks"]
     assert world.items(10, "known") == world.items(5, "known")
-    asked = world.lines(10, "known.answers-0.jsonl")
+    asked = world.answers(10, "known")
     assert asked[: len(answered)] == answered
     assert len({line["id"] for line in asked}) == len({line["key"] for line in asked}) == len(asked) == 11
     assert len(world.forwards(10)) == 2
@@ -223,7 +225,7 @@ def test_two_processes_score_as_one(world: World) -> None:
     assert len(world.forwards(5)) == 2
     assert world.forwards(5).total() == world.forwards(10).total(), "as many as one process takes"
     for name in ("known", "letters"):
-        lines = [world.lines(5, f"{name}.answers-{process}.jsonl", "spread") for process in (0, 1)]
+        lines = [world.answers(5, name, process, "spread") for process in (0, 1)]
         assert all(lines)
         keys = [line["key"] for line in (*lines[0], *lines[1])]
         assert len(keys) == len(set(keys)) == 11
