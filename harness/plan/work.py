@@ -252,8 +252,13 @@ def work_figures(recipe: Recipe, footprint: Footprint, lengths: Lengths) -> list
         figures.append(estimated("sparse step", sparse.total / scale, f"{unit} a sample", sources))
         valid, executed = sparse_ratios(recipe, footprint, lengths)
         figures += [
-            estimated("sparse / dense, valid positions", valid, "", f"ideal, without padding; {sources}"),
-            estimated("sparse / dense, executed positions", executed, "", f"ideal, rows padded; {lengths.padding}"),
+            estimated("sparse / dense, packed rows", valid, "", f"ideal, no padding; {sources}"),
+            estimated(
+                "sparse / dense, padded rows",
+                executed,
+                "",
+                f"ideal, where rows cannot be packed: both arms execute padding; {lengths.padding}",
+            ),
         ]
     return figures
 

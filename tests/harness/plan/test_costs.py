@@ -148,7 +148,7 @@ def test_own_data_are_counted_in_words() -> None:
     work = {figure.name: figure for figure in answer.figures["work"]}
     assert work["targets"].source == "words of 30 samples"
     assert 8 < work["targets"].low < 60
-    assert work["sparse / dense, executed positions"].low < 1
+    assert work["sparse / dense, padded rows"].low < 1
     assert answer.figures["smallest difference between two runs"][0].name == "shapes"
     assert answer.fetch == ()
 
