@@ -90,7 +90,7 @@ def test_plan(harness: Command, folder: Path) -> None:
 def test_list(harness: Command, folder: Path) -> None:
     run_builder.build_pair(folder / "results")
     answer = harness.json("list")
-    families = {"tiny", "tiny_videollama2", "videollama2", "tiny_videochat2", "videochat2"}
+    families = {"tiny", "tiny_videollama2", "videollama2", "tiny_videochat2", "videochat2", "tiny_hf", "hf"}
     assert {entry["name"] for entry in answer["models"]} == families
     assert {entry["name"] for entry in answer["sources"]} == {"shapes", "llava", "videochat2_it"}
     assert "tiny_regate" in {entry["name"] for entry in answer["recipes"]}
