@@ -169,12 +169,12 @@ def _torch(recipes: Sequence[Recipe]) -> Iterator[Check]:
     """GPUs, driver, NCCL and the attention kernels that run, as a process of its own finds them."""
     cards = gpus()
     needed = max((_gpus_meant(recipe) for recipe in recipes), default=0)
-    found = probe()
-    if isinstance(found, str):
-        yield Check("torch", "fail", found, INSTALL)
+    probed = probe()
+    if isinstance(probed, str):
+        yield Check("torch", "fail", probed, INSTALL)
         return
-    yield Check("torch", "ok", f"{found['torch']}, {f'CUDA {cuda}' if (cuda := found['cuda']) else 'CPU'}")
-    if cards and not found["gpus"]:
+    yield Check("torch", "ok", f"{probed['torch']}, {f'CUDA {cuda}' if (cuda := probed['cuda']) else 'CPU'}")
+    if cards and not probed["gpus"]:
         driver = cards[0]["driver"]
         message = f"{len(cards)} GPUs, driver {driver}, and torch reaches none of them"
         yield Check("driver", "fail", message, f"nvidia-smi\n{INSTALL}")
@@ -185,15 +185,15 @@ def _torch(recipes: Sequence[Recipe]) -> Iterator[Check]:
         yield Check("GPUs", "fail", f"none, and the recipe is meant for {needed}", "run it on a machine with GPUs")
     else:
         yield Check("GPUs", "ok", "none: everything runs on the CPU")
-    if 0 < len(found["gpus"]) < needed:
-        mend = f"devices.processes={len(found['gpus'])}"
-        yield Check("GPUs", "warn", f"{len(found['gpus'])}, and the recipe is meant for {needed}", mend)
-    if len(found["gpus"]) > 1:
-        if found["nccl"] is None:
+    if 0 < len(probed["gpus"]) < needed:
+        mend = f"devices.processes={len(probed['gpus'])}"
+        yield Check("GPUs", "warn", f"{len(probed['gpus'])}, and the recipe is meant for {needed}", mend)
+    if len(probed["gpus"]) > 1:
+        if probed["nccl"] is None:
             yield Check("NCCL", "fail", "not in this torch", INSTALL)
         else:
-            yield Check("NCCL", "ok", found["nccl"])
-    yield from _kernels(found["kernels"])
+            yield Check("NCCL", "ok", probed["nccl"])
+    yield from _kernels(probed["kernels"])
 
 
 def probe() -> dict[str, Any] | str:
@@ -321,9 +321,9 @@ def _memory(costs: Costs) -> Iterator[Check]:
     import psutil
 
     needed = sum(figure.high for figure in costs.figures["memory of the machine"])
-    there = psutil.virtual_memory().total / GB
-    message = f"{there:,.0f} GB, about {needed:.2g} needed"
-    if there < needed:
+    installed = psutil.virtual_memory().total / GB
+    message = f"{installed:,.0f} GB, about {needed:.2g} needed"
+    if installed < needed:
         yield Check("memory", "fail", message, "a machine with more memory; train.workers lowers it a little")
     else:
         yield Check("memory", "ok", message)

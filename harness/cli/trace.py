@@ -79,13 +79,13 @@ def _row(table: Table, name: str) -> tuple[Cell, ...]:
     if name.isdigit() and 1 <= int(name) <= len(table.rows):
         return table.rows[int(name) - 1]
     words = [" | ".join(_names_of(row)) for row in table.rows]
-    found = [row for row in table.rows if name in _names_of(row)]
-    found = found or [row for row in table.rows if row[0].text.startswith(name)]
-    found = found or [row for row in table.rows if any(text.startswith(name) for text in _names_of(row))]
-    if len(found) == 1:
-        return found[0]
+    matching = [row for row in table.rows if name in _names_of(row)]
+    matching = matching or [row for row in table.rows if row[0].text.startswith(name)]
+    matching = matching or [row for row in table.rows if any(text.startswith(name) for text in _names_of(row))]
+    if len(matching) == 1:
+        return matching[0]
     listed = "\n".join(f"  {place}  {text}" for place, text in enumerate(words, start=1))
-    problem = "is the name of several rows" if found else "is no row"
+    problem = "is the name of several rows" if matching else "is no row"
     raise RecipeError(f"{name} {problem} of {table.name}; name one by its number\n{listed}")
 
 
@@ -236,13 +236,13 @@ def asked_again(name: str, item: str, arguments: Sequence[str], progress: Progre
     job = Job(evaluation["step"], evaluation["fraction"], checkpoint)
     with tempfile.TemporaryDirectory(prefix="harness-show-") as folder:
         (now,) = ask_again(_recipe_of(run), Path(folder), job, alone, progress)
-    told = _told(run.folder, evaluation, line)
+    shown_item = _told(run.folder, evaluation, line)
     stored, again = ({field: entry[field] for field in _FIELDS if field in entry} for entry in (line, now))
-    told = {field: value for field, value in told.items() if field not in _FIELDS}
-    told["right_option"] = question.options[question.answer] if task.benchmark.form != "short" else None
+    shown_item = {field: value for field, value in shown_item.items() if field not in _FIELDS}
+    shown_item["right_option"] = question.options[question.answer] if task.benchmark.form != "short" else None
     return {
         "schema": 1, "run": run_id, "benchmark": evaluation["benchmark"], "step": evaluation["step"],
-        "form": task.benchmark.form, "item": told, "stored": stored, "again": again,
+        "form": task.benchmark.form, "item": shown_item, "stored": stored, "again": again,
     }  # fmt: skip
 
 

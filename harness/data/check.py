@@ -173,12 +173,12 @@ class _Siblings:
                     self._names[folder] = [entry.name for entry in islice(entries, _SIBLINGS)]
             except (OSError, ValueError):
                 self._names[folder] = []
-        there = self._names[folder]
-        same = next((other for other in there if _folded(other) == _folded(last)), None)
+        siblings = self._names[folder]
+        same = next((other for other in siblings if _folded(other) == _folded(last)), None)
         if same is not None:
             form = "in another Unicode form" if same.lower() != last.lower() else "in other capitals"
             return f"; a file of this name {form} is: rename it, or write {same!a}"
-        near = get_close_matches(last, there, n=1, cutoff=0.75)
+        near = get_close_matches(last, siblings, n=1, cutoff=0.75)
         return f"; is {short(near[0])} meant?" if near else ""
 
 

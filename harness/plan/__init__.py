@@ -301,9 +301,9 @@ def _run_warnings(plan: Plan, recipe: Recipe) -> Iterator[str]:
         yield "evaluate.benchmarks is empty: nothing is scored"
     if recipe.evaluate.limit is not None and any(name in PAPER_BENCHMARKS for name in plan.benchmarks):
         yield f"evaluate.limit is {recipe.evaluate.limit}: scores on a part of a benchmark are not the paper's"
-    stated, there = getattr(recipe.data, "samples", None), plan.samples + plan.excluded
-    if plan.samples_basis == "counted" and stated is not None and plan.subset is None and stated != there:
-        yield f"data.samples states {stated:,}, and {there:,} were counted: not the run that the recipe describes"
+    stated, counted = getattr(recipe.data, "samples", None), plan.samples + plan.excluded
+    if plan.samples_basis == "counted" and stated is not None and plan.subset is None and stated != counted:
+        yield f"data.samples states {stated:,}, and {counted:,} were counted: not the run that the recipe describes"
     if plan.left_out_per_epoch * 10 > plan.samples:
         yield (
             f"{plan.left_out_per_epoch} of {plan.samples} samples are left out of every epoch, since they do not "

@@ -87,19 +87,19 @@ def load_newest(
         DataError: all of them are damaged.
         StaleError: see `load`.
     """
-    accelerator, told = model.accelerator, []
+    accelerator, messages = model.accelerator, []
     while (path := latest(folder)) is not None:
         damages = damage(accelerator, path)
         if not damages:
             return _load(model, path, identity)
-        told.append(f"{path}: damaged ({'; '.join(damages)})")
+        messages.append(f"{path}: damaged ({'; '.join(damages)})")
         last = len(_complete(folder)) == 1
         accelerator.wait_for_everyone()  # all have looked
         if last:
             raise DataError(
-                "\n".join(told), hint=f"no other checkpoint is left: move {folder.parent} away to start anew"
+                "\n".join(messages), hint=f"no other checkpoint is left: move {folder.parent} away to start anew"
             )
-        say(f"WARNING: {told[-1]}; put aside, and the checkpoint before it is taken")
+        say(f"WARNING: {messages[-1]}; put aside, and the checkpoint before it is taken")
         if accelerator.is_main_process:
             path.replace(path.with_name(path.name + _DAMAGED))
         accelerator.wait_for_everyone()
