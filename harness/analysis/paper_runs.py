@@ -1,7 +1,8 @@
 """Our runs in the paper's terms: which of its rows a run is, and what it gives for that row.
 
-A run is one of the paper's when its model and its gate's settings are; nothing is read from its name. Several runs of
-one row differ in their seed: then the numbers are means over seeds and the seeds are the units of the intervals.
+A run is one of the paper's when its recipe is that of the row in every field that decides on the training
+(`paper_definitions`); nothing is read from its name. Several runs of one row differ in their seed: then the numbers
+are means over seeds and the seeds are the units of the intervals.
 """
 
 from __future__ import annotations
@@ -9,9 +10,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from statistics import mean
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from harness.analysis.paper import GPUS, MODELS, PAPER_NAMES, TABLES, Paper, in_points
+from harness.analysis.paper_definitions import (
+    BASELINE,
+    EXTENDED,
+    FAST,
+    LAMBDA_0,
+    LAMBDA_1,
+    nearest_row,
+    reason,
+    shipped_definitions,
+)
 from harness.analysis.runs import (
     Run,
     asked_otherwise,
@@ -27,21 +38,7 @@ from harness.analysis.statistics import Interval, score_difference
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-BASELINE: Final = "baseline"
-EXTENDED: Final = "extended"
-FAST: Final = "fast"
-LAMBDA_0: Final = "lambda 0"
-LAMBDA_1: Final = "lambda 1"
-FAST_BELOW: Final = 0.8
-"""A gated run of fewer steps than this part of the baseline's is the paper's "fast" one (59.5 % of the steps)."""
-_SETTINGS: Final = {
-    "cycle_steps": "cycle_steps",
-    "dense_steps": "dense_steps",
-    "keep_ratio": "p_sparse",
-    "warmup_steps": "warmup_steps",
-    "ema_decay": "ema_decay",
-}
-"""Key of the gate -> key of the paper's hyper-parameters; the weight of the reference loss distinguishes the rows."""
+    from harness.analysis.paper_definitions import Definition
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +72,19 @@ class PaperRuns:
         runs: (model, arm) -> seed -> run.
         evaluated: weights of the paper's models that were evaluated and not trained here.
         left_out: which runs of the paper's models are none of its rows, and why.
+        remarks: what is to be known of runs that are: other samples counted than the paper states.
     """
 
     paper: Paper
     runs: Mapping[tuple[str, str], Mapping[int, Run]]
     evaluated: tuple[Run, ...] = ()
     left_out: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What every table that shows these runs says below itself."""
+        return (*self.remarks, *(f"Left out: {text}." for text in self.left_out))
 
     def models(self) -> set[str]:
         """The paper's models that a run here has."""
@@ -174,25 +178,46 @@ class PaperRuns:
         return Measured(mean(means), interval, _to_another(interval, len(seeds)), ids, left_out)
 
 
-def paper_runs(paper: Paper, runs: Iterable[Run]) -> PaperRuns:
-    """Sort runs into the paper's rows. Of several runs of a row with one seed the first by id is taken."""
+def paper_runs(
+    paper: Paper, runs: Iterable[Run], definitions: tuple[Definition, ...] | None = None
+) -> PaperRuns:
+    """Sort runs into the paper's rows. Of several runs of a row with one seed the first by id is taken.
+
+    Args:
+        definitions: of the rows; None takes those of the shipped recipes.
+    """
     by_row: dict[tuple[str, str], dict[int, Run]] = {}
-    left_out = []
+    left_out, remarks = [], []
+    rows = shipped_definitions() if definitions is None else definitions
     known = [run for run in sorted(runs, key=lambda run: run.id) if _adapter(run) in MODELS]
-    candidates = [run for run in known if run.trained]
-    for run in candidates:
+    for run in (run for run in known if run.trained):
         model = MODELS[_adapter(run)]
-        arm, reason = _arm(paper.hyperparameters, run, _longest(candidates, run))
+        row, differing = nearest_row(rows, model, run.record["recipe"])
         if run.record["recipe"]["evaluate"].get("limit") is not None:
             left_out.append(f"{run.id}: evaluated on a part of the questions (evaluate.limit)")
-        elif arm is None:
-            left_out.append(f"{run.id}: {reason}")
-        elif run.seed in by_row.setdefault((model, arm), {}):
-            left_out.append(f"{run.id}: a second {arm} run of {model} with seed {run.seed}")
+        elif row is None:
+            left_out.append(f"{run.id}: the paper does not state what its {model} was trained on")
+        elif differing:
+            left_out.append(f"{run.id}: {reason(row, differing)}")
+        elif run.seed in by_row.setdefault((model, row.arm), {}):
+            left_out.append(f"{run.id}: a second {row.arm} run of {model} with seed {run.seed}")
         else:
-            by_row[model, arm][run.seed] = run
+            by_row[model, row.arm][run.seed] = run
+            remarks += _other_samples(row, run)
     evaluated = tuple(run for run in known if not run.trained and _on_the_papers_benchmarks(run))
-    return PaperRuns(paper, {key: value for key, value in by_row.items() if value}, evaluated, tuple(left_out))
+    sorted_runs = {key: value for key, value in by_row.items() if value}
+    return PaperRuns(paper, sorted_runs, evaluated, tuple(left_out), tuple(remarks))
+
+
+def _other_samples(row: Definition, run: Run) -> list[str]:
+    """That a run was trained on another number of samples than the paper states, where both are known."""
+    plan = run.record.get("plan") or {}
+    if row.samples is None or row.subset or plan.get("samples_basis") != "counted":
+        return []
+    counted = plan["samples"] + plan.get("excluded", 0)
+    if counted == row.samples:
+        return []
+    return [f"{run.id}: {counted:,} samples were counted, where the paper states {row.samples:,}."]
 
 
 def targets(run: Run) -> float:
@@ -232,39 +257,6 @@ def _on_the_papers_benchmarks(run: Run) -> bool:
 
 def _adapter(run: Run) -> str:
     return str(run.record["recipe"]["model"]["adapter"])
-
-
-def _longest(candidates: Iterable[Run], run: Run) -> int:
-    """Steps of the longest baseline of this model, or of its longest run where there is no baseline."""
-    same = [candidate for candidate in candidates if _adapter(candidate) == _adapter(run)]
-    free = [candidate for candidate in same if candidate.gate is None]
-    return max(int(candidate.totals["steps"]) for candidate in (free or same))
-
-
-def _arm(paper: Mapping[str, Any], run: Run, longest: int) -> tuple[str | None, str]:
-    """The paper's row, or None and why the run is none of them."""
-    gate: dict[str, Any] | None = run.gate
-    steps = int(run.totals["steps"])
-    short = steps < FAST_BELOW * longest
-    if gate is None:
-        too_short = f"a baseline of {steps:,} steps, fewer than {100 * FAST_BELOW:g} % of the longest's {longest:,}"
-        return (None, too_short) if short else (BASELINE, "")
-    expected = {key: paper[name] for key, name in _SETTINGS.items()} | {"selection": "regate"}
-    other = [f"{key} {gate.get(key)} and not {value}" for key, value in expected.items() if gate.get(key) != value]
-    if gate.get("execution") == "loss_only":
-        other.append("execution loss_only")
-    weight = gate.get("reference_weight")
-    teacher = (gate.get("reference") or {}).get("model")
-    weights = [paper["reference_weight"]] if teacher is not None else [paper["reference_weight"], 0.0, 1.0]
-    if weight not in weights:
-        other.append(f"reference_weight {weight} and not {' or '.join(f'{value:g}' for value in weights)}")
-    if other:
-        return None, f"its gate has not the paper's settings: {', '.join(other)}"
-    if teacher is not None:
-        return f"teacher {str(teacher).rpartition('/')[2].removesuffix('-Instruct')}", ""
-    if weight in (0.0, 1.0):
-        return LAMBDA_1 if weight else LAMBDA_0, ""
-    return FAST if short else EXTENDED, ""
 
 
 def _value(run: Run, benchmark: str) -> float:

@@ -5,12 +5,24 @@ They exist in memory only; nothing here may be shown as a result.
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from harness.analysis.paper import GATED, MODELS, TABLES, Paper
+from harness.analysis.paper_definitions import (
+    BASELINE,
+    EXTENDED,
+    FAST,
+    RECIPES,
+    Definition,
+    fields_of_record,
+    shipped_definitions,
+)
 from harness.analysis.runs import Run
+from harness.config.load import load_recipe
 from regate.config import GateConfig
 
 ADAPTERS = {model: adapter for adapter, model in MODELS.items()}
@@ -32,17 +44,17 @@ def run_of(
     devices: int = 4,
     gate: dict[str, Any] | None = None,
 ) -> Run:
-    """A finished run without a folder: its items are not kept."""
+    """A finished run without a folder: its items are not kept. Its recipe is the paper's, with this gate."""
     name = f"{model}-{arm}".lower()
     record = {
         "id": f"{name}-{seed}",
         "name": name,
         "recipe": {
+            **papers_recipe(model, arm if arm in ENDS else EXTENDED if gate else BASELINE),
+            "name": name,
             "seed": seed,
-            "model": {"adapter": ADAPTERS[model]},
-            "data": {"frames": 16},
             "gate": gate,
-            "evaluate": {"benchmarks": sorted(scores), "limit": None},
+            "evaluate": {"benchmarks": sorted(scores), "at": [1.0], "batch": 1, "limit": None},
         },
         "provenance": {"hardware": {"gpus": [{"name": gpu}] * devices, "cpu": "x"}, "packages": {}},
         "totals": {
@@ -58,6 +70,29 @@ def run_of(
         "evaluations": [_evaluation(benchmark, value, steps) for benchmark, value in sorted(scores.items())],
     }
     return Run(record, Path("nowhere"))
+
+
+@cache
+def _shipped(name: str) -> str:
+    return json.dumps(load_recipe(name).identity())
+
+
+def papers_recipe(model: str, arm: str) -> dict[str, Any]:
+    """What the shipped recipe of a row asks for. InternVL3.5's are not stated: it has VideoLLaMA2's here."""
+    known = model if (model, arm) in RECIPES else "VideoLLaMA2"
+    content: dict[str, Any] = json.loads(_shipped(RECIPES[known, arm]))
+    if known != model:
+        content["model"] = {"adapter": ADAPTERS[model]}
+    return content
+
+
+def definitions() -> tuple[Definition, ...]:
+    """The shipped rows, and InternVL3.5's as if the paper stated them."""
+    invented = []
+    for arm in (BASELINE, EXTENDED, FAST):
+        fields = fields_of_record(papers_recipe("InternVL3.5", arm))
+        invented.append(Definition("InternVL3.5", arm, "invented", fields))
+    return (*shipped_definitions(), *invented)
 
 
 def paper_gate(**changes: Any) -> dict[str, Any]:

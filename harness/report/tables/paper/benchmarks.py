@@ -60,7 +60,7 @@ def benchmark_rows_table(name: str, ours: PaperRuns) -> Table:
         "underlined: best and second best of a column among the open models and the paper's runs, and for our rows "
         "among the open models and ours. The paper says tokens without saying which; ours are targets computed.",
         "[low, high]: 95 %, over the items for one run and over the seeds for several; paired for a difference.",
-        *ours.left_out,
+        *ours.notes,
     )
     return Table(f"paper/{name}", TITLES[name], tuple(columns), tuple(rows), notes, printed=bool(ours.models()))
 

@@ -15,13 +15,17 @@ from harness.report.tables.paper.prompts import inconsistencies_table, prompts_t
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from harness.analysis.paper_definitions import Definition
     from harness.analysis.runs import Run
     from harness.report.table import Table
 
 
-def paper_tables_of(paper: Paper, runs: Iterable[Run]) -> list[Table]:
-    """Every table of the paper beside our runs; printed where a run has one of its models."""
-    ours = paper_runs(paper, runs)
+def paper_tables_of(
+    paper: Paper, runs: Iterable[Run], definitions: tuple[Definition, ...] | None = None
+) -> list[Table]:
+    """Every table of the paper beside our runs; printed where a run has one of its models. `definitions`: as for
+    `paper_runs`."""
+    ours = paper_runs(paper, runs, definitions)
     models = list(MODELS.values())
     printed = bool(ours.models())
     tables = [benchmark_rows_table(name, ours) for name in TABLES]

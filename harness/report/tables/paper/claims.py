@@ -36,7 +36,8 @@ from harness.report.tables.paper.comparison import (
     signed,
     with_left_out,
 )
-from harness.report.tables.paper.costs import ARMS, TEACHERS
+from harness.report.tables.paper.costs import TEACHERS
+from harness.report.tables.paper.efficiency import ARMS
 
 if TYPE_CHECKING:
     from harness.analysis.verdicts import Verdict
@@ -86,6 +87,7 @@ def claims_table(runs: PaperRuns) -> Table:
         verdicts.RULES["difference"],
         verdicts.RULES["not_worse"],
         verdicts.RULES["cost"],
+        *runs.notes,
     )
     return Table("paper/claims", "Claims of the paper", columns, tuple(rows), notes, printed=bool(runs.models()))
 

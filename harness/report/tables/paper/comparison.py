@@ -138,6 +138,7 @@ def model_comparison(runs: PaperRuns, model: str) -> Table:
         verdicts.RULES["difference"],
         *_how_asked(runs, model),
         *_unread(runs, model),
+        *runs.notes,
     )
     plain = "".join(letter for letter in model.lower() if letter.isalnum())
     name, title = f"paper/scores_{plain}", f"{model}: ours and the paper's"

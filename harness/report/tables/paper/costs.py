@@ -8,7 +8,8 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.analysis import verdicts
-from harness.analysis.paper import GATED, MODELS
+from harness.analysis.paper import MODELS
+from harness.analysis.paper_definitions import TEACHER_LARGE, TEACHER_SMALL
 from harness.analysis.paper_runs import (
     BASELINE,
     EXTENDED,
@@ -34,16 +35,15 @@ from harness.report.tables.paper.comparison import (
     judge_score,
     per_cent,
 )
+from harness.report.tables.paper.efficiency import ARMS, efficiency_acl_table, efficiency_v1_table
 from harness.report.tables.time_to_target import reaches, step_speedup
 
 if TYPE_CHECKING:
     from harness.analysis.verdicts import Verdict
     from harness.report.table import Table
 
-ARMS: Final = {BASELINE: "", EXTENDED: f"{GATED}-extended", FAST: f"{GATED}-fast"}
-"""Arm -> what follows the model's name in the tables of efficiency."""
 LAMBDAS: Final = {"0.0": LAMBDA_0, "1.0": LAMBDA_1, "0.5": EXTENDED}
-TEACHERS: Final = {"Qwen2-1.5B": "teacher Qwen2-1.5B", "Qwen2-57B": "teacher Qwen2-57B-A14B", "Qwen2-7B": EXTENDED}
+TEACHERS: Final = {"Qwen2-1.5B": TEACHER_SMALL, "Qwen2-57B": TEACHER_LARGE, "Qwen2-7B": EXTENDED}
 """Row of the teacher ablation -> arm. The paper's 57B is the only Qwen2 of that size, a mixture of experts."""
 _ABLATED: Final = "VideoLLaMA2"
 _AVERAGE: Final = (
@@ -60,11 +60,13 @@ _MACHINE: Final = "Hours and memory are judged only where our runs had the paper
 
 def cost_tables(runs: PaperRuns) -> list[Table]:
     """All of them, in the paper's order."""
-    return [efficiency_v1(runs), efficiency_acl(runs), lambda_v1(runs), lambda_acl(runs), teacher_acl(runs)]
+    shaped = [efficiency_v1_table(runs), efficiency_acl_table(runs)]
+    judged = [efficiency_v1(runs), efficiency_acl(runs)]
+    return [*shaped, *judged, lambda_v1(runs), lambda_acl(runs), teacher_acl(runs)]
 
 
 def efficiency_v1(runs: PaperRuns) -> Table:
-    """v1 Table 4: tokens, hours of wall time, MVBench; and the two speed-ups, each under its own name."""
+    """v1 Table 4, one number a row, each judged; and the two speed-ups, each under its own name."""
     printed = runs.paper.costs("table4_efficiency_v1")
     entries: list[Entry] = []
     for model in ("VideoLLaMA2", "VideoChat2"):
@@ -79,11 +81,11 @@ def efficiency_v1(runs: PaperRuns) -> Table:
             ours = runs.score(model, arm, "mvbench")
             paper = row["MVBench"] / 100
             entries.append(Entry(label, "MVBench", ours, paper, judge_score(ours, paper, ROUNDING), per_cent))
-    return _table("paper/table4_efficiency_v1", "Table 4 of the paper (v1): efficiency", entries, runs, MVBENCH)
+    return _table("paper/table4_efficiency_v1_judged", "Table 4 of the paper (v1), judged", entries, runs, MVBENCH)
 
 
 def efficiency_acl(runs: PaperRuns) -> Table:
-    """The camera-ready's efficiency table: GPU-hours, teacher, memory, average accuracy."""
+    """The camera-ready's efficiency table, one number a row, each judged."""
     printed = runs.paper.costs("table4_efficiency_acl")
     entries: list[Entry] = []
     for model in MODELS.values():
@@ -103,8 +105,8 @@ def efficiency_acl(runs: PaperRuns) -> Table:
             )
             entries.append(_average(label, runs.average(model, arm), row["avg_accuracy"]))
     notes = (_AVERAGE, "Memory: the paper's is an average, ours a peak; shown and not judged.")
-    title = "Efficiency table of the camera-ready"
-    return _table("paper/table4_efficiency_acl", title, entries, runs, notes)
+    title = "Efficiency table of the camera-ready, judged"
+    return _table("paper/table4_efficiency_acl_judged", title, entries, runs, notes)
 
 
 def lambda_v1(runs: PaperRuns) -> Table:
@@ -115,7 +117,7 @@ def lambda_v1(runs: PaperRuns) -> Table:
         paper = row["MVBench"] / 100
         name = f"lambda {label}: {row['description']}"
         entries.append(Entry(name, "MVBench", ours, paper, judge_score(ours, paper, ROUNDING), per_cent))
-    notes = (_LAMBDA, UNKEPT, verdicts.RULES["score"])
+    notes = (_LAMBDA, UNKEPT, verdicts.RULES["score"], *runs.notes)
     title = "Table 5 of the paper (v1): weight of the reference loss"
     return comparison_table("paper/table5_lambda_v1", title, entries, notes, printed=_any_of_the_models(runs))
 
@@ -126,7 +128,7 @@ def lambda_acl(runs: PaperRuns) -> Table:
         _average(f"lambda {label}: {row['description']}", runs.average(_ABLATED, LAMBDAS[label]), row["avg_accuracy"])
         for label, row in runs.paper.costs("ablation_lambda_acl").items()
     ]
-    notes = (_LAMBDA, _AVERAGE, UNKEPT, verdicts.RULES["score"])
+    notes = (_LAMBDA, _AVERAGE, UNKEPT, verdicts.RULES["score"], *runs.notes)
     title = "Lambda ablation of the camera-ready"
     return comparison_table("paper/ablation_lambda_acl", title, entries, notes, printed=_any_of_the_models(runs))
 
@@ -137,7 +139,8 @@ def teacher_acl(runs: PaperRuns) -> Table:
         _average(f"teacher {label}", runs.average(_ABLATED, TEACHERS[label]), row["avg_accuracy"])
         for label, row in runs.paper.costs("ablation_teacher_acl").items()
     ]
-    notes = ("Qwen2-7B is the student's own language model.", _AVERAGE, UNKEPT, verdicts.RULES["score"])
+    own = "Qwen2-7B is the student's own language model."
+    notes = (own, _AVERAGE, UNKEPT, verdicts.RULES["score"], *runs.notes)
     title = "Teacher ablation of the camera-ready"
     return comparison_table("paper/ablation_teacher_acl", title, entries, notes, printed=_any_of_the_models(runs))
 
@@ -211,7 +214,7 @@ def _average(label: str, ours: Measured, paper: float) -> Entry:
 
 def _table(name: str, title: str, entries: list[Entry], runs: PaperRuns, notes: tuple[str, ...]) -> Table:
     rules = (verdicts.RULES["cost"], verdicts.RULES["score"])
-    whole = (_TOKENS, *notes, _MACHINE, UNKEPT, *rules, *runs.left_out)
+    whole = (_TOKENS, *notes, _MACHINE, UNKEPT, *rules, *runs.notes)
     return comparison_table(name, title, entries, whole, printed=_any_of_the_models(runs))
 
 

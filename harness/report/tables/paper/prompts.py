@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from harness.analysis.paper import MODELS, TABLES, Paper, cell_of, in_points
 from harness.report import table as render
 from harness.report.table import Cell, Column, Table
-from harness.report.tables.paper.costs import ARMS
+from harness.report.tables.paper.efficiency import ARMS
 
 if TYPE_CHECKING:
     from harness.report.tables.common import Row
