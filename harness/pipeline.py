@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from harness.common.errors import RecipeError, StaleError
+from harness.common.errors import HarnessError, RecipeError, StaleError
 from harness.common.files import read_json, write_atomic, write_json
 from harness.common.hashing import digest
 from harness.data.conversion import RefusedSamples, remember
@@ -23,7 +23,7 @@ from harness.plan import Planner, require
 from harness.records import provenance, tracking
 from harness.records.ledger import finished_step
 from harness.records.record import build_record, write_record
-from harness.records.run_folder import OWN_FILES, check_disk, lock_run, pin, run_dir_of, stage
+from harness.records.run_folder import OWN_FILES, check_disk, check_ledger_kept, lock_run, pin, run_dir_of, stage
 from harness.report import tables
 from harness.report.figures import build as figures
 from harness.training import launch, processes
@@ -58,10 +58,11 @@ def prepare(recipe: Recipe, progress: Progress, planner: Planner | None = None) 
 
     Raises:
         EnvironmentProblem: weights are missing, or the disk is nearly full.
-        DataError: data are missing or damaged.
+        DataError: data are missing or damaged, or the ledger of a training that has begun is gone.
         StaleError: the run was started with other data or weights.
     """
     use_settings(recipe)
+    check_ledger_kept(run_dir_of(recipe))
     if finished_step(run_dir_of(recipe) / "ledger.jsonl") is None and not processes.under_torchrun():
         processes.count(recipe)  # a batch that cannot be split is refused before anything is made
     planner = planner or Planner()
@@ -81,7 +82,7 @@ def prepare(recipe: Recipe, progress: Progress, planner: Planner | None = None) 
             make_data(recipe.data, recipe.paths, recipe.seed, progress)
     data, adapter = _prepare_model(recipe, planner, run_dir, progress)
     _report_excluded(data, progress)
-    write_json(run_dir / "recipe.json", recipe.model_dump(mode="json"))
+    write_json(run_dir / "recipe.json", recipe.model_dump(mode="json"), sealed=True)
     _keep_own_files(recipe, run_dir)
     pin(run_dir, "data", data.fingerprint)
     pin(run_dir, "weights", adapter.weights_fingerprint)
@@ -248,9 +249,10 @@ def run(
             progress.say(f"record: {finish(prepared)}")
     printed = []
     for results in dict.fromkeys(Path(recipe.paths.results) for recipe in recipes):
-        result_tables = tables.make_tables(results, suites)
+        # A damaged file of another run is no reason to end this one's command.
+        result_tables = tables.make_tables(results, suites, lambda error: _report_left_out(error, progress))
         tables.write_tables(result_tables, results)
-        figures.build_figures(results)
+        figures.build_figures(results, damaged=lambda _: None)
         printed.append(tables.printed(result_tables))
     return "\n".join(printed)
 
@@ -261,6 +263,10 @@ def _keep_own_files(recipe: Recipe, run_dir: Path) -> None:
     rules = [selection.file] if isinstance(selection, SelectionFile) else []
     for source in map(Path, [*rules, *(entry.file for entry in recipe.evaluate.files)]):
         write_atomic(run_dir / OWN_FILES / source.name, source.read_bytes())
+
+
+def _report_left_out(error: HarnessError, progress: Progress) -> None:
+    progress.say(f"WARNING: left out of tables and figures: {error}" + (f"\n  {error.hint}" if error.hint else ""))
 
 
 def _report_excluded(data: DataSet, progress: Progress) -> None:

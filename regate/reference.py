@@ -1,8 +1,9 @@
 """The store of reference losses (Eq. 1): one flat float16 array, written once, read at random.
 
-A folder: manifest.json, ids.npy, offsets.npy, checksums.npy, done.npy, losses.npy. Every file is made at its full
-size before the first loss is written, so several processes can write disjoint samples in place; data are flushed
-before the sample is marked done, so a killed process leaves no hole that looks like a value.
+A folder: manifest.json, ids.npy, offsets.npy, checksums.npy, done.npy, sums.npy, losses.npy. Every file is made at
+its full size before the first loss is written, so several processes can write disjoint samples in place; data are
+flushed before the sample is marked done, so a killed process leaves no hole that looks like a value. A sample whose
+losses are not those of its crc32 in sums.npy is not done: whoever goes on with a pass scores it again.
 
 Legend: M samples of the store, B rows, S expanded length.
 """
@@ -50,6 +51,7 @@ class ReferenceWriter:
     index: StoreIndex
     losses: NDArray[Any]
     done_M: NDArray[Any]
+    sums_M: NDArray[Any]
 
     @classmethod
     def create(
@@ -88,6 +90,7 @@ class ReferenceWriter:
             index.save(folder)
             np.save(folder / "checksums.npy", checksums_M)
             make_array(folder / "done.npy", len(index), "uint8", 0)
+            make_array(folder / "sums.npy", len(index), "uint32", 0)
             make_array(folder / "losses.npy", index.size, "float16", np.nan)
             write_json(folder / "manifest.json", manifest)
 
@@ -100,12 +103,27 @@ class ReferenceWriter:
                         f"{path} was made from other samples or targets ({name} {stored[name]}, here "
                         f"{manifest[name]}); choose another folder"
                     )
-        return cls(
+            if not (path / "sums.npy").exists():
+                if stored["state"] == "complete":
+                    return _complete_without_sums(path, manifest)
+                raise StoreError(f"{path} lacks sums.npy or is of an earlier version; delete it and score again")
+        writer = cls(
             path,
             StoreIndex.load(path, manifest),
             open_array(path / "losses.npy", (index.size,), "float16", writable=True),
             open_array(path / "done.npy", (len(index),), "uint8", writable=True),
+            open_array(path / "sums.npy", (len(index),), "uint32", writable=True),
         )
+        writer._forget_damaged()
+        return writer
+
+    def _forget_damaged(self) -> None:
+        """Mark samples as missing whose losses are not what was written."""
+        offsets, marked_M = self.index.offsets_M1, np.asarray(self.done_M) != 0
+        for row in marked_M.nonzero()[0].tolist():
+            losses = np.asarray(self.losses[offsets[row] : offsets[row + 1]])
+            if self.done_M[row] != 1 or zlib.crc32(losses.tobytes()) != self.sums_M[row]:
+                self.done_M[row] = 0
 
     def done_ids(self) -> set[int]:
         """Ids of the samples that have their losses."""
@@ -137,8 +155,11 @@ class ReferenceWriter:
                     f"sample {sample_id}: the reference loss of target {int((~torch.isfinite(values)).nonzero()[0])} "
                     "is not finite; score with dtype float32, and check the teacher's weights"
                 )
-            self.losses[start:stop] = to_half(values.numpy())
+            half = to_half(values.numpy())
+            self.losses[start:stop] = half
+            self.sums_M[row] = zlib.crc32(half.tobytes())
         _flush(self.losses)
+        _flush(self.sums_M)
         self.done_M[rows] = 1
         _flush(self.done_M)
 
@@ -244,6 +265,15 @@ class ReferenceStore:
         aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         pq.write_table(table, aside)
         aside.replace(path)
+
+
+def _complete_without_sums(path: Path, manifest: dict[str, Any]) -> ReferenceWriter:
+    """The writer of a store that an earlier version finished: nothing is left to write, and `ReferenceStore.open`
+    holds its losses to the manifest."""
+    index = StoreIndex.load(path, manifest)
+    losses = open_array(path / "losses.npy", (index.size,), "float16")
+    done_M = open_array(path / "done.npy", (len(index),), "uint8")
+    return ReferenceWriter(path, index, losses, done_M, np.zeros(len(index), dtype=np.uint32))
 
 
 def to_half(values: NDArray[Any]) -> NDArray[Any]:

@@ -23,13 +23,13 @@ from harness.analysis.statistics import (
     wilson,
 )
 from harness.benchmarks.scoring import Scoring, unit_values
-from harness.common.errors import DataError
+from harness.common.errors import DataError, HarnessError
 from harness.common.hashing import digest
 from harness.records.record import Record, read_items, read_records
 from regate.selection import SELECTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
 Evaluation = dict[str, Any]
@@ -156,9 +156,25 @@ def scored_units(evaluation: Mapping[str, Any], units: Results) -> Results:
     }
 
 
-def load_runs(results_dir: Path) -> list[Run]:
-    """Every finished run below a results folder, in order of id. See `read_records` for errors."""
-    return [Run(record, results_dir / "runs" / record["id"]) for record in read_records(results_dir)]
+def load_runs(results_dir: Path, damaged: Callable[[HarnessError], None] | None = None) -> list[Run]:
+    """Every finished run below a results folder, in order of id. See `read_records` for errors.
+
+    Args:
+        damaged: gets the error of each run whose record or items cannot be read, which is left out then; None raises
+            the error of a record, and leaves the items to whoever reads them.
+    """
+    runs = [Run(record, results_dir / "runs" / record["id"]) for record in read_records(results_dir, damaged)]
+    return runs if damaged is None else [run for run in runs if _has_its_items(run, damaged)]
+
+
+def _has_its_items(run: Run, damaged: Callable[[HarnessError], None]) -> bool:
+    try:
+        for evaluation in run.record["evaluations"]:
+            run.items(evaluation)
+    except HarnessError as error:
+        damaged(error)
+        return False
+    return True
 
 
 def pair_runs(runs: Iterable[Run]) -> list[Pair]:

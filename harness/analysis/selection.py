@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from harness.analysis.curves import suites
 from harness.common.errors import StaleError
-from harness.common.files import read_json, write_atomic
+from harness.common.files import read_json, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,8 +48,7 @@ def read_selection(run_dir: Path) -> Selection | None:
 
 def write_selection(run_dir: Path, selection: Selection) -> Path:
     path = run_dir / FILE
-    text = json.dumps(selection, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    write_atomic(path, text + "\n")
+    write_json(path, json.loads(json.dumps(selection, sort_keys=True, allow_nan=False)), sealed=True)
     return path
 
 

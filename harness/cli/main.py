@@ -7,12 +7,15 @@ it, so that `harness --help` answers at once.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.common.exits import guarded
 from harness.common.threads import settle
+
+if TYPE_CHECKING:
+    from harness.common.errors import HarnessError
 
 
 def _examples(*commands: str) -> str:
@@ -190,12 +193,15 @@ def tables(
 ) -> None:
     """Write the tables and figures of all finished runs. The tables are printed."""
     from harness.cli.arguments import results_folder
-    from harness.cli.run_names import known_suites
+    from harness.cli.run_names import earlier_records, known_suites, left_out
     from harness.report import tables as report_tables
     from harness.report.figures import build as figures
     from harness.report.tables.compare import as_json
 
     results, suites = results_folder(arguments or []), known_suites(arguments or [])
+    note = earlier_records(results)
+    if note:
+        typer.echo(note, err=True)
     if check:
         files = report_tables.check_tables(results, suites)
         if json:
@@ -203,13 +209,16 @@ def tables(
             return
         typer.echo(f"{len(files)} files below {results / 'tables'} are what the records give")
         return
-    built = report_tables.make_tables(results, suites)
+    problems: list[HarnessError] = []
+    built = report_tables.make_tables(results, suites, problems.append)
     report_tables.write_tables(built, results)
-    figures.build_figures(results)
+    figures.build_figures(results, damaged=lambda _: None)
     if json:
         _print_json(as_json([table for table in built if everything or table.printed]))
     else:
         typer.echo(report_tables.printed(built, everything=everything))
+    if problems:
+        raise left_out(problems)
 
 
 @app.command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,9 +11,11 @@ from harness.analysis.curves import suites
 from harness.analysis.runs import Run, load_runs
 from harness.cli.arguments import shared_results, split
 from harness.cli.status import run_folders
-from harness.common.errors import DataError, RecipeError
+from harness.common.errors import DataError, HarnessError, RecipeError
+from harness.common.files import is_sealed
 from harness.config.explain import nearest
 from harness.config.load import RECIPE, SUITE, kind_of, load, load_paths, load_recipe, shipped, suite_recipes
+from harness.records.record import record_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -47,7 +50,8 @@ def resolve_runs(arguments: Sequence[str]) -> NamedRuns:
 
     Raises:
         RecipeError: a name is none of them, or the beginning of several ids.
-        DataError: what is named has no finished run.
+        DataError: what is named has no finished run, or a damaged one; damaged runs that are not named are told on
+            stderr and left out.
     """
     names, overrides = split(arguments)
     documents = {name: _recipes_of(name, overrides) for name in dict.fromkeys(names)}
@@ -55,9 +59,36 @@ def resolve_runs(arguments: Sequence[str]) -> NamedRuns:
     if recipes:
         shared_results(recipes)
     paths = recipes[0].paths if recipes else load_paths(overrides)
-    finished = load_runs(Path(paths.results))
-    named = [(name, _runs_of(name, documents[name], finished, Path(paths.results))) for name in names]
+    problems: list[HarnessError] = []
+    finished = load_runs(Path(paths.results), problems.append)
+    try:
+        named = [(name, _runs_of(name, documents[name], finished, Path(paths.results))) for name in names]
+    except DataError as error:
+        if not problems:
+            raise
+        raise left_out(problems) from error
+    if problems:
+        sys.stderr.write(f"WARNING: {left_out(problems)}\n")
     return NamedRuns(paths, finished, named)
+
+
+def left_out(problems: Sequence[HarnessError]) -> HarnessError:
+    """One error for runs whose record or items cannot be read, of the first one's kind."""
+    ways = list(dict.fromkeys(error.hint for error in problems if error.hint))
+    lines = "\n".join(f"  {error}" for error in problems)
+    return type(problems[0])(f"left out, as files are damaged:\n{lines}", hint="\n  ".join(ways) or None)
+
+
+def earlier_records(results: Path) -> str | None:
+    """How many records below a results folder have no checksum, in words; None where all have one."""
+    files = record_files(results)
+    unsealed = [path for path in files if not is_sealed(path)]
+    if not unsealed:
+        return None
+    return (
+        f"{len(unsealed)} of {len(files)} records below {results / 'runs'} are of an earlier version, without a "
+        "checksum: a byte of them that changed is seen only where it breaks the record"
+    )
 
 
 def runs_to_compare(arguments: Sequence[str]) -> list[Run]:
@@ -161,4 +192,12 @@ def _too_few() -> RecipeError:
     return RecipeError("compare takes two runs or more, by id, recipe or suite", hint="harness list runs names them")
 
 
-__all__ = ["NamedRuns", "known_suites", "resolve_runs", "run_of_beginning", "runs_to_compare"]
+__all__ = [
+    "NamedRuns",
+    "earlier_records",
+    "known_suites",
+    "left_out",
+    "resolve_runs",
+    "run_of_beginning",
+    "runs_to_compare",
+]

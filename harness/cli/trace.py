@@ -17,6 +17,7 @@ from harness.evaluation.lmms.answer_cache import answers_file
 from harness.evaluation.task import MultipleChoiceTask
 from harness.records.evaluations import items_file, read_item_lines
 from harness.records.record import RECORD_FILE, read_items
+from harness.records.run_folder import RECIPE_FILE, read_recipe
 from harness.report.table import Table, runs_of
 from harness.report.tables import make_tables
 
@@ -267,20 +268,12 @@ def _last_item(run: Run, name: str) -> tuple[dict[str, Any], Mapping[str, Any]]:
 
 def _recipe_of(run: Run) -> Recipe:
     """The recipe that the run's folder keeps, for an item of a training's evaluation."""
-    from pydantic import ValidationError
-
-    from harness.config.recipe import Recipe
-
-    path = run.folder / "recipe.json"
+    path = run.folder / RECIPE_FILE
     if not path.is_file():
         raise StaleError(f"{path} is gone: how the model is loaded is not known")
     if not run.trained:
         raise RecipeError(f"{run.id} was evaluated without a training", hint="harness eval asks it again")
-    try:
-        return Recipe.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise StaleError(f"{path} cannot be used any more: {first['msg'].removeprefix('Value error, ')}") from None
+    return read_recipe(run.folder)
 
 
 # --- lines for a person ----------------------------------------------------------------------------------

@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-_SEAL: Final = "seal"
+SEAL: Final = "seal"
+"""Key of an object's own digest."""
+_SEAL_BYTES: Final = 100
+"""What a seal takes at the end of a file."""
 
 
 def write_atomic(path: Path, content: str | bytes, *, durable: bool = False) -> None:
@@ -55,9 +58,14 @@ def write_json(path: Path, value: Any, *, durable: bool = False, sealed: bool = 
     Raises:
         TypeError, ValueError: the value is not plain JSON, or holds NaN or an infinity.
     """
-    content = {**value, _SEAL: digest(value)} if sealed else value
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(seal(value) if sealed else value, indent=1, ensure_ascii=False, allow_nan=False)
     write_atomic(path, text + "\n", durable=durable)
+
+
+def seal(value: Mapping[str, Any]) -> dict[str, Any]:
+    """An object with its own digest as its last entry."""
+    plain = json.loads(json.dumps(value))  # as it will be read
+    return {**plain, SEAL: digest(plain)}
 
 
 def read_json(
@@ -83,8 +91,9 @@ def read_json(
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as {what}: {error}", hint=hint) from error
+    changed = isinstance(value, dict) and _seal_broken(value)
     problems = problems_of(value, shape or {}, "")
-    if isinstance(value, dict) and _SEAL in value and value.pop(_SEAL) != digest(value):
+    if changed:
         problems = ["it is not as it was written (checksum)"]
     elif isinstance(value, dict) and schema is not None and value.get("schema") != schema:
         problems = [f"schema {value.get('schema')!r}, this version reads {schema}"]
@@ -92,6 +101,23 @@ def read_json(
         raise DataError(f"{path}: cannot be read as {what}: {'; '.join(problems)}", hint=hint)
     content: dict[str, Any] = value
     return content
+
+
+def _seal_broken(value: dict[str, Any]) -> bool:
+    """Whether an object is not what was sealed; its seal is taken out. One without a seal, of an earlier version, is
+    taken as it is, unless its last entry is the digest of the others: that is a seal whose name was damaged."""
+    last = next(reversed(value), SEAL)
+    if SEAL in value:
+        stored = value.pop(SEAL)
+        return bool(last != SEAL or stored != digest(value))
+    return value[last] == digest({key: item for key, item in value.items() if key != last}) if value else False
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a file of ours says by a digest what was written; those of earlier versions do not."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _SEAL_BYTES))
+        return f'"{SEAL}":'.encode() in file.read()
 
 
 def problems_of(value: Any, shape: Mapping[str, Any], prefix: str) -> list[str]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from harness.benchmarks import BENCHMARKS, AnyBenchmark
 from harness.common.errors import DataError, HarnessError, StaleError
-from harness.common.files import write_atomic
+from harness.common.files import read_json, write_atomic
 from harness.common.hashing import digest
 from harness.evaluation.lmms.process import CHILD, run_child, visible_gpus
 from harness.evaluation.task import LmmsEvalTask, build_tasks, task_of
@@ -227,12 +227,16 @@ def read_result(wanted: Wanted) -> dict[str, Any]:
         HarnessError: it is absent, damaged or incomplete, or an answer is empty; the item is named.
     """
     path = wanted.path
+    if not path.exists():
+        raise HarnessError(f"{path}: not written by the evaluation")
     try:
-        result: dict[str, Any] = json.loads(path.read_text())
+        result = read_json(path, "an evaluation")
         lines = read_item_bytes(path.parent / result["items"])
         items = [json.loads(line) for line in lines.splitlines()]
     except FileNotFoundError as error:
         raise HarnessError(f"{error.filename}: not written by the evaluation") from None
+    except DataError as error:
+        raise HarnessError(f"{path}: damaged ({str(error).partition(': ')[2]})") from None
     except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         raise HarnessError(f"{path}: damaged ({error})") from None
     if result.get("schema") != SCHEMA:

@@ -51,7 +51,7 @@ def evaluate_standalone(
     run_dir = run_dir_of(recipe)
     job = Job(0, 0.0, _checkpoint(recipe))
     with lock_run(run_dir):
-        write_json(run_dir / "recipe.json", recipe.identity())
+        write_json(run_dir / "recipe.json", recipe.identity(), sealed=True)
         weights = weights_of(recipe)
         pin(run_dir, "weights", weights)
         evaluate_checkpoints(recipe, run_dir, [job], data=None, progress=progress, benchmarks=benchmarks, child=child)

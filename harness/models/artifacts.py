@@ -6,15 +6,14 @@ Each artifact is put in its place by one rename: it is there whole or not at all
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from harness.common.errors import EnvironmentProblem, StaleError
-from harness.common.files import atomic_folder, read_json
-from harness.common.hashing import digest
+from harness.common.errors import DataError, EnvironmentProblem, StaleError
+from harness.common.files import atomic_folder, read_json, write_json
+from harness.common.hashing import digest, file_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -56,6 +55,7 @@ class ArtifactFolder:
         """What a finished artifact tells: seconds, figures, sha256 of its weights.
 
         Raises:
+            DataError: a file of it is not as it was made.
             EnvironmentProblem: it is not made.
             StaleError: it was made by another version of this program, or from other data.
         """
@@ -67,6 +67,9 @@ class ArtifactFolder:
         card = read_json(path, "the card of an artifact", shape=shape, hint=hint)
         if card.get("schema") != SCHEMA:
             raise StaleError(f"{path}: schema {SCHEMA} expected, found {card.get('schema')}", hint=hint)
+        changed = [name for name, wanted in card.get("files", {}).items() if not _is(path.parent / name, wanted)]
+        if changed:
+            raise DataError(f"{path.parent}: {', '.join(changed)} is missing or has changed (sha256)", hint=hint)
         if self.data_fingerprint is not None and card["data"] != self.data_fingerprint:
             raise StaleError(f"{path}: made from other data than those that are there now", hint=hint)
         return card
@@ -88,10 +91,11 @@ class ArtifactFolder:
                 "stage": name,
                 "data": self.data_fingerprint,
                 "weights": hash_weights(folder),
+                "files": _file_digests(folder),
                 "seconds": round(time.monotonic() - start, 3),
                 "figures": figures,
             }
-            (folder / CARD).write_text(json.dumps(card, indent=1) + "\n")
+            write_json(folder / CARD, card, sealed=True)
 
     def _card_path(self, name: str) -> Path:
         return self.folder(name) / CARD
@@ -126,6 +130,18 @@ def hash_weights(folder: Path) -> str:
         total.update(file.name.encode())
         total.update(hashlib.sha256(file.read_bytes()).digest())
     return total.hexdigest()
+
+
+def _file_digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
+
+
+def _is(path: Path, sha256: str) -> bool:
+    try:
+        return file_digest(path) == sha256
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)

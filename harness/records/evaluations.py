@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import math
 import zlib
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 SCHEMA: Final = 2
 """Of an evaluation; 2 says how its items become a score."""
 
+_REMEDY: Final = "make it again: harness eval, and harness run for the record; kept answers are not asked again"
 EVALUATION_SHAPE: Final[dict[str, Any]] = {
     "benchmark": str,
     "step": int,
@@ -39,7 +41,7 @@ def read_evaluations(run_dir: Path) -> list[dict[str, Any]]:
     """
     evaluations = []
     for path in sorted((run_dir / "eval").glob("step-*/*.json")):
-        evaluation = read_json(path, "an evaluation")
+        evaluation = read_json(path, "an evaluation", hint=_REMEDY)
         if evaluation.get("schema") != SCHEMA:
             raise StaleError(
                 f"{path}: evaluation schema {evaluation.get('schema')}, this version reads {SCHEMA}",
@@ -47,9 +49,9 @@ def read_evaluations(run_dir: Path) -> list[dict[str, Any]]:
             )
         problems = list(problems_of(evaluation, EVALUATION_SHAPE, ""))
         if problems:
-            raise DataError(f"{path}: damaged evaluation: {'; '.join(problems)}")
+            raise DataError(f"{path}: damaged evaluation: {'; '.join(problems)}", hint=_REMEDY)
         items_path = path.parent / evaluation["items"]
-        items = read_item_lines(items_path)
+        items = read_item_lines(items_path, evaluation.get("items_sha256"))
         if not all(isinstance(task, dict) for task in evaluation["tasks"]):
             raise DataError(f"{path}: damaged evaluation: a task is not an object")
         if len(items) != evaluation["counts"]["scored"]:
@@ -114,16 +116,22 @@ def read_item_bytes(path: Path) -> bytes:
         raise ValueError(f"{place}: damaged ({error})") from None
 
 
-def read_item_lines(path: Path) -> list[dict[str, Any]]:
+def read_item_lines(path: Path, sha256: str | None = None) -> list[dict[str, Any]]:
     """The items of an evaluation, whether its file is compressed or not.
+
+    Args:
+        sha256: of the lines; None where the evaluation is of an earlier version, which did not note it.
 
     Raises:
         DataError: the file is absent or damaged.
     """
     try:
-        items = [json.loads(line) for line in read_item_bytes(path).decode("utf-8").splitlines()]
+        content = read_item_bytes(path)
+        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+            raise ValueError("they are not as they were written (checksum)")
+        items = [json.loads(line) for line in content.decode("utf-8").splitlines()]
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read as items of an evaluation: {error}") from error
+        raise DataError(f"{path}: cannot be read as items of an evaluation: {error}", hint=_REMEDY) from error
     for number, item in enumerate(items, start=1):
         problems = problems_of(item, {"task": str, "key": str | int, "correct": object}, "")
         if problems:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import BaseModel
 
-from harness.common.errors import DataError, StaleError
-from harness.common.files import problems_of, read_json, write_atomic
+from harness.common.errors import DataError, HarnessError, StaleError
+from harness.common.files import problems_of, read_json, write_json
 from harness.common.hashing import digest
 from harness.records import provenance
 from harness.records.evaluations import EVALUATION_SHAPE, items_digest, items_file, read_evaluations, read_item_lines
@@ -23,6 +23,8 @@ from harness.records.ledger import finished_step, read_events
 from harness.records.totals import Split, check_steps, progress_at, split, totals
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from harness.config.evaluation import EvaluationRecipe
     from harness.config.recipe import Recipe
 
@@ -43,6 +45,7 @@ MEASURED: Final = frozenset(
         "items_sha256",
         "peak_bytes",
         "repeated",
+        "seal",
         "seconds",
         "sparse_median",
         "train_device_hours",
@@ -54,6 +57,7 @@ MEASURED: Final = frozenset(
 between a run and the same run killed and resumed. So may the bytes of the items' file, where the last bits of a loss
 depend on which items were left to ask; `items_digest` is that of the outcomes, and stays."""
 
+_REMEDY: Final = "make it again: harness run; what is trained and evaluated is kept"
 _ABOUT_THE_DISK: Final = ("to_make", "missing_weights", "missing_data")
 """What a plan says about the moment it was made, and not about the run."""
 
@@ -171,10 +175,10 @@ def evaluation_record(
 
 
 def write_record(record: Record, run_dir: Path) -> Path:
-    """Write record.json in one piece; keys in a fixed order, so that a diff shows what changed."""
+    """Write record.json in one piece, with a checksum; keys in a fixed order, so that a diff shows what changed."""
     path = run_dir / RECORD_FILE
-    text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    write_atomic(path, text + "\n", durable=True)
+    in_order = json.loads(json.dumps(record, sort_keys=True, allow_nan=False))
+    write_json(path, in_order, durable=True, sealed=True)
     return path
 
 
@@ -182,10 +186,10 @@ def read_record(path: Path) -> Record:
     """One record, checked.
 
     Raises:
-        DataError: not JSON, or something is missing.
+        DataError: not JSON, not as it was written, or something is missing.
         StaleError: of another schema version, or its recipe is not the one its name says.
     """
-    record = read_json(path, "record")
+    record = read_json(path, "record", hint=_REMEDY)
     if record.get("schema") != SCHEMA:
         raise StaleError(
             f"{path}: record schema {record.get('schema')}, this version reads {SCHEMA}"
@@ -197,19 +201,33 @@ def read_record(path: Path) -> Record:
     return record
 
 
-def read_records(results_dir: Path) -> list[Record]:
+def read_records(results_dir: Path, damaged: Callable[[HarnessError], None] | None = None) -> list[Record]:
     """Every record below results_dir/runs, in order of run id; runs that are not finished have none.
+
+    Args:
+        damaged: gets the error of each record that cannot be read, which is left out then; None raises it.
 
     Raises:
         DataError, StaleError: see `read_record`; or a record lies in another run's folder.
     """
     records = []
-    for path in sorted((results_dir / "runs").glob(f"*/{RECORD_FILE}")):
-        record = read_record(path)
-        if record["id"] != path.parent.name:
-            raise StaleError(f"{path}: is the record of {record['id']}", hint="move it to that run's folder")
-        records.append(record)
+    for path in record_files(results_dir):
+        try:
+            record = read_record(path)
+            if record["id"] != path.parent.name:
+                raise StaleError(f"{path}: is the record of {record['id']}", hint="move it to that run's folder")
+        except HarnessError as error:
+            if damaged is None:
+                raise
+            damaged(error)
+        else:
+            records.append(record)
     return records
+
+
+def record_files(results_dir: Path) -> list[Path]:
+    """The record of every finished run below a results folder, in order of run id."""
+    return sorted((results_dir / "runs").glob(f"*/{RECORD_FILE}"))
 
 
 def check_record(record: Record, path: Path) -> None:
@@ -243,12 +261,13 @@ def read_items(run_dir: Path, evaluation: Mapping[str, Any]) -> list[dict[str, A
     """The per-item results of one evaluation of a record, or None where the file is not kept.
 
     Raises:
+        DataError: the file is damaged.
         StaleError: the file is not the one that the record was made from.
     """
     path = run_dir / "eval" / f"step-{evaluation['step']:06d}" / evaluation["items"]
     if items_file(path) is None:
         return None
-    items = read_item_lines(path)
+    items = read_item_lines(path, evaluation.get("items_sha256"))
     if items_digest(items) != evaluation.get("items_digest"):
         raise StaleError(f"{path}: not the items that the record was made from", hint="make the record again")
     return items

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import shutil
 import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from harness.common.errors import EnvironmentProblem, StaleError
+from pydantic import ValidationError
+
+from harness.common.errors import DataError, EnvironmentProblem, StaleError
 from harness.common.files import read_json, write_json
-from harness.records.ledger import Clocks, Ledger
+from harness.records.ledger import Clocks, Ledger, read_events
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,10 +23,29 @@ if TYPE_CHECKING:
     from harness.config.recipe import Recipe
 
 SCHEMA: Final = 1
+RECIPE_FILE: Final = "recipe.json"
 OWN_FILES: Final = "own"
 """Folder of a run with copies of what its recipe names of the user's own: a selection rule, question files."""
 _SPARE_BYTES: Final = 1024**3
 """Refuse to start with less free disk than this: a full disk in the middle costs more than a message before."""
+
+
+def read_recipe(run_dir: Path) -> Recipe:
+    """The recipe that a training's folder keeps.
+
+    Raises:
+        DataError: it is not there, or damaged.
+        StaleError: this version reads it as something else.
+    """
+    from harness.config.recipe import Recipe
+
+    path = run_dir / RECIPE_FILE
+    content = read_json(path, "the recipe of a run", hint="give the run's command again: it writes the file anew")
+    try:
+        return Recipe.model_validate_json(json.dumps(content))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise StaleError(f"{path} cannot be used any more: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 def run_dir_of(recipe: Recipe | EvaluationRecipe) -> Path:
@@ -66,6 +88,23 @@ def pin(run_dir: Path, name: str, value: str) -> None:
             hint=f"restore the {name}, or move {run_dir} away to start anew",
         )
     write_json(path, {**inputs, name: value}, sealed=True)
+
+
+def check_ledger_kept(run_dir: Path) -> None:
+    """Look, before anything is computed, whether the ledger of a training that has begun is there.
+
+    Raises:
+        DataError: it is gone, or damaged: the record could not be made of what is trained on.
+    """
+    path = run_dir / "ledger.jsonl"
+    if any(event["event"] == "start" for event in read_events(path)):
+        return
+    left = [name for name in ("record.json", "checkpoints") if (run_dir / name).exists()]
+    if left:
+        raise DataError(
+            f"{path}: holds no training, and {run_dir} holds its {' and '.join(left)}: the ledger was deleted",
+            hint=f"bring the ledger back, or move {run_dir} away to start anew: without it there is no record",
+        )
 
 
 def check_disk(folder: Path, needed: int = _SPARE_BYTES) -> None:

@@ -34,7 +34,7 @@ from urllib.parse import urlsplit
 
 from harness.common.addresses import shown, without_secrets
 from harness.common.errors import DataError
-from harness.common.files import atomic_path, read_json, write_atomic
+from harness.common.files import atomic_path, read_json, write_json
 from harness.records.ledger import read_events
 from harness.records.metrics import (
     STEPS_DONE,
@@ -202,7 +202,7 @@ def _last_state(run_dir: Path) -> str | None:
 
 def _write_state(run_dir: Path, report: MirrorReport) -> None:
     content = {"schema": 1, "state": report.state, "message": report.message}
-    write_atomic(run_dir / STATE_FILE, json.dumps(content) + "\n")
+    write_json(run_dir / STATE_FILE, content, sealed=True)
 
 
 # --- child: everything below runs with mlflow ------------------------------------------------------------

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 SCHEMA: Final = 1
 _UNREADABLE: Final = (
     *(OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, SyntaxError, TokenError),
-    *(BadZipFile, zlib.error),
+    *(BadZipFile, zlib.error, RuntimeError, OverflowError, MemoryError),
 )
 """What numpy raises of a damaged archive."""
 _POSITIONS: Final = 65536

@@ -43,18 +43,14 @@ def main() -> None:
 
 def _work(run_dir: Path, rank: int) -> None:
     # Imported here, so that an import that fails is reported like any other error.
-    from harness.common.errors import DataError
     from harness.common.progress import Progress
-    from harness.config.recipe import Recipe
+    from harness.records.run_folder import read_recipe
     from harness.training import launch, processes
     from harness.training.gate_stores import compute_reference_losses
     from harness.training.run import join
 
     job = read_json(run_dir / FOLDER / JOB, "the job of a worker")
-    try:
-        recipe = Recipe.model_validate_json((run_dir / "recipe.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{run_dir / 'recipe.json'}: cannot be read as a recipe: {error}") from error
+    recipe = read_recipe(run_dir)
     tasks: dict[str, Callable[[Prepared], None]] = {
         "reference": compute_reference_losses,
         "train": lambda run: launch.train_here(run, began=job["began"]),

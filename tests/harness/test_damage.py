@@ -17,17 +17,19 @@ import pytest
 import torch
 
 import regate
+from harness.analysis.selection import read_selection, write_selection
 from harness.cli.status import run_status
 from harness.common.exits import explained
 from harness.common.files import read_json, write_json
 from harness.evaluation.lmms.answer_cache import Answers
+from harness.evaluation.lmms.child import write_result
 from harness.models.artifacts import ArtifactFolder
 from harness.pipeline import _read_provenance
 from harness.records import provenance, tracking
 from harness.records.evaluations import read_evaluations
 from harness.records.ledger import Ledger, read_events
 from harness.records.record import read_record
-from harness.records.run_folder import pin
+from harness.records.run_folder import pin, read_recipe
 from harness.training import target_index
 from tests.harness.worlds.run_builder import build_run, finish, recipe
 
@@ -72,15 +74,27 @@ def record(folder: Path) -> Path:
 
 
 def evaluation(folder: Path) -> Path:
-    return build_run(recipe(folder)) / "eval" / "step-000020" / "shapes.json"
+    path = build_run(recipe(folder)) / "eval" / "step-000020" / "shapes.json"
+    lines = path.with_name("shapes.items.jsonl").read_text().splitlines()
+    write_result(path, {}, json.loads(path.read_text()), [json.loads(line) for line in lines])
+    return path
 
 
 def items(folder: Path) -> Path:
-    return evaluation(folder).with_name("shapes.items.jsonl")
+    return evaluation(folder).with_name("shapes.items.jsonl.gz")
+
+
+def earlier_items(folder: Path) -> Path:
+    return build_run(recipe(folder)) / "eval" / "step-000020" / "shapes.items.jsonl"
+
+
+def read_run_evaluations(path: Path) -> Any:
+    return read_evaluations(path.parents[2])
 
 
 def asked(folder: Path) -> Path:
-    return build_run(recipe(folder)) / "recipe.json"
+    write_json(folder / "recipe.json", recipe(folder).model_dump(mode="json"), sealed=True)
+    return folder / "recipe.json"
 
 
 def status_of(path: Path) -> Any:
@@ -138,6 +152,14 @@ def card(folder: Path) -> Path:
     return artifacts._card_path("tower")
 
 
+def read_card(path: Path) -> Any:
+    return ArtifactFolder(path.parents[1], ("tower",), "d" * 64).card("tower")
+
+
+def choices(folder: Path) -> Path:
+    return write_selection(folder, {"schema": 1, "run": folder.name, "panels": [], "share": 0.25})
+
+
 def targets(folder: Path) -> Path:
     path = folder / "targets-0123456789abcdef.npz"
     values = np.arange(4, dtype=np.int64)
@@ -168,6 +190,30 @@ def beside(name: str) -> Callable[[Path], Path]:
     return lambda folder: reference(folder).with_name(name)
 
 
+def begun_pass(folder: Path) -> Path:
+    writer = regate.ReferenceWriter.create(folder / "store", **BEGUN)
+    writer.write([3], [torch.tensor([1.0, 2.0])])
+    return folder / "store" / "losses.npy"
+
+
+def read_pass(path: Path) -> Any:
+    """What the pass comes to when it goes on: what is damaged is scored again."""
+    writer = regate.ReferenceWriter.create(path.parent, **BEGUN)
+    scored = {3: torch.tensor([1.0, 2.0]), 1: torch.tensor([3.0, 4.0, 5.0])}
+    left = [sample for sample in scored if sample not in writer.done_ids()]
+    writer.write(left, [scored[sample] for sample in left])
+    return writer.finish().values.tolist()
+
+
+def begun(name: str) -> Reader:
+    return Reader(lambda folder: begun_pass(folder).with_name(name), read_pass)
+
+
+BEGUN: dict[str, Any] = {
+    "sample_ids": [3, 1], "num_targets": [2, 3], "checksums": [7, 8], "fingerprint": {"teacher": "m"}
+}  # fmt: skip
+
+
 def difficulty(folder: Path) -> Path:
     regate.DifficultyStore.create(folder / "store", sample_ids=[3, 1], num_targets=[2, 3], init="zero")
     return folder / "store" / "m.e0.npy"
@@ -186,28 +232,32 @@ def read_difficulty(path: Path) -> Any:
 
 READERS = {
     "ledger": Reader(ledger, read_events, part=True),
-    "record": Reader(record, read_record, checksum=False),
-    "evaluation": Reader(evaluation, lambda path: read_evaluations(path.parents[2]), checksum=False),
-    "items": Reader(items, lambda path: read_evaluations(path.parents[2]), checksum=False),
-    "recipe of a run": Reader(asked, status_of, remade=("unreadable",), checksum=False),
+    "record": Reader(record, read_record),
+    "evaluation": Reader(evaluation, read_run_evaluations),
+    "items": Reader(items, read_run_evaluations),
+    "items of an earlier version": Reader(earlier_items, read_run_evaluations, checksum=False),
+    "recipe of a run": Reader(asked, lambda path: read_recipe(path.parent).identity()),
+    "status of a run": Reader(asked, status_of, remade=("unreadable",)),
+    "choices of a gate": Reader(choices, lambda path: read_selection(path.parent)),
     "inputs": Reader(inputs, lambda path: pin(path.parent, "data", "d" * 64)),
     "cost": Reader(cost, read_cost),
     "provenance": Reader(ran_on, _read_provenance),
-    "mirror": Reader(mirror, lambda path: tracking._last_state(path.parent), remade=(None,), checksum=False),
+    "mirror": Reader(mirror, lambda path: tracking._last_state(path.parent), remade=(None,)),
     "answers": Reader(answers, read_answers, part=True),
-    "card": Reader(
-        card, lambda path: ArtifactFolder(path.parents[1], ("tower",), "d" * 64).card("tower"), checksum=False
-    ),
+    "card": Reader(card, read_card),
+    "weights of an artifact": Reader(lambda folder: card(folder).with_name("model.safetensors"), read_card),
     "target index": Reader(targets, read_targets, remade=(None,)),
     "reference manifest": Reader(reference, read_reference),
     "reference losses": Reader(beside("losses.npy"), read_reference),
     "reference checksums": Reader(beside("checksums.npy"), read_reference),
     "reference ids": Reader(beside("ids.npy"), read_reference),
     "reference offsets": Reader(beside("offsets.npy"), read_reference),
+    **{f"begun pass: {name}": begun(name) for name in ("losses.npy", "done.npy", "sums.npy", "manifest.json")},
     "difficulty values": Reader(difficulty, read_difficulty),
     "difficulty manifest": Reader(lambda folder: difficulty(folder).with_name("manifest.json"), read_difficulty),
 }
 FLIPS = 25
+TAIL = 90
 
 
 def damages(content: bytes) -> dict[str, bytes]:
@@ -233,7 +283,8 @@ def damages(content: bytes) -> dict[str, bytes]:
         harmed["lacks all keys"] = b"{}\n"
         for key in value:
             harmed[f"{key} of another type"] = json.dumps({**value, key: [[]]}).encode() + b"\n" + rest
-    for place in np.linspace(0, len(content) - 1, FLIPS).astype(int).tolist():
+    tail = range(max(0, len(content) - TAIL), len(content), 3)  # where a checksum stands
+    for place in [*np.linspace(0, len(content) - 1, FLIPS).astype(int).tolist(), *tail]:
         changed = bytearray(content)
         changed[place] ^= 1 << (place % 8)
         harmed[f"bit of byte {place}"] = bytes(changed)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from harness.common.errors import EnvironmentProblem, HarnessError
-from harness.common.files import write_atomic
+from harness.common.files import write_atomic, write_json
 from harness.config.evaluation import EvaluationRecipe, LmmsEvalModel
 from harness.config.recipe import Recipe
 from harness.evaluation.task import MultipleChoiceTask, task_of
@@ -124,7 +124,7 @@ def write_result(
     write_atomic(items_path, gzip.compress(text.encode(), mtime=0), durable=True)
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     document = {**identity, **result, "items": items_path.name, "items_sha256": sha256}
-    write_atomic(path, json.dumps(document, indent=1) + "\n", durable=True)
+    write_json(path, document, durable=True, sealed=True)
 
 
 def watch_parent() -> None:

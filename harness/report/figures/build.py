@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from harness.analysis.curves import ARMS, Arm, arm_of, suites
 from harness.analysis.runs import benchmarks_of, load_runs, pair_runs
 from harness.analysis.selection import read_selection
-from harness.common.errors import RecipeError
+from harness.common.errors import HarnessError, RecipeError
 from harness.common.files import write_atomic
 from harness.config.explain import nearest
 from harness.report.figures.accuracy import accuracy_figure, suite_figure
@@ -21,13 +21,15 @@ from harness.report.pages.html import losses_page, to_html
 from harness.report.tables.selection import write_tables
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from harness.analysis.runs import Run
 
 
-def build_figures(results_dir: Path, *, arms: Sequence[str] = ()) -> list[Path]:
+def build_figures(
+    results_dir: Path, *, arms: Sequence[str] = (), damaged: Callable[[HarnessError], None] | None = None
+) -> list[Path]:
     """Write every figure to results_dir/figures, and the tables of elided words to results_dir/selection.
 
     Runs of a suite are drawn over their seeds, all others in pairs.
@@ -35,6 +37,7 @@ def build_figures(results_dir: Path, *, arms: Sequence[str] = ()) -> list[Path]:
     Args:
         arms: of each suite, what to draw; empty takes `harness.analysis.curves.ARMS`, or every arm of a suite that
             has none of them.
+        damaged: gets the error of each run whose record or items cannot be read, which is not drawn; None raises it.
 
     Returns:
         The files written; none where no run has an evaluation or a selection.json.
@@ -44,7 +47,7 @@ def build_figures(results_dir: Path, *, arms: Sequence[str] = ()) -> list[Path]:
             arm of a suite has two runs of one seed.
         RecipeError: no suite has an arm of that name.
     """
-    runs = [run for run in load_runs(results_dir) if run.trained]
+    runs = [run for run in load_runs(results_dir, damaged) if run.trained]
     folder = results_dir / "figures"
     written: list[Path] = []
     for pair in pair_runs([run for run in runs if not run.record.get("suite")]):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from harness.analysis.arms import seed_groups
 from harness.analysis.paper import Paper, load_paper
 from harness.analysis.runs import Pair, Run, benchmarks_of, load_runs, pair_runs
-from harness.common.errors import DataError, StaleError
+from harness.common.errors import DataError, HarnessError, StaleError
 from harness.common.files import write_atomic
 from harness.report import table as render
 from harness.report.tables.accuracy import accuracy_table
@@ -96,10 +96,16 @@ TABLES: Final[tuple[Callable[[ShownRuns], Iterable[Table]], ...]] = (
 """Every table, in the order they are shown: from runs to their tables, none where they lack its numbers."""
 
 
-def make_tables(results_dir: Path, suites: Mapping[str, Suite] | None = None) -> list[Table]:
+def make_tables(
+    results_dir: Path,
+    suites: Mapping[str, Suite] | None = None,
+    damaged: Callable[[HarnessError], None] | None = None,
+) -> list[Table]:
     """All tables, in the order they are shown.
 
     Args:
+        damaged: gets the error of each run whose record or items cannot be read; the tables are those of the others.
+            None raises it.
         suites: suite name -> its definition: order of the arms, baseline, claims. A suite without one is shown with
             the arms that its records name.
 
@@ -107,7 +113,7 @@ def make_tables(results_dir: Path, suites: Mapping[str, Suite] | None = None) ->
         DataError: there is no record, or one is damaged.
         StaleError: a record or its items are not what they say they are.
     """
-    runs = load_runs(results_dir)
+    runs = load_runs(results_dir, damaged)
     if not runs:
         raise DataError(f"no finished run below {results_dir / 'runs'}", hint="start one: harness run RECIPE.yaml")
     shown = ShownRuns(load_paper(), tuple(runs), suites or {})

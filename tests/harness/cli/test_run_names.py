@@ -7,8 +7,10 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from typer.testing import CliRunner
 
 from harness.cli.inspect import shown
+from harness.cli.main import app
 from harness.cli.run_names import resolve_runs, run_of_beginning, runs_to_compare
 from harness.common.errors import DataError, RecipeError
 from tests.harness.worlds import run_builder
@@ -131,3 +133,54 @@ def test_a_beginning() -> None:
     assert run_of_beginning("c", ids) is None
     with pytest.raises(RecipeError, match=r"a is the beginning of several runs: a-12, a-34"):
         run_of_beginning("a", ["a-12", "a-34"])
+
+
+DIGITS = {f"{first}{second}" for first in range(1, 10) for second in range(10)}
+
+
+def damage(path: Path) -> None:
+    """Another digit in a number."""
+    content = path.read_text()
+    places = range(len(content) // 2, len(content))
+    place = next(place for place in places if content[place - 1 : place + 1] in DIGITS)
+    path.write_text(content[:place] + str(9 - int(content[place])) + content[place + 1 :])
+
+
+def test_a_damaged_run_is_named_and_the_tables_are_those_of_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results"
+    run_builder.build_pair(results)
+    run_builder.build_pair(results, "other")
+    (bad,) = (results / "runs").glob("demo_regate-*")
+    (lines,) = (results / "runs").glob("other_baseline-*")
+    damage(bad / "record.json")
+    damage(lines / "eval" / "step-000040" / "shapes.items.jsonl")
+    for command in (["tables"], ["tables", "--json"]):
+        done = CliRunner().invoke(app, [*command, f"paths.results={results}"])
+        assert done.exit_code == 4
+        assert "demo_baseline" in done.stdout
+        assert "demo_regate" not in done.stdout
+        for words in (str(bad / "record.json"), "checksum", str(lines), "make it again"):
+            assert words in done.stderr
+    left = resolve_runs([f"paths.results={results}"]).finished
+    assert [run.name for run in left] == ["demo_baseline", "other_regate"]
+    assert f"WARNING: left out, as files are damaged:\n  {bad}" in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"demo_regate.*checksum"):
+        resolve_runs(["demo_regate", f"paths.results={results}"])
+
+
+def test_records_of_an_earlier_version_are_read_and_said_to_have_no_checksum(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    run_builder.build_pair(results)
+    place = [f"paths.results={results}"]
+    assert "checksum" not in CliRunner().invoke(app, ["tables", *place]).stderr
+    (path,) = (results / "runs").glob("demo_regate-*/record.json")
+    record = json.loads(path.read_text())
+    del record["seal"]
+    path.write_text(json.dumps(record))
+    for command in (["tables", "--check"], ["tables"]):
+        done = CliRunner().invoke(app, [*command, *place])
+        assert done.exit_code == 0
+        assert "1 of 2 records" in done.stderr
+        assert "without a checksum" in done.stderr

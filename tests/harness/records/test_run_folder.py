@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.common.errors import EnvironmentProblem, StaleError
+from harness.common.errors import DataError, EnvironmentProblem, StaleError
 from harness.common.hashing import digest
 from harness.records import run_folder
 from harness.records.ledger import read_events
+from harness.records.run_folder import check_ledger_kept
+from tests.harness.worlds.run_builder import build_run, recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,3 +73,17 @@ except EnvironmentProblem as error:
         assert other.stdout.startswith("refused another process is working on")
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert other.stdout == "alone\n"
+
+
+def test_a_ledger_that_is_gone_is_told_before_anything_is_computed(tmp_path: Path) -> None:
+    check_ledger_kept(tmp_path)
+    run_dir = build_run(recipe(tmp_path))
+    ledger = run_dir / "ledger.jsonl"
+    check_ledger_kept(run_dir)
+    (run_dir / "checkpoints" / "resume-000020").mkdir(parents=True)
+    ledger.write_text(ledger.read_text() + "\n")
+    check_ledger_kept(run_dir)
+    ledger.unlink()
+    with pytest.raises(DataError, match=r"ledger.jsonl: holds no training.*holds its checkpoints") as told:
+        check_ledger_kept(run_dir)
+    assert "bring the ledger back" in str(told.value.hint)
