@@ -103,13 +103,18 @@ class ReferenceWriter:
                         f"{path} was made from other samples or targets ({name} {stored[name]}, here "
                         f"{manifest[name]}); choose another folder"
                     )
-            if not (path / "sums.npy").exists():
-                if stored["state"] == "complete":
-                    return _complete_without_sums(path, manifest)
-                raise StoreError(f"{path} lacks sums.npy or is of an earlier version; delete it and score again")
+            if stored["state"] == "complete" and not (path / "sums.npy").exists():
+                return _complete_without_sums(path, manifest)
+        return cls._open(path, manifest)
+
+    @classmethod
+    def _open(cls, path: Path, manifest: dict[str, Any]) -> ReferenceWriter:
+        index = StoreIndex.load(path, manifest)
+        if not (path / "sums.npy").exists():
+            raise StoreError(f"{path} lacks sums.npy or is of an earlier version; delete it and score again")
         writer = cls(
             path,
-            StoreIndex.load(path, manifest),
+            index,
             open_array(path / "losses.npy", (index.size,), "float16", writable=True),
             open_array(path / "done.npy", (len(index),), "uint8", writable=True),
             open_array(path / "sums.npy", (len(index),), "uint32", writable=True),

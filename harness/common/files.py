@@ -63,8 +63,8 @@ def write_json(path: Path, value: Any, *, durable: bool = False, sealed: bool = 
 
 
 def seal(value: Mapping[str, Any]) -> dict[str, Any]:
-    """An object with its own digest as its last entry."""
-    plain = json.loads(json.dumps(value))  # as it will be read
+    """An object with its own digest as its last entry, in place of one that it has."""
+    plain = json.loads(json.dumps({key: item for key, item in value.items() if key != SEAL}))  # as it will be read
     return {**plain, SEAL: digest(plain)}
 
 

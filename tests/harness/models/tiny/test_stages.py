@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from harness.common.errors import EnvironmentProblem, RecipeError, StaleError
-from harness.common.files import temporary_path
+from harness.common.files import temporary_path, write_json
 from harness.common.progress import Progress
 from harness.config.data import LlavaData
 from harness.config.recipe import GateConfig, ReferenceConfig
@@ -142,7 +142,7 @@ def test_stages_made_from_other_data_are_stale(made: TinyAdapter, data: DataSet)
 def test_a_card_of_another_version_is_stale(made: TinyAdapter, again: TinyAdapter) -> None:
     shutil.copytree(made.stages.root, again.stages.root)
     path = again.stages.folder("tower") / CARD
-    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 0}))
+    write_json(path, {**json.loads(path.read_text()), "schema": 0}, sealed=True)
     with pytest.raises(StaleError, match="schema 1 expected"):
         again.prepare(QUIET)
 
