@@ -309,9 +309,11 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> list[Proble
 
 def _apply(document: Document, path: Path, text: str, mark: Mark) -> list[Problem]:
     try:
-        value = read_yaml(text, mark.source).data
+        read = read_yaml(text, mark.source)
     except YamlProblem as problem:
         return [Problem(mark, path, problem.message)]
+    if read.problems:  # a key that stands twice
+        return [Problem(mark, path, message) for _, message in read.problems]
     section: Any = document.data
     for depth, part in enumerate(path[:-1], start=1):
         if part not in section:
@@ -320,7 +322,7 @@ def _apply(document: Document, path: Path, text: str, mark: Mark) -> list[Proble
         section = section[part]
         if not isinstance(section, dict):
             return [Problem(mark, path, _no_section(path[:depth], section, document))]
-    section[path[-1]] = value
+    section[path[-1]] = read.data
     for marks in (document.keys, document.values):
         for replaced in [marked for marked in marks if marked[: len(path)] == path]:
             del marks[replaced]

@@ -6,10 +6,20 @@ an unknown key is an error. The gate's own keys are those of `regate.config.Gate
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import PurePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from harness.benchmarks.question_file import QuestionFile
 from harness.common.hashing import digest
@@ -20,6 +30,7 @@ from regate.config import GateConfig, ReferenceConfig
 from regate.selection_file import SelectionFile
 
 SCHEMA_VERSION = 1
+_ROOT_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
 # --- training and evaluation -----------------------------------------------------------------------------
@@ -124,6 +135,24 @@ class Paths(Strict):
     weights: str = "workspace/weights"
     stores: str = "workspace/stores"
     results: str = "results"
+    media_roots: dict[str, str] = Field(default_factory=dict)
+    """Folders beside data.media that annotations may name files in, by absolute or `../` paths. A data set knows such
+    a file as /NAME/REST, so it is the same wherever the folder lies."""
+
+    @field_validator("media_roots")
+    @classmethod
+    def _plain_roots(cls, roots: dict[str, str]) -> dict[str, str]:
+        names: dict[str, str] = {}
+        for name, folder in roots.items():
+            if not _ROOT_NAME.fullmatch(name):
+                raise ValueError(f"a name has letters, digits, _ and -, at most 40 of them, and this is {name!r:.60}")
+            if not folder or "\0" in folder or folder.startswith("~"):
+                raise ValueError(f"{name} names no folder: {folder!r:.60} (~ stands for no folder here)")
+            whole = os.path.abspath(folder)  # noqa: PTH100 - a link is not followed
+            if whole in names:
+                raise ValueError(f"{names[whole]} and {name} are both {folder}; keep one of them")
+            names[whole] = name
+        return roots
 
 
 class Track(Strict):

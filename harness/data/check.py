@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from harness.data.formats import MediaKind
+    from harness.data.media_folders import MediaFolders
 
 SCHEMA: Final = 2
 """Raised whenever the reader reads files in another way, so that they are read again."""
@@ -88,7 +89,7 @@ class _Seen:
 
 
 def probe(
-    root: Path,
+    folders: MediaFolders,
     files: Mapping[str, Expected],
     cache: Path,
     *,
@@ -98,7 +99,7 @@ def probe(
     advance: Callable[[int], None] | None = None,
     parts_of: Collection[str] = (),
 ) -> Report:
-    """Look at every file below `root`.
+    """Look at every file, by its stored name.
 
     Args:
         cache: JSON file of what is known, by size and time of change.
@@ -110,12 +111,12 @@ def probe(
     """
     known = _load(cache)
     damaged: dict[str, str] = {}
-    siblings = _Siblings(root)
+    siblings = _Siblings(folders)
     todo: dict[str, os.stat_result] = {}
     total = 0
     for name, expected in files.items():
         try:
-            stat = (root / name).stat()
+            stat = folders.path(name).stat()
         except (OSError, ValueError):
             damaged[name] = f"not there{siblings.hint(name)}"
             continue
@@ -126,7 +127,7 @@ def probe(
         elif (reason := _verdict(seen, expected)) is not None:
             damaged[name] = reason
     if todo and decode:
-        _read_all(root, files, todo, known, cache, jobs, advance)
+        _read_all(folders, files, todo, known, cache, jobs, advance)
         for name in todo:
             if (reason := _verdict(known[name], files[name])) is not None:
                 damaged[name] = reason
@@ -161,15 +162,15 @@ def merged(reports: Sequence[Report], cache: Path) -> Report:
 class _Siblings:
     """The file that was probably meant by a name that is not there. Looks into a folder once."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, folders: MediaFolders) -> None:
+        self._folders = folders
         self._names: dict[str, list[str]] = {}
 
     def hint(self, name: str) -> str:
         folder, _, last = name.rpartition("/")
         if folder not in self._names:
             try:
-                with os.scandir(self._root / folder) as entries:
+                with os.scandir(self._folders.path(folder)) as entries:
                     self._names[folder] = [entry.name for entry in islice(entries, _SIBLINGS)]
             except (OSError, ValueError):
                 self._names[folder] = []
@@ -206,7 +207,7 @@ def _verdict(seen: _Seen, expected: Expected) -> str | None:
 
 
 def _read_all(
-    root: Path,
+    folders: MediaFolders,
     files: Mapping[str, Expected],
     todo: Mapping[str, os.stat_result],
     known: dict[str, _Seen],
@@ -217,7 +218,7 @@ def _read_all(
     """Read what is to be read, saving now and then, so that a killed check goes on where it was."""
 
     def look(name: str) -> tuple[str, _Seen]:
-        return name, _look(root / name, files[name].kind, todo[name], known.get(name))
+        return name, _look(folders.path(name), files[name].kind, todo[name], known.get(name))
 
     saved = time.monotonic()
     with ThreadPoolExecutor(jobs) as pool:  # reading, hashing and decoding run outside the interpreter lock

@@ -15,14 +15,15 @@ import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from harness.data.media_folders import MediaFolders
 from harness.data.records import RecordError, read_records, short
 from harness.data.sample import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from pathlib import Path
 
 MediaKind = Literal["video", "image"]
 
@@ -61,9 +62,12 @@ _PROMPT: Final = re.compile(r"</Video>|</Image>|\[/?INST\]")
 """What VideoChat2's prompt is cut at: within a text it would be cut there too."""
 
 
+_RELATIVE_ONLY: Final = MediaFolders(Path())
+
+
 @dataclass(frozen=True, slots=True)
 class File:
-    """A medium as an annotation names it; `name` is relative to the folder of media, bounds are seconds."""
+    """A medium of a record by its stored name (`harness.data.media_folders`); bounds are seconds."""
 
     kind: MediaKind
     name: str
@@ -100,25 +104,43 @@ class Bad:
     reason: str
 
 
-def read_llava(path: Path, find: Callable[[str], str], unread: Counter[str] | None = None) -> list[Row | Bad]:
+def read_llava(
+    path: Path,
+    find: Callable[[str], str],
+    unread: Counter[str] | None = None,
+    folders: MediaFolders = _RELATIVE_ONLY,
+) -> list[Row | Bad]:
     """Records of a LLaVA-format file; records of Video-ChatGPT's raw form (q, a, video_id) and those of OpenAI's and
     ms-swift's (messages, videos, images) are read too.
 
     As in the official readers, turns before the first one of the human are left out. Unlike there, a file without its
     tag in the text is an error: VideoLLaMA2's reader encodes the video and then trains on the text alone. `find`
-    gives the file name of a video id; `unread` counts the records by keys that are not read.
+    gives the file name of a video id; `unread` counts the records by keys that are not read; `folders` are those that
+    media may lie in.
     """
-    return _records(path, lambda record, number: _llava(record, number, find, _unread(unread)))
+    reading = _Reading(_unread(unread), folders)
+    return _records(path, lambda record, number: _llava(record, number, find, reading))
 
 
-def read_videochat2(path: Path, folder: str = ".", unread: Counter[str] | None = None) -> list[Row | Bad]:
+def read_videochat2(
+    path: Path, folder: str = ".", unread: Counter[str] | None = None, folders: MediaFolders = _RELATIVE_ONLY
+) -> list[Row | Bad]:
     """Records of a VideoChat2-IT file, whose media lie in `folder`. Keys do not depend on the folder.
 
     The instruction (`i` of the first pair) becomes a system turn; where the pairs have several, `openings` holds that
     of each.
     """
     prefix = "" if folder == "." else f"{folder}/"
-    return _records(path, lambda record, _: _videochat2(record, prefix, _unread(unread)))
+    reading = _Reading(_unread(unread), folders)
+    return _records(path, lambda record, _: _videochat2(record, prefix, reading))
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What a file is read with: the count of keys that are not read, and the folders of media."""
+
+    unread: Counter[str]
+    folders: MediaFolders
 
 
 def _unread(unread: Counter[str] | None) -> Counter[str]:
@@ -162,20 +184,21 @@ def _unique(rows: Sequence[Row | Bad]) -> list[Row | Bad]:
             if key in seen:
                 row = Bad(f"record {number} ({short(row.key)})", "repeats an earlier record word for word")
             else:
-                row = replace(row, key=key)
+                row = row if key == row.key else replace(row, key=key)
                 seen.add(key)
         named.append(row)
     return named
 
 
-def _llava(record: dict[str, Any], number: int, find: Callable[[str], str], unread: Counter[str]) -> Row:
+def _llava(record: dict[str, Any], number: int, find: Callable[[str], str], reading: _Reading) -> Row:
+    unread = reading.unread
     _check_keys(record, _READ, unread)
     if "messages" in record and "conversations" not in record:
-        return _messages(record, unread)
+        return _messages(record, reading)
     if "conversations" not in record:
-        return _pair(record, number, find)
-    images = (File("image", name) for key in ("image", "images") for name in _names(record, key))
-    videos = (File("video", name) for key in ("video", "videos") for name in _names(record, key))
+        return _pair(record, number, find, reading.folders)
+    images = (File("image", name) for key in ("image", "images") for name in _names(record, key, reading.folders))
+    videos = (File("video", name) for key in ("video", "videos") for name in _names(record, key, reading.folders))
     return _conversation(record, _turns(record["conversations"], unread), (*images, *videos), unread)
 
 
@@ -228,6 +251,8 @@ def _check_keys(
     harmless: tuple[Any, ...] = _NOTHING,
 ) -> None:
     """Refuse a key that changes what is trained, count any other that is not read."""
+    if record.keys() <= read:
+        return
     for key in sorted(record.keys() - read):
         if key not in _CHANGES:
             unread[short(key)] += 1
@@ -244,38 +269,42 @@ def _check_turn(turn: dict[str, Any], speaker: str, place: int, unread: Counter[
     _check_keys(turn, _READ_TURN, unread, f"turn {place}: ", harmless)
 
 
-def _pair(record: dict[str, Any], number: int, find: Callable[[str], str]) -> Row:
+def _pair(record: dict[str, Any], number: int, find: Callable[[str], str], folders: MediaFolders) -> Row:
     """VideoInstruct100K: the tag stands after the question in even records and before it in odd ones."""
     question, answer, video = (_text(record, name) for name in ("q", "a", "video_id"))
     text = f"<media:0>\n{question}" if number % 2 else f"{question}\n<media:0>"
-    return Row(video, (File("video", _inside(find(video))),), (Turn("user", text), Turn("assistant", answer)))
+    file = File("video", folders.stored_name(find(video)))
+    return Row(video, (file,), (Turn("user", text), Turn("assistant", answer)))
 
 
-def _messages(record: dict[str, Any], unread: Counter[str]) -> Row:
+def _messages(record: dict[str, Any], reading: _Reading) -> Row:
     """OpenAI's and ms-swift's form: role and content, the media in lists of their own or in the content's parts."""
     value = record["messages"]
     if not isinstance(value, list) or not value:
         raise RecordError('"messages" must be a list with at least one turn')
     files: dict[MediaKind, list[str]] = {
-        "image": [name for key in ("image", "images") for name in _names(record, key)],
-        "video": [name for key in ("video", "videos") for name in _names(record, key)],
+        "image": [name for key in ("image", "images") for name in _names(record, key, reading.folders)],
+        "video": [name for key in ("video", "videos") for name in _names(record, key, reading.folders)],
     }
     turns = []
     for place, turn in enumerate(value):
         if not isinstance(turn, dict) or turn.get("role") not in _ROLES:
             raise RecordError(f'turn {place}: "role" must be one of {", ".join(_ROLES)}')
-        _check_turn(turn, turn["role"], place, unread)
+        _check_turn(turn, turn["role"], place, reading.unread)
         content = turn.get("content")
-        text = _parts(content, place, files) if isinstance(content, list) else _text(turn, "content", empty=True)
+        if isinstance(content, list):
+            text = _parts(content, place, files, reading.folders)
+        else:
+            text = _text(turn, "content", empty=True)
         turns.append(Turn(_ROLES[turn["role"]], text))
     media = (*(File("image", name) for name in files["image"]), *(File("video", name) for name in files["video"]))
     if record.get("id") is None and not media:  # these files often have no ids
         raw = json.dumps([[turn.role, turn.text] for turn in turns]).encode()
         record = {**record, "id": hashlib.blake2b(raw, digest_size=6).hexdigest()}
-    return _conversation(record, turns, media, unread)
+    return _conversation(record, turns, media, reading.unread)
 
 
-def _parts(content: list[Any], place: int, files: dict[MediaKind, list[str]]) -> str:
+def _parts(content: list[Any], place: int, files: dict[MediaKind, list[str]], folders: MediaFolders) -> str:
     """The parts of a content as one text with tags; their media are added to `files`."""
     pieces = []
     for part in content:
@@ -288,24 +317,24 @@ def _parts(content: list[Any], place: int, files: dict[MediaKind, list[str]]) ->
         if not isinstance(kind, str) or not isinstance(name, str) or "://" in name or name.startswith("data:"):
             raise RecordError(f"turn {place}: a part of its content is neither text nor a file of a picture or video")
         medium: MediaKind = "image" if kind.startswith("image") else "video"
-        files[medium].append(_inside(name))
+        files[medium].append(folders.stored_name(name))
         pieces.append(f"<{medium}>\n")
     return "".join(pieces)
 
 
-def _videochat2(record: dict[str, Any], folder: str, unread: Counter[str]) -> Row:
-    _check_keys(record, _READ_VIDEOCHAT2, unread)
+def _videochat2(record: dict[str, Any], folder: str, reading: _Reading) -> Row:
+    _check_keys(record, _READ_VIDEOCHAT2, reading.unread)
     kinds: list[MediaKind] = [kind for kind in ("video", "image") if kind in record]
     if len(kinds) != 1:
         raise RecordError('"video" or "image" must name its medium, and not both')
-    name = _inside(_text(record, kinds[0]))
+    name = reading.folders.stored_name(_text(record, kinds[0]), folder)
     start, end = _part(record)
     if start is not None and kinds[0] == "image":
         raise RecordError('"start" and "end" bound no part of a picture')
     pairs = _pairs(record)
     turns: list[Turn] = []
     for place, pair in enumerate(pairs):
-        _check_keys(pair, _READ_PAIR, unread, f"pair {place}: ", _LEARNED)
+        _check_keys(pair, _READ_PAIR, reading.unread, f"pair {place}: ", _LEARNED)
         question, answer = (_plain(pair, part, place, empty=part == "q") for part in ("q", "a"))
         if place == 0:
             question = f"<media:0>\n{question}" if question else "<media:0>"
@@ -313,9 +342,9 @@ def _videochat2(record: dict[str, Any], folder: str, unread: Counter[str]) -> Ro
     openings = tuple(_plain(pair, "i", place, empty=True) if "i" in pair else "" for place, pair in enumerate(pairs))
     lead = [Turn("system", openings[0])] if openings[0] else []
     several = openings if len(set(openings)) > 1 else ()
-    key = name if start is None else f"{name}[{start},{end}]"
-    media = File(kinds[0], f"{folder}{name}", start, end)
-    return Row(key, (media,), (*lead, *turns), openings=several)
+    key = name.removeprefix(folder)
+    media = File(kinds[0], name, start, end)
+    return Row(key if start is None else f"{key}[{start},{end}]", (media,), (*lead, *turns), openings=several)
 
 
 def _pairs(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -381,7 +410,10 @@ def _mark(turns: Iterable[Turn], media: Sequence[File]) -> tuple[Turn, ...]:
         place += 1
         return f"<media:{place - 1}>"
 
-    marked = [replace(turn, text=_TAG.sub(mark, turn.text)) if turn.role == "user" else turn for turn in turns]
+    marked = [
+        Turn("user", _TAG.sub(mark, turn.text)) if turn.role == "user" and "<" in turn.text else turn
+        for turn in turns
+    ]
     if place == 0 and media:
         tag = f"<{media[0].kind}>"
         raise RecordError(f"it has {media[0].name}, but no question says {tag} where it stands: put the tag there")
@@ -390,29 +422,21 @@ def _mark(turns: Iterable[Turn], media: Sequence[File]) -> tuple[Turn, ...]:
     return tuple(marked)
 
 
-def _names(record: dict[str, Any], kind: str) -> list[str]:
+def _names(record: dict[str, Any], kind: str, folders: MediaFolders) -> list[str]:
     value = record.get(kind)
-    names = value if isinstance(value, list) else [] if value is None else [value]
+    if value is None:
+        return []
+    names = value if isinstance(value, list) else [value]
     if not all(isinstance(name, str) and name for name in names):
         raise RecordError(f'"{kind}" must be a path or a list of paths')
-    return [_inside(name) for name in names]
-
-
-def _inside(name: str) -> str:
-    """A name that stays within the folder of media, wherever that folder lies."""
-    if name.startswith(("/", "~")) or "\\" in name or ".." in name.split("/"):
-        raise RecordError(
-            f"{short(name)} is no path below the folder of media: name files relative to data.media, with /, and put "
-            "a link there to what lies elsewhere"
-        )
-    return name
+    return [folders.stored_name(name) for name in names]
 
 
 def _text(record: dict[str, Any], name: str, *, empty: bool = False) -> str:
     value = record.get(name)
     if not isinstance(value, str) or not (value or empty):
         raise RecordError(f'"{name}" must be a text')
-    if _OURS.search(value):
+    if "<media:" in value and _OURS.search(value):
         raise RecordError(f'"{name}" holds <media:..>, which only the reader may write')
     return value
 

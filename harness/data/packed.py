@@ -21,11 +21,11 @@ from harness.data.sample import Media, Sample, Turn, sample_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from harness.data.formats import File, MediaKind, Row
+    from harness.data.media_folders import MediaFolders
 
 MODALITIES: Final = ("text", "image", "video")
 """What a sample is about, by number."""
@@ -129,15 +129,15 @@ class Rows:
 
 
 class PackedSamples(Sequence[Sample]):
-    """Samples in the order of their ids; media paths start at `root`.
+    """Samples in the order of their ids; `folders` say where their media lie.
 
     Raises:
         DataError: two rows have one id.
     """
 
-    def __init__(self, root: Path, rows: Rows) -> None:
+    def __init__(self, folders: MediaFolders, rows: Rows) -> None:
         order = np.argsort(rows.ids, kind="stable")
-        self.root = root
+        self.folders = folders
         self._ids = rows.ids[order]
         twice = np.flatnonzero(self._ids[1:] == self._ids[:-1])
         if len(twice):
@@ -167,7 +167,7 @@ class PackedSamples(Sequence[Sample]):
         return Sample(
             id=int(self._ids[place]),
             key=key,
-            media=tuple(Media(kind, self.root / name, a, b, digest) for kind, name, a, b, digest in media),
+            media=tuple(Media(kind, self.folders.path(name), a, b, digest) for kind, name, a, b, digest in media),
             turns=tuple(Turn(role, text) for role, text in turns),
             spans=tuple((turn, first, end, name) for turn, first, end, name in spans),
             openings=tuple(more[0]) if more else (),
@@ -177,7 +177,7 @@ class PackedSamples(Sequence[Sample]):
         """The samples at some places, in the order of their ids."""
         part = PackedSamples.__new__(PackedSamples)
         order = np.array(sorted(places), np.int64)
-        part.root, part._ids, part.modality = self.root, self._ids[order], self.modality[order]
+        part.folders, part._ids, part.modality = self.folders, self._ids[order], self.modality[order]
         part._ends = np.zeros(len(order) + 1, np.int64)
         np.cumsum((self._ends[1:] - self._ends[:-1])[order], out=part._ends[1:])
         part._bytes = bytearray(int(part._ends[-1]))

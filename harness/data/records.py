@@ -21,10 +21,8 @@ _LONGEST: Final = 80
 """Characters of a name in a message."""
 _DEPTH: Final = 16
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
-_SUSPECT: Final = re.compile(
-    r"\\u[dD][89a-fA-F]|\\u0000|\x00|NaN|Infinity|\d{19}|\d[eE]\+?\d{3}|(?:[\[{][ \t\r\n]*){8}"
-)
-"""Where none of this is in a file's text, no value of it can be outside the boundary."""
+_ESCAPED: Final = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
+"""How JSON writes half a character or a NUL."""
 _NESTED: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{\]}]', re.DOTALL)
 
 
@@ -55,16 +53,59 @@ def read_records(path: Path) -> Iterator[Any | RecordError]:
         DataError: it is neither; the message starts with file:line:column.
     """
     text = _text(path)
-    suspect = _SUSPECT.search(text) is not None
-    records = _lines(path, text) if _is_lines(path, text) else _elements(path, text)
-    for record in records:
-        if suspect and not isinstance(record, RecordError):
+    decoder = _Decoder()
+    outside = _Outside(text, decoder)
+    elements = _lines(path, text, decoder) if _is_lines(path, text) else _elements(path, text, decoder)
+    for record, start, end in elements:
+        if outside.is_possible(start, end) and not isinstance(record, RecordError):
             try:
                 check_value(record)
             except RecordError as error:
                 yield error
                 continue
         yield record
+
+
+class _Decoder(json.JSONDecoder):
+    """Integers of more than 64 bits become infinite, which the boundary refuses with the record's name; `is_odd` says
+    that a number since it was last set to False was that, or not finite."""
+
+    def __init__(self) -> None:
+        self.is_odd = False
+        super().__init__(parse_int=self._integer, parse_float=self._float, parse_constant=self._constant)
+
+    def _integer(self, digits: str) -> int | float:
+        if len(digits) < 19 or (len(digits) < 21 and -(1 << 63) <= int(digits) < 1 << 63):
+            return int(digits)
+        self.is_odd = True
+        return math.inf
+
+    def _float(self, digits: str) -> float:
+        value = float(digits)
+        self.is_odd = self.is_odd or math.isinf(value)
+        return value
+
+    def _constant(self, word: str) -> float:
+        self.is_odd = True
+        return float(word)
+
+
+class _Outside:
+    """Whether a record may be outside the boundary, told from the text that it was decoded from: values are looked
+    through where it may, which takes longer than reading them."""
+
+    def __init__(self, text: str, decoder: _Decoder) -> None:
+        self._text = text
+        self._decoder = decoder
+        self._nul = "\0" in text
+        self._escaped = _ESCAPED.search(text) is not None
+
+    def is_possible(self, start: int, end: int) -> bool:
+        """Of the record that was decoded last, from these places of the text."""
+        odd, self._decoder.is_odd = self._decoder.is_odd, False
+        if odd or self._nul or (self._escaped and _ESCAPED.search(self._text, start, end)):
+            return True
+        return self._text.count("{", start, end) + self._text.count("[", start, end) > _DEPTH
 
 
 def check_value(value: Any) -> None:
@@ -116,7 +157,7 @@ def _text(path: Path) -> str:
 
 def _json(path: Path, text: str) -> Any:
     try:
-        return _DECODER.decode(text)
+        return _Decoder().decode(text)
     except json.JSONDecodeError as error:
         raise _broken(path, error.lineno, error.colno, error.msg) from None
     except RecursionError:
@@ -134,20 +175,24 @@ def _is_lines(path: Path, text: str) -> bool:
     return path.suffix in (".jsonl", ".ndjson") or text.lstrip().partition("\n")[2].lstrip().startswith("{")
 
 
-def _lines(path: Path, text: str) -> Iterator[Any]:
+def _lines(path: Path, text: str, decoder: _Decoder) -> Iterator[tuple[Any, int, int]]:
+    """The value of each line, and the places in `text` between which it stands."""
+    end = -1
     for number, line in enumerate(text.split("\n"), start=1):
+        start, end = end + 1, end + 1 + len(line)
         if not line.strip():
             continue
         try:
-            yield _DECODER.decode(line)
+            yield decoder.decode(line), start, end
         except json.JSONDecodeError as error:
             raise _broken(path, number, error.colno, error.msg) from None
         except RecursionError:
-            yield RecordError("nested too deep")
+            yield RecordError("nested too deep"), start, end
 
 
-def _elements(path: Path, text: str) -> Iterator[Any]:
-    """The elements of the list in `text`, one after the other; a file of another form is told by its whole."""
+def _elements(path: Path, text: str, decoder: _Decoder) -> Iterator[tuple[Any, int, int]]:
+    """The elements of the list in `text`, one after the other, and the places between which each stands; a file of
+    another form is told by its whole."""
     place = _skip(text, 0)
     if text[place : place + 1] != "[":
         value = _json(path, text)
@@ -159,13 +204,14 @@ def _elements(path: Path, text: str) -> Iterator[Any]:
     if text[place : place + 1] == "]":
         return
     while True:
+        start = place
         try:
-            value, place = _DECODER.raw_decode(text, place)
+            value, place = decoder.raw_decode(text, place)
         except RecursionError:
             value, place = RecordError("nested too deep"), _behind(text, place)
         except json.JSONDecodeError as error:
             raise _broken(path, error.lineno, error.colno, error.msg) from None
-        yield value
+        yield value, start, place
         place = _skip(text, place)
         if text[place : place + 1] == "," and text[(ahead := _skip(text, place + 1)) : ahead + 1] not in ("]", ""):
             place = ahead
@@ -191,11 +237,3 @@ def _behind(text: str, place: int) -> int:
         if depth == 0:
             return match.end()
     return len(text)
-
-
-def _integer(digits: str) -> int | float:
-    """Integers of more than 64 bits become infinite, which the boundary refuses with the record's name."""
-    return int(digits) if len(digits) < 20 and abs(int(digits)) < 1 << 63 else math.inf
-
-
-_DECODER: Final = json.JSONDecoder(parse_int=_integer)

@@ -310,8 +310,10 @@ def _drop(value: Any, names: frozenset[str]) -> Any:
 
 def _places(recipe: Recipe | EvaluationRecipe) -> dict[str, str]:
     """Directories of this machine, longest first, and what stands for each in a record."""
-    named = {str(Path(place).resolve()): f"<{key}>" for key, place in recipe.paths.model_dump().items()}
-    named |= {str(Path(place)): f"<{key}>" for key, place in recipe.paths.model_dump().items() if place[:1] == "/"}
+    folders = recipe.paths.model_dump()
+    folders |= {f"media_roots.{name}": place for name, place in folders.pop("media_roots").items()}
+    named = {str(Path(place).resolve()): f"<{key}>" for key, place in folders.items()}
+    named |= {str(Path(place)): f"<{key}>" for key, place in folders.items() if place[:1] == "/"}
     named |= {str(Path.cwd()): "<cwd>", str(Path.home()): "<home>"}
     return {place: named[place] for place in sorted(named, key=len, reverse=True) if len(place) > 1}
 

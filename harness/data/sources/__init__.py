@@ -152,7 +152,8 @@ class DataSets:
         """
         source = source_of(data, paths, seed)
         # Only what is made here depends on the seed; files that a user supplies are the same for every seed.
-        key = digest([data.model_dump(mode="json"), paths.data, seed if source.made_here else None])
+        own_seed = seed if source.made_here else None
+        key = digest([data.model_dump(mode="json"), paths.data, paths.media_roots, own_seed])
         opened = self._opened.get(key)
         if opened is None:
             annotations = _read(source)
@@ -238,7 +239,7 @@ def _probe(annotations: Annotations, *, decode: bool, fresh: bool, progress: Pro
         for cache, files in annotations.caches.items():
             tell = partial(_advance, advance, done)
             look = partial(probe, decode=decode, fresh=fresh, jobs=jobs, advance=tell, parts_of=parts_of)
-            reports.append(look(annotations.root, files, cache))
+            reports.append(look(annotations.folders, files, cache))
             done += len(files)
             advance(done)
     return merged(reports, next(iter(annotations.caches), annotations.root))
@@ -264,7 +265,7 @@ def _assemble(data: Data, source: Source, annotations: Annotations, report: Repo
     _judge(data, source, annotations, report, dropped)
     if not len(rows):
         raise DataError(f"{annotations.root}: no usable sample in the annotations of data.source {data.source}")
-    samples = PackedSamples(annotations.root, rows)
+    samples = PackedSamples(annotations.folders, rows)
     excluded = tuple(sorted(dropped))
     asked = [[q.key, q.text, *q.options, q.answer] for q in annotations.questions]
     identity: list[Any] = [data.source, samples.digest(), asked, [key for key, _ in excluded], *source.identity()]

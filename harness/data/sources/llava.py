@@ -10,6 +10,7 @@ from unicodedata import normalize
 
 from harness.common.hashing import digest
 from harness.data.formats import Bad, read_llava
+from harness.data.media_folders import MediaFolders, media_roots
 from harness.data.packed import Rows
 from harness.data.sample import SamplingPolicy
 from harness.data.sources.source import EXPECTED, Annotations, cache_file, missing_files, pack
@@ -61,7 +62,13 @@ class LlavaSource:
     def missing(self) -> list[str]:
         base = Path(self.paths.data)
         files = [base / name for name in self.data.annotations]
-        return missing_files(files, [base / self.data.media], folders_key="data.media", origin=self.origin)
+        return missing_files(
+            files,
+            [base / self.data.media],
+            folders_key="data.media",
+            origin=self.origin,
+            roots=self.paths.media_roots,
+        )
 
     def make(self, progress: Progress | None) -> Path:
         raise AssertionError("brought, not made")
@@ -70,15 +77,17 @@ class LlavaSource:
         """One annotation file after the other, each packed before the next is read."""
         base = Path(self.paths.data)
         root = base / self.data.media
-        names = _VideoNames(root)
+        names, roots = _VideoNames(root), media_roots(self.paths.media_roots)
+        folders = MediaFolders(root, roots)
         rows, bad, unread = Rows(self.data.source), list[Bad](), Counter[str]()
         for origin, name in enumerate(self.data.annotations):
-            bad += pack(rows, read_llava(base / name, names, unread), name, origin)
+            bad += pack(rows, read_llava(base / name, names, unread, folders), name, origin)
         cache = cache_file(self.paths, f"{self.data.source}-{digest(self.data.media)[:8]}")
         files = {
             file: EXPECTED[kind] for by_name in rows.media().values() for file, kind in by_name.items()
         }
-        return Annotations(root, rows, tuple(bad), {cache: files} if rows.media() else {}, unread=unread)
+        caches = {cache: files} if files else {}
+        return Annotations(root, rows, tuple(bad), caches, unread=unread, roots=roots)
 
 
 class _VideoNames:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from harness.data.check import Expected
 from harness.data.formats import Bad, Row
+from harness.data.media_folders import MediaFolders
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -27,12 +28,13 @@ class Annotations:
     """Annotations as read, before any media file is opened.
 
     Attributes:
-        root: the folder that the names of the media files start at.
+        root: the folder that the names of the media files start at, unless they begin with the name of a root.
         bad: records that cannot be used, with the reason.
         caches: every media file by its name below root, and the file in which is kept what is known of it.
         questions: held out; empty where the source has none.
         subset: which part of the annotations these are, in words; None for all of them.
         unread: by key that is not read, the number of its records or turns.
+        roots: the folders of `paths.media_roots` by name, whole paths.
     """
 
     root: Path
@@ -42,6 +44,12 @@ class Annotations:
     questions: tuple[Question, ...] = ()
     subset: str | None = None
     unread: Mapping[str, int] = field(default_factory=dict)
+    roots: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def folders(self) -> MediaFolders:
+        """Where the media files lie."""
+        return MediaFolders(self.root, self.roots)
 
     @property
     def files(self) -> int:
@@ -121,12 +129,23 @@ def cache_file(paths: Paths, name: str) -> Path:
     return Path(paths.data) / ".checked" / f"{name}.json"
 
 
-def missing_files(files: Sequence[Path], folders: Sequence[Path], *, folders_key: str, origin: str) -> list[str]:
+def missing_files(
+    files: Sequence[Path],
+    folders: Sequence[Path],
+    *,
+    folders_key: str,
+    origin: str,
+    roots: Mapping[str, str] | None = None,
+) -> list[str]:
     """The lines of `Source.missing` for annotation files and media folders that are brought.
+
+    `roots` are `paths.media_roots`.
 
     Single media files are not looked for: opening the data and `harness data check` do that.
     """
     lines = [f"{file}: named by data.annotations; from {origin}" for file in files if not file.is_file()]
-    return lines + [
+    lines += [
         f"{folder}: named by {folders_key}; from {origin}" for folder in dict.fromkeys(folders) if not folder.is_dir()
     ]
+    named = [(name, folder) for name, folder in (roots or {}).items() if not Path(folder).is_dir()]
+    return lines + [f"{folder}: no folder, named by paths.media_roots.{name}" for name, folder in named]

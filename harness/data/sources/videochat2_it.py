@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.common.hashing import digest
 from harness.data.formats import Bad, read_videochat2
+from harness.data.media_folders import MediaFolders, media_roots
 from harness.data.packed import Rows
 from harness.data.sample import SamplingPolicy
 from harness.data.sources.source import EXPECTED, Annotations, cache_file, missing_files, pack
@@ -66,7 +67,9 @@ class VideoChat2Source:
         base = Path(self.paths.data)
         files = [base / annotation.file for annotation in self.data.annotations]
         folders = [base / self.data.media / annotation.media for annotation in self.data.annotations]
-        return missing_files(files, folders, folders_key="data.annotations", origin=self.origin)
+        return missing_files(
+            files, folders, folders_key="data.annotations", origin=self.origin, roots=self.paths.media_roots
+        )
 
     def make(self, progress: Progress | None) -> Path:
         raise AssertionError("brought, not made")
@@ -74,9 +77,11 @@ class VideoChat2Source:
     def read(self) -> Annotations:
         """One annotation file after the other, each packed before the next is read."""
         base = Path(self.paths.data)
+        roots = media_roots(self.paths.media_roots)
+        folders = MediaFolders(base / self.data.media, roots)
         rows, bad, unread = Rows(self.data.source), list[Bad](), Counter[str]()
         for origin, annotation in enumerate(self.data.annotations):
-            read = read_videochat2(base / annotation.file, annotation.media, unread)
+            read = read_videochat2(base / annotation.file, annotation.media, unread, folders)
             bad += pack(rows, read, annotation.file, origin)
         subset = None
         if self.data.subset is not None:
@@ -87,4 +92,4 @@ class VideoChat2Source:
             place = self.data.media if folder == "." else f"{self.data.media}/{folder}"
             known = caches.setdefault(cache_file(self.paths, f"{self.data.source}-{digest(place)[:8]}"), {})
             known.update((file, EXPECTED[kind]) for file, kind in files.items())
-        return Annotations(base / self.data.media, rows, tuple(bad), caches, subset=subset, unread=unread)
+        return Annotations(folders.root, rows, tuple(bad), caches, subset=subset, unread=unread, roots=roots)

@@ -121,3 +121,24 @@ def test_a_sample_is_shown_as_the_model_gets_it(harness: Command, tmp_path: Path
     assert harness.out.splitlines() == lines
     assert harness("data", "show", "case.yaml", "a.json#god2") == 4
     assert "did you mean a.json#good2?" in harness.err
+
+
+def test_a_clip_in_an_allowed_folder_is_trained_on(harness: Command, tmp_path: Path) -> None:
+    records = _good()
+    for number in (0, 1):
+        (tmp_path / "data" / "media" / f"good{number}.mp4").unlink()
+        clip(tmp_path / "disk" / f"good{number}.mp4", 8)
+    records[0]["video"] = str(tmp_path / "disk" / "good0.mp4")
+    records[1]["video"] = "../../disk/good1.mp4"
+    _write(tmp_path, records)
+    assert harness("data", "check", "case.yaml") == 4
+    assert "paths.media_roots.NAME=" in harness.out
+    root = "paths.media_roots.disk=disk"
+    assert harness("prepare", "case.yaml", root) == 0
+    assert harness("data", "show", "case.yaml", "good0", root) == 0
+    assert "video good0.mp4" in harness.out
+    assert harness("train", "case.yaml", root) == 0
+    ledger = next((tmp_path / "out" / "results").rglob("ledger.jsonl")).read_text()
+    steps = [line for line in map(json.loads, ledger.splitlines()) if "valid" in str(line)]
+    assert len(steps) == 2
+    assert not any(step.get("failed") for step in steps), "every clip was read"

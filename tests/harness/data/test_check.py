@@ -15,6 +15,7 @@ from harness.config.recipe import Paths
 from harness.data import shapes
 from harness.data.check import SCHEMA, Expected, probe
 from harness.data.loading.video import probe_video
+from harness.data.media_folders import MediaFolders
 from harness.data.sources import check_data, make_data, open_data
 
 if TYPE_CHECKING:
@@ -138,9 +139,9 @@ def test_without_a_manifest_the_first_good_content_is_the_right_one(world: tuple
     _, root = world
     cache = root / "cache.json"
     files = {CLIP: Expected("video")}
-    assert probe(root, files, cache).damaged == ()
+    assert probe(MediaFolders(root), files, cache).damaged == ()
     (root / CLIP).write_bytes((root / "clips/train/000004.mp4").read_bytes())
-    ((name, reason),) = probe(root, files, cache).damaged
+    ((name, reason),) = probe(MediaFolders(root), files, cache).damaged
     assert (name, reason) == (CLIP, "its content changed since it was first checked")
 
 
@@ -148,7 +149,7 @@ def test_progress_is_told(world: tuple[Paths, Path]) -> None:
     _, root = world
     told: list[int] = []
     files = {f"clips/train/{i:06d}.mp4": Expected("video") for i in range(5)}
-    probe(root, files, root / "cache.json", advance=told.append)
+    probe(MediaFolders(root), files, root / "cache.json", advance=told.append)
     assert told == [1, 2, 3, 4, 5]
 
 

@@ -11,6 +11,7 @@ import pytest
 from harness.common.errors import DataError
 from harness.config.data import Subset
 from harness.data.formats import File, Row
+from harness.data.media_folders import MediaFolders
 from harness.data.packed import PackedSamples, Rows
 from harness.data.sample import Turn
 from harness.data.subset import take
@@ -62,7 +63,7 @@ def test_what_a_row_brings_goes_with_it() -> None:
         assert int(part.pairs[place]) == number % 3 + 1
     named = {(origin, name) for origin, names in part.media().items() for name in names}
     assert named == {(int(key[1:]) % 5, f"{key[1:]}.jpg") for key in _keys(part)}
-    assert {s.key for s in PackedSamples(Path(), part)} == _keys(part)
+    assert {s.key for s in PackedSamples(MediaFolders(Path()), part)} == _keys(part)
 
 
 @pytest.mark.parametrize(("size", "unit", "there"), [(301, "samples", 300), (601, "pairs", 600)])

@@ -18,6 +18,7 @@ import regate
 from harness.data.formats import File, Row
 from harness.data.loading.batches import load, text_batches, windows
 from harness.data.loading.epoch_view import EpochView, arranged, encode, order_of
+from harness.data.media_folders import MediaFolders
 from harness.data.packed import PackedSamples, Rows
 from harness.data.sample import Sample, SamplingPolicy, Turn
 from harness.data.sampler import Sampler
@@ -59,7 +60,7 @@ def _dataset(
     packed = Rows("test")
     for row in rows:
         packed.add(row)
-    samples = PackedSamples(root, packed)
+    samples = PackedSamples(MediaFolders(root), packed)
     return DataSet("test", root, samples, (), (), "fingerprint", frames=4, sampling=sampling, **more)
 
 
