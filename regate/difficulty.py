@@ -217,18 +217,23 @@ class DifficultyStore:
         self._values = self._map(self.epoch)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, JSON-able: the epoch, the next step, and this process's journal length."""
+        """What a checkpoint keeps, JSON-able: the epoch, the next step, and the length of this process's journal. The
+        first process notes those of the processes that an earlier start of the run had more."""
         if self._journal is not None:
             self._journal.flush()
             os.fsync(self._journal.fileno())
-        own = self._journal_path(self.epoch, process.rank())
-        offset = own.stat().st_size if own.exists() else 0
+        rank, world = process.rank(), process.world()
+        own = self._journal_path(self.epoch, rank)
+        offsets = {str(rank): own.stat().st_size if own.exists() else 0}
+        for file in self.path.glob(f"journal.e{self.epoch}.rank*"):
+            if rank == 0 and _rank_of(file) >= world:
+                offsets[str(_rank_of(file))] = file.stat().st_size
         self._needed = [self._needed[1], self.epoch]
         return {
             "schema": 1,
             "epoch": self.epoch,
             "step": self._next_step,
-            "offsets": {str(process.rank()): offset},
+            "offsets": offsets,
             "values_crc32": self._crc(),
         }
 

@@ -76,8 +76,9 @@ class Sampler:
         """Indices of the samples of this rank's micro-batches in optimizer step `step`, counted from 0."""
         epoch, place = divmod(step, self.steps_per_epoch)
         batch = self._permutation(epoch)[place * self.global_batch : (place + 1) * self.global_batch]
-        mine = batch[self.rank :: self.world].reshape(self.micro_batches, self.micro_batch)
-        return [[int(index) for index in row] for row in mine]
+        # Cut first, dealt then: which samples share a micro-batch does not depend on the number of processes.
+        own = batch.reshape(-1, self.micro_batch)[self.rank :: self.world]
+        return [[int(index) for index in row] for row in own]
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
         if epoch != self._epoch:

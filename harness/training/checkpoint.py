@@ -1,13 +1,13 @@
-"""Checkpoints that resume exactly: model, optimizer and random states as the wrapped model keeps them, and beside
-them what it does not know (step, gate, ledger). A directory counts only once its COMPLETE file is there, which holds
+"""Checkpoints that resume exactly: what training changes (`harness.training.trained_state`), and beside it what the
+model does not know (step, gate, loss scale). A directory counts only once its COMPLETE file is there, which holds
 the sha256 of every other file: a byte that changed on the disk is seen before anything is trained on it.
 
 The newest two are kept, so that a damaged one costs the steps since the one before. The older of them goes before a
 third is written: the disk never holds more than two.
 
-accelerate does not save the order of a map-style dataset, so the order is a function of the step
-(`harness.data.sampler`) and needs no state; and it ignores a missing file of random states without a word, so the
-files are counted here.
+Any number of processes reads it, sharded or not. The order of the samples is a function of the step
+(`harness.data.sampler`) and dropout's masks one of the step and the micro-batch (`harness.training.loop`), so no
+process has a state of its own but the gate's, and those of all stand in one file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
     from harness.training.parallel import ParallelModel
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
+_TRAINED: Final = "trained"
+_GATE: Final = "gate.pt"
 _COMPLETE: Final = "COMPLETE"
 _DAMAGED: Final = ".damaged"
 
@@ -53,12 +55,13 @@ def save(model: ParallelModel, folder: Path, *, step: int, gate_state: dict[str,
                 shutil.rmtree(old)
         work.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    model.save(work)
-    torch.save(gate_state, work / f"gate-{accelerator.process_index}.pt")
-    accelerator.wait_for_everyone()
+    model.save(work / _TRAINED)
+    gate_states = gather_object([gate_state])
     if accelerator.is_main_process:
-        world = accelerator.num_processes
+        torch.save(gate_states, work / _GATE)
+        world, scaler = accelerator.num_processes, accelerator.scaler
         state = {"schema": SCHEMA, "step": step, "identity": identity, "world": world, "sharding": model.sharding}
+        state["scaler"] = None if scaler is None else scaler.state_dict()
         (work / "state.json").write_text(json.dumps(state))
     accelerator.wait_for_everyone()
     digests = _digests(accelerator, work)
@@ -143,21 +146,11 @@ def _load(model: ParallelModel, path: Path, identity: str) -> tuple[int, list[di
     state = read_json(path / "state.json", "the state of a checkpoint")
     if state["identity"] != identity or state["schema"] != SCHEMA:
         raise StaleError(f"{path} was written by another recipe or version", hint=f"move {path} away to start anew")
-    world, sharding = model.accelerator.num_processes, model.sharding
-    saved_world, saved_sharding = state["world"], state["sharding"]
-    if (saved_world, saved_sharding) != (world, sharding):
-        raise StaleError(
-            f"{path} was written by {saved_world} processes (sharding {saved_sharding}), this run has {world} "
-            f"(sharding {sharding})",
-            hint="resume with the same devices.processes and devices.sharding",
-        )
-    names = [f"random_states_{rank}.pkl" for rank in range(world)] + [f"gate-{rank}.pt" for rank in range(world)]
-    absent = [name for name in names if not (path / name).exists()]
-    if absent:
-        raise StaleError(f"{path} lacks {', '.join(absent)}", hint=f"move {path} away to start anew")
-    model.load(path)
-    gates = [torch.load(path / f"gate-{rank}.pt", weights_only=True) for rank in range(world)]
-    return int(state["step"]), gates
+    model.load(path / _TRAINED)
+    if model.accelerator.scaler is not None and state["scaler"] is not None:
+        model.accelerator.scaler.load_state_dict(state["scaler"])
+    gate_states: list[dict[str, Any]] = torch.load(path / _GATE, weights_only=True)
+    return int(state["step"]), gate_states
 
 
 def _complete(folder: Path) -> list[Path]:

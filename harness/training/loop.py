@@ -14,6 +14,7 @@ from dataclasses import astuple, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object, set_seed
 
@@ -142,7 +143,8 @@ class Loop:
         decisions = [self.gate.decide(batch.layout, batch.sample_ids_B, step=step) for batch in window]
         scale = self.loss_scale(decisions)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
-        for batch, decision in zip(window, decisions, strict=True):
+        for place, (batch, decision) in enumerate(zip(window, decisions, strict=True)):
+            self._seed_dropout(step, place)
             with self.parallel.micro_batch(), self.elide(decision):
                 logits_NV, targets_N = self.job.adapter.forward(self.model, batch, decision)
                 token_loss_N = regate.token_loss(logits_NV, targets_N)
@@ -166,6 +168,13 @@ class Loop:
             grad_norm=grad_norm,
             skipped=bool(self.accelerator.optimizer_step_was_skipped),
         )
+
+    def _seed_dropout(self, step: int, place: int) -> None:
+        """All that draws within a step is dropout. Its masks depend on the seed, the step and the micro-batch of the
+        global batch: neither on the number of processes nor on where a run was resumed."""
+        number = place * self.accelerator.num_processes + self.accelerator.process_index
+        entropy = np.random.SeedSequence([self.job.recipe.seed, step, number])
+        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
 
     def _flops(self, decisions: list[regate.Decision]) -> tuple[float, float]:
         """FLOPs of this process's step as decided, and of the same batch with nothing elided."""
@@ -314,11 +323,18 @@ def _resume(loop: Loop) -> int:
     step, gate_states = newest
     if loop.accelerator.is_main_process:
         _check_ledger(loop.job.ledger_path, step)
-    # A process that the checkpoint's run did not have starts from the first one's state.
-    rank = loop.accelerator.process_index
-    loop.gate.load_state_dict(gate_states[rank if rank < len(gate_states) else 0])
+    loop.gate.load_state_dict(_merged(gate_states))
     loop.job.progress.say(f"resuming {loop.job.recipe.name} at step {step}")
     return step
+
+
+def _merged(states: list[dict[str, Any]]) -> dict[str, Any]:
+    """The gate's state of all processes that wrote it: they differ in the lengths of their journals alone."""
+    merged = dict(states[0])
+    if merged["difficulty"] is not None:
+        offsets = {rank: end for state in states for rank, end in state["difficulty"]["offsets"].items()}
+        merged["difficulty"] = {**merged["difficulty"], "offsets": offsets}
+    return merged
 
 
 def _check_ledger(path: Path, step: int) -> None:

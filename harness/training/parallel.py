@@ -7,9 +7,8 @@ torch's modules for sharding are imported where they are used: they take two sec
 from __future__ import annotations
 
 import copy
-import logging
 import math
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -17,11 +16,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from harness.training import trained_state
 from harness.training.optimizer import make_optimizer
 from regate.wrapping import decoder_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from accelerate import Accelerator
@@ -60,7 +60,7 @@ class ParallelModel(Protocol):
         ...
 
     def save(self, folder: Path) -> None:
-        """Weights, optimizer and random states, by every process into one folder."""
+        """What training changes, into a folder that any number of processes reads; every process comes here."""
         ...
 
     def load(self, folder: Path) -> None: ...
@@ -109,26 +109,16 @@ class Replicated:
             write(self.accelerator.unwrap_model(self.model).model)
 
     def save(self, folder: Path) -> None:
-        with _without_tied_weights_warning():
-            self.accelerator.save_state(str(folder))
+        trained_state.save(folder, self.accelerator.unwrap_model(self.model), self._plain_optimizer)
 
     def load(self, folder: Path) -> None:
-        self.accelerator.load_state(str(folder))
+        trained_state.load(folder, self.accelerator.unwrap_model(self.model), self._plain_optimizer)
 
-
-@contextmanager
-def _without_tied_weights_warning() -> Iterator[None]:
-    """accelerate warns at every save that tied weights are written once; that they come back is tested."""
-    logger = logging.getLogger("accelerate.utils.other")
-
-    def keep(record: logging.LogRecord) -> bool:
-        return "Removed shared tensor" not in record.getMessage()
-
-    logger.addFilter(keep)
-    try:
-        yield
-    finally:
-        logger.removeFilter(keep)
+    @property
+    def _plain_optimizer(self) -> torch.optim.Optimizer:
+        """The one within accelerate's."""
+        plain: torch.optim.Optimizer = self.optimizer.optimizer
+        return plain
 
 
 # --- every weight in parts -------------------------------------------------------------------------------
@@ -197,30 +187,10 @@ class Sharded:
             write(model)
 
     def save(self, folder: Path) -> None:
-        from torch.distributed.checkpoint.state_dict_saver import save as save_shards
-
-        save_shards(self._state(), checkpoint_id=folder / "shards")
-        torch.save(_random_states(), folder / f"random_states_{self.accelerator.process_index}.pkl")
+        trained_state.save(folder, self.model, self.optimizer)
 
     def load(self, folder: Path) -> None:
-        from torch.distributed.checkpoint.state_dict import set_state_dict
-        from torch.distributed.checkpoint.state_dict_loader import load as load_shards
-
-        state = self._state()
-        load_shards(state, checkpoint_id=folder / "shards")
-        set_state_dict(
-            self.model, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
-        )
-        states = torch.load(folder / f"random_states_{self.accelerator.process_index}.pkl", weights_only=True)
-        torch.set_rng_state(states["cpu"])
-        if torch.cuda.is_available():
-            torch.cuda.set_rng_state(states["cuda"])
-
-    def _state(self) -> dict[str, Any]:
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
-
-        model, optimizer = get_state_dict(self.model, self.optimizer, options=StateDictOptions())
-        return {"model": model, "optimizer": optimizer}
+        trained_state.load(folder, self.model, self.optimizer)
 
 
 def make_blueprint(build: Callable[[], nn.Module]) -> Blueprint:
@@ -290,11 +260,3 @@ def with_parameters(model: nn.Module, value: Callable[[str, nn.Parameter], Tenso
         for name, old in model.named_parameters()
     }
     return copy.deepcopy(model, memo)
-
-
-def _random_states() -> dict[str, Tensor]:
-    """torch's: nothing else draws within a step."""
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states

@@ -135,6 +135,19 @@ def test_journals_of_processes_that_are_gone_are_cut_too(tmp_path):
     assert own.stat().st_size == gone.stat().st_size == state["offsets"]["0"]
 
 
+def test_journals_of_processes_that_are_gone_belong_to_the_next_checkpoint_too(tmp_path):
+    store = create(tmp_path / "d")
+    observe(store, 0, 11, [1, 1, 1], [2.0, 2.0, 2.0])
+    store.state()
+    own, gone = (tmp_path / "d" / f"journal.e0.rank{rank}" for rank in (0, 5))
+    gone.write_bytes(own.read_bytes())
+    state = store.state()
+    assert state["offsets"]["5"] == gone.stat().st_size
+    gone.unlink()
+    with pytest.raises(StoreError, match=r"journal\.e0\.rank5 has 0 whole bytes"):
+        DifficultyStore.open(tmp_path / "d").rewind(state)
+
+
 @settings(max_examples=40, deadline=None)
 @given(cut=st.integers(0, 400), stop=st.integers(0, 5))
 def test_a_record_cut_short_is_found(tmp_path_factory, cut, stop):

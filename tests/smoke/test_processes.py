@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 ALONE = "tiny_smoke_regate"
-TWO = ("train", str(PAIR[1]), "train.micro_batch=8", "devices.processes=2", "devices.threads=1")
+TRAIN = ("train", str(PAIR[1]), "train.micro_batch=8", "devices.threads=1")
+TWO = (*TRAIN, "devices.processes=2")
 
 
 @contextmanager
@@ -58,7 +59,7 @@ def gone(processes: list[psutil.Process]) -> bool:
     return all(process.status() == psutil.STATUS_ZOMBIE for process in alive)
 
 
-def same_run(pair: Ran, name: str) -> None:
+def same_run(pair: Ran, name: str, *, devices: frozenset[int] = frozenset({2})) -> None:
     """Losses, counts, running losses and weights of the run that one process made."""
     ours, theirs = (pair.run_dir(which) for which in (name, ALONE))
     steps, wanted = read_steps(ours / "ledger.jsonl"), read_steps(theirs / "ledger.jsonl")
@@ -67,7 +68,7 @@ def same_run(pair: Ran, name: str) -> None:
         assert step["loss"] == pytest.approx(want["loss"], abs=1e-5)
         assert step["grad_norm"] == pytest.approx(want["grad_norm"], rel=1e-4)
         assert step["keep_ratio"] == want["keep_ratio"]
-        assert step["devices"] == 2
+        assert step["devices"] in devices
         for count in ("valid", "visual", "target", "active", "scored"):
             assert step["counts"][count] == want["counts"][count]
     one, two = (np.load(folder / "difficulty" / "m.e1.npy") for folder in (ours, theirs))
@@ -89,6 +90,24 @@ def test_two_processes_are_one_run(pair: Ran) -> None:
     same_run(pair, "whole")
     stages = [event for event in read_events(pair.run_dir("whole") / "ledger.jsonl") if event["event"] == "stage"]
     assert all(event["devices"] == 2 for event in stages if event["stage"] in ("load", "checkpoint"))
+
+
+def test_a_run_goes_on_with_another_number_of_processes(pair: Ran) -> None:
+    """One, two sharded, one again and two whole: samples, choices and losses are those of one process."""
+    command = (*TRAIN, "name=changing")
+    for number, *devices in ((12, "processes=1"), (24, "processes=2", "sharding=full"), (36, "processes=1")):
+        pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+        moment, options = halting.step(number), [f"devices.{setting}" for setting in devices]
+        arguments = ("-m", "harness", *command, *options)
+        with halting.halted(moment, *arguments, cwd=pair.folder, python=warm_python(), **pipes) as training:
+            training.process.send_signal(signal.SIGTERM)
+            _, stderr = training.process.communicate()
+            assert training.process.returncode == 75, stderr
+    done = harness(pair.folder, *command, "devices.processes=2")
+    assert done.returncode == 0, done.stderr[-4000:]
+    steps = read_steps(pair.run_dir("changing") / "ledger.jsonl")
+    assert [steps[number]["devices"] for number in (12, 24, 36, 59)] == [1, 2, 1, 2]
+    same_run(pair, "changing", devices=frozenset({1, 2}))
 
 
 def test_a_sharded_run_ended_in_every_way_is_still_the_same_run(pair: Ran) -> None:

@@ -61,6 +61,17 @@ def test_ranks_partition_the_window_of_one_process(sizes: tuple[int, int, int, i
         assert sorted(together) == sorted(_flat(alone.window(step)))
 
 
+@given(_sizes())
+def test_micro_batches_do_not_depend_on_the_number_of_processes(sizes: tuple[int, int, int, int, int]) -> None:
+    """With `loss_norm: micro_batch` the objective is a mean over micro-batches: it is the same for any number."""
+    ranks = _ranks(sizes)
+    samples, world, micro, accumulate, seed = sizes
+    alone = Sampler(samples, global_batch=world * micro * accumulate, micro_batch=micro, seed=seed)
+    for step in range(3):
+        dealt = [rank.window(step)[place] for place in range(accumulate) for rank in ranks]
+        assert dealt == alone.window(step)
+
+
 @given(_sizes(), st.integers(0, 30))
 def test_a_resumed_sampler_gives_the_rest(sizes: tuple[int, int, int, int, int], start: int) -> None:
     whole, resumed = _ranks(sizes)[-1], _ranks(sizes)[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,7 @@ from harness.common.progress import Progress
 from harness.data.loading.batches import load
 from harness.data.sources import open_data
 from harness.models import adapter_for
+from harness.training import checkpoint, processes
 from harness.training.loop import Loop, TrainJob
 from harness.training.processes import check_split
 from tests import forked
@@ -27,6 +29,16 @@ if TYPE_CHECKING:
     from harness.data.sample import Batch
 
 STEPS = 3
+
+
+@dataclass(frozen=True)
+class World:
+    """A training in one process, its reports, and what two processes of the same training saved."""
+
+    folder: Path
+    loop: Loop
+    alone: list[tuple[float, float]]
+    parts: list[dict[str, Any]]
 
 
 def recipe_of(folder: Path) -> Recipe:
@@ -56,61 +68,75 @@ def reports(loop: Loop, window: list[Batch], steps: range) -> list[tuple[float, 
     return found
 
 
+def resumed(folder: Path, path: Path, window: list[int]) -> list[tuple[float, float]]:
+    """The last two steps from a checkpoint, over some of the micro-batches."""
+    loop, batches = loop_of(folder)
+    step, _ = checkpoint.load(loop.parallel, path, identity="a")
+    return reports(loop, [batches[number] for number in window], range(step, STEPS + 2))
+
+
+def keep(loop: Loop, folder: Path) -> Path:
+    return checkpoint.save(loop.parallel, folder, step=STEPS, gate_state={"difficulty": None}, identity="a")
+
+
 def worker(rank: int, world: int, folder: Path) -> None:
-    """Three steps, a checkpoint, two more; then the last two again from the checkpoint."""
+    """Three steps, a checkpoint, two more; the last two again from this checkpoint and from that of one process."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     torch.set_num_threads(1)
-    from harness.training import checkpoint, processes
-
     processes.init_process_group(rendezvous=folder / "rendezvous", rank=rank, world=2)
     loop, batches = loop_of(folder)
     window = [batches[rank]]
     held = sum(value.to_local().numel() for value in loop.model.parameters())
     done = reports(loop, window, range(STEPS))
     loop.parallel.export(lambda model: loop.job.adapter.save(model, folder / "exported"))
-    path = checkpoint.save(loop.parallel, folder / "kept", step=STEPS, gate_state={"difficulty": None}, identity="a")
+    path = keep(loop, folder / "kept")
     done += reports(loop, window, range(STEPS, STEPS + 2))
-    other, _ = loop_of(folder)
-    step, _ = checkpoint.load(other.parallel, path, identity="a")
-    again = reports(other, window, range(step, STEPS + 2))
-    torch.save({"done": done, "again": again, "held": held}, folder / f"reports-{rank}.pt")
+    again = resumed(folder, path, [rank])
+    of_one = resumed(folder, folder / "alone" / path.name, [rank])
+    torch.save({"done": done, "again": again, "of_one": of_one, "held": held}, folder / f"reports-{rank}.pt")
     processes.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     if sys.platform != "linux":
         pytest.skip("gloo over a file is for Linux here")
     folder = write_world(tmp_path_factory.mktemp("sharded"))
     recipe = recipe_of(folder)
     adapter_for(recipe, open_data(recipe.data, recipe.paths, recipe.seed)).prepare(Progress(quiet=True))
+    loop, batches = loop_of(folder)
+    alone = reports(loop, batches, range(STEPS))
+    keep(loop, folder / "alone")
     assert forked.run(worker, 2, folder) == [0, 0]
-    return folder
+    return World(folder, loop, alone, [torch.load(folder / f"reports-{rank}.pt") for rank in (0, 1)])
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_model_of_one(world: Path) -> None:
-    loop, batches = loop_of(world)
-    wanted = reports(loop, batches, range(STEPS))
-    one, other = (torch.load(world / f"reports-{rank}.pt") for rank in (0, 1))
+def test_two_processes_train_the_model_of_one(world: World) -> None:
+    one, other = world.parts
     assert one["done"] == other["done"]
-    torch.testing.assert_close(torch.tensor(one["done"][:STEPS]), torch.tensor(wanted), rtol=1e-5, atol=0)
+    torch.testing.assert_close(torch.tensor(one["done"][:STEPS]), torch.tensor(world.alone), rtol=1e-5, atol=0)
     whole: list[Any] = []
-    loop.parallel.export(whole.append)
+    world.loop.parallel.export(whole.append)
     total = sum(value.numel() for value in whole[0].parameters())
     assert one["held"] + other["held"] == total
     assert max(one["held"], other["held"]) < 0.6 * total
     # What the main process gathered is an ordinary checkpoint of all weights, the frozen tower's too.
-    saved = loop.job.adapter.load(world / "exported").state_dict()
+    saved = world.loop.job.adapter.load(world.folder / "exported").state_dict()
     assert saved.keys() == whole[0].state_dict().keys()
     for name, value in whole[0].state_dict().items():
         torch.testing.assert_close(saved[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.slow
-def test_a_resumed_sharded_training_is_the_same_training(world: Path) -> None:
-    found = torch.load(world / "reports-0.pt")
-    assert found["again"] == found["done"][STEPS:]
+def test_a_resumed_training_is_the_same_training_also_in_another_number_of_processes(world: World) -> None:
+    """Two processes from their own checkpoint, two sharded ones from that of one whole model, and the other way."""
+    part = world.parts[0]
+    wanted = torch.tensor(part["done"][STEPS:])
+    assert part["again"] == part["done"][STEPS:]
+    torch.testing.assert_close(torch.tensor(part["of_one"]), wanted, rtol=1e-5, atol=0)
+    alone = resumed(world.folder, world.folder / "kept" / f"resume-{STEPS:06d}", [0, 1])
+    torch.testing.assert_close(torch.tensor(alone), wanted, rtol=1e-5, atol=0)
 
 
 def test_loss_scaling_and_sharding_are_not_combined(tmp_path: Path) -> None:
