@@ -7,6 +7,7 @@ are, the files that both need, and the rules between its keys. No torch.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, get_args
 
 from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -39,9 +40,13 @@ class ModelSection(BaseModel):
         """Rules between keys that the plain data of a whole recipe break."""
         yield from ()
 
+    def needs(self) -> tuple[Requirement, ...]:
+        """`weight_files`, for what the keys of this section say."""
+        return self.weight_files
+
     def missing(self, root: Path) -> list[str]:
         """One line for each file that is needed below `root` and not there, with where it comes from."""
-        return missing_files(self, self.weight_files, root)
+        return missing_files(self, self.needs(), root)
 
 
 # --- tiny ----------------------------------------------------------------------------------------------
@@ -311,10 +316,26 @@ class PartRecipe(Strict):
     """One of the three parts of a model: the tower, the projector, or the decoder with its embeddings and head."""
 
     train: bool
+    lr: Annotated[PositiveFloat | None, Field(exclude_if=lambda value: value is None)] = None
+    """Its highest learning rate; None takes train.optimizer.lr. The schedule is the same for all parts."""
 
 
 _FROZEN: Final = PartRecipe(train=False)
 _TRAINED: Final = PartRecipe(train=True)
+
+
+_REPOSITORIES: Final[Mapping[str, tuple[str, float | None, str]]] = {
+    "InternVL3_5-8B-HF": ("OpenGVLab/InternVL3_5-8B-HF", 17.1, "Apache-2.0"),
+    "InternVL3_5-8B-Pretrained": ("OpenGVLab/InternVL3_5-8B-Pretrained", 17.1, "Apache-2.0"),
+    "InternVL3_5-14B-HF": ("OpenGVLab/InternVL3_5-14B-HF", 30.2, "Apache-2.0"),
+    "InternVL3_5-14B-Pretrained": ("OpenGVLab/InternVL3_5-14B-Pretrained", 30.2, "Apache-2.0"),
+    "Qwen2.5-VL-3B-Instruct": ("Qwen/Qwen2.5-VL-3B-Instruct", 7.5, "Qwen Research License: no commercial use"),
+    "Qwen2.5-VL-7B-Instruct": ("Qwen/Qwen2.5-VL-7B-Instruct", 16.6, "Apache-2.0"),
+    "Qwen3-VL-8B-Instruct": ("Qwen/Qwen3-VL-8B-Instruct", 17.5, "Apache-2.0"),
+    "SmolVLM2-500M-Video-Instruct": ("HuggingFaceTB/SmolVLM2-500M-Video-Instruct", 2.0, "Apache-2.0"),
+    "llava-onevision-qwen2-7b-ov-hf": ("llava-hf/llava-onevision-qwen2-7b-ov-hf", 16.1, "Apache-2.0"),
+}
+"""By the repository's name: where it is, GB of its weights (parameters times the bytes of their type), licence."""
 
 
 class HFModel(ModelSection):
@@ -346,12 +367,20 @@ class HFModel(ModelSection):
             "a repository whose model is one of transformers, such as Qwen/Qwen2.5-VL-7B-Instruct,",
             None,
             "see its model page",
+            whole=True,
         ),
     )
 
-    def missing(self, root: Path) -> list[str]:
-        """Files of a folder. A repository with a revision is fetched by `harness prepare`."""
-        return [] if self.revision is not None else super().missing(root)
+    def needs(self) -> tuple[Requirement, ...]:
+        """The repository by its name, where it is one of the shipped recipes'; of one with a revision nothing:
+        `harness prepare` fetches it."""
+        if self.revision is not None:
+            return ()
+        (need,) = self.weight_files
+        hub_id, gigabytes, licence = _REPOSITORIES.get(
+            PurePath(self.checkpoint).name, (need.hub_id, need.gigabytes, need.licence)
+        )
+        return (replace(need, hub_id=hub_id, gigabytes=gigabytes, licence=licence),)
 
     @classmethod
     def broken_rules(cls, data: Any) -> Iterator[Finding]:
@@ -417,6 +446,9 @@ def _trains_nothing(data: Any) -> Iterator[Finding]:
         yield ("model",), "model trains no part: tower, projector and decoder are all frozen"
     elif value_at(data, ("model", "lora")) is not None and asked[2] is False:
         yield ("model", "lora"), "model.lora adapts the decoder, and model.decoder.train is false"
+    for part, trained in zip(parts, asked, strict=True):
+        if trained is False and value_at(data, ("model", part, "lr")) is not None:
+            yield ("model", part, "lr"), f"model.{part}.lr is a learning rate, and model.{part}.train is false"
 
 
 # --- all families --------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ class Requirement:
         gigabytes: of the files together; None where the publisher does not say.
         licence: of the weights, as published.
         words: where the files come from, in other words than the usual ones; it may hold {hub_id} and {licence}.
+        whole: the model reads more of the repository than `files`, which only show whether it is there.
     """
 
     field: str
@@ -37,6 +38,7 @@ class Requirement:
     gigabytes: float | None
     licence: str
     words: str | None = None
+    whole: bool = False
 
     @property
     def origin(self) -> str:

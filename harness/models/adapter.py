@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -51,6 +51,25 @@ class DecoderShape:
     vision_backward: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class ParameterGroup:
+    """A part of a student whose trained parameters share a learning rate.
+
+    Attributes:
+        parameters: of the part by their names in the student, frozen ones too.
+        lr: its highest learning rate; None takes that of the recipe's optimizer.
+    """
+
+    name: str
+    parameters: Mapping[str, nn.Parameter]
+    lr: float | None = None
+
+    def counts(self) -> dict[str, int]:
+        """Parameters in all, and trained ones."""
+        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in self.parameters.values()]
+        return {"parameters": sum(n for n, _ in sizes), "trained": sum(n for n, trained in sizes if trained)}
+
+
 class Adapter(Protocol):
     """A model family: where its parts come from, how it is built, saved and measured."""
 
@@ -90,6 +109,11 @@ class Adapter(Protocol):
 
     def student(self) -> nn.Module:
         """The transformers model at its starting weights, `requires_grad` set as the recipe trains it."""
+        ...
+
+    def parameter_groups(self, student: nn.Module) -> Sequence[ParameterGroup]:
+        """The parts of what `student` gave, on this process; empty where all that is trained shares one learning
+        rate."""
         ...
 
     def teacher(self) -> nn.Module:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from harness.data.loading.frames import FrameRule
     from harness.data.sample import Batch, Sample
     from harness.data.sources import DataSet
-    from harness.models.adapter import DecoderShape
+    from harness.models.adapter import DecoderShape, ParameterGroup
     from harness.models.artifacts import Toy
     from regate.types import Decision
 
@@ -98,6 +98,11 @@ class PretrainedAdapter(ABC, Generic[Files]):
 
     @abstractmethod
     def student(self) -> nn.Module: ...
+
+    def parameter_groups(self, student: nn.Module) -> Sequence[ParameterGroup]:
+        """None by default: all that is trained shares one learning rate."""
+        del student
+        return ()
 
     @abstractmethod
     def shape(self) -> DecoderShape: ...

@@ -78,7 +78,7 @@ def decoding_figures(recipe: Recipe, footprint: Footprint, lengths: Lengths, gpu
 
 def fetched_figures(recipe: Recipe, plan: Plan) -> Iterator[Figure]:
     """What has to be fetched, as far as its publishers say its size."""
-    weights = [need.gigabytes for need in recipe.model.weight_files if getattr(recipe.model, need.field) is not None]
+    weights = [need.gigabytes for need in recipe.model.needs() if getattr(recipe.model, need.field) is not None]
     if plan.missing_weights and weights:
         yield stated("weights", sum(size or 0 for size in weights), "GB", _known(weights, "files"))
     missing = "\n".join(plan.missing_data)

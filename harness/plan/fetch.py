@@ -33,7 +33,7 @@ def fetch_commands(recipe: Recipe, plan: Plan) -> list[str]:
 
 def _weights(recipe: Recipe) -> Iterator[str]:
     root = Path(recipe.paths.weights)
-    for need in recipe.model.weight_files:
+    for need in recipe.model.needs():
         value = getattr(recipe.model, need.field)
         if value is not None:
             yield from _requirement(need, root, value)
@@ -52,10 +52,13 @@ def _requirement(need: Requirement, root: Path, value: str) -> Iterator[str]:
     absent = [file for name in need.files for file in absent_files(target, name)]
     if not absent:
         return
+    if " " in need.hub_id:
+        yield f"# {target}: {need.origin}"
+        return
     is_file = single and target.suffix == Path(need.files[0]).suffix
     folder = target.parent if is_file else target
     names = ["model*.safetensors*" if name == SHARDED else name for name in need.files]
-    yield _command(need.hub_id, folder, names)
+    yield _command(need.hub_id, folder, [] if need.whole else names)
 
 
 def _command(repository: str, folder: Path, names: list[str], *more: str) -> str:

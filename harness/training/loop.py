@@ -33,7 +33,7 @@ from harness.training.optimizer import lr_at, set_lr
 from harness.training.parallel import wrap_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from harness.config.recipe import Recipe
     from harness.data.sample import Batch
     from harness.data.sources import DataSet
-    from harness.models.adapter import Adapter
+    from harness.models.adapter import Adapter, ParameterGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,10 @@ class Loop:
         self.recipe = job.recipe.train
         self.accelerator = device.accelerator(self.recipe)
         set_seed(job.recipe.seed + self.accelerator.process_index)
-        self.parallel = wrap_model(self.accelerator, job.recipe, job.adapter.student, self._prepare_student)
+        self.groups: dict[str, dict[str, Any]] = {}
+        self.parallel = wrap_model(
+            self.accelerator, job.recipe, job.adapter.student, self._prepare_student, self._note_groups
+        )
         self.model = self.parallel.model
         self.gate = job.make_gate()
         self.sampler = Sampler(
@@ -117,7 +120,14 @@ class Loop:
         self.shape = job.adapter.shape()
         self.identity = digest(job.recipe.identity())
 
-    def _prepare_student(self, student: nn.Module) -> nn.Module:
+    def _note_groups(self, student: nn.Module) -> Sequence[ParameterGroup]:
+        """The student's parts; their sizes and learning rates are kept for the record."""
+        groups = self.job.adapter.parameter_groups(student)
+        for group in groups:
+            self.groups[group.name] = {**group.counts(), "lr": group.lr or self.recipe.optimizer.lr}
+        return groups
+
+    def _prepare_student(self, student: nn.Module) -> regate.ScoredLM:
         """The student as it is trained: elided below its head, recomputed where the recipe says so."""
         if self.recipe.gradient_checkpointing:
             student.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
@@ -263,7 +273,8 @@ def train(job: TrainJob, *, now: Callable[[], float] = time.perf_counter) -> Non
     path = job.ledger_path if loop.accelerator.is_main_process else None
     with Ledger(path) as ledger, stop_requests() as stopping:
         clocks.lap("io")
-        ledger.append("start", step=start, steps=job.steps, world=devices, clock=clocks.reading)
+        groups = {"groups": loop.groups} if loop.groups else {}
+        ledger.append("start", step=start, steps=job.steps, world=devices, clock=clocks.reading, **groups)
         ledger.append("stage", stage="load", seconds=clocks.take(), devices=devices)
         try:
             with closing(batches), job.progress.task(f"train {job.recipe.name}", job.steps, start=start) as advance:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from harness.common.errors import EnvironmentProblem
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
     from harness.config.recipe import OptimizerRecipe
+    from harness.models.adapter import ParameterGroup
+
+_RATIO: Final = "lr_ratio"
+"""Of a group of the optimizer: its learning rate over that of the recipe; absent where they are the same."""
 
 
 def lr_at(recipe: OptimizerRecipe, step: int, total_steps: int) -> float:
@@ -28,24 +36,57 @@ def lr_at(recipe: OptimizerRecipe, step: int, total_steps: int) -> float:
     return recipe.lr * max(recipe.min_lr_ratio, factor)
 
 
-def make_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> torch.optim.AdamW:
-    """AdamW over the trained parameters; vectors (biases, norms) are not decayed."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+def make_optimizer(
+    model: nn.Module, recipe: OptimizerRecipe, groups: Sequence[ParameterGroup] = ()
+) -> torch.optim.AdamW:
+    """AdamW over the trained parameters; vectors (biases, norms) are not decayed.
+
+    Args:
+        groups: parts of the model with learning rates of their own; empty where all share one.
+
+    Raises:
+        EnvironmentProblem: a trained parameter belongs to no part.
+    """
+    parts: list[dict[str, Any]] = [
+        {"params": parameters, "weight_decay": decay, **({} if ratio == 1 else {_RATIO: ratio})}
+        for ratio, trained in _by_rate(model, recipe, groups)
+        for decay, parameters in (
+            (recipe.weight_decay, [p for p in trained if p.ndim > 1]),
+            (0.0, [p for p in trained if p.ndim <= 1]),
+        )
+        if parameters
     ]
     # One fused kernel where the device has it; `foreach` would hold a second copy of the gradients.
-    fused = all(p.device.type in ("cuda", "cpu") and p.is_floating_point() for p in trained)
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=recipe.lr,
-        betas=recipe.betas,
-        eps=recipe.eps,
-        fused=fused,
+    fused = all(
+        p.device.type in ("cuda", "cpu") and p.is_floating_point() for part in parts for p in part["params"]
     )
+    return torch.optim.AdamW(parts, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=fused)
+
+
+def _by_rate(
+    model: nn.Module, recipe: OptimizerRecipe, groups: Sequence[ParameterGroup]
+) -> list[tuple[float, list[nn.Parameter]]]:
+    """(learning rate over that of the recipe, trained parameters of the model in its order)."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not groups:
+        return [(1.0, list(trained.values()))]
+    ratio_of = {
+        id(parameter): 1.0 if group.lr is None else group.lr / recipe.lr
+        for group in groups
+        for parameter in group.parameters.values()
+    }
+    strange = [name for name, parameter in trained.items() if id(parameter) not in ratio_of]
+    if strange:
+        raise EnvironmentProblem(
+            f"{len(strange)} trained parameters belong to no part ({', '.join(group.name for group in groups)}), "
+            f"first {strange[0]}",
+            hint="nothing says with which learning rate they are trained",
+        )
+    ratios = dict.fromkeys(ratio_of[id(parameter)] for parameter in trained.values())
+    return [(ratio, [p for p in trained.values() if ratio_of[id(p)] == ratio]) for ratio in ratios]
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """The recipe's learning rate of a step; parts with one of their own follow the same curve."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get(_RATIO, 1.0)

@@ -21,13 +21,15 @@ from harness.training.optimizer import make_optimizer
 from regate.wrapping import decoder_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from accelerate import Accelerator
     from torch import Tensor
 
-    from harness.config.recipe import OptimizerRecipe, Recipe
+    import regate
+    from harness.config.recipe import Recipe
+    from harness.models.adapter import ParameterGroup
 
 Sharding = Literal["none", "full"]
 
@@ -70,19 +72,25 @@ def wrap_model(
     accelerator: Accelerator,
     recipe: Recipe,
     build: Callable[[], nn.Module],
-    prepare: Callable[[nn.Module], nn.Module],
+    prepare: Callable[[nn.Module], regate.ScoredLM],
+    groups: Callable[[nn.Module], Sequence[ParameterGroup]],
 ) -> ParallelModel:
     """The student as the recipe wants it on these processes. One process holds it whole, whatever the recipe says of
     sharding.
 
     Args:
         build: makes the student at its starting weights.
-        prepare: puts on and around it what the loop needs, and gives the `regate.ScoredLM`.
+        prepare: puts on and around it what the loop needs.
+        groups: the student's parts that have learning rates of their own.
     """
+
+    def optimizer(scored: regate.ScoredLM) -> torch.optim.Optimizer:
+        return make_optimizer(scored, recipe.train.optimizer, groups(scored.model))
+
     if recipe.devices.sharding == "full" and accelerator.num_processes > 1:
-        return Sharded(accelerator, build, prepare, recipe.train.optimizer)
+        return Sharded(accelerator, build, prepare, optimizer)
     model = prepare(build())
-    return Replicated(accelerator, model, make_optimizer(model, recipe.train.optimizer))
+    return Replicated(accelerator, model, optimizer(model))
 
 
 # --- whole on every process ------------------------------------------------------------------------------
@@ -150,6 +158,7 @@ class Sharded:
 
     Args:
         build, prepare: as for `wrap_model`; `build` is called on the main process only.
+        optimizer: makes it for the model in parts.
     """
 
     sharding: Sharding = "full"
@@ -158,14 +167,15 @@ class Sharded:
         self,
         accelerator: Accelerator,
         build: Callable[[], nn.Module],
-        prepare: Callable[[nn.Module], nn.Module],
-        recipe: OptimizerRecipe,
+        prepare: Callable[[nn.Module], regate.ScoredLM],
+        optimizer: Callable[[regate.ScoredLM], torch.optim.Optimizer],
     ) -> None:
         self.accelerator = accelerator
         self._blueprint = make_blueprint(build)
-        self.model = prepare(self._blueprint.model)
+        scored = prepare(self._blueprint.model)
+        self.model: nn.Module = scored
         shard(self.model, self._blueprint, accelerator.device, half=accelerator.mixed_precision == "bf16")
-        self.optimizer: torch.optim.Optimizer = make_optimizer(self.model, recipe)
+        self.optimizer = optimizer(scored)
 
     def micro_batch(self) -> AbstractContextManager[None]:
         return nullcontext()

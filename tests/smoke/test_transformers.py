@@ -30,4 +30,7 @@ def test_the_toy_pair_from_nothing_to_the_table(tmp_path: Path) -> None:
     assert counts["valid"] - counts["active"] > 0
     assert gated["reference"]["targets"] > 0
     for record in (dense, gated):
+        parts = record["groups"]
+        assert set(parts) == {"tower", "projector", "decoder"}
+        assert all(part["trained"] == part["parameters"] > 0 and part["lr"] == 1e-3 for part in parts.values())
         assert all(entry["counts"]["scored"] == entry["counts"]["expected"] for entry in record["evaluations"])

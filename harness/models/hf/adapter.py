@@ -11,13 +11,14 @@ import transformers
 
 from harness.common.hashing import digest
 from harness.config.model import HFModel, HFSettings, TinyHFModel
+from harness.models.adapter import ParameterGroup
 from harness.models.device import compute_dtype
 from harness.models.flops import decoder_shape
 from harness.models.hf import toy, weights
 from harness.models.hf.chat import Chat
 from harness.models.hf.config import check_tied, read_config, visual_ids
 from harness.models.hf.flops import patches_of, sizes_of
-from harness.models.hf.model import TextDecoder, parts_of, prepare_training
+from harness.models.hf.model import PARTS, TextDecoder, parts_of, prepare_training
 from harness.models.hf.processor import HFConversations
 from harness.models.hf.sizes import vision_flops
 from harness.models.hf.weights import ModelFiles, load_model, load_processor
@@ -137,6 +138,11 @@ class HFAdapter(PretrainedAdapter[ModelFiles]):
         trained: nn.Module = model
         return trained
 
+    def parameter_groups(self, student: nn.Module) -> Sequence[ParameterGroup]:
+        """Tower, projector and decoder, each with its learning rate."""
+        parts, settings = parts_of(student), self._settings()
+        return [ParameterGroup(part, parts.of(part), getattr(settings, part).lr) for part in PARTS]
+
     def teacher(self) -> nn.Module:
         """The model's own decoder without pictures, or the language model that the recipe names."""
         if self._other_teacher():
@@ -163,7 +169,11 @@ class HFAdapter(PretrainedAdapter[ModelFiles]):
             trainable_linear=float(trains_linear),
             adapter_parameters=_lora_parameters(model, settings),
             vision_flops=vision.forward,
-            vision_backward=vision.backward_ratio(tower=settings.tower.train, projector=settings.projector.train),
+            vision_backward=vision.backward_ratio(
+                tower=settings.tower.train,
+                projector=settings.projector.train,
+                checkpointing=self.recipe.train.gradient_checkpointing,
+            ),
         )
 
     def save(self, model: nn.Module, directory: Path) -> None:
@@ -186,10 +196,6 @@ class HFAdapter(PretrainedAdapter[ModelFiles]):
             return student
         model: nn.Module = load_model(directory, torch.float32)
         return model
-
-    def part_counts(self) -> dict[str, dict[str, int]]:
-        """Parameters of tower, projector and decoder, in all and trained."""
-        return parts_of(self.student()).counts()
 
     def _settings(self) -> HFSettings:
         assert isinstance(self.recipe.model, HFSettings)

@@ -12,7 +12,8 @@ from torch import nn
 
 from harness.models.flops import FullSize, Published, VisionPart, decoder_shape
 from harness.models.hf.model import parts_of
-from harness.models.hf.sizes import VisionFlops, VisionSizes, vision_flops
+from harness.models.hf.sizes import PUBLISHED as PUBLISHED_SIZES
+from harness.models.hf.sizes import VisionFlops, VisionSizes, vision_flops, window_patches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from harness.models.hf.model import Parts
 
 _MATRICES: Final = (nn.Linear, nn.Conv2d, nn.Conv3d)
+_CLASS_TOKENS: Final = ("cls_token", "class_embedding")
+"""Names of a tower's parameter that stands before the patches of every picture."""
 
 
 def sizes_of(model: Any, parts: Parts, config: Any, merged: int = 1) -> VisionSizes:
@@ -33,7 +36,7 @@ def sizes_of(model: Any, parts: Parts, config: Any, merged: int = 1) -> VisionSi
     vision = config.vision_config
     hidden = vision.hidden_size
     layers = getattr(vision, "num_hidden_layers", None) or vision.depth
-    tower = 0
+    entry = tower = 0
     projector: list[tuple[int, float]] = []
     shared: dict[str, float] = {}
     for name, module in model.named_modules():
@@ -41,13 +44,26 @@ def sizes_of(model: Any, parts: Parts, config: Any, merged: int = 1) -> VisionSi
             continue
         weights = module.weight.numel()
         if f"{name}.weight" in parts.tower:
-            tower += weights
+            if isinstance(module, nn.Linear):
+                tower += weights
+            else:
+                entry += weights
         elif f"{name}.weight" in parts.projector:
             parent = name.rpartition(".")[0]
             # The first matrix of a block reads several patches in a row where these are merged; the others follow it.
             rows = shared.setdefault(parent, max(1.0, module.weight.shape[1] / hidden) * merged)
             projector.append((weights, rows))
-    return VisionSizes(tower, hidden, layers, tuple(projector))
+    full = getattr(vision, "fullatt_block_indexes", None)
+    return VisionSizes(
+        entry,
+        tower,
+        hidden,
+        layers,
+        tuple(projector),
+        class_tokens=sum(name.endswith(_CLASS_TOKENS) for name in parts.tower),
+        windowed=0 if full is None else layers - len(full),
+        window=0 if full is None else window_patches(vision.to_dict()),
+    )
 
 
 def patches_of(inputs: Mapping[str, Tensor], config: Any) -> tuple[int, int, int]:
@@ -69,24 +85,11 @@ def patches_of(inputs: Mapping[str, Tensor], config: Any) -> tuple[int, int, int
     height, width = (size, size) if isinstance(size, int) else size
     *leading, _, rows, columns = pixels.shape
     pictures = int(torch.tensor(leading).prod())
-    return pictures * (rows // height) * (columns // width), pictures, 1
+    # LLaVA-NeXT-Video pools the patches of a video before its projector.
+    pooled = getattr(config, "spatial_pool_stride", 1) ** 2 if name.endswith("videos") else 1
+    return pictures * (rows // height) * (columns // width), pictures, pooled
 
 
-INTERNVL3_5_8B: Final[Mapping[str, Any]] = {
-    "vision_config": {
-        "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
-        "image_size": [448, 448], "patch_size": [14, 14], "attention_bias": True,
-    },
-    "text_config": {
-        "model_type": "qwen3", "vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 12288,
-        "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}, "max_position_embeddings": 40960,
-        "tie_word_embeddings": False,
-    },
-    "image_token_id": 151671,
-    "tie_word_embeddings": False,
-}  # fmt: skip
-"""Its published sizes: 8,528,318,464 parameters."""
 _TOKENS: Final = 256
 """Visual tokens of a tile."""
 
@@ -99,9 +102,10 @@ def full_size(frames: int, layers: int | None = None) -> FullSize:
     """
     from transformers import InternVLConfig, InternVLForConditionalGeneration
 
-    text = {**INTERNVL3_5_8B["text_config"]}
+    sizes = PUBLISHED_SIZES["InternVL3_5-8B"].fields
+    text = {**sizes["text_config"]}
     text["num_hidden_layers"] = layers or text["num_hidden_layers"]
-    config = InternVLConfig(**{**INTERNVL3_5_8B, "text_config": text})
+    config = InternVLConfig(**{**sizes, "text_config": text})
     config._attn_implementation = "eager"  # its two products are counted on every device
     with torch.device("meta"):
         model: Any = InternVLForConditionalGeneration(config)
@@ -117,7 +121,7 @@ def full_size(frames: int, layers: int | None = None) -> FullSize:
 
     return FullSize(
         vision=(
-            VisionPart("vision", tower, 3 * work.tower),
+            VisionPart("vision", tower, work.tower + work.tower_backward, again=work.layers),
             VisionPart("projector", lambda: inner.multi_modal_projector(features), 3 * work.projector),
         ),
         decoder=inner.language_model,

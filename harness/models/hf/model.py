@@ -42,16 +42,6 @@ class Parts:
         parameters: Mapping[str, nn.Parameter] = getattr(self, part)
         return parameters
 
-    def counts(self) -> dict[str, dict[str, int]]:
-        """Parameters of each part, in all and trained."""
-        return {
-            part: {
-                "parameters": sum(p.numel() for p in self.of(part).values()),
-                "trained": sum(p.numel() for p in self.of(part).values() if p.requires_grad),
-            }
-            for part in PARTS
-        }
-
 
 def parts_of(model: Any) -> Parts:
     """Decoder, head and tower by the accessors of transformers; the projector is every other parameter, and the

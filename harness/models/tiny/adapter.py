@@ -16,6 +16,7 @@ from harness.models.tiny.sizes import vision_flops
 from harness.models.tiny.stages import make_stages, quiet_transformers, stages_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from harness.data.loading.frames import FrameRule
     from harness.data.sample import Batch
     from harness.data.sources import DataSet
-    from harness.models.adapter import DecoderShape
+    from harness.models.adapter import DecoderShape, ParameterGroup
     from regate.types import Decision
 
 
@@ -74,6 +75,11 @@ class TinyAdapter:
     def student(self) -> nn.Module:
         """The aligned model; projector and decoder are trained, the tower is not."""
         return self.load(self.stages.folder("aligned"))
+
+    def parameter_groups(self, student: nn.Module) -> Sequence[ParameterGroup]:
+        """None: projector and decoder share one learning rate."""
+        del student
+        return ()
 
     def teacher(self) -> nn.Module:
         """The text-only backbone as it was before alignment."""

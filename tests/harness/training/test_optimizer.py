@@ -7,8 +7,10 @@ import torch
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
+from harness.common.errors import EnvironmentProblem
 from harness.config.recipe import OptimizerRecipe
-from harness.training.optimizer import lr_at, make_optimizer
+from harness.models.adapter import ParameterGroup
+from harness.training.optimizer import lr_at, make_optimizer, set_lr
 
 
 @pytest.mark.parametrize(("steps", "fraction"), [(100, 0.03), (57, 0.2), (10, 0.0)])
@@ -43,3 +45,29 @@ def test_vectors_are_not_decayed_and_frozen_parameters_are_left_out() -> None:
     assert {p.ndim for p in decayed["params"]} == {2}
     assert {p.ndim for p in plain["params"]} == {1}
     assert not any(p is model[2].weight for group in optimizer.param_groups for p in group["params"])
+
+
+def test_parts_have_learning_rates_of_their_own() -> None:
+    """All follow one curve; a trained parameter of no part is refused."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    names = dict(model.named_parameters())
+    tower = ParameterGroup("tower", {name: names[name] for name in ("0.weight", "0.bias")}, lr=2e-4)
+    decoder = ParameterGroup("decoder", {name: p for name, p in names.items() if not name.startswith("0.")})
+    recipe = OptimizerRecipe(lr=1e-3, weight_decay=0.1)
+    optimizer = make_optimizer(model, recipe, (tower, decoder))
+    set_lr(optimizer, 5e-4)  # half of the way
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(rates) == len(names)
+    for name, parameter in names.items():
+        assert rates[id(parameter)] == pytest.approx(1e-4 if name.startswith("0.") else 5e-4)
+    assert tower.counts() == {"parameters": 20, "trained": 20}
+    with pytest.raises(EnvironmentProblem, match=r"4 trained parameters belong to no part \(tower\), first 1.weight"):
+        make_optimizer(model, recipe, (tower,))
+
+
+def test_one_rate_for_all_leaves_the_groups_as_they_were() -> None:
+    """What a checkpoint keeps of the optimizer is the same with parts and without."""
+    model = nn.Linear(4, 2)
+    whole = ParameterGroup("decoder", dict(model.named_parameters()))
+    plain, parted = (make_optimizer(model, OptimizerRecipe(lr=1e-3), groups) for groups in ((), (whole,)))
+    assert plain.state_dict() == parted.state_dict()
