@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
 
+from harness.common.errors import RecipeError
 from harness.config.load import load_recipe
 from harness.models import MODELS
+from harness.models.hf.sizes import PUBLISHED
 from harness.models.tiny.config import TinyTowerConfig, TinyVLMConfig
 from harness.models.tiny.model import TinyVLMForConditionalGeneration
 from harness.models.videochat2.config import UMTConfig, VideoChat2Config
@@ -118,6 +121,49 @@ def test_the_tiny_model() -> None:
     assert footprint.visual_tokens == config.visual_tokens
 
 
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_the_published_sizes_are_those_of_the_published_files(name: str) -> None:
+    """Built from the fields, a model has as many parameters as the publisher's files; the plan's parts too."""
+    sizes = PUBLISHED[name]
+    fields = {key: value for key, value in sizes.fields.items() if key != "model_type"}
+    config = AutoConfig.for_model(sizes.fields["model_type"], **fields)
+    model: Any = on_meta(lambda: AutoModelForImageTextToText.from_config(config, trust_remote_code=False))
+    assert count(model) == sizes.parameters
+    recipe = load_recipe("qwen2_5_vl_7b_regate", [f"model.checkpoint={name}", "model.tower.train=true"])
+    footprint = MODELS["hf"].footprint(recipe)
+    assert footprint.parameters == footprint.trained == sizes.parameters
+    assert sizes.source in footprint.sources[0]
+
+
+def test_lora_trains_the_adapters_alone() -> None:
+    """As many parameters as the adapters of all linear layers of the decoder."""
+    recipe = load_recipe("qwen2_5_vl_3b_lora_regate", [])
+    footprint = MODELS["hf"].footprint(recipe)
+    fields = {key: value for key, value in PUBLISHED["Qwen2.5-VL-3B-Instruct"].fields.items() if key != "model_type"}
+    config = AutoConfig.for_model("qwen2_5_vl", **fields)
+    model: Any = on_meta(lambda: AutoModelForImageTextToText.from_config(config, trust_remote_code=False))
+    linear = [module for module in model.get_decoder().modules() if isinstance(module, torch.nn.Linear)]
+    assert footprint.trained == sum(64 * (module.in_features + module.out_features) for module in linear)
+    assert footprint.frozen == count(model)
+
+
+def test_a_model_of_unknown_sizes_is_not_planned() -> None:
+    with pytest.raises(RecipeError, match="no published sizes are known of Qwen9-VL"):
+        footprint_of("qwen2_5_vl_7b_regate", "model.checkpoint=Qwen9-VL")
+
+
+@pytest.mark.parametrize(
+    ("name", "frames", "tokens"),
+    [("qwen2_5_vl_7b", "316 x 316", 968), ("qwen3_vl_8b", "362 x 362", 968), ("llava_onevision_7b", None, 3137),
+     ("smolvlm2_500m", None, 1024)],
+)  # fmt: skip
+def test_the_budget_of_pixels_says_the_visual_tokens(name: str, frames: str | None, tokens: int) -> None:
+    """Of a square video; towers of one size have one number."""
+    footprint = footprint_of(f"{name}_baseline")
+    assert footprint.visual_tokens == tokens
+    assert (frames is None) or any(f"frames of {frames} pixels" in source for source in footprint.sources)
+
+
 def test_sizes_are_read_from_weights_that_are_there(tmp_path: Path) -> None:
     folder = tmp_path / "Qwen2-7B-Instruct"
     folder.mkdir()
@@ -152,10 +198,10 @@ def test_it_needs_no_torch() -> None:
         "from harness.config.load import load_recipe\n"
         "from harness.models import MODELS\n"
         "for name in ('tiny_regate', 'tiny_videollama2_regate', 'tiny_videochat2_regate', 'videollama2_regate',\n"
-        "             'videochat2_regate'):\n"
+        "             'videochat2_regate', 'tiny_internvl_regate', 'smolvlm2_500m_regate'):\n"
         "    recipe = load_recipe(name, [])\n"
         "    print(MODELS[recipe.model.adapter].footprint(recipe).parameters)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.split()) == 5
+    assert len(done.stdout.split()) == 7
