@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from harness.analysis.runs import load_runs
 from harness.common.errors import HarnessError, RecipeError, StaleError
 from harness.common.files import read_json, write_atomic, write_json
 from harness.common.hashing import digest
@@ -25,7 +26,9 @@ from harness.records.ledger import finished_step
 from harness.records.record import build_record, write_record
 from harness.records.run_folder import OWN_FILES, check_disk, check_ledger_kept, lock_run, pin, run_dir_of, stage
 from harness.report import tables
+from harness.report.closing import closing, endings, next_command
 from harness.report.figures import build as figures
+from harness.report.pages.build import write_report
 from harness.training import launch, processes
 from harness.training.gate_stores import (
     compute_reference_losses,
@@ -228,15 +231,15 @@ def run(
     suites: Mapping[str, Suite] | None = None,
     *,
     planner: Planner | None = None,
-) -> str:
-    """Every stage of every recipe, then the tables and figures of all results.
+) -> list[tuple[tuple[str, str], ...]]:
+    """Every stage of every recipe, then the tables and figures of all results and the reports of these runs.
 
     Args:
         suites: definitions of the suites that the runs belong to, by name, for the tables.
         planner: holds what the command has planned and opened before.
 
     Returns:
-        The tables as Markdown.
+        What the runs showed, a closing for each suite and pair: see `harness.report.closing`.
     """
     if processes.under_torchrun():
         raise _not_under_torchrun()
@@ -247,14 +250,27 @@ def run(
             train(prepared)
             evaluate(prepared)
             progress.say(f"record: {finish(prepared)}")
-    printed = []
+    closings = []
     for results in dict.fromkeys(Path(recipe.paths.results) for recipe in recipes):
         # A damaged file of another run is no reason to end this one's command.
         result_tables = tables.make_tables(results, suites, lambda error: _report_left_out(error, progress))
         tables.write_tables(result_tables, results)
         figures.build_figures(results, damaged=lambda _: None)
-        printed.append(tables.printed(result_tables))
-    return "\n".join(printed)
+        closings += _close(results, [recipe.run_id for recipe in recipes], suites or {})
+    return closings
+
+
+def _close(
+    results: Path, run_ids: Sequence[str], suites: Mapping[str, Suite]
+) -> list[tuple[tuple[str, str], ...]]:
+    """Write the report of each suite and pair of these runs, and say what they showed. What is damaged was named with
+    the tables."""
+    answer = []
+    for ending in endings(load_runs(results, lambda _: None), run_ids, suites):
+        report = write_report(results, ending.runs)
+        command = next_command(ending, results)
+        answer.append(closing(ending, suites, report=report, results=results, next_command=command))
+    return answer
 
 
 def _keep_own_files(recipe: Recipe, run_dir: Path) -> None:

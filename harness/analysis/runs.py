@@ -221,7 +221,10 @@ def machine(run: Run) -> str:
     """The hardware of a run in words."""
     hardware = run.record["provenance"]["hardware"]
     gpus = [gpu["name"] for gpu in hardware["gpus"]]
-    return f"{len(gpus)} x {gpus[0]}" if gpus else f"{hardware['cpu']}, {hardware.get('threads', '?')} threads"
+    if gpus:
+        return f"{len(gpus)} x {gpus[0]}"
+    threads = hardware.get("threads", "?")
+    return f"{hardware['cpu']}, {threads} {'thread' if threads == 1 else 'threads'}"
 
 
 def task_interval(task: Mapping[str, Any], items: Results | None) -> Interval | None:

@@ -25,6 +25,7 @@ from harness.config.load import (
     suite_recipes,
 )
 from harness.config.model import Model
+from harness.report import table as render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -204,14 +205,14 @@ def shown_lines(answer: Answer) -> list[str]:
 def _record_facts(record: Answer) -> list[tuple[str, str]]:
     totals, where = record["totals"], record["provenance"]
     counts, hours = totals["counts"], totals["device_hours"]
-    clocks = ", ".join(f"{name} {seconds:,.1f} s" for name, seconds in totals["seconds"].items())
-    reduction, expected = totals["targets_reduction"] or 0.0, totals["expected_reduction"] or 0.0
+    clocks = ", ".join(f"{name} {render.duration(seconds).text}" for name, seconds in totals["seconds"].items())
+    shares = [render.percent(totals[name] or 0.0).text for name in ("targets_reduction", "expected_reduction")]
     hardware = where["hardware"]
     devices = [gpu["name"] for gpu in hardware["gpus"]] or [f"{hardware['cpu']}, {hardware['threads']} threads"]
     facts = [
         (
             "targets",
-            f"{counts['target']:,}, {counts['scored']:,} computed: {reduction:.2%} fewer (expected {expected:.2%})",
+            f"{counts['target']:,}, {counts['scored']:,} computed: {shares[0]} fewer (expected {shares[1]})",
         ),
         ("positions", f"{counts['valid']:,}, {counts['active']:,} computed, {counts['visual']:,} of them visual"),
         ("clocks", clocks),

@@ -7,11 +7,13 @@ it, so that `harness --help` answers at once.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.common.exits import guarded
+from harness.common.streams import spell_what_is_missing
 from harness.common.threads import settle
 
 if TYPE_CHECKING:
@@ -64,6 +66,7 @@ Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 def main() -> None:
     """The `harness` command."""
     settle()  # before anything loads torch
+    spell_what_is_missing()
     app(prog_name="harness")
 
 
@@ -71,7 +74,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         import regate
 
-        typer.echo(regate.__version__)
+        _echo(regate.__version__)
         raise typer.Exit
 
 
@@ -96,7 +99,7 @@ def _options(
 )
 @guarded
 def run(recipes: Recipes) -> None:
-    """Do everything: prepare, reference, train, eval, tables. What is there and current is not repeated."""
+    """Do everything: prepare, reference, train, eval, tables, report. What is there and current is not repeated."""
     from harness.cli.arguments import recipes_to_run
     from harness.cli.run_names import known_suites
     from harness.common.progress import Progress
@@ -105,8 +108,10 @@ def run(recipes: Recipes) -> None:
     planner = Planner()
     loaded = recipes_to_run(recipes, planner)
     from harness import pipeline
+    from harness.report.terminal import labelled
 
-    typer.echo(pipeline.run(loaded, Progress(), known_suites(recipes), planner=planner))
+    closings = pipeline.run(loaded, Progress(), known_suites(recipes), planner=planner)
+    _echo("\n\n".join(map(labelled, closings)))
 
 
 @app.command(epilog=_examples("harness prepare tiny_regate"))
@@ -153,7 +158,7 @@ def evaluate(recipes: Recipes) -> None:
         from harness.evaluation.standalone import evaluate_standalone
 
         for recipe in as_they_are:
-            typer.echo(evaluate_standalone(recipe, Progress()))
+            _echo(evaluate_standalone(recipe, Progress()))
 
 
 def _stage(arguments: list[str], name: str | None = None) -> None:
@@ -170,7 +175,7 @@ def _stage(arguments: list[str], name: str | None = None) -> None:
     for recipe in recipes:
         run_dir = pipeline.run_stage(recipe, name, progress, planner)
         if run_dir is not None:
-            typer.echo("\n".join(status_lines([run_status(run_dir)])))
+            _echo("\n".join(status_lines([run_status(run_dir)])))
 
 
 @app.command(
@@ -197,6 +202,7 @@ def tables(
     from harness.report import tables as report_tables
     from harness.report.figures import build as figures
     from harness.report.tables.compare import as_json
+    from harness.report.terminal import to_terminal
 
     results, suites = results_folder(arguments or []), known_suites(arguments or [])
     note = earlier_records(results)
@@ -207,7 +213,7 @@ def tables(
         if json:
             _print_json({"schema": 1, "current": [str(path) for path in files]})
             return
-        typer.echo(f"{len(files)} files below {results / 'tables'} are what the records give")
+        _echo(f"{len(files)} files below {results / 'tables'} are what the records give")
         return
     problems: list[HarnessError] = []
     built = report_tables.make_tables(results, suites, problems.append)
@@ -216,7 +222,9 @@ def tables(
     if json:
         _print_json(as_json([table for table in built if everything or table.printed]))
     else:
-        typer.echo(report_tables.printed(built, everything=everything))
+        shown = [table for table in built if everything or table.printed]
+        left = "" if everything else report_tables.unprinted(built)
+        _echo(to_terminal(shown, unprinted=left), nl=False, color=True)
     if problems:
         raise left_out(problems)
 
@@ -239,7 +247,7 @@ def draw_figures(
     from harness.cli.report import make_figures
     from harness.common.progress import Progress
 
-    typer.echo("\n".join(map(str, make_figures(arguments or [], draw or [], Progress()))))
+    _echo("\n".join(map(str, make_figures(arguments or [], draw or [], Progress()))))
 
 
 @app.command(epilog=_examples("harness report tiny_regate"))
@@ -249,7 +257,7 @@ def report(arguments: Named = None) -> None:
     from harness.cli.report import make_reports
     from harness.common.progress import Progress
 
-    typer.echo("\n".join(map(str, make_reports(arguments or [], Progress()))))
+    _echo("\n".join(map(str, make_reports(arguments or [], Progress()))))
 
 
 # --- reading ---------------------------------------------------------------------------------------------
@@ -267,7 +275,7 @@ def validate(recipes: Recipes, json: Json = False) -> None:
         _print_json(answer)
         raise typer.Exit(0 if answer["ok"] else 2)
     for recipe in documents_of(recipes):
-        typer.echo(f"{recipe.name}: in order, run {recipe.run_id}")
+        _echo(f"{recipe.name}: in order, run {recipe.run_id}")
 
 
 @app.command(
@@ -287,7 +295,7 @@ def plan(recipes: Recipes, json: Json = False) -> None:
     if json:
         _print_json({"schema": 1, "plans": [{**plan.as_dict(), "costs": costs.as_dict()} for plan, costs in plans]})
         return
-    typer.echo("\n\n".join("\n".join(render(plan, costs)) for plan, costs in plans))
+    _echo("\n\n".join("\n".join(render(plan, costs)) for plan, costs in plans))
 
 
 @app.command("list", epilog=_examples("harness list", "harness list benchmarks --json"))
@@ -313,7 +321,7 @@ def list_all(
     if json:
         _print_json(answer)
     else:
-        typer.echo("\n".join(listing_lines(answer)))
+        _echo("\n".join(listing_lines(answer)))
 
 
 @app.command(epilog=_examples("harness show tiny_regate", "harness show tiny_regate-1a2b"))
@@ -341,7 +349,7 @@ def show(
     if json:
         _print_json(answer)
     else:
-        typer.echo("\n".join(lines(answer)))
+        _echo("\n".join(lines(answer)))
 
 
 @app.command(epilog=_examples("harness trace accuracy_shapes 1 mean"))
@@ -365,7 +373,7 @@ def trace(
     if json:
         _print_json(answer)
     else:
-        typer.echo("\n".join(traced_lines(answer)))
+        _echo("\n".join(traced_lines(answer)))
 
 
 @app.command(epilog=_examples("harness status", "harness status suites/tiny_claim"))
@@ -378,7 +386,7 @@ def status(arguments: SomeRecipes = None, json: Json = False) -> None:
     if json:
         _print_json({"schema": 1, "runs": answer})
     else:
-        typer.echo("\n".join(status_lines(answer)))
+        _echo("\n".join(status_lines(answer)))
 
 
 @app.command(epilog=_examples("harness compare tiny_baseline tiny_regate"))
@@ -391,14 +399,14 @@ def compare(
 ) -> None:
     """Put finished runs side by side. What differs, paired differences to the first one, targets, time."""
     from harness.cli.run_names import runs_to_compare
-    from harness.report.table import to_markdown
     from harness.report.tables.compare import as_json, compare_tables
+    from harness.report.terminal import to_terminal
 
     compared = compare_tables(runs_to_compare(runs))
     if json:
         _print_json(as_json(compared))
     else:
-        typer.echo("\n".join(to_markdown(table) for table in compared))
+        _echo(to_terminal(compared), nl=False, color=True)
 
 
 # --- the first hour --------------------------------------------------------------------------------------
@@ -417,7 +425,7 @@ def init(
     """Copy a shipped recipe with its comments, to be changed. An existing file is left alone."""
     from harness.cli.start import copy_recipe
 
-    typer.echo("\n".join(copy_recipe(recipe, file)))
+    _echo("\n".join(copy_recipe(recipe, file)))
 
 
 @app.command(epilog=_examples("harness doctor", "harness doctor videollama2_regate --json"))
@@ -432,7 +440,7 @@ def doctor(recipes: SomeRecipes = None, json: Json = False) -> None:
     if json:
         _print_json({"schema": 1, "ok": not failed, "checks": [check.as_dict() for check in checks]})
     else:
-        typer.echo("\n".join(render(checks)))
+        _echo("\n".join(render(checks)))
     if failed:
         raise typer.Exit(ENVIRONMENT)
 
@@ -463,7 +471,7 @@ def data_make(recipes: Recipes) -> None:
 
     progress = Progress()
     for recipe in recipes_of(["tiny_regate" if argument == "shapes" else argument for argument in recipes]):
-        typer.echo(make_data(recipe.data, recipe.paths, recipe.seed, progress))
+        _echo(make_data(recipe.data, recipe.paths, recipe.seed, progress))
 
 
 @data_app.command("check", epilog=_examples("harness data check videochat2_regate"))
@@ -478,7 +486,7 @@ def data_check(recipes: Recipes) -> None:
     progress, refused = Progress(), 0
     for recipe in recipes_of(recipes):
         lines, damaged = check(recipe, progress)
-        typer.echo("\n".join(lines))
+        _echo("\n".join(lines))
         refused += damaged if recipe.data.damaged == "refuse" else 0
     if refused:
         raise DataError(
@@ -506,10 +514,15 @@ def data_show(
     (loaded, *more) = recipes_of([recipe, *overrides])
     if more or len(keys) > 1:
         raise RecipeError("one recipe and one sample are shown at a time")
-    typer.echo("\n".join(show_sample(loaded, keys[0] if keys else None, Progress())))
+    _echo("\n".join(show_sample(loaded, keys[0] if keys else None, Progress())))
+
+
+def _echo(text: object, *, nl: bool = True, color: bool | None = None) -> None:
+    """To standard output as it is: left to itself, click writes UTF-8 where the terminal asks for ASCII."""
+    typer.echo(text, file=sys.stdout, nl=nl, color=color)
 
 
 def _print_json(value: object) -> None:
     import json
 
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+    _echo(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.analysis.runs import shown_scale
 from harness.cli.arguments import recipes_of, results_folder, split
 from harness.common.errors import DataError, HarnessError
 from harness.common.files import read_json
 from harness.records.ledger import finished_step, read_events, read_steps
+from harness.report import table as render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,6 +101,7 @@ def _evaluations(folder: Path) -> list[Status]:
         result = _json(path) or {}
         try:
             score = {name: result[name] for name in ("step", "fraction", "benchmark")}
+            score["scoring"] = result.get("scoring", {})
             evaluations.append({**score, "mean": result["mean"]["value"]})
         except (KeyError, TypeError) as error:
             raise DataError(f"{path}: not an evaluation result ({error})") from error
@@ -124,7 +127,7 @@ def status_lines(runs: Sequence[Status]) -> list[str]:
     for run in runs:
         lines.append(f"{run['run_id']:<{width}}  {', '.join(_facts(run))}")
         lines += [
-            f"{'':<{width}}  {score['benchmark']} after step {score['step']}: {_number(score['mean'])}"
+            f"{'':<{width}}  {score['benchmark']} after step {score['step']}: {_score(score)}"
             for score in run["evaluations"]
         ]
     return lines
@@ -147,5 +150,10 @@ def _facts(run: Status) -> list[str]:
     return facts
 
 
-def _number(value: float | None) -> str:
-    return "no score" if value is None else f"{value:.3f}"
+def _score(score: Status) -> str:
+    """As the tables write it."""
+    if score["mean"] is None:
+        return "no score"
+    scale = shown_scale(score)
+    text = render.accuracy(None, scale=scale, value=score["mean"]).text
+    return text if scale == 1.0 else f"{text} %"

@@ -6,9 +6,18 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.analysis.curves import ARMS, Arm, arm_of, scale_of
-from harness.analysis.runs import Run, asked_otherwise, benchmarks_of, teacher_cost
+from harness.analysis.runs import Run, asked_otherwise, benchmarks_of
 from harness.analysis.seeds import spread
 from harness.analysis.selection import read_selection, runs_to_replay
+from harness.analysis.summary import (
+    positions_computed,
+    step_speedups,
+    targets_computed,
+    targets_reduction,
+    teacher_seconds,
+    train_device_hours,
+    train_seconds,
+)
 from harness.report import table as render
 from harness.report.figures.accuracy import panels_of, suite_figure
 from harness.report.pages.html import Block, Page, Pictures, Section, Tabular, Text, Tile
@@ -136,7 +145,7 @@ def _cost(arms: Arms) -> Section:
         Column("train time", ("train_seconds",)),
         Column("device-hours", ("train_device_hours",)),
         Column("teacher time", ("teacher_seconds",)),
-        Column("sparse to dense step", ("sparse_over_dense",)),
+        Column("step speed-up", ("step_speedup",)),
     )
     rows = []
     for name, runs in arms.items():
@@ -147,16 +156,19 @@ def _cost(arms: Arms) -> Section:
                 render.label(arm.label),
                 render.count(len(runs)),
                 render.count(round(fmean(run.totals["steps"] for run in runs))),
-                render.count(round(fmean(run.totals["counts"]["scored"] for run in runs))),
-                render.percent(_mean(r.totals["targets_reduction"] for r in runs)) if gated else columns[4].empty(),
-                render.count(round(fmean(run.totals["counts"]["active"] for run in runs))),
-                render.duration(fmean(run.totals["seconds"]["train"] for run in runs)),
-                _hours(fmean(run.totals["device_hours"]["train"] for run in runs)),
+                render.count(targets_computed(runs)),
+                render.percent(targets_reduction(runs)) if gated else columns[4].empty(),
+                render.count(positions_computed(runs)),
+                render.duration(train_seconds(runs)),
+                _hours(train_device_hours(runs)),
                 _teacher(runs, columns[8]),
-                render.ratio(_mean(map(_step_ratio, runs))) if gated else columns[9].empty(),
+                render.ratio(step_speedups(runs)) if gated else columns[9].empty(),
             )
         )
-    notes = ("Means over seeds. The teacher's pass is done once for a seed's data and shared by its arms.",)
+    notes = (
+        "Targets and positions: means over the seeds; times and step speed-up: medians. The teacher's pass is done "
+        "once for a seed's data and shared by its arms.",
+    )
     table = Table("suite_cost", "What each arm computed, and what it took", columns, tuple(rows), notes)
     return Section("cost", "Cost", (Tabular(table),))
 
@@ -194,21 +206,10 @@ def _shown(interval: Interval, scale: float) -> str:
     return render.accuracy(interval, scale=scale).text
 
 
-def _mean(values: Any) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
-
-
-def _step_ratio(run: Run) -> float | None:
-    step = run.totals["step_seconds"]
-    both = step["dense_median"] and step["sparse_median"]
-    return step["sparse_median"] / step["dense_median"] if both else None
-
-
 def _teacher(runs: Sequence[Run], column: Column) -> Cell:
     if all(run.record["reference"] is None for run in runs):
         return column.empty()
-    return render.duration(_mean(teacher_cost(run)["seconds"] for run in runs))
+    return render.duration(teacher_seconds(runs))
 
 
 def _hours(value: float) -> Cell:

@@ -163,13 +163,17 @@ def tables_markdown(results_dir: Path, suites: Mapping[str, Suite] | None = None
     return printed(make_tables(results_dir, suites))
 
 
-def printed(tables: Sequence[Table], *, everything: bool = False) -> str:
-    """The tables as one Markdown text; those not printed are named in its last line, or shown, too."""
-    shown = [render.to_markdown(table) for table in tables if everything or table.printed]
-    unprinted = [f"{table.name}.md" for table in tables if not table.printed]
-    if unprinted and not everything:
-        shown.append(f"Also written (`harness tables --all` shows them): {', '.join(unprinted)}.\n")
-    return "\n".join(shown)
+def printed(tables: Sequence[Table]) -> str:
+    """The tables that are printed as one Markdown text; the others are named in its last line."""
+    shown = [render.to_markdown(table) for table in tables if table.printed]
+    left = unprinted(tables)
+    return "\n".join([*shown, *([f"{left}\n"] if left else [])])
+
+
+def unprinted(tables: Sequence[Table]) -> str:
+    """A sentence that names the tables that are written and not shown; empty where there are none."""
+    names = [f"{table.name}.md" for table in tables if not table.printed]
+    return f"Also written (`harness tables --all` shows them): {', '.join(names)}." if names else ""
 
 
 def _files(tables: Sequence[Table]) -> dict[str, str]:
@@ -192,5 +196,6 @@ __all__ = [
     "printed",
     "suite_tables",
     "tables_markdown",
+    "unprinted",
     "write_tables",
 ]

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from statistics import mean, median
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.analysis import verdicts
-from harness.analysis.arms import EQUAL_TARGETS, Arms, group_by_arm, scored
+from harness.analysis.arms import EQUAL_TARGETS, Arms, group_by_arm
 from harness.analysis.runs import Run, answer_count, benchmarks_of, scoring_of, shown_scale, surroundings
 from harness.analysis.seeds import Spread, p_value, seeds_to_detect, spread, two_level_difference
 from harness.analysis.statistics import holm
+from harness.analysis.summary import (
+    positions_computed,
+    step_speedups,
+    targets_computed,
+    targets_reduction,
+    train_seconds,
+)
 from harness.analysis.time_to_target import over_seeds
 from harness.report import table as render
 from harness.report.table import Cell, Column, Table
-from harness.report.tables.time_to_target import KINDS, SHOWN, reaches, step_speedup
+from harness.report.tables.time_to_target import KINDS, SHOWN, reaches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -78,16 +84,14 @@ def arms_table(arms: Arms, benchmarks: Sequence[str]) -> Table:
     for arm, by_seed in arms.runs.items():
         runs = list(by_seed.values())
         gated = any(run.gate for run in runs)
-        speedups = [value for run in runs if (value := step_speedup(run))]
-        reductions = [run.totals["targets_reduction"] for run in runs if run.totals["targets_reduction"] is not None]
         cells = [
             _arm_cell(arms, arm),
             render.count(len(runs)),
-            render.count(round(mean(scored(run) for run in runs))),
-            render.percent(mean(reductions) if reductions else None) if gated else columns[3].empty(),
-            render.count(round(mean(run.totals["counts"]["active"] for run in runs))),
-            render.duration(median(run.totals["seconds"]["train"] for run in runs)),
-            render.ratio(median(speedups) if speedups else None) if gated else columns[6].empty(),
+            render.count(targets_computed(runs)),
+            render.percent(targets_reduction(runs)) if gated else columns[3].empty(),
+            render.count(positions_computed(runs)),
+            render.duration(train_seconds(runs)),
+            render.ratio(step_speedups(runs)) if gated else columns[6].empty(),
         ]
         for name in benchmarks:
             cells += _score_cells(arms, arm, name, tests[name].get(arm))

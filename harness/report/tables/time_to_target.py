@@ -14,6 +14,7 @@ from harness.analysis.runs import (
     shown_scale,
     teacher_cost,
 )
+from harness.analysis.summary import step_speedup
 from harness.analysis.time_to_target import Crossing, time_to_target
 from harness.report import table as render
 from harness.report.table import Cell, Column, Table
@@ -79,13 +80,6 @@ def reaches(baseline: Run, run: Run, benchmark: str) -> dict[str, Crossing] | No
         return None
     spent = {kind: [float(entry["progress"][key]) for entry in curve] for kind, (key, _) in KINDS.items()}
     return time_to_target(scoring_of(last), spent, known, scored_units(last, target))
-
-
-def step_speedup(run: Run) -> float | None:
-    """Median dense over median sparse step of the run; None where it has only one kind."""
-    steps = run.totals["step_seconds"]
-    dense, sparse = steps["dense_median"], steps["sparse_median"]
-    return dense / sparse if dense and sparse else None
 
 
 def _row(baseline: Run, run: Run, benchmark: str) -> Row | None:

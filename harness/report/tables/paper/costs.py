@@ -25,6 +25,7 @@ from harness.analysis.paper_runs import (
     teacher_hours,
     wall_hours,
 )
+from harness.analysis.summary import step_speedup
 from harness.report import table as render
 from harness.report.tables.paper.comparison import (
     ROUNDING,
@@ -36,7 +37,7 @@ from harness.report.tables.paper.comparison import (
     per_cent,
 )
 from harness.report.tables.paper.efficiency import ARMS, efficiency_acl_table, efficiency_v1_table
-from harness.report.tables.time_to_target import reaches, step_speedup
+from harness.report.tables.time_to_target import reaches
 
 if TYPE_CHECKING:
     from harness.analysis.verdicts import Verdict
