@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
+from harness.common.errors import DataError
 from harness.common.hashing import digest
 from harness.config.model import HFModel, HFSettings, TinyHFModel
+from harness.data.conversion import RefusedSamples, reason
 from harness.models.adapter import ParameterGroup
 from harness.models.device import compute_dtype
 from harness.models.flops import decoder_shape
 from harness.models.hf import toy, weights
 from harness.models.hf.chat import Chat
-from harness.models.hf.config import check_tied, read_config, visual_ids
+from harness.models.hf.config import check_tied, check_typed, read_config, visual_ids
 from harness.models.hf.flops import patches_of, sizes_of
 from harness.models.hf.model import PARTS, TextDecoder, parts_of, prepare_training
 from harness.models.hf.processor import HFConversations
@@ -67,13 +69,22 @@ class HFAdapter(PretrainedAdapter[ModelFiles]):
         super().prepare(progress)
 
     def announce_conversations(self, data: DataSet, progress: Progress) -> None:
-        """Conversations whose visual positions make them longer than the limit: `check_lengths` counts words."""
+        """Conversations whose visual positions make them longer than the limit: `check_lengths` counts words.
+
+        Raises:
+            RefusedSamples: media that cannot be used, or that leave no room for an answer; each sample is named.
+        """
         processor = self.processor()
-        cut = [
-            sample.key
-            for sample in data.samples
-            if sample.media and processor.encode(sample, None).cut is not None
-        ]
+        cut: list[str] = []
+        refused: list[tuple[str, str]] = []
+        for sample in data.samples:
+            try:
+                if sample.media and processor.encode(sample, None).cut is not None:
+                    cut.append(sample.key)
+            except DataError as error:
+                refused.append((sample.key, reason(sample.key, error)))
+        if refused:
+            raise RefusedSamples(tuple(refused), len(data.samples))
         if cut:
             progress.say(
                 f"{len(cut)} of {len(data.samples)} samples with media lose answers beyond model.max_length "
@@ -91,6 +102,7 @@ class HFAdapter(PretrainedAdapter[ModelFiles]):
         folder, model = self.files.folder, self.recipe.model
         processor = load_processor(folder)
         config = read_config(folder)
+        check_typed(config, processor, str(folder))
         _settle(processor)
         published = model if isinstance(model, HFModel) else None
 

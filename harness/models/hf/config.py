@@ -60,6 +60,21 @@ def visual_ids(config: Any, processor: Any, where: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(ids))
 
 
+def check_typed(config: Any, processor: Any, where: str) -> None:
+    """A model with positions of three axes is told which positions are visual.
+
+    Raises:
+        EnvironmentProblem: its processor does not say so; some models then count positions as in text, silently.
+    """
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    if "mrope_section" in rope and not getattr(processor, "return_mm_token_type_ids", False):
+        raise EnvironmentProblem(
+            f"{where}: {type(processor).__name__} does not give mm_token_type_ids, and the model's positions have "
+            "three axes",
+            hint="the processor is another model's, or its settings turn return_mm_token_type_ids off",
+        )
+
+
 def check_tied(folder: Path, config: Any, head_and_embedding_shared: bool) -> None:
     """The head is tied to the embedding exactly where the checkpoint says so.
 

@@ -135,9 +135,16 @@ class HFConversations:
         """See the `Processor` protocol. Without frames, pictures of the media's own sizes stand for them.
 
         Raises:
-            DataError: the template cannot write the conversation, or a medium stands beyond `max_length`.
+            DataError: the template cannot write the conversation, a medium stands beyond `max_length`, or all
+                answers do.
         """
-        return self._encoded(sample, self.chat.rendered(sample), frames)
+        row = self._encoded(sample, self.chat.rendered(sample), frames)
+        if not bool((row.kind_S == int(Kind.TARGET)).any()):
+            raise DataError(
+                f"sample {sample.key}: no answer stands within model.max_length {self.max_length}: nothing to learn",
+                hint="raise model.max_length, or leave the sample out",
+            )
+        return row
 
     def encode_prompt(self, sample: Sample, frames: Sequence[Tensor] | None) -> Encoded:
         return self._encoded(sample, self.chat.prompt(sample), frames)
