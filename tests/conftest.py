@@ -20,29 +20,35 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--parity-root",
         type=Path,
         default=FIXTURES,
-        help="folder with a parity fixture of VideoLLaMA2 or VideoChat2, or with a folder videollama2 or videochat2: "
-        "sizes, names and numbers are all read from it; a family that is not there uses the project's own",
+        help="folder with a parity fixture of VideoLLaMA2, VideoChat2 or InternVL, or with a folder videollama2, "
+        "videochat2 or internvl: sizes, names and numbers are all read from it; a family that is not there uses the "
+        "project's own",
     )
 
 
-def _root(config: pytest.Config, family: str, mark: str) -> Path:
-    """The family's fixture: the given folder or the one of the family's name in it, told by a file of its format."""
+def _root(config: pytest.Config, family: str, *marks: str) -> Path:
+    """The family's fixture: the given folder or the one of the family's name in it, told by files of its format."""
     given: Path = config.getoption("--parity-root")
     for place in (given / family, given, FIXTURES / family):
-        if (place / mark).is_file():
+        if all((place / mark).is_file() for mark in marks):
             return place.resolve()
-    raise pytest.UsageError(f"--parity-root {given}: no {mark} of {family} there")
+    raise pytest.UsageError(f"--parity-root {given}: no {marks[0]} of {family} there")
 
 
 @pytest.fixture(scope="session")
 def parity_root(pytestconfig: pytest.Config) -> Path:
     """VideoLLaMA2's."""
-    return _root(pytestconfig, "videollama2", "expected.safetensors")
+    return _root(pytestconfig, "videollama2", "expected.safetensors", "connectors.safetensors")
 
 
 @pytest.fixture(scope="session")
 def videochat2_root(pytestconfig: pytest.Config) -> Path:
-    return _root(pytestconfig, "videochat2", "fixture.json")
+    return _root(pytestconfig, "videochat2", "fixture.json", "cases.safetensors")
+
+
+@pytest.fixture(scope="session")
+def internvl_root(pytestconfig: pytest.Config) -> Path:
+    return _root(pytestconfig, "internvl", "fixture.json", "data.jsonl")
 
 
 SMOKE = "tests/smoke/"

@@ -338,6 +338,11 @@ _REPOSITORIES: Final[Mapping[str, tuple[str, float | None, str]]] = {
 """By the repository's name: where it is, GB of its weights (parameters times the bytes of their type), licence."""
 
 
+def _unset(value: Any) -> bool:
+    """Left out of the identity at its default, so that runs from before there was the key keep theirs."""
+    return value is None
+
+
 class HFModel(ModelSection):
     """A multimodal model of transformers, as published: its own classes, processor and chat template."""
 
@@ -351,6 +356,12 @@ class HFModel(ModelSection):
     """Least and most pixels of a picture, for processors that choose its size by a budget; None takes theirs."""
     video_pixels: tuple[PositiveInt, PositiveInt] | None = None
     """Likewise of a video, counted as the family's processor counts it: of a frame, or of all frames together."""
+    pixels: Literal["official", "transformers"] | None = Field(default=None, exclude_if=_unset)
+    """How InternVL's pictures are resized: official (its default) is PIL as in the official code, transformers its
+    image processor, a grey level apart here and there. All other families have transformers' way."""
+    max_tiles: PositiveInt | None = Field(default=None, exclude_if=_unset)
+    """Most tiles of an InternVL picture, the whole picture not counted; several pictures of a sample share them.
+    None takes the checkpoint's."""
     tower: PartRecipe = _FROZEN
     projector: PartRecipe = _TRAINED
     """Everything between tower and decoder: whatever belongs to neither of them, and the mergers within the tower."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from harness.common.errors import DataError
+from harness.common.errors import DataError, EnvironmentProblem
 from harness.common.hashing import digest
 from harness.config.model import HFModel, HFSettings, TinyHFModel
 from harness.data.conversion import RefusedSamples, reason
@@ -20,6 +20,8 @@ from harness.models.hf import toy, weights
 from harness.models.hf.chat import Chat
 from harness.models.hf.config import check_tied, check_typed, read_config, visual_ids
 from harness.models.hf.flops import patches_of, sizes_of
+from harness.models.hf.internvl.chat import InternVLChat
+from harness.models.hf.internvl.image_processing import Tiles, tiles_of
 from harness.models.hf.model import PARTS, TextDecoder, parts_of, prepare_training
 from harness.models.hf.processor import HFConversations
 from harness.models.hf.sizes import vision_flops
@@ -106,6 +108,21 @@ class HFAdapter(PretrainedAdapter[ModelFiles]):
         _settle(processor)
         published = model if isinstance(model, HFModel) else None
 
+        tiles = self._tiles(processor, config)
+        return HFConversations(
+            processor,
+            self._chat(processor) if tiles is None else _internvl_chat(processor),
+            self.recipe.data.frames,
+            visual_ids(config, processor, str(folder)),
+            self._settings().max_length,
+            image_settings=_budget(None if published is None else published.image_pixels),
+            video_settings=_budget(None if published is None else published.video_pixels),
+            tiles=tiles,
+        )
+
+    def _chat(self, processor: Any) -> Chat:
+        """The checkpoint's own template."""
+
         def render(messages: Sequence[dict[str, Any]], opened: bool) -> str:
             text: str = processor.apply_chat_template(
                 list(messages),
@@ -115,22 +132,32 @@ class HFAdapter(PretrainedAdapter[ModelFiles]):
             )
             return text
 
-        chat = Chat(
+        return Chat(
             render,
             processor.tokenizer.all_special_tokens + list(processor.tokenizer.get_added_vocab()),
             getattr(processor, "image_token", None),
             getattr(processor, "video_token", None),
-            str(folder),
+            str(self.files.folder),
         )
-        return HFConversations(
-            processor,
-            chat,
-            self.recipe.data.frames,
-            visual_ids(config, processor, str(folder)),
-            self._settings().max_length,
-            image_settings=_budget(None if published is None else published.image_pixels),
-            video_settings=_budget(None if published is None else published.video_pixels),
-        )
+
+    def _tiles(self, processor: Any, config: Any) -> Tiles | None:
+        """InternVL's way with pictures; None for another family.
+
+        Raises:
+            EnvironmentProblem: the recipe asks another family for it.
+        """
+        model = self.recipe.model
+        pixels, most = (model.pixels, model.max_tiles) if isinstance(model, HFModel) else (None, None)
+        if config.model_type == "internvl":
+            through, where = pixels == "transformers", str(self.files.folder)
+            return tiles_of(processor, config.image_seq_length, where, through=through, most=most)
+        if pixels == "official" or most is not None:
+            raise EnvironmentProblem(
+                f"{self.files.folder}: model.pixels official and model.max_tiles are for InternVL, and this is a "
+                f"{config.model_type}",
+                hint="leave both out",
+            )
+        return None
 
     def student(self) -> nn.Module:
         """The checkpoint, its parts trained or frozen as the recipe says. With LoRA the frozen weights are in the
@@ -231,6 +258,10 @@ def _settle(processor: Any) -> None:
         video.cap_pixels_per_frame = True
     if getattr(video, "use_token_compression", False):
         video.use_token_compression = False
+
+
+def _internvl_chat(processor: Any) -> InternVLChat:
+    return InternVLChat(processor.tokenizer, processor.image_token, processor.video_token)
 
 
 def _budget(bounds: tuple[int, int] | None) -> dict[str, Any]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from harness.common.errors import DataError, EnvironmentProblem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from harness.data.sample import Sample
 
@@ -31,11 +31,42 @@ class Rendered:
         text: with one marker for each medium.
         answers: (first character, end character) of each answer with the marker that ends it.
         written: likewise of what the user or a system turn wrote.
+        opened: the assistant's turn is opened at the end, for generation.
     """
 
     text: str
     answers: tuple[tuple[int, int], ...]
     written: tuple[tuple[int, int], ...]
+    opened: bool = False
+
+
+class Conversations(Protocol):
+    """How a family writes a conversation.
+
+    Attributes:
+        markers: what stands for a medium of a kind; None where the family has no such.
+        end: the special token that ends an answer.
+        label_rule: in words, for the fingerprint.
+        learned: which tokens of an answer's piece of the text are learned.
+    """
+
+    markers: Mapping[str, str | None]
+    end: str
+    label_rule: str
+    learned: slice
+
+    def check(self, sample: Sample) -> None:
+        """Raises:
+        DataError: the conversation cannot be written."""
+
+    def rendered(self, sample: Sample) -> Rendered:
+        """The whole conversation. Raises DataError where it cannot be written."""
+
+    def prompt(self, sample: Sample) -> Rendered:
+        """Everything before the last answer, with the assistant's turn opened. Errors as `rendered`."""
+
+    def order(self, sample: Sample) -> list[int]:
+        """The places of the media in the sample, in the order of the text."""
 
 
 class Chat:
@@ -51,6 +82,9 @@ class Chat:
         EnvironmentProblem: the template cannot be used, with the reason.
     """
 
+    label_rule = LABEL_RULE
+    learned = slice(None)
+
     def __init__(
         self,
         render: Callable[[Sequence[dict[str, Any]], bool], str],
@@ -60,7 +94,7 @@ class Chat:
         where: str,
     ) -> None:
         self._render = render
-        self.markers = {"image": image_marker, "video": video_marker}
+        self.markers: Mapping[str, str | None] = {"image": image_marker, "video": video_marker}
         self.end = self._end_marker(special, where)
 
     def _end_marker(self, special: Sequence[str], where: str) -> str:
@@ -93,13 +127,8 @@ class Chat:
         """
         messages: list[dict[str, Any]] = []
         seen: list[int] = []
-        speakers = [turn.role for turn in sample.turns if turn.role != "system"]
-        for place, role in enumerate(speakers):
-            if role != ("user", "assistant")[place % 2]:
-                raise DataError(f"sample {sample.key}: turn {place} is the {role}'s; they must take turns")
+        check_speakers(sample)
         for turn in sample.turns:
-            if turn.role == "assistant" and MEDIA.search(turn.text):
-                raise DataError(f"sample {sample.key}: an answer holds a media tag")
             content = self._content(sample, turn.text, seen)
             messages.append(_message(turn.role, content))
         if sorted(seen) != list(range(len(sample.media))):
@@ -112,7 +141,7 @@ class Chat:
         for tag in [*MEDIA.finditer(text), None]:
             words = text[begin : len(text) if tag is None else tag.start()]
             if words or (tag is None and not content):
-                self._refuse_markers(sample, words)
+                refuse_markers(sample, words, (*self.markers.values(), self.end))
                 content.append(_text(words))
             if tag is not None:
                 number = int(tag[1])
@@ -123,13 +152,13 @@ class Chat:
                 begin = tag.end()
         return content
 
-    def _refuse_markers(self, sample: Sample, words: str) -> None:
-        for marker in (*self.markers.values(), self.end):
-            if marker and marker in words:
-                raise DataError(
-                    f"sample {sample.key}: its text holds {marker}, which the model reads as a mark of its template",
-                    hint="leave the sample out, or write the text differently",
-                )
+    def check(self, sample: Sample) -> None:
+        """Errors as `messages`."""
+        self.messages(sample)
+
+    def order(self, sample: Sample) -> list[int]:
+        """The places of the media in the sample, in the order of the text."""
+        return tagged(sample)
 
     def rendered(self, sample: Sample) -> Rendered:
         """The whole conversation.
@@ -164,7 +193,7 @@ class Chat:
             messages = messages[:-1]
         text = self._render(messages, True)
         self._check_markers(sample, text)
-        return Rendered(text, (), _written(text, messages))
+        return Rendered(text, (), _written(text, messages), opened=True)
 
     def _check_markers(self, sample: Sample, text: str) -> None:
         for kind, marker in self.markers.items():
@@ -177,11 +206,43 @@ class Chat:
                     hint="" if marker else f"the family has no marker for media of kind {kind}",
                 )
 
-    def places(self, text: str) -> list[tuple[int, int, str]]:
-        """(first character, end character, kind) of each medium's marker, in order."""
-        kinds = {marker: kind for kind, marker in self.markers.items() if marker}
-        pattern = re.compile("|".join(re.escape(marker) for marker in kinds))
-        return [(match.start(), match.end(), kinds[match.group()]) for match in pattern.finditer(text)]
+
+def check_speakers(sample: Sample) -> None:
+    """Raises:
+    DataError: two turns in a row are of one speaker, or an answer holds a media tag."""
+    speakers = [turn.role for turn in sample.turns if turn.role != "system"]
+    for place, role in enumerate(speakers):
+        if role != ("user", "assistant")[place % 2]:
+            raise DataError(f"sample {sample.key}: turn {place} is the {role}'s; they must take turns")
+    if any(turn.role == "assistant" and MEDIA.search(turn.text) for turn in sample.turns):
+        raise DataError(f"sample {sample.key}: an answer holds a media tag")
+
+
+def refuse_markers(sample: Sample, words: str, markers: Iterable[str | None]) -> None:
+    """Raises:
+    DataError: the text holds one of the markers, which the template alone may write."""
+    for marker in markers:
+        if marker and marker in words:
+            raise DataError(
+                f"sample {sample.key}: its text holds {marker}, which the model reads as a mark of its template",
+                hint="leave the sample out, or write the text differently",
+            )
+
+
+def tagged(sample: Sample) -> list[int]:
+    """The numbers of the media tags, in the order of the text."""
+    return [int(tag) for turn in sample.turns for tag in MEDIA.findall(turn.text)]
+
+
+def marker_places(text: str, markers: Mapping[str, str | None]) -> list[tuple[int, int, str]]:
+    """(first character, end character, kind) of each medium's marker, in order.
+
+    Args:
+        markers: by kind of medium.
+    """
+    kinds = {marker: kind for kind, marker in markers.items() if marker}
+    pattern = re.compile("|".join(re.escape(marker) for marker in kinds))
+    return [(match.start(), match.end(), kinds[match.group()]) for match in pattern.finditer(text)]
 
 
 def _end_of(text: str, start: int, answer: str, end: str) -> int | None:

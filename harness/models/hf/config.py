@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from transformers import AutoConfig
 
 from harness.common.errors import EnvironmentProblem
+from harness.models.hf.internvl import weights as internvl
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +22,8 @@ def read_config(folder: Path) -> Any:
     Raises:
         EnvironmentProblem: there is none, or transformers does not know the model.
     """
+    if internvl.is_published(folder):
+        return internvl.read_config(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:

@@ -21,7 +21,7 @@ from harness.common.hashing import digest
 from harness.data.loading.errors import VideoError
 from harness.data.loading.video import ClipFacts, clip_facts
 from harness.data.processor import make_row, pad_rows, refuse_missing_pixels
-from harness.models.hf.chat import LABEL_RULE, MEDIA
+from harness.models.hf.chat import marker_places
 from regate.types import Kind
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from harness.data.sample import Batch, Encoded, Media, Sample
-    from harness.models.hf.chat import Chat, Rendered
+    from harness.models.hf.chat import Conversations, Rendered
+    from harness.models.hf.internvl.image_processing import Tiles
 
 SCHEMA: Final = 1
 _OF_TEXT: Final = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "text_replacement_offsets")
@@ -63,16 +64,18 @@ class HFConversations:
         visual_ids: token ids of visual positions: of pictures, then of videos where these have another.
         image_settings, video_settings: what the recipe asks beside the checkpoint's own settings.
         blank: pixels along a side of what stands for a medium that cannot be read.
+        tiles: InternVL's own way with pictures and frames, in place of the checkpoint's processor; None for others.
     """
 
     processor: Any
-    chat: Chat
+    chat: Conversations
     frames: int
     visual_ids: tuple[int, ...]
     max_length: int
     image_settings: Mapping[str, Any] = field(default_factory=dict)
     video_settings: Mapping[str, Any] = field(default_factory=dict)
     blank: int = 64
+    tiles: Tiles | None = None
 
     @property
     def tokenizer(self) -> Any:
@@ -106,15 +109,17 @@ class HFConversations:
             for name in ("image_processor", "video_processor")
             if getattr(self.processor, name, None) is not None
         }
+        own = {} if self.tiles is None else {"tiles": self.tiles.description()}
         return digest(
             {
                 "schema": SCHEMA,
                 "tokenizer": self.tokenizer.backend_tokenizer.to_str(),
                 "template": self.processor.chat_template,
-                "labels": LABEL_RULE,
+                "labels": self.chat.label_rule,
                 "truncation": self.max_length,
                 "pixels": [parts, dict(self.image_settings), dict(self.video_settings)],
                 "media": [type(self.processor).__name__, self.frames, list(self.visual_ids)],
+                **own,
             }
         )
 
@@ -125,7 +130,7 @@ class HFConversations:
 
     def check(self, sample: Sample) -> None:
         """What can be said of a conversation without a tokenizer: media and tags, the order of the speakers."""
-        self.chat.messages(sample)
+        self.chat.check(sample)
 
     def tokens(self, sample: Sample) -> int:
         """Positions of the conversation, before anything is cut."""
@@ -176,15 +181,19 @@ class HFConversations:
         self.processor.save_pretrained(str(directory))
 
     def white_picture(self) -> dict[str, Tensor]:
-        """The checkpoint's tensors of one small white picture."""
+        """The model's tensors of one small white picture."""
+        if self.tiles is not None:
+            return {"pixel_values": self.tiles.white()}
         side = self.blank
         picture = torch.full((1, 3, side, side), 255, dtype=torch.uint8)
         seen = self._look(["image"], {"image": [picture], "video": []}, [])
         return dict(seen.inputs)
 
     def blank_clip(self, side: int) -> dict[str, Tensor]:
-        """The checkpoint's tensors of a black square of `side` pixels: of a video, or of a picture where the family
-        has no videos."""
+        """The model's tensors of a black square of `side` pixels: of a video, or of a picture where the family has no
+        videos."""
+        if self.tiles is not None:
+            return {"pixel_values": self.tiles.squares(torch.zeros((self.frames, 3, 1, 1), dtype=torch.uint8))}
         kind = "video" if self.chat.markers["video"] else "image"
         count = self.frames if kind == "video" else 1
         clips = {"image": [], "video": [], kind: [torch.zeros((count, 3, side, side), dtype=torch.uint8)]}
@@ -223,8 +232,7 @@ class HFConversations:
         """
         clips: dict[str, list[Tensor]] = {"image": [], "video": []}
         times: list[dict[str, Any]] = []
-        order = self._order(sample)
-        for place in order:
+        for place in self.chat.order(sample):
             media = sample.media[place]
             known = None if frames is None else self._checked(sample, media, frames[place])
             facts = self._facts(media, known=known)
@@ -236,8 +244,28 @@ class HFConversations:
                 times.append(self._times(sample, facts))
         return self._look(kinds, clips, times)
 
-    def _order(self, sample: Sample) -> list[int]:
-        return [int(tag) for turn in sample.turns for tag in MEDIA.findall(turn.text)]
+    def _tiled(self, sample: Sample, frames: Sequence[Tensor] | None, *, opened: bool) -> Seen:
+        """The sample's media as InternVL's own code shows them.
+
+        Args:
+            opened: the text is a prompt, which numbers the frames in another way.
+        """
+        assert self.tiles is not None
+        order = self.chat.order(sample)
+        pictures = sum(sample.media[place].kind == "image" for place in order)
+        texts: list[str] = []
+        pixels: list[Tensor] = []
+        for place in order:
+            media = sample.media[place]
+            clip = None if frames is None else self._checked(sample, media, frames[place])
+            if media.kind == "video":
+                texts.append(self.tiles.video_text(self.frames, opened=opened))
+                pixels += [] if clip is None else [self.tiles.squares(clip)]
+                continue
+            facts = self._facts(media, known=clip)
+            texts.append(self.tiles.picture_text(self.tiles.count(facts.height, facts.width, pictures)))
+            pixels += [] if clip is None else [self.tiles.picture(clip, pictures)]
+        return Seen({"pixel_values": torch.cat(pixels)} if pixels else {}, tuple(texts))
 
     def _checked(self, sample: Sample, media: Media, clip: Tensor) -> Tensor:
         wanted = 1 if media.kind == "image" else self.frames
@@ -293,8 +321,11 @@ class HFConversations:
         self, sample: Sample, rendered: Rendered, frames: Sequence[Tensor] | None
     ) -> tuple[list[int], list[int], Mapping[str, Tensor]]:
         """Ids, kinds of position, and the media's tensors."""
-        places = self.chat.places(rendered.text)
-        seen = self._media(sample, [kind for _, _, kind in places], frames)
+        places = marker_places(rendered.text, self.chat.markers)
+        if self.tiles is None:
+            seen = self._media(sample, [kind for _, _, kind in places], frames)
+        else:
+            seen = self._tiled(sample, frames, opened=rendered.opened)
         waiting = list(seen.texts)
         edges = sorted({0, len(rendered.text), *(edge for span in rendered.answers for edge in span)})
         answers = set(rendered.answers)
@@ -303,11 +334,12 @@ class HFConversations:
             inside = [place for place in places if begin <= place[0] < end]
             written = [(first, last) for first, last in rendered.written if begin <= first < end]
             text, spans = _expanded(rendered.text, begin, end, inside, written, waiting)
-            target = (begin, end) in answers
             encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-            for token, (first, _) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True):
+            tokens = encoding["input_ids"]
+            learned = range(len(tokens))[self.chat.learned] if (begin, end) in answers else range(0)
+            for place, (token, (first, _)) in enumerate(zip(tokens, encoding["offset_mapping"], strict=True)):
                 ids.append(token)
-                kinds.append(int(self._kind(token, first, spans, target=target)))
+                kinds.append(int(self._kind(token, first, spans, target=place in learned)))
         return ids, kinds, seen.inputs
 
     def _start(self, text: str) -> tuple[list[int], list[int]]:

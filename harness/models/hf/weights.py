@@ -18,6 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from harness.common.errors import EnvironmentProblem, StaleError
 from harness.models.checkpoint_files import check_loaded, fingerprint, weight_files
+from harness.models.hf.internvl import weights as internvl
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,6 +79,8 @@ def load_processor(folder: Path) -> Any:
     Raises:
         EnvironmentProblem: it cannot be made, naming a package that is missing.
     """
+    if internvl.is_published(folder):
+        return internvl.load_processor(folder)
     try:
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except ImportError as error:
@@ -102,6 +105,8 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
     Raises:
         EnvironmentProblem: naming the tensors.
     """
+    if internvl.is_published(folder):
+        return internvl.load_model(folder, dtype)
     try:
         model, loading = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=dtype, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
