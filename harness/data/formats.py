@@ -34,9 +34,14 @@ _ROLES: Final[dict[str, Literal["system", "user", "assistant"]]] = {
     "assistant": "assistant",
     "system": "system",
 }
-_READ: Final = frozenset(
-    ("id", "conversations", "messages", "video", "videos", "image", "images", "spans", "q", "a", "video_id")
-)
+_MEDIA_KEYS: Final = ("video", "videos", "image", "images")
+_READ: Final = {
+    "conversations": frozenset(("id", "conversations", "spans", *_MEDIA_KEYS)),
+    "messages": frozenset(("id", "messages", "spans", *_MEDIA_KEYS)),
+    "q": frozenset(("q", "a", "video_id")),
+}
+"""The forms of a record in a file of LLaVA's kind, by the key that tells which; the first that is there counts."""
+_READ_PART: Final = frozenset(("type", "text", "image", "video", "image_url", "video_url"))
 _READ_VIDEOCHAT2: Final = frozenset(("video", "image", "QA", "start", "end"))
 _READ_TURN: Final = frozenset(("from", "value", "role", "content"))
 _READ_PAIR: Final = frozenset(("i", "q", "a"))
@@ -46,15 +51,23 @@ _CHANGES: Final = {
     **dict.fromkeys(("start", "end", "clip", "start_time", "end_time", "video_start", "video_end"), _A_PART),
     **dict.fromkeys(("system", "system_prompt"), "write it as a first turn of the system"),
     **dict.fromkeys(("loss", "weight", "loss_scale", "train", "mask"), _NOT_TRAINED),
+    **dict.fromkeys(("trainable", "training", "ignore", "skip"), _NOT_TRAINED),
     **dict.fromkeys(("audio", "audios"), "sound is not read"),
     **dict.fromkeys(("tools", "objects", "bbox", "rejected_response", "chosen", "rejected"), "it is not read"),
     **dict.fromkeys(("query", "response", "history", "instruction", "input", "output"), "write conversations"),
+    **dict.fromkeys(("prompt", "completion", "question", "answer"), "write conversations"),
+    **dict.fromkeys(("conversations", "messages", "q", "QA"), "the record is in another form, too: keep one of them"),
 }
 """Keys of other tools that change what is trained, and what to do instead."""
+_PART_KEY: Final = re.compile(
+    r"(video_?)?(start|end|begin|clip|segment)(_?(time|secs?|seconds?|frames?|idx|index|ms|s))?", re.IGNORECASE
+)
+_LOSS_KEY: Final = re.compile(r"(.*_)?(loss|weights?|mask)(_.*)?", re.IGNORECASE)
 _NOTHING: Final[tuple[Any, ...]] = (None, "", [], {})
 _LEARNED: Final[tuple[Any, ...]] = (None, "", True, 1, 1.0)
 _NEVER_LEARNED: Final[tuple[Any, ...]] = (*_LEARNED, False, 0, 0.0)
 """What such a key may be in a record, an answer and a question without changing anything."""
+_LEFT_OUT_IF_TRUE: Final = frozenset(("ignore", "skip"))
 _OTHER_FORMS: Final = {"query": "ms-swift's older form", "instruction": "Alpaca's form"}
 _TAG: Final = re.compile(r"<(image|video)>")
 _OURS: Final = re.compile(r"<media:\d+>")
@@ -192,10 +205,15 @@ def _unique(rows: Sequence[Row | Bad]) -> list[Row | Bad]:
 
 def _llava(record: dict[str, Any], number: int, find: Callable[[str], str], reading: _Reading) -> Row:
     unread = reading.unread
-    _check_keys(record, _READ, unread)
-    if "messages" in record and "conversations" not in record:
+    form = next((key for key in _READ if key in record), None)
+    if form is None:
+        _check_keys(record, frozenset(), Counter())
+        keys = ", ".join(short(key) for key in list(record)[:6]) or "none"
+        raise RecordError(f'it has neither conversations nor messages, and its "q" must be a text; its keys: {keys}')
+    _check_keys(record, _READ[form], unread)
+    if form == "messages":
         return _messages(record, reading)
-    if "conversations" not in record:
+    if form == "q":
         return _pair(record, number, find, reading.folders)
     images = (File("image", name) for key in ("image", "images") for name in _names(record, key, reading.folders))
     videos = (File("video", name) for key in ("video", "videos") for name in _names(record, key, reading.folders))
@@ -254,17 +272,31 @@ def _check_keys(
     if record.keys() <= read:
         return
     for key in sorted(record.keys() - read):
-        if key not in _CHANGES:
+        instead = _instead(key)
+        if instead is None:
             unread[short(key)] += 1
             continue
         value = record[key]
-        if any(value == nothing and type(value) is type(nothing) for nothing in harmless):
+        nothings = (*_NOTHING, False, 0) if key in _LEFT_OUT_IF_TRUE else harmless
+        if any(value == nothing and type(value) is type(nothing) for nothing in nothings):
             continue
         form = f", of {_OTHER_FORMS[key]}" if key in _OTHER_FORMS and not where else ""
-        raise RecordError(f'{where}"{short(key)}"{form} is not honoured: {_CHANGES[key]}')
+        raise RecordError(f'{where}"{short(key)}"{form} is not honoured: {instead}')
+
+
+def _instead(key: str) -> str | None:
+    """What to do instead of writing a key that changes what is trained; None for any other key."""
+    if key in _CHANGES:
+        return _CHANGES[key]
+    if _PART_KEY.fullmatch(key):
+        return _A_PART
+    return _NOT_TRAINED if _LOSS_KEY.fullmatch(key) else None
 
 
 def _check_turn(turn: dict[str, Any], speaker: str, place: int, unread: Counter[str]) -> None:
+    for key, other in (("from", "role"), ("value", "content")):
+        if key in turn and other in turn and turn[key] != turn[other]:
+            raise RecordError(f'turn {place}: "{key}" and "{other}" say different things: keep one of them')
     harmless = _LEARNED if _ROLES[speaker] == "assistant" else _NEVER_LEARNED
     _check_keys(turn, _READ_TURN, unread, f"turn {place}: ", harmless)
 
@@ -293,7 +325,7 @@ def _messages(record: dict[str, Any], reading: _Reading) -> Row:
         _check_turn(turn, turn["role"], place, reading.unread)
         content = turn.get("content")
         if isinstance(content, list):
-            text = _parts(content, place, files, reading.folders)
+            text = _parts(content, place, files, reading)
         else:
             text = _text(turn, "content", empty=True)
         turns.append(Turn(_ROLES[turn["role"]], text))
@@ -304,11 +336,13 @@ def _messages(record: dict[str, Any], reading: _Reading) -> Row:
     return _conversation(record, turns, media, reading.unread)
 
 
-def _parts(content: list[Any], place: int, files: dict[MediaKind, list[str]], folders: MediaFolders) -> str:
+def _parts(content: list[Any], place: int, files: dict[MediaKind, list[str]], reading: _Reading) -> str:
     """The parts of a content as one text with tags; their media are added to `files`."""
     pieces = []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(part, dict):
+            _check_keys(part, _READ_PART, reading.unread, f"turn {place}: ")
         if kind == "text":
             pieces.append(_text(part, "text", empty=True))
             continue
@@ -317,7 +351,7 @@ def _parts(content: list[Any], place: int, files: dict[MediaKind, list[str]], fo
         if not isinstance(kind, str) or not isinstance(name, str) or "://" in name or name.startswith("data:"):
             raise RecordError(f"turn {place}: a part of its content is neither text nor a file of a picture or video")
         medium: MediaKind = "image" if kind.startswith("image") else "video"
-        files[medium].append(folders.stored_name(name))
+        files[medium].append(reading.folders.stored_name(name))
         pieces.append(f"<{medium}>\n")
     return "".join(pieces)
 

@@ -26,6 +26,16 @@ _ESCAPED: Final = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
 _NESTED: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{\]}]', re.DOTALL)
 
 
+_OTHER_FILES: Final = {
+    b"\x1f\x8b": "packed by gzip",
+    b"PK\x03\x04": "a zip archive",
+    b"\x28\xb5\x2f\xfd": "packed by zstd",
+    b"PAR1": "a Parquet file",
+    b"ARROW1": "an Arrow file",
+    b"version https://git-lfs": "the pointer of a file that git-lfs has not fetched",
+}
+
+
 class RecordError(Exception):
     """What is wrong with one record."""
 
@@ -145,8 +155,12 @@ def _at(where: str) -> str:
 
 
 def _text(path: Path) -> str:
+    content = path.read_bytes()
+    kind = next((kind for magic, kind in _OTHER_FILES.items() if content.startswith(magic)), None)
+    if kind is not None:
+        raise DataError(f"{path}: {kind}, not JSON", hint="write its records as JSON, a list or one a line")
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         utf16 = " (a UTF-16 file: store it as UTF-8)" if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
@@ -196,10 +210,11 @@ def _elements(path: Path, text: str, decoder: _Decoder) -> Iterator[tuple[Any, i
     place = _skip(text, 0)
     if text[place : place + 1] != "[":
         value = _json(path, text)
-        raise DataError(
-            f"{path}: a list of records is expected, not {type(value).__name__}",
-            hint="put the records in brackets, or write one a line into a file ending with .jsonl",
-        )
+        lists = [key for key, inner in value.items() if isinstance(inner, list)] if isinstance(value, dict) else []
+        hint = "put the records in brackets, or write one a line into a file ending with .jsonl"
+        if len(lists) == 1:
+            hint = f"write the list under {short(lists[0])} into a file of its own"
+        raise DataError(f"{path}: a list of records is expected, not {type(value).__name__}", hint=hint)
     place = _skip(text, place + 1)
     if text[place : place + 1] == "]":
         return

@@ -184,6 +184,8 @@ def check_data(
     bad = tuple((row.key, row.reason) for row in annotations.bad)
     wrong = _outside(data, source, annotations, report)
     parts = tuple((rows.key(place), reason) for place, reason in sorted(wrong.items()))
+    if not len(rows) and not bad:  # a run refuses such data, too
+        bad = ((str(annotations.root), f"no usable sample in the annotations of data.source {data.source}"),)
     return replace(report, damaged=bad + parts + report.damaged, remarks=notes(annotations, report))
 
 

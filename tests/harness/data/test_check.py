@@ -165,3 +165,14 @@ def test_records_that_cannot_be_used_are_refused_or_left_out(world: tuple[Paths,
     assert len(rest.samples) == 3
     assert len(rest.excluded) == 1
     assert len(check_data(data, paths, 0).damaged) == 1
+
+
+def test_annotations_without_a_record_are_no_good_data(world: tuple[Paths, Path]) -> None:
+    """What a run refuses, the check names."""
+    paths, root = world
+    (root.parent / "talk.json").write_text("[]")
+    data = LlavaData(source="llava", annotations=("talk.json",), media=root.name)
+    ((name, reason),) = check_data(data, paths, 0).damaged
+    assert (name, reason) == (str(root), "no usable sample in the annotations of data.source llava")
+    with pytest.raises(DataError, match="no usable sample in the annotations"):
+        open_data(data, paths, 0)

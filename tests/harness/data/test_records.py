@@ -171,6 +171,58 @@ def test_messages_of_openai_and_swift(tmp_path: Path) -> None:
     assert len({row.key for row in both}) == 2
 
 
+def test_keys_that_change_a_row_are_refused_in_every_spelling_and_place(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    for key in ("start_sec", "End", "start_frame", "clip", "video_end", "sample_weight", "loss_mask", "trainable"):
+        assert f'"{key}" is not honoured' in _why(path, _record(**{key: 2})), key
+    for key, harmless, harmful in (("ignore", False, True), ("skip", 0, 1), ("trainable", True, False)):
+        record = _record()
+        record["conversations"][1][key] = harmless
+        assert isinstance(_read(path, [record])[0], Row), key
+        record["conversations"][1][key] = harmful
+        assert f'turn 1: "{key}" is not honoured' in _why(path, record), key
+    part = {"type": "video", "video": "a.mp4", "video_start": 1.0}
+    talk = [{"role": "user", "content": [part]}, {"role": "assistant", "content": "This."}]
+    assert 'turn 0: "video_start" is not honoured' in _why(path, {"messages": talk})
+
+
+def test_records_in_two_forms_and_of_no_form_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    spoken = [{"role": "user", "content": "<video>?"}, {"role": "assistant", "content": "Other."}]
+    assert '"messages" is not honoured: the record is in another form, too' in _why(path, _record(messages=spoken))
+    twice = _record()
+    twice["conversations"][0]["content"] = "<video>\nSomething else?"
+    assert 'turn 0: "value" and "content" say different things' in _why(path, twice)
+    assert "it has neither conversations nor messages" in _why(path, {"id": "a", "text": "x"})
+    assert '"prompt" is not honoured: write conversations' in _why(path, {"prompt": "x"})
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\x1f\x8b\x08", "packed by gzip, not JSON"),
+        (b"PAR1x", "a Parquet file, not JSON"),
+        (b"version https://git-lfs.github.com/spec/v1", "the pointer of a file that git-lfs has not fetched"),
+    ],
+)
+def test_other_files_are_recognised_by_name(tmp_path: Path, content: bytes, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        _read(tmp_path / "a.json", content)
+
+
+def test_a_list_within_an_object_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        _read(tmp_path / "a.json", {"version": 1, "data": [_record()]})
+    assert caught.value.hint == "write the list under data into a file of its own"
+
+
+def test_values_too_deep_are_named_whatever_they_are_made_of(tmp_path: Path) -> None:
+    nested: Any = 1
+    for _ in range(20):
+        nested = {"a": nested}
+    assert 'nested more than 16 deep in "extra"' in _why(tmp_path / "a.json", _record(extra=nested))
+
+
 @pytest.mark.parametrize("name", ["/data/a.mp4", "../a.mp4", "b/../../a.mp4", "~/a.mp4", "C:\\a.mp4"])
 def test_paths_out_of_the_folder_are_refused(tmp_path: Path, name: str) -> None:
     assert "is no path below the folder of media" in _why(tmp_path / "a.json", _record(video=name))
