@@ -216,7 +216,7 @@ def tables(
         _echo(f"{len(files)} files below {results / 'tables'} are what the records give")
         return
     problems: list[HarnessError] = []
-    built = report_tables.make_tables(results, suites, problems.append)
+    built = report_tables.make_tables(results, suites, problems.append, without_runs=everything)
     report_tables.write_tables(built, results)
     figures.build_figures(results, damaged=lambda _: None)
     if json:

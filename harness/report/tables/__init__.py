@@ -100,22 +100,28 @@ def make_tables(
     results_dir: Path,
     suites: Mapping[str, Suite] | None = None,
     damaged: Callable[[HarnessError], None] | None = None,
+    *,
+    without_runs: bool = False,
 ) -> list[Table]:
     """All tables, in the order they are shown.
 
     Args:
+        without_runs: the paper's tables are wanted where no run is finished, too.
         damaged: gets the error of each run whose record or items cannot be read; the tables are those of the others.
             None raises it.
         suites: suite name -> its definition: order of the arms, baseline, claims. A suite without one is shown with
             the arms that its records name.
 
     Raises:
-        DataError: there is no record, or one is damaged.
+        DataError: there is no record (see `without_runs`), or one is damaged.
         StaleError: a record or its items are not what they say they are.
     """
     runs = load_runs(results_dir, damaged)
-    if not runs:
-        raise DataError(f"no finished run below {results_dir / 'runs'}", hint="start one: harness run RECIPE.yaml")
+    if not runs and not without_runs:
+        raise DataError(
+            f"no finished run below {results_dir / 'runs'}",
+            hint="start one: harness run RECIPE.yaml (`harness tables --all` shows the paper's own numbers)",
+        )
     shown = ShownRuns(load_paper(), tuple(runs), suites or {})
     return [table for build in TABLES for table in build(shown)]
 

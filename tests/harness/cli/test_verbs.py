@@ -163,6 +163,8 @@ def test_status_of_what_was_not_started_and_of_what_is_damaged(harness: Command,
 def test_tables(harness: Command, folder: Path) -> None:
     assert harness("tables") == 4
     assert "no finished run" in harness.err
+    assert harness("tables", "--all") == 0
+    assert "Table 4 of the paper (v1): efficiency" in harness.out
     run_builder.build_pair(folder / "results")
     assert harness("tables") == 0
     assert "demo_regate-" in harness.out
