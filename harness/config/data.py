@@ -82,7 +82,23 @@ class VideoChat2Data(Strict):
     damaged: Literal["refuse", "exclude"] = "refuse"
 
 
-Data = Annotated[ShapesData | LlavaData | VideoChat2Data, Field(discriminator="source")]
+class InternVLData(Strict):
+    """Annotations in InternVL's form: a meta file that names .jsonl files, each with the folder of its media."""
+
+    source: Literal["internvl"]
+    meta: str
+    """The meta file, relative to paths.data; so are the annotations that it names."""
+    media: str = "."
+    """The folder that the `root` of each entry starts at, relative to paths.data."""
+    frames: PositiveInt = 16
+    samples: PositiveInt | None = None
+    """How many samples the paper or the data card states; `plan` uses it while the files are not there."""
+    targets_per_sample: PositiveFloat | None = None
+    """Likewise, mean number of targets of a sample."""
+    damaged: Literal["refuse", "exclude"] = "refuse"
 
 
-__all__ = ["Annotation", "Data", "LlavaData", "ShapesData", "Subset", "VideoChat2Data"]
+Data = Annotated[ShapesData | LlavaData | VideoChat2Data | InternVLData, Field(discriminator="source")]
+
+
+__all__ = ["Annotation", "Data", "InternVLData", "LlavaData", "ShapesData", "Subset", "VideoChat2Data"]

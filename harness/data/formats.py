@@ -1,4 +1,4 @@
-"""Readers of annotation files: LLaVA / Video-ChatGPT conversations, VideoChat2-IT and Video-ChatGPT's raw pairs.
+"""Readers of annotation files: conversations of LLaVA, Video-ChatGPT and InternVL, VideoChat2-IT, and raw pairs.
 
 Every reader gives rows in one form: turns in the order of the file, media marked `<media:0>`, `<media:1>`, ... in
 the text. What is wrong with a record is told with its place; nothing is mended in silence. Each reader knows its
@@ -43,6 +43,7 @@ _READ: Final = {
 """The forms of a record in a file of LLaVA's kind, by the key that tells which; the first that is there counts."""
 _READ_PART: Final = frozenset(("type", "text", "image", "video", "image_url", "video_url"))
 _READ_VIDEOCHAT2: Final = frozenset(("video", "image", "QA", "start", "end"))
+_READ_INTERNVL: Final = frozenset(("id", "image", "video", "clip", "conversations"))
 _READ_TURN: Final = frozenset(("from", "value", "role", "content"))
 _READ_PAIR: Final = frozenset(("i", "q", "a"))
 _A_PART: Final = "a part of a video is not read in this format: cut the file, or use the source videochat2_it"
@@ -80,12 +81,14 @@ _RELATIVE_ONLY: Final = MediaFolders(Path())
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A medium of a record by its stored name (`harness.data.media_folders`); bounds are seconds."""
+    """A medium of a record by its stored name (`harness.data.media_folders`); bounds are seconds, `max_tiles` as in
+    `harness.data.sample.Media`."""
 
     kind: MediaKind
     name: str
     start: float | None = None
     end: float | None = None
+    max_tiles: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,22 @@ def read_videochat2(
     prefix = "" if folder == "." else f"{folder}/"
     reading = _Reading(_unread(unread), folders)
     return _records(path, lambda record, _: _videochat2(record, prefix, reading))
+
+
+def read_internvl(
+    path: Path,
+    folder: str = "",
+    unread: Counter[str] | None = None,
+    folders: MediaFolders = _RELATIVE_ONLY,
+    max_tiles: int | None = None,
+) -> list[Row | Bad]:
+    """Records of an annotation file of InternVL, whose media lie in `folder`: empty or ending with "/".
+
+    A record without any tag has its pictures or its video before the first question, as the official reader puts
+    them; unlike there, a turn of the system does not get them. `clip` bounds a video in seconds.
+    """
+    reading = _Reading(_unread(unread), folders)
+    return _records(path, lambda record, _: _internvl(record, folder, max_tiles, reading))
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +237,48 @@ def _llava(record: dict[str, Any], number: int, find: Callable[[str], str], read
     images = (File("image", name) for key in ("image", "images") for name in _names(record, key, reading.folders))
     videos = (File("video", name) for key in ("video", "videos") for name in _names(record, key, reading.folders))
     return _conversation(record, _turns(record["conversations"], unread), (*images, *videos), unread)
+
+
+def _internvl(record: dict[str, Any], folder: str, max_tiles: int | None, reading: _Reading) -> Row:
+    _check_keys(record, _READ_INTERNVL, reading.unread)
+    files = {kind: _names(record, kind, reading.folders, folder) for kind in ("image", "video")}
+    if all(files.values()):
+        raise RecordError("it has pictures and a video: InternVL's reader takes one kind")
+    if len(files["video"]) > 1:
+        raise RecordError('"video" must be one path')
+    start, end = _clip(record, has_video=bool(files["video"]))
+    media = (
+        *(File("image", name, max_tiles=max_tiles) for name in files["image"]),
+        *(File("video", name, start, end) for name in files["video"]),
+    )
+    turns = _turns(record.get("conversations"), reading.unread)
+    first = next((place for place, turn in enumerate(turns) if turn.role == "user"), None)
+    if media and first is not None and not any(_TAG.search(turn.text) for turn in turns if turn.role == "user"):
+        tags = f"<{media[0].kind}>\n" * len(media)
+        turns[first] = replace(turns[first], text=tags + turns[first].text)
+    if record.get("id") is None and not media:
+        record = {**record, "id": _content_key(turns)}
+    return _conversation(record, turns, media, reading.unread)
+
+
+def _clip(record: dict[str, Any], *, has_video: bool) -> tuple[float | None, float | None]:
+    clip = record.get("clip")
+    if clip is None:
+        return None, None
+    if not has_video:
+        raise RecordError('"clip" bounds a video, and the record has none')
+    if not isinstance(clip, list) or len(clip) != 2:
+        raise RecordError('"clip" must be a list of two numbers of seconds')
+    start, end = (_seconds({"clip": bound}, "clip") for bound in clip)
+    if start is None or end is None or not 0 <= start < end:
+        raise RecordError(f'"clip" {clip} bounds no part of a video')
+    return start, end
+
+
+def _content_key(turns: Sequence[Turn]) -> str:
+    """Of a conversation without a name."""
+    raw = json.dumps([[turn.role, turn.text] for turn in turns]).encode()
+    return hashlib.blake2b(raw, digest_size=6).hexdigest()
 
 
 def _conversation(
@@ -331,8 +392,7 @@ def _messages(record: dict[str, Any], reading: _Reading) -> Row:
         turns.append(Turn(_ROLES[turn["role"]], text))
     media = (*(File("image", name) for name in files["image"]), *(File("video", name) for name in files["video"]))
     if record.get("id") is None and not media:  # these files often have no ids
-        raw = json.dumps([[turn.role, turn.text] for turn in turns]).encode()
-        record = {**record, "id": hashlib.blake2b(raw, digest_size=6).hexdigest()}
+        record = {**record, "id": _content_key(turns)}
     return _conversation(record, turns, media, reading.unread)
 
 
@@ -456,14 +516,14 @@ def _mark(turns: Iterable[Turn], media: Sequence[File]) -> tuple[Turn, ...]:
     return tuple(marked)
 
 
-def _names(record: dict[str, Any], kind: str, folders: MediaFolders) -> list[str]:
+def _names(record: dict[str, Any], kind: str, folders: MediaFolders, folder: str = "") -> list[str]:
     value = record.get(kind)
     if value is None:
         return []
     names = value if isinstance(value, list) else [value]
     if not all(isinstance(name, str) and name for name in names):
         raise RecordError(f'"{kind}" must be a path or a list of paths')
-    return [folders.stored_name(name) for name in names]
+    return [folders.stored_name(name, folder) for name in names]
 
 
 def _text(record: dict[str, Any], name: str, *, empty: bool = False) -> str:

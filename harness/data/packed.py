@@ -163,14 +163,14 @@ class PackedSamples(Sequence[Sample]):
         place = index + len(self) if index < 0 else index
         if not 0 <= place < len(self):
             raise IndexError(index)
-        key, media, turns, spans, *more = json.loads(self._bytes[self._ends[place] : self._ends[place + 1]])
+        key, media, turns, spans, *openings = json.loads(self._bytes[self._ends[place] : self._ends[place + 1]])
         return Sample(
             id=int(self._ids[place]),
             key=key,
-            media=tuple(Media(kind, self.folders.path(name), a, b, digest) for kind, name, a, b, digest in media),
+            media=tuple(Media(kind, self.folders.path(name), *more) for kind, name, *more in media),
             turns=tuple(Turn(role, text) for role, text in turns),
             spans=tuple((turn, first, end, name) for turn, first, end, name in spans),
-            openings=tuple(more[0]) if more else (),
+            openings=tuple(openings[0]) if openings else (),
         )
 
     def taken(self, places: Sequence[int]) -> PackedSamples:
@@ -198,7 +198,10 @@ class PackedSamples(Sequence[Sample]):
 
 
 def _pack(row: Row, sha256: Mapping[str, str]) -> bytes:
-    media = [[m.kind, m.name, m.start, m.end, sha256.get(m.name)] for m in row.media]
+    media = [
+        [m.kind, m.name, m.start, m.end, sha256.get(m.name), *([] if m.max_tiles is None else [m.max_tiles])]
+        for m in row.media
+    ]
     value = [row.key, media, [[turn.role, turn.text] for turn in row.turns], row.spans]
     if row.openings:
         value.append(row.openings)

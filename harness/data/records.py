@@ -173,7 +173,9 @@ def _json(path: Path, text: str) -> Any:
     try:
         return _Decoder().decode(text)
     except json.JSONDecodeError as error:
-        raise _broken(path, error.lineno, error.colno, error.msg) from None
+        comma = text[: error.pos].rstrip().endswith(",") and text[error.pos : error.pos + 1] in ("}", "]")
+        message = "a comma stands before the closing bracket" if comma else error.msg
+        raise _broken(path, error.lineno, error.colno, message) from None
     except RecursionError:
         raise DataError(f"{path}: nested too deep", hint="fetch or write the file again") from None
 

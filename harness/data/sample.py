@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class Media:
     """A file that a sample refers to, with optional time bounds in seconds.
 
-    `sha256` is that of the file when the data set was checked: a file that changed since is damaged.
+    `sha256` is that of the file when the data set was checked: a file that changed since is damaged. `max_tiles` is
+    the most tiles that a picture is cut into, where its annotation says so.
     """
 
     kind: Literal["video", "image"]
@@ -30,6 +31,7 @@ class Media:
     start: float | None = None
     end: float | None = None
     sha256: str | None = None
+    max_tiles: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

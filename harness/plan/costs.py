@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Final
 
 from harness.config.paper import read_paper
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 TRAINING_MEMORY: Final = "memory of a GPU in training"
 PAPER_MODELS: Final = {"videollama2": "VideoLLaMA2", "videochat2": "VideoChat2"}
+_INTERNVL: Final = "InternVL3_5-"
+"""How the names of the checkpoints of the paper's third model begin."""
 CLIP_SECONDS: Final = (0.62, 1.27)
 """CPU seconds on an AMD EPYC for 16 frames of a clip of 360 lines, of 30 and of 120 s: 0.49 and 1.14 to read them
 (`benchmarks/decode.py`, PyAV 15.1), 0.13 to make 384 x 384 of them and to normalise."""
@@ -96,6 +99,8 @@ def _known(sizes: list[float | None], what: str) -> str:
 def contradictions(recipe: Recipe) -> list[str]:
     """Places where the paper contradicts itself that touch this recipe; those of the gate do not touch a baseline."""
     model = PAPER_MODELS.get(recipe.model.adapter)
+    if PurePath(getattr(recipe.model, "checkpoint", "")).name.startswith(_INTERNVL):
+        model = "InternVL3.5"
     if model is None:
         return []
     return [

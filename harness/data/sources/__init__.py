@@ -19,6 +19,7 @@ from harness.data.check import Report, listing, merged, probe, refuse
 from harness.data.loading.frames import choose, outside
 from harness.data.packed import MODALITIES, PackedSamples
 from harness.data.sample import Question, SamplingPolicy
+from harness.data.sources.internvl import InternVLSource
 from harness.data.sources.llava import LlavaSource
 from harness.data.sources.shapes import ShapesSource
 from harness.data.sources.videochat2_it import VideoChat2Source
@@ -42,6 +43,7 @@ SOURCES: Final[Mapping[str, Callable[[Any, Paths, int], Source]]] = {
     "shapes": ShapesSource,
     "llava": LlavaSource,
     "videochat2_it": VideoChat2Source,
+    "internvl": InternVLSource,
 }
 """By the name that a recipe's `data.source` gives; each takes its own section of the recipe."""
 

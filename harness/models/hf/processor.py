@@ -234,6 +234,11 @@ class HFConversations:
         times: list[dict[str, Any]] = []
         for place in self.chat.order(sample):
             media = sample.media[place]
+            if media.max_tiles is not None:
+                raise DataError(
+                    f"sample {sample.key}: its annotation says max_dynamic_patch, which is for InternVL's tiles",
+                    hint="leave it out of the meta file",
+                )
             known = None if frames is None else self._checked(sample, media, frames[place])
             facts = self._facts(media, known=known)
             count = 1 if media.kind == "image" else self.frames
@@ -263,8 +268,9 @@ class HFConversations:
                 pixels += [] if clip is None else [self.tiles.squares(clip)]
                 continue
             facts = self._facts(media, known=clip)
-            texts.append(self.tiles.picture_text(self.tiles.count(facts.height, facts.width, pictures)))
-            pixels += [] if clip is None else [self.tiles.picture(clip, pictures)]
+            tiles = self.tiles if media.max_tiles is None else replace(self.tiles, most=media.max_tiles)
+            texts.append(tiles.picture_text(tiles.count(facts.height, facts.width, pictures)))
+            pixels += [] if clip is None else [tiles.picture(clip, pictures)]
         return Seen({"pixel_values": torch.cat(pixels)} if pixels else {}, tuple(texts))
 
     def _checked(self, sample: Sample, media: Media, clip: Tensor) -> Tensor:

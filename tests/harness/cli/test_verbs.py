@@ -92,7 +92,7 @@ def test_list(harness: Command, folder: Path) -> None:
     answer = harness.json("list")
     families = {"tiny", "tiny_videollama2", "videollama2", "tiny_videochat2", "videochat2", "tiny_hf", "hf"}
     assert {entry["name"] for entry in answer["models"]} == families
-    assert {entry["name"] for entry in answer["sources"]} == {"shapes", "llava", "videochat2_it"}
+    assert {entry["name"] for entry in answer["sources"]} == {"shapes", "llava", "videochat2_it", "internvl"}
     assert "tiny_regate" in {entry["name"] for entry in answer["recipes"]}
     assert [entry["description"] for entry in answer["runs"]] == ["complete", "complete"]
     assert harness("list", "benchmarks") == 0

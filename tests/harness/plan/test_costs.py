@@ -24,6 +24,7 @@ from regate.config import GateConfig
 from regate.schedule import DualCycle
 
 if TYPE_CHECKING:
+    from harness.models.footprint import Footprint
     from harness.plan.figures import Costs, Figure
 
 ROOT = Path(__file__).parents[3]
@@ -34,6 +35,11 @@ FULL = ("videollama2_baseline", "videollama2_regate", "videochat2_baseline", "vi
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+def footprint_of(name: str) -> Footprint:
+    recipe = load_recipe(name)
+    return MODELS[recipe.model.adapter].footprint(recipe)
 
 
 def costs(name: str, *overrides: str) -> Costs:
@@ -215,9 +221,24 @@ def test_the_contradictions_of_the_paper_hold() -> None:
     assert rows["VideoLLaMA2"][0] / 300_000 == pytest.approx(279, abs=0.5)
     assert rows["VideoChat2"][0] / 2.6e6 == pytest.approx(1512, abs=0.5)
     assert rows["VideoChat2"][0] / 2.6e6 / 3 == pytest.approx(504, abs=0.5)
-    reduction = {steps: 1 - DualCycle.from_config(GateConfig()).expected_keep(steps) for steps in (1660, 1940, 2343)}
+    cycle = DualCycle.from_config(GateConfig())
+    reduction = {steps: 1 - cycle.expected_keep(steps) for steps in (1660, 1870, 1940, 2343)}
     assert reduction[2343] == pytest.approx(0.4172, abs=5e-5)
     assert 300_000 // 128 == 2343
+    tokens, hours = rows["InternVL3.5"][0], rows["InternVL3.5"][2]
+    assert reduction[1870] == pytest.approx(1 - rows["InternVL3.5-ReGATE-extended"][0] / tokens, abs=1e-3)
+    assert tokens / 1870 / 512 == pytest.approx(16 * 256 + 40, abs=1)
+    decoders = {
+        size: footprint_of(f"internvl3_5_{size}_regate").decoder_parameters / 1e9 for size in ("8b", "14b")
+    }
+    peak = hours * 3600 * PEAK
+    assert {s: round(6e9 * n * tokens / peak, 3) for s, n in decoders.items()} == {"8b": 0.126, "14b": 0.226}
+    teacher = rows["InternVL3.5-ReGATE-extended"][1] / rows["VideoChat2-ReGATE-extended"][1]
+    assert teacher == pytest.approx(1.13)
+    by_size = {s: n * tokens / (7.24 * rows["VideoChat2"][0]) for s, n in decoders.items()}
+    assert by_size == pytest.approx({"8b": 1.14, "14b": 2.06}, abs=0.01)
+    third = costs("internvl3_5_14b_regate").contradictions
+    assert sum("the size is not stated" in line for line in third) == 1
     gated, baseline = costs("videollama2_regate").contradictions, costs("videollama2_baseline").contradictions
     assert set(baseline) < set(gated)
     assert all(line.startswith("gate: ") for line in set(gated) - set(baseline))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from harness.common.errors import DataError, EnvironmentProblem
@@ -23,6 +24,7 @@ from harness.models import adapter_for
 from harness.models.hf import config as hf_config
 from harness.models.hf.model import parts_of
 from harness.models.hf.weights import load_processor
+from regate.types import Kind
 from tests.harness.worlds.transformers_models import made, picture, recipe_of, sample
 
 if TYPE_CHECKING:
@@ -30,12 +32,13 @@ if TYPE_CHECKING:
 
     from harness.config.recipe import Recipe
 
+TOYS = ("qwen3_vl", "llava_onevision", "internvl")
 USER, ANSWER = ("user", "<media:0>\nWhat moves?"), ("assistant", "a ball")
 
 
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return {name: made(recipe_of(tmp_path_factory.mktemp(name), name)) for name in ("qwen3_vl", "llava_onevision")}
+    return {name: made(recipe_of(tmp_path_factory.mktemp(name), name)) for name in TOYS}
 
 
 @pytest.fixture
@@ -235,6 +238,18 @@ def test_a_video_without_a_frame_rate_where_times_are_written(toys: Any, monkeyp
     with pytest.raises(DataError, match="no frame rate, and Qwen3VLProcessor writes the times"):
         toys["qwen3_vl"].processor().encode(chosen, None)
     toys["llava_onevision"].processor().encode(toys["llava_onevision"].data.samples[0], None)
+
+
+def test_tiles_of_an_annotation_are_for_internvl(toys: Any, tmp_path: Path) -> None:
+    """Its pictures have no more tiles than the annotation says; no other family has tiles of this kind."""
+    Image.new("RGB", (96, 32)).save(tmp_path / "wide.png")
+    whole = sample("s", USER, ANSWER, media=(Media("image", tmp_path / "wide.png"),))
+    limited = replace(whole, media=(replace(whole.media[0], max_tiles=1),))
+    processor = toys["internvl"].processor()
+    tiles, tile = (int((processor.encode(s, None).kind_S == Kind.VISUAL).sum()) for s in (whole, limited))
+    assert (tiles, tile) == (4 * 4, 4)  # three tiles and the whole picture; the whole picture
+    with pytest.raises(DataError, match="max_dynamic_patch, which is for InternVL"):
+        toys["qwen3_vl"].processor().encode(limited, None)
 
 
 def test_a_template_without_a_stable_prefix(broken: Any) -> None:
