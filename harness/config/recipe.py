@@ -61,9 +61,11 @@ class TrainRecipe(Strict):
     optimizer: OptimizerRecipe
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: bfloat16 where the device computes in it, else float32."""
-    loss_norm: Literal["global_tokens", "micro_batch"] = "global_tokens"
-    """Mean over the scored targets of the global batch, or of each micro-batch (as the official trainers do).
-    It belongs to both arms, so it stands here and not under `gate`."""
+    loss_norm: Literal["global_tokens", "micro_batch", "token", "sample", "square"] = "global_tokens"
+    """Mean over the scored targets of the global batch, or of each micro-batch (as the official trainers do), or
+    InternVL's loss_reduction: a target of a sample with n scored ones weighs 1, 1/n or 1/sqrt(n), and a micro-batch
+    is divided by the mean over processes of its weights. It belongs to both arms, so it stands here and not under
+    `gate`."""
     gradient_checkpointing: bool = False
     workers: NonNegativeInt = 1
     """Data loading processes; 0 loads in the training process."""

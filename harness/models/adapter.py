@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -58,11 +58,13 @@ class ParameterGroup:
     Attributes:
         parameters: of the part by their names in the student, frozen ones too.
         lr: its highest learning rate; None takes that of the recipe's optimizer.
+        decayed: names of those that weight decay applies to; None for all but vectors (biases, norms).
     """
 
     name: str
     parameters: Mapping[str, nn.Parameter]
     lr: float | None = None
+    decayed: Collection[str] | None = None
 
     def counts(self) -> dict[str, int]:
         """Parameters in all, and trained ones."""

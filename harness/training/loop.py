@@ -29,6 +29,7 @@ from harness.models import device
 from harness.models.decoder_flops import step_flops
 from harness.records.ledger import Clocks, Ledger, finished_step, read_steps
 from harness.training import checkpoint
+from harness.training.loss_norm import norms_of
 from harness.training.optimizer import lr_at, set_lr
 from harness.training.parallel import wrap_model
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from harness.data.sample import Batch
     from harness.data.sources import DataSet
     from harness.models.adapter import Adapter, ParameterGroup
+    from harness.training.loss_norm import MicroBatchNorm
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,17 +153,17 @@ class Loop:
     def step(self, window: list[Batch], step: int) -> StepResult:
         """One optimizer step over this process's part of the global batch."""
         decisions = [self.gate.decide(batch.layout, batch.sample_ids_B, step=step) for batch in window]
-        scale = self.loss_scale(decisions)
+        norms = self.norms(decisions)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         for place, (batch, decision) in enumerate(zip(window, decisions, strict=True)):
             self._seed_dropout(step, place)
             with self.parallel.micro_batch(), self.elide(decision):
                 logits_NV, targets_N = self.job.adapter.forward(self.model, batch, decision)
                 token_loss_N = regate.token_loss(logits_NV, targets_N)
-                scored_loss = (token_loss_N * self.gate.weights(decision, token_loss_N)).sum()
-                self.accelerator.backward(scored_loss * scale(decision))
+                kept_loss_N = token_loss_N * self.gate.weights(decision, token_loss_N)
+                self.accelerator.backward(norms[place].total(decision, kept_loss_N))
             self.gate.observe(decision, token_loss_N.detach())
-            loss_sum += scored_loss.detach()
+            loss_sum += kept_loss_N.detach().sum()
         limit = self.recipe.optimizer.max_grad_norm
         grad_norm = self.parallel.clip(math.inf if limit is None else limit)
         set_lr(self.parallel.optimizer, lr_at(self.recipe.optimizer, step, self.job.steps))
@@ -200,15 +202,20 @@ class Loop:
             dense += for_step(valid_B, target, last_layer=target if limited else None)
         return decided, dense
 
-    def loss_scale(self, decisions: list[regate.Decision]) -> Callable[[regate.Decision], float]:
-        """What a sum of token losses is multiplied by, so that the gradient is that of the mean the recipe asks
-        for: accelerate divides by the accumulation steps and data parallelism averages over processes."""
-        if self.recipe.loss_norm == "micro_batch":
-            return lambda decision: 1.0 / max(1, decision.counts.scored)
-        scored = torch.tensor(sum(decision.counts.scored for decision in decisions), device=self.accelerator.device)
-        total = int(self.accelerator.reduce(scored, "sum"))
-        factor = self.accelerator.num_processes * self.accelerator.gradient_accumulation_steps / max(1, total)
-        return lambda decision: factor
+    def norms(self, decisions: list[regate.Decision]) -> list[MicroBatchNorm]:
+        """How each micro-batch's losses become the mean that the recipe asks for; a small collective."""
+
+        def sum_processes(local: Tensor) -> Tensor:
+            total: Tensor = self.accelerator.reduce(local.to(self.accelerator.device), "sum")
+            return total
+
+        return norms_of(
+            decisions,
+            self.recipe.loss_norm,
+            sum_processes=sum_processes,
+            processes=self.accelerator.num_processes,
+            accumulation=self.accelerator.gradient_accumulation_steps,
+        )
 
     def report(self, result: StepResult, window: list[Batch], *, stop: bool) -> tuple[dict[str, Any], bool]:
         """The step over all processes, and whether one of them was asked to stop: one small collective."""

@@ -10,7 +10,7 @@ import torch
 from harness.common.errors import EnvironmentProblem
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import nn
 
@@ -39,7 +39,7 @@ def lr_at(recipe: OptimizerRecipe, step: int, total_steps: int) -> float:
 def make_optimizer(
     model: nn.Module, recipe: OptimizerRecipe, groups: Sequence[ParameterGroup] = ()
 ) -> torch.optim.AdamW:
-    """AdamW over the trained parameters; vectors (biases, norms) are not decayed.
+    """AdamW over the trained parameters; vectors (biases, norms) are not decayed, unless their part says otherwise.
 
     Args:
         groups: parts of the model with learning rates of their own; empty where all share one.
@@ -47,12 +47,13 @@ def make_optimizer(
     Raises:
         EnvironmentProblem: a trained parameter belongs to no part.
     """
+    decayed = _decay_rule(groups)
     parts: list[dict[str, Any]] = [
         {"params": parameters, "weight_decay": decay, **({} if ratio == 1 else {_RATIO: ratio})}
         for ratio, trained in _by_rate(model, recipe, groups)
         for decay, parameters in (
-            (recipe.weight_decay, [p for p in trained if p.ndim > 1]),
-            (0.0, [p for p in trained if p.ndim <= 1]),
+            (recipe.weight_decay, [p for p in trained if decayed(p)]),
+            (0.0, [p for p in trained if not decayed(p)]),
         )
         if parameters
     ]
@@ -61,6 +62,16 @@ def make_optimizer(
         p.device.type in ("cuda", "cpu") and p.is_floating_point() for part in parts for p in part["params"]
     )
     return torch.optim.AdamW(parts, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=fused)
+
+
+def _decay_rule(groups: Sequence[ParameterGroup]) -> Callable[[nn.Parameter], bool]:
+    stated = {
+        id(parameter): name in group.decayed
+        for group in groups
+        if group.decayed is not None
+        for name, parameter in group.parameters.items()
+    }
+    return lambda parameter: stated.get(id(parameter), parameter.ndim > 1)
 
 
 def _by_rate(

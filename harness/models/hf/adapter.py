@@ -22,7 +22,7 @@ from harness.models.hf.config import check_tied, check_typed, read_config, visua
 from harness.models.hf.flops import patches_of, sizes_of
 from harness.models.hf.internvl.chat import InternVLChat
 from harness.models.hf.internvl.image_processing import Tiles, tiles_of
-from harness.models.hf.model import PARTS, TextDecoder, parts_of, prepare_training
+from harness.models.hf.model import PARTS, TextDecoder, decayed_names, parts_of, prepare_training
 from harness.models.hf.processor import HFConversations
 from harness.models.hf.sizes import vision_flops
 from harness.models.hf.weights import ModelFiles, load_model, load_processor
@@ -178,9 +178,9 @@ class HFAdapter(PretrainedAdapter[ModelFiles]):
         return trained
 
     def parameter_groups(self, student: nn.Module) -> Sequence[ParameterGroup]:
-        """Tower, projector and decoder, each with its learning rate."""
-        parts, settings = parts_of(student), self._settings()
-        return [ParameterGroup(part, parts.of(part), getattr(settings, part).lr) for part in PARTS]
+        """Tower, projector and decoder, each with its learning rate; weight decay as in transformers' Trainer."""
+        parts, settings, decayed = parts_of(student), self._settings(), decayed_names(student)
+        return [ParameterGroup(part, parts.of(part), getattr(settings, part).lr, decayed) for part in PARTS]
 
     def teacher(self) -> nn.Module:
         """The model's own decoder without pictures, or the language model that the recipe names."""

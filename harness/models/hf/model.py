@@ -5,6 +5,7 @@ Legend: B rows, S expanded length, V vocabulary.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 PartName = Literal["tower", "projector", "decoder"]
 PARTS: Final[tuple[PartName, ...]] = ("tower", "projector", "decoder")
+_NOT_DECAYED: Final = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
 _MERGER: Final = "merger"
 """In the name of a module within a tower that makes the decoder's visual tokens of its output."""
 
@@ -78,6 +80,17 @@ def parts_of(model: Any) -> Parts:
     base = {id(parameter) for parameter in model.base_model.parameters(recurse=False)}
     loose = tuple(key for key, parameter in groups["projector"].items() if id(parameter) in base)
     return Parts(groups["tower"], groups["projector"], groups["decoder"], loose)
+
+
+def decayed_names(model: nn.Module) -> frozenset[str]:
+    """Names of the parameters that transformers' Trainer decays: neither biases nor those of norms. So InternVL's
+    layer scales and a tower's class embedding are, though they are vectors."""
+    norms = [f"{name}." for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)]
+    return frozenset(
+        name
+        for name, _ in model.named_parameters()
+        if not name.startswith(tuple(norms)) and not _NOT_DECAYED.search(name.lower())
+    )
 
 
 def _other_encoders(model: Any) -> set[int]:

@@ -50,6 +50,14 @@ class Parity:
         return self._json("data_rules.json")
 
     @cached_property
+    def decay(self) -> dict[str, list[str]]:
+        return self._json("decay.json")
+
+    @cached_property
+    def grad_norms(self) -> dict[str, float]:
+        return self._json("grad_norms.json")
+
+    @cached_property
     def cases(self) -> dict[str, dict[str, Any]]:
         return {case["id"]: case for case in self.stated["cases"]}
 

@@ -4,22 +4,34 @@ answers. `--parity-root` names another fixture of the same format.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pytest
 import torch
+import torch.distributed as dist
+from transformers import Trainer
 
 import regate
+from harness.config.recipe import OptimizerRecipe
+from harness.models.adapter import ParameterGroup, scored_forward
 from harness.models.hf.internvl.chat import SYSTEM
+from harness.models.hf.internvl.checkpoint_names import official_name
 from harness.models.hf.internvl.image_processing import tile_grid
+from harness.models.hf.model import PARTS, decayed_names, parts_of
+from harness.training.loss_norm import LossNorm, MicroBatchNorm, norms_of
+from harness.training.optimizer import make_optimizer
 from regate.types import IGNORE
+from tests import forked
 from tests.harness.worlds.internvl_fixture import Parity
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import Tensor
 
+    from harness.data.sample import Batch
+
+REDUCTIONS: Final[tuple[LossNorm, ...]] = ("token", "sample", "square")
 FEATURES, LOGITS, LOSS, GRADIENT = 5e-5, 1e-4, 1e-5, 1e-4
 GREY_LEVEL = 1.001 / 255 / 0.224
 """Of the colour with the smallest deviation, normalised."""
@@ -192,3 +204,193 @@ def test_greedy_tokens(parity: Parity, model: Any) -> None:
             answer = model.generate(**batch.inputs, max_new_tokens=theirs.shape[1], do_sample=False)
         assert difference(first, parity.expected[f"infer.{item}.first_logits"]) <= LOGITS, item
         assert torch.equal(answer[:, batch.input_ids_BS.shape[1] :], theirs), item
+
+
+# --- packs, losses and training --------------------------------------------------------------------------
+
+
+def own_parts(batch: Batch, tensor_BS: Tensor) -> Tensor:
+    """The rows one behind the other, without padding."""
+    return tensor_BS[batch.layout.valid_BS]
+
+
+def dense(batch: Batch) -> regate.Decision:
+    return regate.DenseGate().decide(batch.layout, batch.sample_ids_B, step=0)
+
+
+def rows_of(model: Any) -> Literal["packed", "padded"]:
+    """Plain attention does not know packed rows."""
+    return "packed" if model.config._attn_implementation == "sdpa" else "padded"
+
+
+def losses_of(model: Any, batch: Batch) -> tuple[regate.Decision, Tensor]:
+    """The loss of each target, as the loop trains: on a packed row where attention knows them."""
+    decision = dense(batch)
+    outputs: Literal["active", "predictors"] = "predictors" if rows_of(model) == "packed" else "active"
+    elide = regate.attach(model, rows=rows_of(model), outputs=outputs)
+    try:
+        with elide(decision):
+            logits_NV, targets_N = scored_forward(regate.ScoredLM(model), batch, decision)
+    finally:
+        elide.remove()
+    return decision, regate.token_loss(logits_NV, targets_N)
+
+
+def norm_of(decision: regate.Decision, norm: LossNorm) -> MicroBatchNorm:
+    """Of the only micro-batch of the only process."""
+    (own,) = norms_of([decision], norm, sum_processes=lambda local: local, processes=1, accumulation=1)
+    return own
+
+
+def test_a_batch_is_the_official_pack(parity: Parity) -> None:
+    for place, items in enumerate(parity.packs):
+        batch, official = parity.batch(items), parity.inputs
+        assert torch.equal(own_parts(batch, batch.input_ids_BS), official[f"pack{place}.input_ids"][0].long())
+        assert torch.equal(own_parts(batch, batch.layout.labels_BS), official[f"pack{place}.labels"][0].long())
+        lengths = batch.layout.valid_BS.sum(dim=1)
+        starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+        assert starts.tolist() == official[f"pack{place}.cu_seqlens"][0].tolist()
+        position_BS = torch.arange(batch.layout.kind_BS.shape[1]).expand_as(batch.layout.kind_BS)
+        assert torch.equal(own_parts(batch, position_BS), official[f"pack{place}.position_ids"][0].long())
+        decision = dense(batch)
+        for norm in REDUCTIONS:
+            weight_B = norm_of(decision, norm).weight_B
+            assert weight_B is not None
+            weight_BS = weight_B[:, None] * decision.targets_BS
+            theirs = official[f"pack{place}.loss_weight.{norm}"][0]
+            assert difference(own_parts(batch, weight_BS), theirs) <= 1e-7
+
+
+def test_packed_rows_are_padded_rows(parity: Parity, model: Any) -> None:
+    for place, items in enumerate(parity.packs):
+        batch = parity.batch(items)
+        with torch.no_grad():
+            computed = [model(**batch.inputs).logits]
+            elide = regate.attach(model, rows=rows_of(model))
+            try:
+                with elide(dense(batch)):
+                    computed.append(model(**batch.inputs).logits)
+                    assert elide.rows == rows_of(model)
+            finally:
+                elide.remove()
+        for logits_BSV in computed:
+            theirs = parity.expected[f"pack{place}.logits_every3"]
+            assert difference(own_parts(batch, logits_BSV)[::3], theirs) <= LOGITS
+
+
+def test_losses_of_packs_in_each_reduction(parity: Parity, model: Any) -> None:
+    for place, items in enumerate(parity.packs):
+        with torch.no_grad():
+            decision, token_loss_N = losses_of(model, parity.batch(items))
+        for norm in REDUCTIONS:
+            ours = norm_of(decision, norm).total(decision, token_loss_N)
+            assert difference(ours, parity.expected[f"pack{place}.loss.{norm}"]) <= LOSS, (place, norm)
+
+
+def test_loss_of_unpacked_training(parity: Parity, model: Any) -> None:
+    """The official code takes `square` there, whatever it is asked for."""
+    with torch.no_grad():
+        decision, token_loss_N = losses_of(model, parity.batch(parity.rows))
+    ours = norm_of(decision, "square").total(decision, token_loss_N)
+    assert difference(ours, parity.expected["loss.batch.square"]) <= LOSS
+
+
+def train_loss(parity: Parity, model: Any) -> Tensor:
+    """The mean of the losses of two packs, as two micro-batches of a step."""
+    runs = [losses_of(model, parity.batch(items)) for items in parity.packs[:2]]
+    norms = norms_of(
+        [decision for decision, _ in runs],
+        "square",
+        sum_processes=lambda local: local,
+        processes=1,
+        accumulation=len(runs),
+    )
+    return sum(own.total(*run) / len(runs) for own, run in zip(norms, runs, strict=True))  # type: ignore[return-value]
+
+
+def test_gradients(parity: Parity, model: Any) -> None:
+    model.zero_grad(set_to_none=True)
+    loss = train_loss(parity, model)
+    loss.backward()
+    assert difference(loss.detach(), parity.expected["loss.train"]) <= LOSS
+    assert parity.stated["no_gradient"] == [name for name, p in model.named_parameters() if p.grad is None] == []
+    gradients = parity.official(model, {name: p.grad for name, p in model.named_parameters()})
+    norms = parity.grad_norms
+    assert norms.keys() == gradients.keys()
+    for name, norm in norms.items():
+        # A key's bias moves all scores of a query alike: that part of a gradient is nothing but rounding.
+        assert float(gradients[name].norm()) == pytest.approx(norm, rel=GRADIENT, abs=1e-7), name
+    named = [name.removeprefix("grad.") for name in parity.expected if name.startswith("grad.")]
+    assert len(named) >= 8
+    for name in named:
+        theirs = parity.expected[f"grad.{name}"]
+        assert difference(gradients[name].view_as(theirs), theirs) <= GRADIENT * float(theirs.abs().max()), name
+    model.zero_grad(set_to_none=True)
+
+
+def parts_with_decay(model: Any) -> list[ParameterGroup]:
+    parts, decayed = parts_of(model), decayed_names(model)
+    return [ParameterGroup(part, parts.of(part), None, decayed) for part in PARTS]
+
+
+def test_decay_groups_are_the_official_trainer_s_by_name(parity: Parity) -> None:
+    model = parity.model("eager")
+    optimizer = make_optimizer(model, OptimizerRecipe(lr=1e-3, weight_decay=0.05), parts_with_decay(model))
+    names = {id(parameter): official_name(name)[0] for name, parameter in model.named_parameters()}
+    groups: dict[bool, set[str]] = {True: set(), False: set()}
+    for group in optimizer.param_groups:
+        groups[group["weight_decay"] > 0] |= {names[id(parameter)] for parameter in group["params"]}
+    assert groups[True] == set(parity.decay["decay"])
+    assert groups[False] == set(parity.decay["no_decay"])
+    assert any(name.endswith("ls1") for name in groups[True])
+    trainer: Any = Trainer.get_decay_parameter_names(None, model)  # type: ignore[arg-type]
+    assert set(trainer) == decayed_names(model)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize(
+    ("decay", "limit", "name"), [(0.0, None, "adamw.losses"), (0.5, 1.0, "adamw.losses.wd_clip")]
+)
+def test_five_steps_of_adamw(parity: Parity, attention: str, decay: float, limit: float | None, name: str) -> None:
+    model = parity.model(attention)
+    recipe = OptimizerRecipe(lr=1e-3, weight_decay=decay)
+    optimizer = make_optimizer(model, recipe, parts_with_decay(model))
+    losses = []
+    for _ in range(len(parity.expected[name])):
+        loss = train_loss(parity, model)
+        loss.backward()
+        if limit is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+    assert difference(torch.stack(losses), parity.expected[name]) <= LOSS
+
+
+def worker(rank: int, world: int, folder: Path) -> None:
+    """One pack on each of two processes: its loss and its sum of weights."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=world)
+    parity = Parity(Path((folder / "root").read_text()))
+    decision, token_loss_N = losses_of(parity.model("sdpa"), parity.batch(parity.packs[rank]))
+    local: list[Tensor] = []
+
+    def sum_processes(sums: Tensor) -> Tensor:
+        local.append(sums.clone())
+        dist.all_reduce(sums)
+        return sums
+
+    (own,) = norms_of([decision], "square", sum_processes=sum_processes, processes=world, accumulation=1)
+    loss = own.total(decision, token_loss_N).detach()
+    torch.save({"loss": loss, "weights": local[0][0].float()}, folder / f"rank-{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="gloo over a file is for Linux here")
+def test_two_processes_divide_by_the_mean_of_their_weights(parity: Parity, tmp_path: Path) -> None:
+    (tmp_path / "root").write_text(str(parity.root))
+    assert forked.run(worker, 2, tmp_path) == [0, 0]
+    ranks = [torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for ours, theirs in (("loss", "two_ranks.square"), ("weights", "two_ranks.weight_sums")):
+        assert difference(torch.stack([rank[ours] for rank in ranks]), parity.expected[theirs]) <= LOSS
