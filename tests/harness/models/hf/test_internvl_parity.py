@@ -158,6 +158,54 @@ def test_features(parity: Parity, model: Any) -> None:
     assert difference(seen.pooler_output, parity.expected["features"]) <= FEATURES
 
 
+def changed(parity: Parity, change: str) -> Any:
+    """The model with one constant of another model's."""
+    model = parity.model("sdpa")
+    if change == "tower's epsilon":
+        for layer in model.model.vision_tower.encoder.layer:
+            layer.layernorm_before.eps = layer.layernorm_after.eps = 1e-5
+    elif change == "projector's epsilon":
+        model.model.multi_modal_projector.layer_norm.eps = 1e-6
+    elif change == "tower's activation":
+        for layer in model.model.vision_tower.encoder.layer:
+            layer.mlp.activation_fn = torch.nn.GELU(approximate="tanh")
+    elif change == "projector in bfloat16":
+        for parameter in model.model.multi_modal_projector.parameters():
+            parameter.data = parameter.data.bfloat16().float()
+    elif change == "rotary base":
+        rotary = model.model.language_model.rotary_emb
+        rotary.inv_freq = 1e4 ** -(torch.arange(0, rotary.inv_freq.numel()) / rotary.inv_freq.numel())
+    elif change == "decoder's epsilon":
+        for module in model.get_decoder().modules():
+            if hasattr(module, "variance_epsilon"):
+                module.variance_epsilon = 1e-5
+    return model
+
+
+@pytest.mark.parametrize(
+    ("change", "features"),
+    [
+        ("tower's epsilon", True),
+        ("projector's epsilon", True),
+        ("tower's activation", True),
+        ("projector in bfloat16", True),
+        ("rotary base", False),
+        ("decoder's epsilon", False),
+    ],
+)
+def test_wrong_constants_are_told_apart(parity: Parity, change: str, features: bool) -> None:
+    """The limits are tight enough: each moves the features, or the logits, far beyond them."""
+    batch = parity.batch(["image"])
+    right, wrong = parity.model("sdpa"), changed(parity, change)
+    with torch.no_grad():
+        pixels = batch.inputs["pixel_values"]
+        seen = [model.get_image_features(pixels).pooler_output for model in (right, wrong)]
+        logits = [model(**batch.inputs).logits for model in (right, wrong)]
+    if features:
+        assert difference(*seen) > 10 * FEATURES
+    assert difference(*logits) > 10 * LOGITS
+
+
 def test_merged_embeddings(parity: Parity, model: Any) -> None:
     seen: list[Any] = []
     handle = model.get_decoder().register_forward_pre_hook(
