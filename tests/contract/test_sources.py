@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from harness.common.errors import DataError
-from harness.config.data import Annotation, Data, LlavaData, ShapesData, Subset, VideoChat2Data
+from harness.config.data import Annotation, Data, InternVLData, LlavaData, ShapesData, Subset, VideoChat2Data
 from harness.config.recipe import Paths
 from harness.data.loading.video import read_frames
 from harness.data.packed import MODALITIES
@@ -89,12 +89,40 @@ def _videochat2_media(clips: Path, folder: Path) -> Data:
     )
 
 
+def _internvl(clips: Path, folder: Path) -> Data:
+    """Videos, a part of one without its tag, a picture and text alone; one annotation is there twice."""
+    shutil.copytree(clips / "clips" / "train", folder / "media" / "clips")
+    Image.new("RGB", (64, 64), (9, 9, 9)).save(folder / "media" / "grey.png")
+
+    def record(key: str, question: str, **media: Any) -> dict[str, Any]:
+        spoken = [{"from": "human", "value": question}, {"from": "gpt", "value": f"Answer {key}."}]
+        return {"id": key, **media, "conversations": spoken}
+
+    annotations = {
+        "videos": [record(f"v{i}", "<video>\nWhat?", video=f"{i:06d}.mp4") for i in range(6)],
+        "others": [
+            record("part", "What?", video="clips/000000.mp4", clip=[0.2, 0.8]),
+            record("picture", "See <image> here?", image="grey.png"),
+            record("text", "Hi"),
+        ],
+    }
+    meta = {
+        "videos": {"root": "clips", "annotation": "videos.jsonl", "repeat_time": 1},
+        "others": {"root": "", "annotation": "others.jsonl", "repeat_time": 2, "data_augment": False},
+    }
+    for name, records in annotations.items():
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(own)}\n" for own in records))
+    (folder / "meta.json").write_text(json.dumps(meta))
+    return InternVLData(source="internvl", meta="meta.json", media="media", frames=4)
+
+
 def _shapes(clips: Path, folder: Path) -> Data:
     shutil.copytree(clips, folder / clips.name)
     return SHAPES
 
 
 SOURCES = {
+    "internvl": _internvl,
     "shapes": _shapes,
     "llava": _llava,
     "video_chatgpt": _video_chatgpt,
@@ -162,7 +190,7 @@ def test_the_fingerprint_is_that_of_the_content(source: tuple[Data, Paths], tmp_
         make_data(data, paths, 1)
         assert open_data(data, paths, 1).fingerprint != before.fingerprint
         return
-    first = data.annotations[0]
+    first = "videos.jsonl" if isinstance(data, InternVLData) else data.annotations[0]
     file = elsewhere / (first if isinstance(first, str) else first.file)
     last = file.read_text().rindex(".")
     file.write_text(file.read_text()[:last] + "!" + file.read_text()[last + 1 :])  # one letter of one answer
@@ -184,6 +212,9 @@ def test_missing_files_are_named_with_their_origin(source: tuple[Data, Paths], t
     if isinstance(data, ShapesData):
         assert len(lines) == 1
         assert "harness data make" in lines[0]
+    elif isinstance(data, InternVLData):
+        assert len(lines) == 1  # the meta file names the others
+        assert source_of(data, paths, 0).origin in lines[0]
     else:
         folders = {a.media for a in data.annotations} if isinstance(data, VideoChat2Data) else {data.media}
         assert len(lines) == len(data.annotations) + len(folders)

@@ -4,6 +4,8 @@ answers. `--parity-root` names another fixture of the same format.
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -14,7 +16,9 @@ import torch.distributed as dist
 from transformers import Trainer
 
 import regate
-from harness.config.recipe import OptimizerRecipe
+from harness.config.data import InternVLData
+from harness.config.recipe import OptimizerRecipe, Paths
+from harness.data.sources import open_data
 from harness.models.adapter import ParameterGroup, scored_forward
 from harness.models.hf.internvl.chat import SYSTEM
 from harness.models.hf.internvl.checkpoint_names import official_name
@@ -442,3 +446,19 @@ def test_two_processes_divide_by_the_mean_of_their_weights(parity: Parity, tmp_p
     ranks = [torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1)]
     for ours, theirs in (("loss", "two_ranks.square"), ("weights", "two_ranks.weight_sums")):
         assert difference(torch.stack([rank[ours] for rank in ranks]), parity.expected[theirs]) <= LOSS
+
+
+def test_the_official_annotation_through_the_program_s_reader(parity: Parity, tmp_path: Path) -> None:
+    """The items of the fixture as a source of a recipe reads them: the same ids and labels."""
+    meta = {"items": {"root": "", "annotation": "data.jsonl", "repeat_time": 1}}
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    shutil.copy(parity.root / "data.jsonl", tmp_path)
+    shutil.copytree(parity.root / "media", tmp_path / "media")
+    section = InternVLData(source="internvl", meta="meta.json", media="media")
+    opened = open_data(section, Paths(data=str(tmp_path)), 0)
+    samples = {sample.key.removeprefix("items#"): sample for sample in opened.samples}
+    assert samples.keys() == parity.cases.keys()
+    for item, sample in samples.items():
+        row = parity.processor(item).encode(sample, parity.frames(item))
+        assert torch.equal(row.input_ids_S, parity.inputs[f"{item}.input_ids"].long()), item
+        assert torch.equal(row.labels_S, parity.inputs[f"{item}.labels"].long()), item
