@@ -6,7 +6,8 @@ Legend: B rows, S expanded length, V vocabulary.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 PartName = Literal["tower", "projector", "decoder"]
 PARTS: Final[tuple[PartName, ...]] = ("tower", "projector", "decoder")
 _NOT_DECAYED: Final = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
+_CAPTURES: Final = "_output_capturing_hooks_installed"
+"""transformers' mark of a module whose outputs it records by hooks."""
 _MERGER: Final = "merger"
 """In the name of a module within a tower that makes the decoder's visual tokens of its output."""
 
@@ -144,9 +147,23 @@ def _unread(model: Any, parts: Parts, white: Mapping[str, Tensor]) -> list[str]:
     }
     if not trained:
         return []
-    features = total(model.base_model.get_image_features(**_on(model, white)))
+    with _hooks_kept(model):
+        features = total(model.base_model.get_image_features(**_on(model, white)))
     grads = torch.autograd.grad(features, list(trained.values()), allow_unused=True)
     return [name for name, grad in zip(trained, grads, strict=True) if grad is None]
+
+
+@contextmanager
+def _hooks_kept(model: nn.Module) -> Iterator[None]:
+    """Takes away the hooks that a pass leaves behind: transformers records outputs by functions that cannot be sent
+    to other processes. A later pass puts them there again."""
+    before = {module: (set(module._forward_hooks), _CAPTURES in vars(module)) for module in model.modules()}
+    yield
+    for module, (hooks, captured) in before.items():
+        for key in set(module._forward_hooks) - hooks:
+            del module._forward_hooks[key]
+        if not captured:
+            vars(module).pop(_CAPTURES, None)
 
 
 class WhitePicture:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import zlib
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +65,7 @@ def picture(folder: Path) -> Path:
 
 
 def sample(key: str, *turns: tuple[str, str], media: tuple[Media, ...] = ()) -> Sample:
-    return Sample(hash(key) % 2**31, key, media, tuple(Turn(role, text) for role, text in turns))  # type: ignore[arg-type]
+    return Sample(zlib.crc32(key.encode()), key, media, tuple(Turn(role, text) for role, text in turns))  # type: ignore[arg-type]
 
 
 def samples(adapter: Any) -> list[Sample]:
