@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from harness.models.device import to_device
+from regate.types import Kind
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
@@ -170,13 +173,22 @@ class Family:
     official: Callable[[EvaluationRecipe], Evaluated] | None = None
 
 
-def scored_forward(model: nn.Module, batch: Batch, decision: Decision) -> tuple[Tensor, Tensor]:
-    """What `Adapter.forward` is for every model whose inputs are all in `batch.inputs`."""
+def scored_forward(
+    model: nn.Module, batch: Batch, decision: Decision, *, tells_places: bool = False
+) -> tuple[Tensor, Tensor]:
+    """What `Adapter.forward` is for every model whose inputs are all in `batch.inputs`.
+
+    Args:
+        tells_places: the model is one of this package's, which does not look for its placeholders where it is told
+            them (`visual_places` of `harness.models.multimodal`).
+    """
     device = next(model.parameters()).device
     inputs: dict[str, Any] = {
-        name: value.to(device, non_blocking=True) if hasattr(value, "to") else value
-        for name, value in batch.inputs.items()
+        name: to_device(value, device) if hasattr(value, "to") else value for name, value in batch.inputs.items()
     }
+    if tells_places:
+        place_n = (batch.layout.kind_BS == Kind.VISUAL).flatten().nonzero().squeeze(1)
+        inputs["visual_places"] = to_device(place_n, device)
     # The mask stays on the CPU, where its length is known without waiting for the device.
     logits_NV = model(predictor_BS=decision.predictor_BS, **inputs)
-    return logits_NV, decision.targets_N.to(device, non_blocking=True)
+    return logits_NV, to_device(decision.targets_N, device)

@@ -12,6 +12,8 @@ from accelerate import Accelerator
 from harness.common.errors import RecipeError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from harness.config.recipe import TrainRecipe
 
 _STATUS = Path("/proc/self/status")
@@ -37,6 +39,14 @@ def compute_dtype(precision: str) -> torch.dtype:
     if precision == "auto":
         return torch.bfloat16 if computes_bfloat16() else torch.float32
     return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision, torch.float32)
+
+
+def to_device(value: Tensor, device: torch.device) -> Tensor:
+    """`value` on `device`, without waiting for work that is queued there: a copy from memory that is not pinned
+    does."""
+    if device.type == "cuda" and value.device.type == "cpu":
+        value = value.pin_memory()
+    return value.to(device, non_blocking=True)
 
 
 def reset_peak(device: torch.device) -> None:

@@ -63,8 +63,12 @@ class MultimodalDecoder:
         """A family's own change to the embeddings of the text; takes what belongs to it out of `visual`."""
         return embeds_BSD
 
-    def merge(self, input_ids: Tensor, **visual: Any) -> Tensor:
+    def merge(self, input_ids: Tensor, visual_places: Tensor | None = None, **visual: Any) -> Tensor:
         """Embeddings BSD with the visual tokens, in order, where the placeholders stand.
+
+        Args:
+            visual_places: int64, the placeholders in flattened `input_ids`, by whoever knows them: nothing then waits
+                for an accelerator. None looks for them.
 
         A training batch of text alone calls the vision side on a black clip and adds nothing of it: the same modules
         run as for all others, so processes that share gradients or weights stay in step.
@@ -72,16 +76,19 @@ class MultimodalDecoder:
         Raises:
             ValueError: placeholders and visual tokens differ in number, or there are no frames for them.
         """
-        placeholder_BS = input_ids == self.config.placeholder_token_id
+        if visual_places is None:
+            placeholder_BS = input_ids == self.config.placeholder_token_id
+            visual_places = placeholder_BS.flatten().nonzero().squeeze(1)
         # A placeholder may lie outside the vocabulary.
-        embeds_BSD: Tensor = self.get_input_embeddings()(input_ids.masked_fill(placeholder_BS, 0))
+        known_BS = input_ids.flatten().index_fill(0, visual_places, 0).view_as(input_ids)
+        embeds_BSD: Tensor = self.get_input_embeddings()(known_BS)
         embeds_BSD = self.begin_rows(embeds_BSD, visual)
         features = None
         if visual["pixel_values"] is not None:
             features = self.get_video_features(**visual)
-        elif self.training and not bool(placeholder_BS.any()):
+        elif self.training and not visual_places.numel():
             return embeds_BSD + self.get_video_features(**self.black_clip()).sum() * 0.0
-        return fill(embeds_BSD, placeholder_BS, features)
+        return fill(embeds_BSD, visual_places, features)
 
     def forward(
         self,
@@ -90,17 +97,19 @@ class MultimodalDecoder:
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
+        visual_places: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """`inputs_embeds` stands for `input_ids` after the merge; exactly one of the two is given.
 
         Args:
+            visual_places: as of `merge`.
             kwargs: `visual_inputs`, and what the decoder takes.
         """
         visual = {name: kwargs.pop(name, None) for name in self.visual_inputs}
         check_inputs(input_ids, inputs_embeds, visual["pixel_values"])
         if input_ids is not None:
-            inputs_embeds = self.merge(input_ids, **visual)
+            inputs_embeds = self.merge(input_ids, visual_places, **visual)
         return self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -206,16 +215,17 @@ def check_inputs(input_ids: Tensor | None, inputs_embeds: Tensor | None, pixel_v
         raise ValueError("pixel_values need input_ids: the placeholders are found there")
 
 
-def fill(embeds_BSD: Tensor, placeholder_BS: Tensor, features: Tensor | None) -> Tensor:
+def fill(embeds_BSD: Tensor, visual_places: Tensor, features: Tensor | None) -> Tensor:
     """The embeddings with the visual tokens, in order, where the placeholders stand.
 
     Args:
+        visual_places: int64, the placeholders in flattened rows.
         features: visual tokens [..., D]; None where there are no frames.
 
     Raises:
         ValueError: placeholders and visual tokens differ in number, or there are no frames for them.
     """
-    wanted = int(placeholder_BS.sum())
+    wanted = visual_places.numel()
     if features is None:
         if wanted:
             raise ValueError(f"{wanted} visual placeholders in input_ids but no pixel_values")
@@ -223,4 +233,5 @@ def fill(embeds_BSD: Tensor, placeholder_BS: Tensor, features: Tensor | None) ->
     given = features.shape[:-1].numel()
     if wanted != given:
         raise ValueError(f"{wanted} visual placeholders in input_ids but {given} visual tokens")
-    return embeds_BSD.masked_scatter(placeholder_BS[..., None], features.to(embeds_BSD.dtype))
+    rows_nD = features.flatten(0, -2).to(embeds_BSD.dtype)
+    return embeds_BSD.flatten(0, 1).index_copy(0, visual_places, rows_nD).view_as(embeds_BSD)

@@ -83,6 +83,8 @@ class PretrainedAdapter(ABC, Generic[Files]):
 
     frame_rule: FrameRule
     toy: ClassVar[Toy | None] = None
+    tells_places: ClassVar[bool] = False
+    """Whether the model is one of this package's classes; see `scored_forward`."""
 
     def __init__(self, recipe: Recipe, data: DataSet | None) -> None:
         self.recipe = recipe
@@ -180,7 +182,7 @@ class PretrainedAdapter(ABC, Generic[Files]):
         return load_teacher(self.recipe, self._teacher_folder())
 
     def forward(self, model: nn.Module, batch: Batch, decision: Decision) -> tuple[Tensor, Tensor]:
-        return scored_forward(model, batch, decision)
+        return scored_forward(model, batch, decision, tells_places=self.tells_places)
 
     def _teacher_folder(self) -> Path:
         """The student's own language model, or what `gate.reference.model` names below paths.weights."""

@@ -10,16 +10,16 @@ from __future__ import annotations
 import math
 import time
 from contextlib import closing
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 
 import regate
-from harness.common.errors import DataError, HarnessError, Preempted
+from harness.common.errors import DataError, Preempted
 from harness.common.files import atomic_folder
 from harness.common.hashing import digest
 from harness.common.signals import stop_requests
@@ -32,6 +32,8 @@ from harness.training import checkpoint
 from harness.training.loss_norm import norms_of
 from harness.training.optimizer import lr_at, set_lr
 from harness.training.parallel import wrap_model
+from harness.training.step_report import StepResult, send_report
+from regate.transfer import on_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from harness.data.sources import DataSet
     from harness.models.adapter import Adapter, ParameterGroup
     from harness.training.loss_norm import MicroBatchNorm
+    from harness.training.step_report import StepReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +82,6 @@ class TrainJob:
     def finished(self) -> bool:
         kept = all(self.model_dir(step).exists() for step in self.evaluate_at)
         return kept and finished_step(self.ledger_path) == self.steps
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What one optimizer step did, on this process. `executed`: positions that the decoder computed, padding among
-    them."""
-
-    counts: regate.TokenCounts
-    executed: int
-    keep_ratio: float
-    loss_sum: Tensor
-    flops: float
-    flops_dense: float
-    grad_norm: float
-    skipped: bool
 
 
 class Loop:
@@ -173,6 +161,8 @@ class Loop:
         return StepResult(
             counts=sum((decision.counts for decision in decisions), regate.TokenCounts()),
             executed=sum(self.elide.executed(decision) for decision in decisions),
+            rows=self.elide.rows,
+            kernel=self.elide.kernel,
             keep_ratio=decisions[0].keep_ratio,
             loss_sum=loss_sum,
             flops=flops,
@@ -203,10 +193,11 @@ class Loop:
         return decided, dense
 
     def norms(self, decisions: list[regate.Decision]) -> list[MicroBatchNorm]:
-        """How each micro-batch's losses become the mean that the recipe asks for; a small collective."""
+        """How each micro-batch's losses become the mean that the recipe asks for; a small collective, whose result
+        stays on the device."""
 
         def sum_processes(local: Tensor) -> Tensor:
-            total: Tensor = self.accelerator.reduce(local.to(self.accelerator.device), "sum")
+            total: Tensor = self.accelerator.reduce(on_device(local, self.accelerator.device), "sum")
             return total
 
         return norms_of(
@@ -217,44 +208,15 @@ class Loop:
             accumulation=self.accelerator.gradient_accumulation_steps,
         )
 
-    def report(self, result: StepResult, window: list[Batch], *, stop: bool) -> tuple[dict[str, Any], bool]:
-        """The step over all processes, and whether one of them was asked to stop: one small collective."""
-        peak = device.peak_bytes(self.accelerator.device)
-        failed = [sample for batch in window for sample in batch.failed]
-        cut = [targets for batch in window for targets in batch.cut]
-        local = [*astuple(result.counts), result.flops, result.flops_dense, float(result.loss_sum), peak or 0]
-        local += [len(failed), len(cut), sum(cut), stop, sum(len(batch.unshuffled) for batch in window)]
-        local += [result.executed]
-        rows = self.accelerator.gather(torch.tensor([local], dtype=torch.float64, device=self.accelerator.device))
-        total = rows.sum(dim=0).tolist()
-        counts = regate.TokenCounts(*(int(value) for value in total[:8]))
-        counts.check()
-        loss = total[10] / max(1, counts.scored)
-        if not math.isfinite(loss) or not (math.isfinite(result.grad_norm) or result.skipped):
-            raise HarnessError(
-                f"training diverged: loss {loss}, gradient norm {result.grad_norm}",
-                hint="lower train.optimizer.lr or lengthen the warm-up; the last checkpoint is kept",
-            )
-        if total[12] > 0:
-            failed = gather_object(failed)
-        report = {
-            "counts": {name: getattr(counts, name) for name in counts.__slots__},
-            "executed": int(total[17]),
-            "rows": self.elide.rows,
-            "kernel": self.elide.kernel,
-            "keep_ratio": result.keep_ratio,
-            "loss": loss,
-            "grad_norm": result.grad_norm if math.isfinite(result.grad_norm) else None,
-            "skipped": result.skipped,
-            "devices": self.accelerator.num_processes,
-            "flops": total[8],
-            "flops_dense": total[9],
-            "peak_bytes": int(rows[:, 11].max()) or None,
-            "failed": failed,
-            "truncated": {"samples": int(total[13]), "targets": int(total[14])},
-            "unshuffled": int(total[16]),
-        }
-        return report, total[15] > 0
+    def send(self, result: StepResult, window: list[Batch], *, stop: bool) -> StepReport:
+        """See `send_report`."""
+        return send_report(self.accelerator, result, window, stop=stop)
+
+    @property
+    def reads_late(self) -> bool:
+        """Whether a step's report is read once the next step is queued. On the CPU a step is over when it returns,
+        and its seconds are its own."""
+        return bool(self.accelerator.device.type == "cuda")
 
 
 def train(job: TrainJob, *, now: Callable[[], float] = time.perf_counter) -> None:
@@ -285,13 +247,15 @@ def train(job: TrainJob, *, now: Callable[[], float] = time.perf_counter) -> Non
         ledger.append("stage", stage="load", seconds=clocks.take(), devices=devices)
         try:
             with closing(batches), job.progress.task(f"train {job.recipe.name}", job.steps, start=start) as advance:
+                notes = _StepNotes(loop, ledger, clocks, advance)
                 for step, window in zip(range(start, job.steps), batches, strict=True):
                     clocks.lap("data")
-                    report, stop = loop.report(loop.step(window, step), window, stop=stopping())
-                    clocks.lap("train")
-                    _note_step(loop, ledger, clocks, step, report)
-                    advance(step + 1, f"loss {report['loss']:.3f} keep {report['keep_ratio']:.2f}")
-                    _keep(loop, ledger, clocks, step + 1, stop=stop)
+                    notes.add(step, loop.send(loop.step(window, step), window, stop=stopping()))
+                    if loop.sampler.epoch_of(step + 1) != loop.sampler.epoch_of(step):
+                        loop.gate.end_epoch()
+                    if notes.stop or _due(loop, step + 1):
+                        notes.finish()
+                    _keep(loop, ledger, clocks, step + 1, stop=notes.stop)
         finally:
             # What is left to do after the last step: the loading processes end.
             clocks.lap("data")
@@ -299,12 +263,49 @@ def train(job: TrainJob, *, now: Callable[[], float] = time.perf_counter) -> Non
         ledger.append("end", step=job.steps, clock=clocks.reading)
 
 
-def _note_step(loop: Loop, ledger: Ledger, clocks: Clocks, step: int, report: dict[str, Any]) -> None:
-    epoch = loop.sampler.epoch_of(step)
-    lr = lr_at(loop.recipe.optimizer, step, loop.job.steps)
-    ledger.append("step", step=step, epoch=epoch, lr=lr, seconds=clocks.take(), **report)
-    if loop.sampler.epoch_of(step + 1) != epoch:
-        loop.gate.end_epoch()
+class _StepNotes:
+    """The ledger's line of each step, written when its report is read: at once, or after the next step was queued.
+
+    The seconds of a line run from the reading before. Where that is late they are the device's: it went from the end
+    of one step to the end of the next.
+
+    Attributes:
+        stop: whether a process was asked to stop, as far as reports were read.
+    """
+
+    def __init__(self, loop: Loop, ledger: Ledger, clocks: Clocks, advance: Callable[[int, str], None]) -> None:
+        self._loop, self._ledger, self._clocks, self._advance = loop, ledger, clocks, advance
+        self._unread: tuple[int, StepReport] | None = None
+        self.stop = False
+
+    def add(self, step: int, report: StepReport) -> None:
+        if self._unread is not None:
+            self._write(*self._unread)
+        self._unread = step, report
+        self._clocks.lap("train")
+        if not self._loop.reads_late:
+            self.finish()
+
+    def finish(self) -> None:
+        """Read what was not read yet: what is written after this knows that the losses are finite."""
+        if self._unread is not None:
+            self._write(*self._unread)
+            self._unread = None
+
+    def _write(self, step: int, report: StepReport) -> None:
+        line, stop = report.read()
+        self.stop = self.stop or stop
+        self._clocks.lap("train")
+        lr = lr_at(self._loop.recipe.optimizer, step, self._loop.job.steps)
+        epoch = self._loop.sampler.epoch_of(step)
+        self._ledger.append("step", step=step, epoch=epoch, lr=lr, seconds=self._clocks.take(), **line)
+        self._advance(step + 1, f"loss {line['loss']:.3f} keep {line['keep_ratio']:.2f}")
+
+
+def _due(loop: Loop, done: int) -> bool:
+    """Whether something is written after `done` steps."""
+    job = loop.job
+    return done in job.evaluate_at or done == job.steps or done % loop.recipe.checkpoint_every == 0
 
 
 def _keep(loop: Loop, ledger: Ledger, clocks: Clocks, done: int, *, stop: bool) -> None:

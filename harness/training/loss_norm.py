@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import torch
 
 from regate.top_k import budget
+from regate.transfer import on_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -34,12 +35,12 @@ class MicroBatchNorm:
     """How the losses of a micro-batch become what is differentiated.
 
     Attributes:
-        scale: of the weighed sum. accelerate divides by the number of micro-batches, and data parallelism averages
-            over processes.
+        scale: of the weighed sum; of several processes a float64 scalar on the device, which nothing waits for.
+            accelerate divides by the number of micro-batches, and data parallelism averages over processes.
         weight_B: float32, of each loss of a row; None where all weigh one.
     """
 
-    scale: float
+    scale: float | Tensor
     weight_B: Tensor | None = None
 
     def total(self, decision: Decision, kept_loss_N: Tensor) -> Tensor:
@@ -48,10 +49,11 @@ class MicroBatchNorm:
         Args:
             kept_loss_N: the losses, zero where they do not train.
         """
+        scale = self.scale if isinstance(self.scale, float) else self.scale.to(kept_loss_N.dtype)
         if self.weight_B is None:
-            return kept_loss_N.sum() * self.scale
+            return kept_loss_N.sum() * scale
         weight_N = self.weight_B.repeat_interleave(decision.losses_BS.sum(dim=1).cpu())
-        return (kept_loss_N * weight_N.to(kept_loss_N)).sum() * self.scale
+        return (kept_loss_N * on_device(weight_N, kept_loss_N.device).to(kept_loss_N.dtype)).sum() * scale
 
 
 def norms_of(
@@ -66,21 +68,23 @@ def norms_of(
 
     Args:
         decisions: M of them, as many as on every other process.
-        sum_processes: the sum of a tensor over all processes.
+        sum_processes: the sum of a tensor over all processes, on the device; not asked where there is one process.
         accumulation: what accelerate divides the loss of a micro-batch by.
     """
     if norm == "micro_batch":
         return [MicroBatchNorm(1.0 / max(1, decision.counts.scored)) for decision in decisions]
     if norm == "global_tokens":
-        total = int(sum_processes(torch.tensor(sum(decision.counts.scored for decision in decisions))))
-        return [MicroBatchNorm(processes * accumulation / max(1, total))] * len(decisions)
+        scored = sum(decision.counts.scored for decision in decisions)
+        if processes == 1:
+            return [MicroBatchNorm(accumulation / max(1, scored))] * len(decisions)
+        total = sum_processes(torch.tensor(scored, dtype=torch.float64)).clamp(min=1)
+        return [MicroBatchNorm(processes * accumulation / total)] * len(decisions)
     weights = [weight_of(scored_per_row(decision), norm) for decision in decisions]
     sums = [(weight_B * scored_per_row(d)).sum() for weight_B, d in zip(weights, decisions, strict=True)]
-    means_M = sum_processes(torch.stack(sums)) / processes
-    return [
-        MicroBatchNorm(1.0 / float(mean) if mean > 0 else 0.0, weight_B.float())
-        for mean, weight_B in zip(means_M.tolist(), weights, strict=True)
-    ]
+    sums_M = torch.stack(sums) if processes == 1 else sum_processes(torch.stack(sums))
+    scale_M = torch.where(sums_M > 0, processes / sums_M, 0.0)
+    scales = scale_M.tolist() if processes == 1 else scale_M.unbind()
+    return [MicroBatchNorm(scale, weight_B.float()) for scale, weight_B in zip(scales, weights, strict=True)]
 
 
 def weight_of(scored_B: Tensor, norm: LossNorm) -> Tensor:

@@ -53,8 +53,9 @@ class ParallelModel(Protocol):
         """Around one forward and backward pass."""
         ...
 
-    def clip(self, limit: float) -> float:
-        """Scale the gradients so that their norm over all parameters is at most `limit`; the norm before."""
+    def clip(self, limit: float) -> Tensor:
+        """Scale the gradients so that their norm over all parameters is at most `limit`; the norm before, on the
+        device."""
         ...
 
     def export(self, write: Callable[[nn.Module], None]) -> None:
@@ -109,8 +110,9 @@ class Replicated:
         context: AbstractContextManager[None] = self.accelerator.accumulate(self.model)
         return context
 
-    def clip(self, limit: float) -> float:
-        return float(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
+    def clip(self, limit: float) -> Tensor:
+        norm: Tensor = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        return norm
 
     def export(self, write: Callable[[nn.Module], None]) -> None:
         if self.accelerator.is_main_process:
@@ -180,7 +182,7 @@ class Sharded:
     def micro_batch(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def clip(self, limit: float) -> float:
+    def clip(self, limit: float) -> Tensor:
         from torch.distributed.tensor import DTensor
 
         parameters = list(self.model.parameters())
@@ -189,7 +191,7 @@ class Sharded:
         full_norm: Tensor = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if limit < math.inf:
             torch.nn.utils.clip_grads_with_norm_(parameters, limit, full_norm)
-        return float(full_norm)
+        return full_norm
 
     def export(self, write: Callable[[nn.Module], None]) -> None:
         model = gather_model(self.model, self._blueprint)

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 READS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "unique_dim"}
 """Operations of aten whose result needs values on the host."""
-MODULES = ("attention", "compaction", "elision", "gate", "head", "inputs")
+MODULES = tuple(
+    f"regate.{name}" for name in ("attention", "compaction", "elision", "gate", "head", "inputs", "last_layer")
+)
 
 
 class HostWaits(TorchDispatchMode):
@@ -38,6 +40,11 @@ class HostWaits(TorchDispatchMode):
         for value in values:
             self._marked[value] = True
 
+    def unmark(self, value: Tensor) -> Tensor:
+        """A copy that is on the host."""
+        self._marked.pop(value, None)
+        return value
+
     def holds(self, value: Any) -> bool:
         return isinstance(value, Tensor) and value in self._marked
 
@@ -47,6 +54,8 @@ class HostWaits(TorchDispatchMode):
         name = function._schema.name.removeprefix("aten::")
         if on_device and (name in READS or (name.startswith("index") and _by_mask(args))):
             self.names.append(name)
+        if on_device and name == "index" and any(not self.holds(index) for index in _indices(args)):
+            self.names.append("host index")
         out = function(*args, **kwargs)
         if on_device:
             self.mark(*(leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)))
@@ -55,8 +64,12 @@ class HostWaits(TorchDispatchMode):
 
 def _by_mask(args: Any) -> bool:
     """Whether an index is a mask: its true entries have to be counted first."""
+    return any(index.dtype in (torch.bool, torch.uint8) for index in _indices(args))
+
+
+def _indices(args: Any) -> list[Tensor]:
     indices = args[1] if len(args) > 1 and isinstance(args[1], list | tuple) else []
-    return any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in indices)
+    return [index for index in indices if isinstance(index, Tensor)]
 
 
 @contextmanager
@@ -70,7 +83,7 @@ def counting(patch: pytest.MonkeyPatch) -> Iterator[HostWaits]:
         return copy
 
     for name in MODULES:
-        module = importlib.import_module(f"regate.{name}")
+        module = importlib.import_module(name)
         if hasattr(module, "on_device"):
             patch.setattr(module, "on_device", to_device)
     for name in ("tolist", "cpu", "numpy"):

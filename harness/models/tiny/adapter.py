@@ -92,7 +92,7 @@ class TinyAdapter:
         return decoder_shape(config.text_config, vision_flops=vision_flops(config))
 
     def forward(self, model: nn.Module, batch: Batch, decision: Decision) -> tuple[Tensor, Tensor]:
-        return scored_forward(model, batch, decision)
+        return scored_forward(model, batch, decision, tells_places=True)
 
     def save(self, model: nn.Module, directory: Path) -> None:
         with quiet_transformers():

@@ -50,6 +50,7 @@ class VideoChat2Adapter(PretrainedAdapter[ModelFiles]):
 
     frame_rule: FrameRule = "mvbench"
     toy = toy.TOY
+    tells_places = True
 
     def __init__(self, recipe: Recipe, data: DataSet | None) -> None:
         super().__init__(recipe, data)

@@ -93,13 +93,17 @@ class VideoChat2Model(MultimodalDecoder, MultimodalPreTrained):
         tokens: list[Tensor] = []
         for count in dict.fromkeys(counts):  # clips of one length together: images beside videos
             rows = [row for row, own in enumerate(counts) if own == count]
-            pixels_NTCHW = torch.stack([clips[row] for row in rows])
-            tokens.append(self._clips(pixels_NTCHW, qformer_input_ids[rows], qformer_attention_mask[rows]))
+            pixels_NTCHW, text_NL, mask_NL = (
+                torch.stack([of_clip[row] for row in rows])
+                for of_clip in (clips, qformer_input_ids, qformer_attention_mask)
+            )
+            tokens_NQD = self._clips(pixels_NTCHW, text_NL, mask_NL)
+            if len(rows) == len(counts):
+                return tokens_NQD
+            tokens += tokens_NQD.unbind()
             order += rows
-        tokens_NQD = torch.cat(tokens)
-        if len(tokens) == 1:
-            return tokens_NQD
-        return tokens_NQD[torch.tensor(order).argsort().to(tokens_NQD.device)]
+        # No index of rows: it would be an array on the host, whose copy an accelerator is waited for.
+        return torch.stack([tokens[order.index(row)] for row in range(len(counts))])
 
     def _clips(self, pixels_NTCHW: Tensor, text_NL: Tensor, mask_NL: Tensor) -> Tensor:
         """Visual tokens of clips with one number of frames."""
@@ -127,7 +131,7 @@ class VideoChat2Model(MultimodalDecoder, MultimodalPreTrained):
         first_BS = torch.zeros(embeds_BSD.shape[:2], dtype=torch.bool, device=embeds_BSD.device)
         first_BS[:, 0] = ones if isinstance(ones, bool) else ones.to(embeds_BSD.device)
         number = float(self.config.text_config.bos_token_id)
-        return torch.where(first_BS[..., None], embeds_BSD.new_tensor(number), embeds_BSD)
+        return embeds_BSD.masked_fill(first_BS[..., None], number)
 
     def black_clip(self) -> dict[str, Any]:
         """A picture and an instruction of two words: they reach all that is trained beside the decoder."""

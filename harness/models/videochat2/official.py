@@ -79,7 +79,7 @@ class OfficialVideoChat2:
         return merge_adapters(model) if self._model.merged else model
 
     def forward(self, model: nn.Module, batch: Batch, decision: Decision) -> tuple[Tensor, Tensor]:
-        return scored_forward(model, batch, decision)
+        return scored_forward(model, batch, decision, tells_places=True)
 
 
 def files_of(root: Path, model: VideoChat2Checkpoint) -> ModelFiles:

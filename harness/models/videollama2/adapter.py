@@ -30,6 +30,7 @@ class VideoLLaMA2Adapter(PretrainedAdapter[ModelFiles]):
 
     frame_rule: FrameRule = "spread"
     toy = toy.TOY
+    tells_places = True
 
     def locate(self) -> ModelFiles:
         model, frames = self._model(), self.recipe.data.frames

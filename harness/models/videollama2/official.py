@@ -72,4 +72,4 @@ class OfficialVideoLLaMA2:
         return model
 
     def forward(self, model: nn.Module, batch: Batch, decision: Decision) -> tuple[Tensor, Tensor]:
-        return scored_forward(model, batch, decision)
+        return scored_forward(model, batch, decision, tells_places=True)

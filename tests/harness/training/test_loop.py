@@ -58,7 +58,7 @@ def run(folder: Path, gate: regate.GateConfig | None, progress: Progress) -> lis
         return regate.DenseGate() if gate is None else regate.Gate(gate, None)
 
     loop = Loop(TrainJob(recipe, 10, (), adapter, data, make_gate, folder / "run", progress))
-    return [loop.report(loop.step(window, step), window, stop=False)[0] for step in range(STEPS)]
+    return [loop.send(loop.step(window, step), window, stop=False).read()[0] for step in range(STEPS)]
 
 
 def padded(loop: Loop, student: nn.Module) -> regate.Elision:

@@ -62,7 +62,7 @@ def loop_of(folder: Path) -> tuple[Loop, list[Batch]]:
 def reports(loop: Loop, window: list[Batch], steps: range) -> list[tuple[float, float]]:
     found = []
     for step in steps:
-        report, stop = loop.report(loop.step(window, step), window, stop=loop.accelerator.process_index == 1)
+        report, stop = loop.send(loop.step(window, step), window, stop=loop.accelerator.process_index == 1).read()
         assert stop == (loop.accelerator.num_processes > 1), "a request to stop one process is one to all"
         found.append((report["loss"], report["grad_norm"]))
     return found

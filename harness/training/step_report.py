@@ -1,0 +1,155 @@
+"""What an optimizer step did, over all processes: one small collective and one copy to the host.
+
+On an accelerator the copy is not waited for. The loop reads it after it has queued the next step, so that the device
+always has work: a step then costs no wait of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from accelerate.utils import gather_object
+
+import regate
+from harness.common.errors import HarnessError
+from harness.models import device
+from regate.transfer import on_device
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import Tensor
+
+    from harness.data.sample import Batch
+
+_COUNTED: Final = tuple(regate.TokenCounts.__slots__)
+_KNOWN: Final = (
+    *_COUNTED,
+    "flops",
+    "flops_dense",
+    "executed",
+    "peak_bytes",
+    "failed",
+    "cut_samples",
+    "cut_targets",
+    "unshuffled",
+    "stop",
+)
+"""Numbers that the host knows of its step, in the order in which they are sent. loss_sum and grad_norm follow."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one optimizer step did, on this process.
+
+    Attributes:
+        executed: positions that the decoder computed, padding among them.
+        rows, kernel: how it computed them, as of `regate.Elision`.
+        loss_sum: float64, of this process's scored targets; on the device.
+        grad_norm: over all parameters and processes, before it was clipped; on the device.
+        skipped: float16 only: a gradient overflowed, and the weights are as they were.
+    """
+
+    counts: regate.TokenCounts
+    executed: int
+    rows: str
+    kernel: str | None
+    keep_ratio: float
+    loss_sum: Tensor
+    flops: float
+    flops_dense: float
+    grad_norm: Tensor
+    skipped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """On its way to the host.
+
+    Attributes:
+        host_PN: float64, a row for each process; not to be read before `event`.
+        event: of the copy; None where it is there already.
+        failed: ids of this process's samples whose media could not be read.
+    """
+
+    result: StepResult
+    host_PN: Tensor
+    event: Any
+    failed: list[int]
+    processes: int
+
+    def read(self) -> tuple[dict[str, Any], bool]:
+        """The step's line of the ledger, and whether a process was asked to stop. Waits for the device to come to the
+        step's end. Every process reads every report, in order.
+
+        Raises:
+            HarnessError: the loss or the gradient is not finite.
+        """
+        if self.event is not None:
+            self.event.synchronize()
+        of_all = dict(zip((*_KNOWN, "loss_sum", "grad_norm"), self.host_PN.T.tolist(), strict=True))
+        total = {name: sum(values) for name, values in of_all.items()}
+        counts = regate.TokenCounts(*(int(total[name]) for name in _COUNTED))
+        counts.check()
+        loss, grad_norm = total["loss_sum"] / max(1, counts.scored), of_all["grad_norm"][0]
+        _check_finite(loss, grad_norm, skipped=self.result.skipped)
+        report = {
+            "counts": {name: getattr(counts, name) for name in _COUNTED},
+            "executed": int(total["executed"]),
+            "rows": self.result.rows,
+            "kernel": self.result.kernel,
+            "keep_ratio": self.result.keep_ratio,
+            "loss": loss,
+            "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
+            "skipped": self.result.skipped,
+            "devices": self.processes,
+            "flops": total["flops"],
+            "flops_dense": total["flops_dense"],
+            "peak_bytes": int(max(of_all["peak_bytes"])) or None,
+            "failed": gather_object(self.failed) if total["failed"] > 0 else self.failed,
+            "truncated": {"samples": int(total["cut_samples"]), "targets": int(total["cut_targets"])},
+            "unshuffled": int(total["unshuffled"]),
+        }
+        return report, total["stop"] > 0
+
+
+def send_report(accelerator: Accelerator, result: StepResult, window: list[Batch], *, stop: bool) -> StepReport:
+    """Gather what every process did. Every process comes here after every step.
+
+    Args:
+        window: this process's micro-batches.
+        stop: whether this process was asked to stop.
+    """
+    failed = [sample for batch in window for sample in batch.failed]
+    cut = [targets for batch in window for targets in batch.cut]
+    known = [*astuple(result.counts), result.flops, result.flops_dense, result.executed]
+    known += [device.peak_bytes(accelerator.device) or 0, len(failed), len(cut), sum(cut)]
+    known += [sum(len(batch.unshuffled) for batch in window), stop]
+    assert len(known) == len(_KNOWN)
+    known_N = on_device(torch.tensor(known, dtype=torch.float64), accelerator.device)
+    computed_2 = torch.stack([result.loss_sum.double(), result.grad_norm.double()])
+    gathered_PN = accelerator.gather(torch.cat([known_N, computed_2])[None])
+    host_PN, event = _to_host(gathered_PN)
+    return StepReport(result, host_PN, event, failed, accelerator.num_processes)
+
+
+def _check_finite(loss: float, grad_norm: float, *, skipped: bool) -> None:
+    if math.isfinite(loss) and (math.isfinite(grad_norm) or skipped):
+        return
+    raise HarnessError(
+        f"training diverged: loss {loss}, gradient norm {grad_norm}",
+        hint="lower train.optimizer.lr or lengthen the warm-up; the last checkpoint is kept",
+    )
+
+
+def _to_host(values: Tensor) -> tuple[Tensor, Any]:
+    """A copy on the host, and the event to wait for; None if it is there."""
+    if values.device.type != "cuda":
+        return values.cpu(), None
+    copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    copy.copy_(values, non_blocking=True)
+    event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+    return copy, event
