@@ -6,10 +6,7 @@ Legend: B rows, S expanded length, N scored targets, V vocabulary, T frames, H a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
-
-from harness.models.device import to_device
-from regate.types import Kind
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -171,24 +168,3 @@ class Family:
     footprint: Callable[[Recipe], Footprint]
     full_size: Callable[[], Published]
     official: Callable[[EvaluationRecipe], Evaluated] | None = None
-
-
-def scored_forward(
-    model: nn.Module, batch: Batch, decision: Decision, *, tells_places: bool = False
-) -> tuple[Tensor, Tensor]:
-    """What `Adapter.forward` is for every model whose inputs are all in `batch.inputs`.
-
-    Args:
-        tells_places: the model is one of this package's, which does not look for its placeholders where it is told
-            them (`visual_places` of `harness.models.multimodal`).
-    """
-    device = next(model.parameters()).device
-    inputs: dict[str, Any] = {
-        name: to_device(value, device) if hasattr(value, "to") else value for name, value in batch.inputs.items()
-    }
-    if tells_places:
-        place_n = (batch.layout.kind_BS == Kind.VISUAL).flatten().nonzero().squeeze(1)
-        inputs["visual_places"] = to_device(place_n, device)
-    # The mask stays on the CPU, where its length is known without waiting for the device.
-    logits_NV = model(predictor_BS=decision.predictor_BS, **inputs)
-    return logits_NV, to_device(decision.targets_N, device)

@@ -17,9 +17,9 @@ from harness.common.hashing import digest
 from harness.config.weight_files import missing_weights
 from harness.data.conversion import RefusedSamples, reason
 from harness.data.processor import Processor
-from harness.models.adapter import scored_forward
 from harness.models.checkpoint_files import fingerprint, weight_files
 from harness.models.device import computes_bfloat16
+from harness.models.forward import scored_forward
 from regate.types import Kind
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from transformers import AutoModelForCausalLM
 
 from harness.common.errors import EnvironmentProblem, RecipeError
-from harness.models.adapter import scored_forward
 from harness.models.flops import decoder_shape
+from harness.models.forward import scored_forward
 from harness.models.tiny.config import TinyVLMConfig
 from harness.models.tiny.model import TinyVLMForConditionalGeneration, tower_parameters
 from harness.models.tiny.processor import TinyProcessor

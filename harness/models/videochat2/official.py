@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoTokenizer
 
-from harness.models.adapter import scored_forward
 from harness.models.device import compute_dtype
+from harness.models.forward import scored_forward
 from harness.models.videochat2.image_processing import Pixels
 from harness.models.videochat2.processor import VideoChat2Conversations
 from harness.models.videochat2.weights import Lora, ModelFiles, build, config_of, merge_adapters, qformer_tokenizer

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoTokenizer
 
 from harness.common.errors import EnvironmentProblem
-from harness.models.adapter import scored_forward
 from harness.models.device import compute_dtype
+from harness.models.forward import scored_forward
 from harness.models.videollama2.config import VideoLLaMA2Config
 from harness.models.videollama2.image_processing import read_pixels
 from harness.models.videollama2.model import VideoLLaMA2ForConditionalGeneration

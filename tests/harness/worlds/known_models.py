@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.evaluation.lmms.child import main
-from harness.models.adapter import scored_forward
+from harness.models.forward import scored_forward
 from harness.models.tiny.config import TinyVLMConfig
 from harness.models.tiny.model import TinyVLMForConditionalGeneration
 from harness.models.tiny.processor import END, TinyProcessor, train_tokenizer

@@ -15,7 +15,7 @@ import torch
 
 import regate
 from harness.data.sample import Batch, Sample, Turn
-from harness.models.adapter import scored_forward
+from harness.models.forward import scored_forward
 from harness.models.pretrained import load_teacher
 from harness.models.videochat2.checkpoint_names import LORA
 from harness.models.videochat2.weights import merge_adapters
