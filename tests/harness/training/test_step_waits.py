@@ -83,7 +83,7 @@ def device_rules(waits: HostWaits, patch: pytest.MonkeyPatch) -> None:
     def late(name: str) -> Callable[[Tensor], tuple[Tensor, Event]]:
         return lambda values: (waits.unmark(values.detach().clone()), Event(waits, name))
 
-    patch.setattr("harness.models.adapter.to_device", pinned)
+    patch.setattr("harness.models.forward.to_device", pinned)
     patch.setattr("harness.training.loop.on_device", pinned)
     patch.setattr("harness.training.loss_norm.on_device", pinned)
     patch.setattr("harness.training.step_report.on_device", pinned)
