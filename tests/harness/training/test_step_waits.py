@@ -129,11 +129,16 @@ def loop_of(recipe: Recipe, gate: regate.GateConfig | None, folder: Path) -> Loo
     return Loop(TrainJob(recipe, 10, (), adapter_for(recipe, data), data, make_gate, folder, progress))
 
 
-@pytest.mark.parametrize("gate", [None, SPARSE, BY_LOSS], ids=["baseline", "gated", "by loss"])
+@pytest.mark.parametrize(
+    ("gate", "norm"),
+    [(None, "global_tokens"), (SPARSE, "square"), (BY_LOSS, "micro_batch")],
+    ids=["baseline", "gated", "by loss"],
+)
 def test_a_step_waits_once_when_its_report_is_read(
-    recipe: Recipe, gate: regate.GateConfig | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, gate: regate.GateConfig | None, norm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loop = loop_of(recipe, gate, tmp_path)
+    normed = recipe.model_copy(update={"train": recipe.train.model_copy(update={"loss_norm": norm})})
+    loop = loop_of(normed, gate, tmp_path)
     window = window_of(recipe, loop)
     loop.send(loop.step(window, 1), window, stop=False).read()
     with counting(monkeypatch) as waits:
