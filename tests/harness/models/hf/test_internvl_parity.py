@@ -19,7 +19,8 @@ import regate
 from harness.config.data import InternVLData
 from harness.config.recipe import OptimizerRecipe, Paths
 from harness.data.sources import open_data
-from harness.models.adapter import ParameterGroup, scored_forward
+from harness.models.adapter import ParameterGroup
+from harness.models.forward import scored_forward
 from harness.models.hf.internvl.chat import SYSTEM
 from harness.models.hf.internvl.checkpoint_names import official_name
 from harness.models.hf.internvl.image_processing import tile_grid
