@@ -84,7 +84,7 @@ def test_a_laptop_and_a_model_of_seven_billion(machine: Any) -> None:
     failed = {check["about"]: check for check in answer["checks"] if check["state"] == "fail"}
     assert {"GPUs", "weights", "data"} <= failed.keys()
     assert "hf download Qwen/Qwen2-7B-Instruct" in failed["weights"]["mend"]
-    assert "hf download lmms-lab-encoder/POPE --repo-type dataset" in failed["data"]["mend"]
+    assert "hf download OpenGVLab/MVBench --repo-type dataset" in failed["data"]["mend"]
     assert all(check["mend"] for check in failed.values()), "each failure says what mends it"
 
 
