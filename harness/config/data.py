@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from harness.config.section import Strict
 
@@ -82,6 +82,14 @@ class VideoChat2Data(Strict):
     damaged: Literal["refuse", "exclude"] = "refuse"
 
 
+def _is_middle(value: str) -> bool:
+    return value == "middle"
+
+
+def _is_none(value: int | None) -> bool:
+    return value is None
+
+
 class InternVLData(Strict):
     """Annotations in InternVL's form: a meta file that names .jsonl files, each with the folder of its media."""
 
@@ -91,11 +99,25 @@ class InternVLData(Strict):
     media: str = "."
     """The folder that the `root` of each entry starts at, relative to paths.data."""
     frames: PositiveInt = 16
+    frame_sampling: Literal["middle", "random"] = Field(default="middle", exclude_if=_is_middle)
+    """Frames of a video in training: the middle of each of `frames` parts, or one drawn from each part in each epoch
+    (the official `rand`)."""
+    least_frames: PositiveInt | None = Field(default=None, exclude_if=_is_none)
+    """With frame_sampling random: in each epoch a video's number of frames is drawn too, from this one to `frames`
+    (official: 8 to 32). The reference losses are computed for `frames`."""
     samples: PositiveInt | None = None
     """How many samples the paper or the data card states; `plan` uses it while the files are not there."""
     targets_per_sample: PositiveFloat | None = None
     """Likewise, mean number of targets of a sample."""
     damaged: Literal["refuse", "exclude"] = "refuse"
+
+    @model_validator(mode="after")
+    def _drawn_frames(self) -> InternVLData:
+        if self.least_frames is not None and self.frame_sampling != "random":
+            raise ValueError("least_frames is for frame_sampling random")
+        if self.least_frames is not None and self.least_frames > self.frames:
+            raise ValueError(f"least_frames {self.least_frames} is more than frames {self.frames}")
+        return self
 
 
 Data = Annotated[ShapesData | LlavaData | VideoChat2Data | InternVLData, Field(discriminator="source")]

@@ -401,6 +401,8 @@ class HFModel(ModelSection):
             if whole and len(bounds) == 2 and bounds[0] > bounds[1]:
                 yield ("model", name), f"model.{name}: the least, {bounds[0]}, is more than the most, {bounds[1]}"
         yield from _trains_nothing(data)
+        if value_at(data, ("data", "source")) == "internvl":
+            return  # InternVL's frames are numbered; another family is refused when its checkpoint is read
         if value_at(data, ("data", "frame_sampling")) == "random":
             yield (
                 ("data", "frame_sampling"),

@@ -72,11 +72,13 @@ class SamplingPolicy:
         rule: which frames of a video (`harness.data.loading.frames`).
         shuffle_turns: another order of the pairs in each epoch.
         augment: a random crop and flip of the pictures.
+        least: fewest frames of a video where the rule is `random`, whose number is drawn as well; None draws none.
     """
 
     rule: FrameRule = "spread"
     shuffle_turns: bool = False
     augment: bool = False
+    least: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

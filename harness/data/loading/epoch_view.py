@@ -56,7 +56,10 @@ def clips(sample: Sample, sampling: SamplingPolicy, view: EpochView, *, frames: 
     frames_rng = view.rng(sample, _FRAMES) if sampling.rule == "random" else None
     crop_rng = view.rng(sample, _AUGMENT) if sampling.augment else None
     for media in sample.media:
-        clip = read_frames(media, frames=frames, rule=sampling.rule, rng=frames_rng)
+        count = frames
+        if frames_rng is not None and sampling.least is not None and media.kind == "video":
+            count = int(frames_rng.integers(sampling.least, frames + 1))
+        clip = read_frames(media, frames=count, rule=sampling.rule, rng=frames_rng)
         decoded.append(clip if crop_rng is None else augmented(clip, size, crop_rng))
     return decoded
 

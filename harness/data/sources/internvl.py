@@ -77,7 +77,9 @@ class InternVLSource:
 
     @property
     def sampling(self) -> SamplingPolicy:
-        """The middle of each part of a video, as the official evaluation; its training draws them."""
+        """The middle of each part of a video, or frames drawn from the parts, as in the official training."""
+        if self.data.frame_sampling == "random":
+            return SamplingPolicy("random", least=self.data.least_frames)
         return SamplingPolicy("middle")
 
     def identity(self) -> list[Any]:

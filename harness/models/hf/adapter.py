@@ -18,7 +18,7 @@ from harness.models.device import compute_dtype
 from harness.models.flops import decoder_shape
 from harness.models.hf import toy, weights
 from harness.models.hf.chat import Chat
-from harness.models.hf.config import check_tied, check_typed, read_config, visual_ids
+from harness.models.hf.config import check_tied, check_typed, is_internvl, read_config, visual_ids
 from harness.models.hf.flops import patches_of, sizes_of
 from harness.models.hf.internvl.chat import InternVLChat
 from harness.models.hf.internvl.image_processing import Tiles, tiles_of
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from harness.common.progress import Progress
+    from harness.config.recipe import Recipe
     from harness.data.loading.frames import FrameRule
     from harness.data.sources import DataSet
     from harness.models.adapter import DecoderShape
@@ -42,8 +43,17 @@ if TYPE_CHECKING:
 class HFAdapter(PretrainedAdapter[ModelFiles]):
     """A checkpoint of transformers, of the user or fetched by its commit, or made at toy size."""
 
-    frame_rule: FrameRule = "spread"
     toy = toy.TOY
+
+    def __init__(self, recipe: Recipe, data: DataSet | None) -> None:
+        super().__init__(recipe, data)
+        self.frame_rule = self._frame_rule()
+
+    def _frame_rule(self) -> FrameRule:
+        """InternVL's own evaluations choose the frames as that of MVBench does."""
+        model = self.recipe.model
+        toy_internvl = isinstance(model, TinyHFModel) and model.family == "internvl"
+        return "mvbench" if toy_internvl or is_internvl(self.files.folder) else "spread"
 
     def locate(self) -> ModelFiles:
         model = self.recipe.model
@@ -68,6 +78,7 @@ class HFAdapter(PretrainedAdapter[ModelFiles]):
             progress.say(f"fetching {repository} at {revision}")
             weights.fetched(repository, revision, network=True)
             self.files = self.locate()
+            self.frame_rule = self._frame_rule()
         super().prepare(progress)
 
     def announce_conversations(self, data: DataSet, progress: Progress) -> None:
@@ -107,7 +118,6 @@ class HFAdapter(PretrainedAdapter[ModelFiles]):
         check_typed(config, processor, str(folder))
         _settle(processor)
         published = model if isinstance(model, HFModel) else None
-
         tiles = self._tiles(processor, config)
         return HFConversations(
             processor,
@@ -151,6 +161,12 @@ class HFAdapter(PretrainedAdapter[ModelFiles]):
         if config.model_type == "internvl":
             through, where = pixels == "transformers", str(self.files.folder)
             return tiles_of(processor, config.image_seq_length, where, through=through, most=most)
+        if getattr(self.recipe.data, "frame_sampling", None) == "random":
+            raise EnvironmentProblem(
+                "data.frame_sampling random draws other frames in each epoch, and the times of the frames stand in "
+                f"the text of {config.model_type}",
+                hint="leave it out",
+            )
         if pixels == "official" or most is not None:
             raise EnvironmentProblem(
                 f"{self.files.folder}: model.pixels official and model.max_tiles are for InternVL, and this is a "

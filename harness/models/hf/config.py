@@ -9,6 +9,7 @@ from transformers import AutoConfig
 
 from harness.common.errors import EnvironmentProblem
 from harness.models.hf.internvl import weights as internvl
+from harness.models.hf.internvl.config import PUBLISHED
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,6 +39,15 @@ def read_config(folder: Path) -> Any:
         if isinstance(value, int | float) and value not in (0, 1):
             raise EnvironmentProblem(f"{folder}: its logits are changed behind the head ({name} = {value})")
     return config
+
+
+def is_internvl(folder: Path) -> bool:
+    """Whether the folder holds an InternVL, in its publishers' form or in transformers'."""
+    try:
+        written = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(written, dict) and written.get("model_type") in ("internvl", PUBLISHED)
 
 
 def visual_ids(config: Any, processor: Any, where: str) -> tuple[int, ...]:

@@ -60,7 +60,7 @@ class HFConversations:
 
     Attributes:
         processor: transformers' own, of the checkpoint.
-        frames: T, of every video.
+        frames: T, of every video; of InternVL's, the most.
         visual_ids: token ids of visual positions: of pictures, then of videos where these have another.
         image_settings, video_settings: what the recipe asks beside the checkpoint's own settings.
         blank: pixels along a side of what stands for a medium that cannot be read.
@@ -264,7 +264,8 @@ class HFConversations:
             media = sample.media[place]
             clip = None if frames is None else self._checked(sample, media, frames[place])
             if media.kind == "video":
-                texts.append(self.tiles.video_text(self.frames, opened=opened))
+                count = self.frames if clip is None else len(clip)
+                texts.append(self.tiles.video_text(count, opened=opened))
                 pixels += [] if clip is None else [self.tiles.squares(clip)]
                 continue
             facts = self._facts(media, known=clip)
@@ -275,7 +276,9 @@ class HFConversations:
 
     def _checked(self, sample: Sample, media: Media, clip: Tensor) -> Tensor:
         wanted = 1 if media.kind == "image" else self.frames
-        if clip.dim() != 4 or clip.shape[:2] != (wanted, 3) or clip.dtype != torch.uint8:
+        fewer = self.tiles is not None and 1 <= clip.shape[0] < wanted  # a training may draw their number
+        count = clip.shape[0] if fewer else wanted
+        if clip.dim() != 4 or clip.shape[:2] != (count, 3) or clip.dtype != torch.uint8:
             raise DataError(
                 f"sample {sample.key}: a uint8 clip of {wanted} frames expected, found {tuple(clip.shape)} of "
                 f"{clip.dtype}"

@@ -8,13 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import Qwen2_5_VLConfig
 
 import regate
 from harness.common.errors import DataError, EnvironmentProblem
+from harness.config.data import InternVLData
 from harness.config.model import HFModel
-from harness.data.sample import Media, Sample, Turn
+from harness.data.loading.epoch_view import EpochView, clips
+from harness.data.sample import Media, Sample, SamplingPolicy, Turn
 from harness.data.sources import make_data, open_data
+from harness.data.sources.internvl import InternVLSource
 from harness.models import adapter_for
 from harness.models.hf.internvl.image_processing import tile_grid, tiles_of
 from regate.types import IGNORE, Kind
@@ -59,6 +63,13 @@ def test_tiles_of_the_recipe(adapter: Any) -> None:
     assert len({fewer.fingerprint, usual.fingerprint}) == 2
     with pytest.raises(EnvironmentProblem, match=r"model\.max_tiles are for InternVL, and this is a qwen2_5_vl"):
         other._tiles(None, Qwen2_5_VLConfig())
+
+
+def test_evaluations_read_the_official_frames(adapter: Any) -> None:
+    assert adapter.frame_rule == "mvbench"
+    section = HFModel.model_validate({"adapter": "hf", "checkpoint": "another"})
+    absent = adapter_for(adapter.recipe.model_copy(update={"model": section}), None)
+    assert absent.frame_rule == "spread"
 
 
 def test_a_run_without_the_new_keys_keeps_its_identity() -> None:
@@ -127,6 +138,52 @@ def test_every_position_has_its_kind(adapter: Any) -> None:
 def test_conversations_that_are_refused(adapter: Any, sample: Sample, message: str) -> None:
     with pytest.raises(DataError, match=message):
         adapter.processor().check(sample)
+
+
+def test_a_training_may_draw_the_number_of_frames(adapter: Any) -> None:
+    """In each epoch another number within the bounds, at other places; the targets and their ordinals stay."""
+    processor = adapter.processor()
+    sampling = SamplingPolicy("random", least=2)
+    sample = adapter.data.samples[0]
+    views = [EpochView(3, epoch) for epoch in range(12)]
+    drawn = [clips(sample, sampling, view, frames=processor.frames, size=64) for view in views]
+    counts = {len(clip) for (clip,) in drawn}
+    assert min(counts) >= 2
+    assert max(counts) <= processor.frames
+    assert len(counts) > 2
+    again = clips(sample, sampling, views[0], frames=processor.frames, size=64)
+    assert torch.equal(again[0], drawn[0][0])
+    whole = processor.encode(sample, None)
+    for frames in drawn:
+        row = processor.encode(sample, frames)
+        assert row.pixels is not None
+        assert len(row.pixels) == len(frames[0])
+        assert int((row.kind_S == Kind.VISUAL).sum()) == len(frames[0]) * processor.tiles.tokens
+        for ours, theirs in ((row.labels_S, whole.labels_S), (row.ordinal_S, whole.ordinal_S)):
+            target_S, other_S = row.kind_S == Kind.TARGET, whole.kind_S == Kind.TARGET
+            assert torch.equal(ours[target_S], theirs[other_S])
+    with pytest.raises(DataError, match=r"a uint8 clip of 8 frames expected, found \(9, 3"):
+        processor.encode(sample, [torch.zeros((9, 3, 8, 8), dtype=torch.uint8)])
+
+
+def test_drawn_frames_of_the_recipe(adapter: Any) -> None:
+    section = {"source": "internvl", "meta": "meta.json"}
+    plain = InternVLData.model_validate(section)
+    assert not {"frame_sampling", "least_frames"} & plain.model_dump().keys()
+    drawn = InternVLData.model_validate({**section, "frame_sampling": "random", "least_frames": 8, "frames": 32})
+    source = InternVLSource(drawn, adapter.recipe.paths, 0)
+    assert source.sampling == SamplingPolicy("random", least=8)
+    assert InternVLSource(plain, adapter.recipe.paths, 0).sampling == SamplingPolicy("middle")
+    for wrong, message in (
+        ({"least_frames": 8}, "least_frames is for frame_sampling random"),
+        ({"frame_sampling": "random", "least_frames": 17}, "least_frames 17 is more than frames 16"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            InternVLData.model_validate({**section, **wrong})
+    other = adapter_for(adapter.recipe.model_copy(update={"data": drawn}), None)
+    assert other.processor().tiles is not None
+    with pytest.raises(EnvironmentProblem, match="the times of the frames stand in the text of qwen2_5_vl"):
+        other._tiles(None, Qwen2_5_VLConfig())
 
 
 def test_several_pictures_share_the_tiles(adapter: Any) -> None:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from transformers import Trainer
 import regate
 from harness.config.data import InternVLData
 from harness.config.recipe import OptimizerRecipe, Paths
+from harness.data.loading.frames import middle, random
 from harness.data.sources import open_data
 from harness.models.adapter import ParameterGroup
 from harness.models.forward import scored_forward
@@ -144,6 +146,23 @@ def test_pixels_of_transformers_are_a_grey_level_apart_seldom_two(parity: Parity
         assert 0 < difference(other.pixels, row.pixels) <= 2 * GREY_LEVEL, item
         assert float(((other.pixels - row.pixels).abs() > GREY_LEVEL).float().mean()) < 1e-3, item
         assert processor.fingerprint != parity.processor(item).fingerprint
+
+
+def test_frames_of_a_video(parity: Parity) -> None:
+    """Their middles are the official ones; drawn ones lie in the official parts, and never at the end of one."""
+    for rule in parity.rules["frames"]:
+        count, total = rule["n"], rule["vlen"]
+        assert middle(total, count) == rule["middle"]
+        parts = rule["rand_ranges"]
+        draws = np.array([random(total, count, np.random.default_rng(seed)) for seed in range(60)])
+        assert draws.shape[1] == count == len(rule["rand_seed7"])
+        if all(first < last for first, last in parts):
+            first, last = np.array(parts).T
+            assert bool(((draws >= first) & (draws < last)).all())
+        elif total <= count:
+            assert draws.tolist() == [rule["rand_seed7"]] * 60
+        else:
+            assert all(len(set(row)) == count for row in draws.tolist())
 
 
 # --- numbers ---------------------------------------------------------------------------------------------
