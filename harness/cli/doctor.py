@@ -223,7 +223,7 @@ def _kernels(kernels: dict[str, str]) -> Iterator[Check]:
 
 
 def _gpus_meant(recipe: Recipe) -> int:
-    from harness.plan.costs import gpus_of
+    from harness.plan.memory import gpus_of
 
     return 0 if recipe.model.generated or "GPU" not in (recipe.hardware or "") else gpus_of(recipe)[0]
 

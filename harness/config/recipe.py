@@ -67,6 +67,11 @@ class TrainRecipe(Strict):
     is divided by the mean over processes of its weights. It belongs to both arms, so it stands here and not under
     `gate`."""
     gradient_checkpointing: bool = False
+    """Compute layers a second time in the backward pass in place of keeping what they computed: less memory, the
+    same gradients."""
+    recompute: Literal["auto", "all"] | NonNegativeInt = "all"
+    """With gradient_checkpointing, how many of the decoder's layers, counted from the first. auto: as few as fit into
+    the GPU by the plan's account of memory; all where there is no GPU."""
     workers: NonNegativeInt = 1
     """Data loading processes; 0 loads in the training process."""
     checkpoint_every: PositiveInt = 500
@@ -191,6 +196,8 @@ class Recipe(Strict):
         if self.gate is not None and isinstance(self.gate.selection, SelectionFile):
             # The folder of a rule does not make another run of it; its name stays for people, its hash for the id.
             identity["gate"]["selection"]["file"] = PurePath(self.gate.selection.file).name
+        if self.train.recompute == "all":  # as before there was a choice
+            del identity["train"]["recompute"]
         identity["evaluate"] = self.evaluate.identity()
         return identity
 

@@ -55,6 +55,12 @@ def _train(data: Any) -> Iterator[Finding]:
             ("train", "micro_batch"),
             f"train.micro_batch {part} does not divide train.global_batch {whole}; {_divisors(whole, part)}",
         )
+    recompute = value_at(data, ("train", "recompute"))
+    if recompute not in (None, "all", 0) and value_at(data, ("train", "gradient_checkpointing")) is not True:
+        yield (
+            ("train", "recompute"),
+            "train.recompute says how much train.gradient_checkpointing does, which is off; set it to true",
+        )
     betas = value_at(data, ("train", "optimizer", "betas"))
     for index, beta in enumerate(betas if isinstance(betas, list) else ()):
         if isinstance(beta, (int, float)) and not 0 <= beta < 1:

@@ -57,14 +57,14 @@ def step_flops(
     active_B: Sequence[float],
     scored: float,
     *,
-    gradient_checkpointing: bool = False,
+    recomputed: int = 0,
     last_layer: float | None = None,
 ) -> float:
     """Forward and backward of one micro-batch.
 
     Backward costs one product for the input gradient and, where the weight is trained, one for the weight;
     attention costs 2.5 forwards (the scores are recomputed, as flash kernels do). Checkpointing adds one forward
-    of the layers; of all but the last where that computes what is read alone (`last_layer`).
+    of `recomputed` layers; never of the last where that computes what is read alone (`last_layer`).
     """
     forward = forward_flops(shape, active_B, scored, last_layer=last_layer)
     linear_backward = 1.0 + shape.trainable_linear
@@ -74,8 +74,12 @@ def step_flops(
         + 3.0 * forward.adapters
         + (1.0 + shape.vision_backward) * forward.vision
     )
-    if gradient_checkpointing:
-        again = forward_flops(shape, active_B, scored)
-        part = 1.0 if last_layer is None else (shape.layers - 1) / shape.layers
-        total += part * (again.linear + again.attention + again.adapters)
-    return total
+    if last_layer is not None:
+        recomputed = min(recomputed, shape.layers - 1)
+    return total + recomputed_flops(shape, active_B, recomputed)
+
+
+def recomputed_flops(shape: DecoderShape, active_B: Sequence[float], layers: int) -> float:
+    """A second forward pass of so many layers over all active positions."""
+    forward = forward_flops(shape, active_B, 0)
+    return layers / shape.layers * (forward.linear + forward.attention + forward.adapters)

@@ -58,6 +58,11 @@ def reset_peak(device: torch.device) -> None:
         _CLEAR.write_text("5")
 
 
+def memory_bytes(device: torch.device) -> int | None:
+    """Of the GPU, in all; None on the CPU."""
+    return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else None
+
+
 def peak_bytes(device: torch.device) -> int | None:
     """Bytes: allocated on the GPU, or resident in this process (code and libraries included). None where the
     operating system does not tell."""

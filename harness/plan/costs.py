@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Final
 
@@ -10,7 +9,7 @@ from harness.config.paper import read_paper
 from harness.models import MODELS
 from harness.plan.fetch import fetch_commands
 from harness.plan.figures import Costs, Figure, estimated, stated
-from harness.plan.memory import disk_figures, gpu_figures, host_figures
+from harness.plan.memory import disk_figures, gpu_figures, gpus_of, host_figures
 from harness.plan.questions import asked, difference_figures, question_figures
 from harness.plan.work import GOOD_USE, PAPER_USE, PEAK, dense_and_sparse, lengths_of, time_figures, work_figures
 
@@ -31,7 +30,6 @@ CLIP_SECONDS: Final = (0.62, 1.27)
 """CPU seconds on an AMD EPYC for 16 frames of a clip of 360 lines, of 30 and of 120 s: 0.49 and 1.14 to read them
 (`benchmarks/decode.py`, PyAV 15.1), 0.13 to make 384 x 384 of them and to normalise."""
 CLIP_SOURCE: Final = "0.62 to 1.27 CPU-s for 16 frames of 360p, clips of 30 to 120 s (benchmarks/decode.py, AMD EPYC)"
-_GPUS: Final = re.compile(r"(\d+) GPUs?(?: of (\d+) GB)?")
 
 
 def costs_of(recipe: Recipe, plan: Plan, data: DataSet | None) -> Costs:
@@ -42,7 +40,7 @@ def costs_of(recipe: Recipe, plan: Plan, data: DataSet | None) -> Costs:
     sections = {
         "work": work_figures(recipe, footprint, lengths),
         "time": time_figures(recipe, plan, footprint, lengths, gpus),
-        TRAINING_MEMORY: [] if recipe.model.generated else gpu_figures(recipe, footprint, lengths, gpus),
+        TRAINING_MEMORY: [] if recipe.model.generated else gpu_figures(recipe, footprint, lengths, gpus, memory),
         "memory of the machine": host_figures(recipe, plan, footprint, lengths, data, gpus),
         "decoding": decoding_figures(recipe, footprint, lengths, gpus),
         "disk": [*disk_figures(recipe, plan, footprint, lengths), *fetched_figures(recipe, plan)],
@@ -56,13 +54,6 @@ def costs_of(recipe: Recipe, plan: Plan, data: DataSet | None) -> Costs:
         contradictions=tuple(contradictions(recipe)),
         warnings=tuple(_warnings(recipe, figures, memory)),
     )
-
-
-def gpus_of(recipe: Recipe) -> tuple[int, float | None]:
-    """Number of GPUs, as `devices.processes` or the words of `hardware` say, and their GB where the words do."""
-    words = _GPUS.search(recipe.hardware or "")
-    number = recipe.devices.processes or (int(words[1]) if words else 1)
-    return number, float(words[2]) if words and words[2] else None
 
 
 def decoding_figures(recipe: Recipe, footprint: Footprint, lengths: Lengths, gpus: int) -> list[Figure]:

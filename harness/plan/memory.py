@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
+
+import numpy as np
 
 from harness.models.footprint import kept_by_a_layer
 from harness.plan.figures import Figure, counted, estimated
@@ -27,10 +31,74 @@ ROW_BYTES: Final = 600
 """Of a packed sample beside its answer, where the data are not there: an assumption."""
 CHARACTERS: Final = 5
 """Of a target, likewise."""
+USABLE: Final = 0.9
+"""Part of a GPU's memory that `train.recompute: auto` fills; the rest is the allocator's waste."""
+_GPUS: Final = re.compile(r"(\d+) GPUs?(?: of (\d+) GB)?")
 
 
-def gpu_figures(recipe: Recipe, footprint: Footprint, lengths: Lengths, gpus: int) -> list[Figure]:
-    """Memory of one GPU in training, by part, in a dense step."""
+def gpus_of(recipe: Recipe) -> tuple[int, float | None]:
+    """Number of GPUs, as `devices.processes` or the words of `hardware` say, and their GB where the words do."""
+    words = _GPUS.search(recipe.hardware or "")
+    number = recipe.devices.processes or (int(words[1]) if words else 1)
+    return number, float(words[2]) if words and words[2] else None
+
+
+def recomputed_layers(
+    recipe: Recipe, footprint: Footprint, lengths: Lengths, gpus: int, memory: float | None
+) -> int:
+    """Layers of the decoder that are computed a second time in the backward pass, counted from the first: as
+    `train.recompute` says. For `auto` the fewest with which the longest micro-batch leaves a tenth of the memory to
+    the allocator.
+
+    Args:
+        memory: GB of a GPU; None where nobody knows.
+    """
+    layers, asked = footprint.decoder.layers, recipe.train.recompute
+    if not recipe.train.gradient_checkpointing:
+        return 0
+    if isinstance(asked, int):
+        return min(asked, layers)
+    if asked == "all" or memory is None:
+        return layers
+    longest = _longest(lengths, recipe.train.micro_batch)
+    for count in range(layers):
+        parts = _gpu_parts(recipe, footprint, longest, gpus, count)
+        if sum(figure.high for figure in parts) <= USABLE * memory:
+            return count
+    return layers
+
+
+def _longest(lengths: Lengths, batch: int) -> Lengths:
+    """As if every sample were a mean one of the longest micro-batch, of those that were looked at or drawn."""
+    whole = len(lengths.target_N) // batch * batch
+    order = np.random.default_rng(0).permutation(len(lengths.target_N))
+    rows_MB = (order[:whole] if whole else order[:batch]).reshape(-1, min(batch, len(order)))
+    positions_N = lengths.visual_N + lengths.prompt_N + lengths.target_N
+    row_B = rows_MB[positions_N[rows_MB].sum(axis=1).argmax()]
+    visual, prompt, targets = (
+        float(array_N[row_B].mean()) for array_N in (lengths.visual_N, lengths.prompt_N, lengths.target_N)
+    )
+    return replace(lengths, visual=visual, prompt=prompt, targets=targets)
+
+
+def gpu_figures(
+    recipe: Recipe, footprint: Footprint, lengths: Lengths, gpus: int, memory: float | None
+) -> list[Figure]:
+    """Memory of one GPU in training, by part, in a dense step.
+
+    Args:
+        memory: GB that it has, where that is known; `train.recompute: auto` goes by it.
+    """
+    recomputed = recomputed_layers(recipe, footprint, lengths, gpus, memory)
+    figures = _gpu_parts(recipe, footprint, lengths, gpus, recomputed)
+    total = sum(figure.high for figure in figures)
+    figures.append(estimated("together", total, "GB a GPU", "the sum; the allocator's own waste comes on top"))
+    return figures
+
+
+def _gpu_parts(
+    recipe: Recipe, footprint: Footprint, lengths: Lengths, gpus: int, recomputed: int
+) -> list[Figure]:
     sharded = recipe.devices.sharding == "full" and gpus > 1
     shards = gpus if sharded else 1
     frozen_bytes = 2 if footprint.adapters and recipe.train.precision != "float32" else 4
@@ -51,10 +119,7 @@ def gpu_figures(recipe: Recipe, footprint: Footprint, lengths: Lengths, gpus: in
     ]
     if sharded:
         figures.append(_gathered(footprint))
-    figures += _activations(recipe, footprint, lengths)
-    total = sum(figure.high for figure in figures)
-    figures.append(estimated("together", total, "GB a GPU", "the sum; the allocator's own waste comes on top"))
-    return figures
+    return figures + _activations(recipe, footprint, lengths, recomputed)
 
 
 def _gathered(footprint: Footprint) -> Figure:
@@ -66,15 +131,20 @@ def _gathered(footprint: Footprint) -> Figure:
     return estimated("put together for their pass", size / GB, "GB", source)
 
 
-def _activations(recipe: Recipe, footprint: Footprint, lengths: Lengths) -> list[Figure]:
+def _activations(recipe: Recipe, footprint: Footprint, lengths: Lengths, recomputed: int) -> list[Figure]:
     batch, shape = recipe.train.micro_batch, footprint.decoder
     positions = batch * lengths.positions
     value = 4 if recipe.train.precision == "float32" or recipe.model.generated else 2
     layer = positions * kept_by_a_layer(shape)
-    if recipe.train.gradient_checkpointing:
-        decoder, source = shape.layers * positions * shape.hidden + layer, "inputs of all layers, and one layer whole"
+    # The kept layers are the last ones: they are given up before the first of the others is computed again.
+    kept = shape.layers - recomputed
+    decoder = recomputed * positions * shape.hidden + max(kept, 1) * layer
+    if recomputed == shape.layers:
+        source = "inputs of all layers, and one layer whole"
+    elif recomputed:
+        source = f"inputs of the first {recomputed} layers, and all that the other {kept} keep"
     else:
-        decoder, source = shape.layers * layer, "all that the layers keep"
+        source = "all that the layers keep"
     vision = batch * sum(part.kept for part in footprint.parts)
     vision += batch * max(part.at_once for part in footprint.parts)
     rows = batch * lengths.targets

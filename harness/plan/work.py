@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from harness.models.decoder_flops import forward_flops
+from harness.models.decoder_flops import forward_flops, recomputed_flops
 from harness.plan.figures import Basis, Figure, counted, estimated
+from harness.plan.memory import gpus_of, recomputed_layers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,7 +86,7 @@ class Work:
 def lengths_of(recipe: Recipe, plan: Plan, footprint: Footprint, data: DataSet | None) -> Lengths:
     """What is known of the lengths: from the samples' words, or as stated, or as an ordinary sample of the model."""
     if data is not None:
-        return _from_words(footprint, data)
+        return lengths_in(footprint, data)
     targets = plan.targets.per_sample if plan.targets else float(footprint.targets)
     words = "stated in the recipe" if plan.targets else "an ordinary sample of the model"
     rng = np.random.default_rng(0)
@@ -112,7 +113,7 @@ def words_in(text: str) -> int:
     return len(_WORD.findall(text))
 
 
-def _from_words(footprint: Footprint, data: DataSet) -> Lengths:
+def lengths_in(footprint: Footprint, data: DataSet) -> Lengths:
     """From at most LOOKED_AT samples, evenly taken."""
     total = len(data.samples)
     places = range(0, total, max(1, total // LOOKED_AT))
@@ -136,12 +137,13 @@ def _from_words(footprint: Footprint, data: DataSet) -> Lengths:
     )
 
 
-def sample_work(footprint: Footprint, positions: float, scored: float, *, checkpointing: bool, clips: float) -> Work:
+def sample_work(footprint: Footprint, positions: float, scored: float, *, recomputed: int, clips: float) -> Work:
     """One sample.
 
     Args:
         positions: that the decoder computes.
         scored: rows of the head.
+        recomputed: layers of the decoder that are computed a second time.
         clips: that pass through the parts in front of the decoder.
     """
     forward = forward_flops(footprint.decoder, [positions], scored)
@@ -150,20 +152,19 @@ def sample_work(footprint: Footprint, positions: float, scored: float, *, checkp
     parts["decoder"] = products * forward.linear + 3.5 * forward.attention + 3 * forward.adapters
     parts["head"] = products * forward.head + 6.0 * scored * footprint.head_adapters
     again = clips * sum(part.again for part in footprint.parts)
-    if checkpointing:
-        again += forward.linear + forward.attention + forward.adapters
+    again += recomputed_flops(footprint.decoder, [positions], recomputed)
     return Work(parts, again)
 
 
 def dense_and_sparse(recipe: Recipe, footprint: Footprint, lengths: Lengths) -> tuple[Work, Work]:
     """A mean sample in a dense step and in a sparse one; the same twice for a baseline."""
-    checkpointing = recipe.train.gradient_checkpointing
+    recomputed = recomputed_layers(recipe, footprint, lengths, *gpus_of(recipe))
 
     def work(ratio: float) -> Work:
         scored = max(1.0, ratio * lengths.targets)
         elides = recipe.gate is not None and recipe.gate.execution != "loss_only"
         positions = lengths.positions - (lengths.targets - scored if elides else 0.0)
-        return sample_work(footprint, positions, scored, checkpointing=checkpointing, clips=lengths.clips)
+        return sample_work(footprint, positions, scored, recomputed=recomputed, clips=lengths.clips)
 
     return work(1.0), work(recipe.gate.keep_ratio if recipe.gate else 1.0)
 
@@ -197,9 +198,13 @@ def sparse_ratios(recipe: Recipe, footprint: Footprint, lengths: Lengths) -> tup
     elides = recipe.gate is not None and recipe.gate.execution != "loss_only"
     dense_N, sparse_N = other_N + target_N, other_N + (scored_N if elides else target_N)
 
+    recomputed = recomputed_layers(recipe, footprint, lengths, *gpus_of(recipe))
+
     def ratio(*, padded: bool) -> float:
         dense, sparse = (
-            _batches(recipe, footprint, rows_N, heads_N, batch, clips=lengths.clips, padded=padded)
+            _batches(
+                footprint, rows_N, heads_N, batch, clips=lengths.clips, padded=padded, recomputed=recomputed
+            )
             for rows_N, heads_N in ((dense_N, target_N), (sparse_N, scored_N))
         )
         return sparse / dense
@@ -208,7 +213,6 @@ def sparse_ratios(recipe: Recipe, footprint: Footprint, lengths: Lengths) -> tup
 
 
 def _batches(
-    recipe: Recipe,
     footprint: Footprint,
     rows_N: NDArray[np.int64],
     heads_N: NDArray[np.int64],
@@ -216,16 +220,20 @@ def _batches(
     *,
     clips: float,
     padded: bool,
+    recomputed: int,
 ) -> float:
-    """FLOPs of samples in micro-batches."""
+    """FLOPs of samples in micro-batches. Packed rows compute the last layer where its output is read, padded ones
+    everywhere, as training does."""
     lengths_NB = rows_N.reshape(-1, batch)
     if padded:
         lengths_NB = np.broadcast_to(lengths_NB.max(axis=1, keepdims=True), lengths_NB.shape)
-    forward = forward_flops(footprint.decoder, lengths_NB.reshape(-1).tolist(), int(heads_N.sum()))
+    active, read = lengths_NB.reshape(-1).tolist(), int(heads_N.sum())
+    forward = forward_flops(footprint.decoder, active, read, last_layer=None if padded else read)
+    if not padded:
+        recomputed = min(recomputed, footprint.decoder.layers - 1)
     products = 2.0 + footprint.decoder.trainable_linear
     total = products * (forward.linear + forward.head) + 3.5 * forward.attention + 3 * forward.adapters
-    if recipe.train.gradient_checkpointing:
-        total += forward.linear + forward.attention + forward.adapters
+    total += recomputed_flops(footprint.decoder, active, recomputed)
     vision = sum(part.forward + part.backward + part.again for part in footprint.parts)
     return total + vision * clips * len(rows_N) + 6.0 * float(heads_N.sum()) * footprint.head_adapters
 

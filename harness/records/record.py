@@ -131,15 +131,16 @@ def build_record(
         "status": "complete",
     }
     # The recipe stays as it is: its digest is the run's id, and its files are relative to `paths`, which is left out.
-    clean: Record = {**_without_places(record, _places(recipe)), "recipe": record["recipe"], **_groups(events)}
+    clean: Record = {**_without_places(record, _places(recipe)), "recipe": record["recipe"], **_of_the_start(events)}
     check_record(clean, run_dir / RECORD_FILE)
     return clean
 
 
-def _groups(events: list[dict[str, Any]]) -> dict[str, Any]:
-    """Parameters, trained ones and learning rate of each part, where the model has parts of its own."""
+def _of_the_start(events: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the newest attempt said of itself: parameters, trained ones and learning rate of each part, where the
+    model has parts of its own; layers that are computed a second time, where any are."""
     starts = [event for event in events if event["event"] == "start"]
-    return {"groups": starts[-1]["groups"]} if starts and "groups" in starts[-1] else {}
+    return {name: starts[-1][name] for name in ("groups", "recomputed_layers") if starts and name in starts[-1]}
 
 
 def evaluation_record(

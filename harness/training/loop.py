@@ -25,13 +25,16 @@ from harness.common.hashing import digest
 from harness.common.signals import stop_requests
 from harness.data.loading.batches import windows
 from harness.data.sampler import Sampler
-from harness.models import device
+from harness.models import MODELS, device
 from harness.models.decoder_flops import step_flops
+from harness.plan.memory import GB, recomputed_layers
+from harness.plan.work import lengths_in
 from harness.records.ledger import Clocks, Ledger, finished_step, read_steps
 from harness.training import checkpoint
 from harness.training.loss_norm import norms_of
 from harness.training.optimizer import lr_at, set_lr
 from harness.training.parallel import wrap_model
+from harness.training.recompute import recompute_first
 from harness.training.step_report import StepResult, send_report
 from regate.transfer import on_device
 
@@ -93,6 +96,7 @@ class Loop:
         self.accelerator = device.accelerator(self.recipe)
         set_seed(job.recipe.seed + self.accelerator.process_index)
         self.groups: dict[str, dict[str, Any]] = {}
+        self.recomputed = 0
         self.parallel = wrap_model(
             self.accelerator, job.recipe, job.adapter.student, self._prepare_student, self._note_groups
         )
@@ -121,9 +125,23 @@ class Loop:
         """The student as it is trained: elided below its head, recomputed where the recipe says so."""
         if self.recipe.gradient_checkpointing:
             student.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            self.recomputed = recompute_first(student, self._layers_to_recompute())
         student.train()
         self.elide = self._attach(student)
         return regate.ScoredLM(student)
+
+    def _layers_to_recompute(self) -> int | None:
+        """None for all. `auto` goes by the smallest GPU, so that every process computes the same."""
+        if self.recipe.recompute != "auto":
+            return None if self.recipe.recompute == "all" else self.recipe.recompute
+        memory = device.memory_bytes(self.accelerator.device)
+        if memory is None:
+            return None
+        least = self.accelerator.gather(torch.tensor([memory], device=self.accelerator.device)).min()
+        recipe = self.job.recipe
+        footprint = MODELS[recipe.model.adapter].footprint(recipe)
+        lengths = lengths_in(footprint, self.job.data)
+        return recomputed_layers(recipe, footprint, lengths, self.accelerator.num_processes, float(least) / GB)
 
     def _attach(self, student: nn.Module) -> regate.Elision:
         """The same for a baseline and for ReGATE: packed rows, and the last layer on the positions that are read.
@@ -185,7 +203,7 @@ class Loop:
         for decision in decisions:
             active_B = decision.active_BS.sum(dim=1).tolist()
             valid_B = decision.layout.valid_BS.sum(dim=1).tolist()
-            for_step = partial(step_flops, self.shape, gradient_checkpointing=self.recipe.gradient_checkpointing)
+            for_step = partial(step_flops, self.shape, recomputed=self.recomputed)
             read = int((decision.predictor_BS & decision.active_BS).sum())
             target = decision.counts.target
             decided += for_step(active_B, decision.counts.scored, last_layer=read if limited else None)
@@ -242,8 +260,9 @@ def train(job: TrainJob, *, now: Callable[[], float] = time.perf_counter) -> Non
     path = job.ledger_path if loop.accelerator.is_main_process else None
     with Ledger(path) as ledger, stop_requests() as stopping:
         clocks.lap("io")
-        groups = {"groups": loop.groups} if loop.groups else {}
-        ledger.append("start", step=start, steps=job.steps, world=devices, clock=clocks.reading, **groups)
+        facts = {"groups": loop.groups, "recomputed_layers": loop.recomputed}
+        facts = {name: value for name, value in facts.items() if value}
+        ledger.append("start", step=start, steps=job.steps, world=devices, clock=clocks.reading, **facts)
         ledger.append("stage", stage="load", seconds=clocks.take(), devices=devices)
         try:
             with closing(batches), job.progress.task(f"train {job.recipe.name}", job.steps, start=start) as advance:

@@ -68,7 +68,7 @@ def test_the_last_layer_on_read_positions_equals_what_torch_counts() -> None:
     limited = forward_flops(TINY, [length], scored=read, last_layer=read)
     assert whole.linear - limited.linear == counter.get_total_flops() - square - keys_values
     assert step_flops(TINY, [length], read, last_layer=length) == step_flops(TINY, [length], read)
-    again = step_flops(TINY, [length], read, gradient_checkpointing=True, last_layer=length)
+    again = step_flops(TINY, [length], read, recomputed=TINY.layers, last_layer=length)
     once = step_flops(TINY, [length], read, last_layer=length)
     assert again - once == (whole.linear + whole.attention) / 2  # one of two layers is computed again
 
@@ -82,8 +82,8 @@ def test_qwen2_7b_forward_of_one_video() -> None:
 
 def test_sparse_over_dense_at_the_sizes_of_the_paper() -> None:
     """1352 visual positions, 60 of prompt, 279 targets: gating alone leaves .911 of a sparse step's FLOPs."""
-    dense = step_flops(QWEN2_7B, [1352 + 60 + 279], scored=279, gradient_checkpointing=True)
-    sparse = step_flops(QWEN2_7B, [1352 + 60 + 140], scored=140, gradient_checkpointing=True)
+    dense = step_flops(QWEN2_7B, [1352 + 60 + 279], scored=279, recomputed=QWEN2_7B.layers)
+    sparse = step_flops(QWEN2_7B, [1352 + 60 + 140], scored=140, recomputed=QWEN2_7B.layers)
     assert sparse / dense == pytest.approx(0.911, abs=0.005)
 
 
