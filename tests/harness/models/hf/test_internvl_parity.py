@@ -143,7 +143,7 @@ def test_pixels_of_transformers_are_a_grey_level_apart_seldom_two(parity: Parity
         other = processor.encode(parity.samples[item], parity.frames(item))
         assert torch.equal(row.input_ids_S, other.input_ids_S)
         assert other.pixels is not None
-        assert 0 < difference(other.pixels, row.pixels) <= 2 * GREY_LEVEL, item
+        assert difference(other.pixels, row.pixels) <= 2 * GREY_LEVEL, item
         assert float(((other.pixels - row.pixels).abs() > GREY_LEVEL).float().mean()) < 1e-3, item
         assert processor.fingerprint != parity.processor(item).fingerprint
 
@@ -268,7 +268,7 @@ def test_a_token_with_the_id_of_the_padding_is_seen(parity: Parity, model: Any) 
 
 
 def test_greedy_tokens(parity: Parity, model: Any) -> None:
-    for item in ("image", "video", "text"):
+    for item in sorted(name.split(".")[1] for name in parity.expected if name.endswith(".new_tokens")):
         batch = parity.prompt(item)
         theirs = parity.expected[f"infer.{item}.new_tokens"].long()
         with torch.no_grad():
