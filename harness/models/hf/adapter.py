@@ -136,7 +136,6 @@ class HFAdapter(PretrainedAdapter[ModelFiles]):
         def render(messages: Sequence[dict[str, Any]], opened: bool) -> str:
             text: str = processor.apply_chat_template(
                 list(messages),
-                chat_template=processor.chat_template,
                 tokenize=False,
                 add_generation_prompt=opened,
             )

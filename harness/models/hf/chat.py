@@ -247,12 +247,9 @@ def marker_places(text: str, markers: Mapping[str, str | None]) -> list[tuple[in
 
 def _end_of(text: str, start: int, answer: str, end: str) -> int | None:
     """Where the answer that is written from `start` on ends, its end marker with it; None if it is not there."""
-    for words in (answer, answer.strip()):  # some templates trim
-        place = text.find(words, start)
-        # Nothing but white space may stand between what opens the turn and the answer.
-        if place >= 0 and not text[start:place].strip() and text.startswith(end, place + len(words)):
-            return place + len(words) + len(end)
-    return None
+    place = text.find(end, start)  # no text holds the marker
+    # Some templates trim, others write a space before the answer.
+    return place + len(end) if place >= 0 and text[start:place].strip() == answer.strip() else None
 
 
 def _written(text: str, messages: Sequence[dict[str, Any]]) -> tuple[tuple[int, int], ...]:

@@ -247,7 +247,20 @@ class HFConversations:
             clips[media.kind].append(known)
             if media.kind == "video":
                 times.append(self._times(sample, facts))
+        if clips["image"] and clips["video"]:
+            self._refuse_shared_pixels(sample)
         return self._look(kinds, clips, times)
+
+    def _refuse_shared_pixels(self, sample: Sample) -> None:
+        """Raises:
+        DataError: the checkpoint's processor gives pictures and videos one name, and keeps those of one kind only."""
+        names = (set(getattr(self.processor, f"{kind}_processor").model_input_names) for kind in ("image", "video"))
+        if set.intersection(*names):
+            raise DataError(
+                f"sample {sample.key}: it has pictures and videos, of which {type(self.processor).__name__} keeps one "
+                "kind",
+                hint="leave the sample out, or divide it",
+            )
 
     def _tiled(self, sample: Sample, frames: Sequence[Tensor] | None, *, opened: bool) -> Seen:
         """The sample's media as InternVL's own code shows them.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from harness.config.recipe import Recipe
     from harness.data.sources import DataSet
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 CHECKPOINT: Final = "checkpoint"
 _HEAD_STD: Final = 0.08
 """Larger than usual, so that a few steps of a toy run change something."""
@@ -86,6 +86,31 @@ def chat_template(
         f"{{{{ {quoted(close)} }}}}{{% endfor %}}"
         f"{{% if add_generation_prompt %}}{{{{ {quoted(assistant)} }}}}{{% endif %}}"
     )
+
+
+def media_first_template(user: tuple[str, str], assistant: tuple[str, str], generate: str) -> str:
+    """A chat template that writes a turn's pictures, then its videos, then its text, whatever their order.
+
+    Args:
+        user, assistant: what stands before and behind such a turn's content.
+        generate: what opens an answer.
+    """
+
+    def listed(kind: str, written: str) -> str:
+        return f"{{% for part in message['content'] if part['type'] == '{kind}' %}}{{{{ {written} }}}}{{% endfor %}}"
+
+    def turn(around: tuple[str, str], media: str) -> str:
+        before, behind = (text.replace("\n", "\\n") for text in around)
+        words = listed("text", "part['text']")
+        return f"{{{{ '{before}' }}}}{media}{words}{{{{ '{behind}' }}}}"
+
+    media = listed("image", "'<image>\\n'") + listed("video", "'<video>\\n'")
+    opening = generate.replace("\n", "\\n")
+    return (
+        "{% for message in messages %}{% if message['role'] == 'assistant' %}" + turn(assistant, "")
+        + "{% else %}" + turn(user, media) + "{% endif %}{% endfor %}"
+        + "{% if add_generation_prompt %}{{ '" + opening + "' }}{% endif %}"
+    )  # fmt: skip
 
 
 def train_tokenizer(texts: list[str], family: ToyFamily, vocabulary: int, max_length: int) -> Any:
@@ -324,6 +349,13 @@ _PADS: Final = {
 _QWEN: Final = (
     "<|im_end|>", "<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
 )  # fmt: skip
+_SMOLVLM: Final = (
+    "<|im_start|>{% for message in messages %}{{ message['role'].capitalize() + ':' }}"
+    "{% if message['content'][0]['type'] != 'image' %}{{ ' ' }}{% endif %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% elif part['type'] == 'image' %}{{ '<image>' }}{% endif %}"
+    "{% endfor %}{{ '<end_of_utterance>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+"""Knows no videos, as the published one: transformers' processor takes one of its own for them."""
 _HELPFUL: Final = "You are a helpful assistant."
 
 FAMILIES: Final[Mapping[str, ToyFamily]] = {
@@ -342,14 +374,17 @@ FAMILIES: Final[Mapping[str, ToyFamily]] = {
     ),
     "llava_next_video": ToyFamily(
         "LlavaNextVideoForConditionalGeneration",
-        chat_template("USER: ", "ASSISTANT: ", "</s>", "<image>\n", "<video>\n"),
+        # Nothing opens an answer but the end of the question.
+        media_first_template(("[INST] ", " [/INST]"), (" ", "</s> "), ""),
         _llava_next_video,
         _llava_next_video_processor,
         ("</s>", "<image>", "<video>"),
     ),
     "llava_onevision": ToyFamily(
         "LlavaOnevisionForConditionalGeneration",
-        chat_template(**_CHATML, image="<image>\n", video="<video>\n"),
+        media_first_template(
+            (_CHATML["user"], _CHATML["close"]), (_CHATML["assistant"], _CHATML["close"]), _CHATML["assistant"]
+        ),
         _llava_onevision,
         _llava_onevision_processor,
         ("<|im_end|>", "<|im_start|>", "<image>", "<video>"),
@@ -370,10 +405,10 @@ FAMILIES: Final[Mapping[str, ToyFamily]] = {
     ),
     "smolvlm": ToyFamily(
         "SmolVLMForConditionalGeneration",
-        chat_template("User: ", "Assistant:", "<end_of_utterance>\n", "<image>", "<video>", system="System: "),
+        _SMOLVLM,
         _smolvlm,
         _smolvlm_processor,
-        ("<end_of_utterance>", "<image>", "<video>", "<fake_token_around_image>", "<global-img>"),
+        ("<end_of_utterance>", "<|im_start|>", "<image>", "<video>", "<fake_token_around_image>", "<global-img>"),
     ),
     "video_llama_3": ToyFamily(
         "VideoLlama3ForConditionalGeneration",

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
 import regate
+from harness.common.errors import DataError
 from harness.config.recipe import OptimizerRecipe
 from harness.models.hf.flops import patches_of, sizes_of
 from harness.models.hf.model import parts_of, total
@@ -39,6 +40,7 @@ from tests.harness.worlds.transformers_models import (
     loss_of,
     made,
     recipe_of,
+    sample,
     samples,
 )
 
@@ -219,15 +221,52 @@ def encoded_frames(adapter: Any, chosen: Any) -> list[torch.Tensor]:
     return [read_frames(media, frames=adapter.data.frames) for media in chosen.media]
 
 
-def test_labels_are_the_answers_with_their_end_marker(adapter: Any) -> None:
+SPACED = ("smolvlm", "llava_next_video")
+"""Families whose template writes a space between what opens an answer and the answer: the model has to write it."""
+CONVERSATIONS = {
+    "one turn": ("a cat",),
+    "three turns": ("it moves left", "right", "no reason"),
+    "an empty answer": ("",),
+    "an empty answer in between": ("a", "", "b"),
+    "an answer that begins with a line break": ("\nleft",),
+    "exclamation marks": ("Oh! No! !", "!", "yes!"),
+}
+
+
+@pytest.mark.parametrize("kind", ["image", "video", None])
+@pytest.mark.parametrize("case", list(CONVERSATIONS))
+def test_labels_are_the_answers_with_their_end_marker(adapter: Any, case: str, kind: str | None) -> None:
+    """By each family's manner of template: a default system turn, media before the text, no opening of an answer."""
     processor = adapter.processor()
-    chosen = samples(adapter)
-    for conversation in chosen:
-        (row,) = encoded(adapter, [conversation])
-        text = processor.tokenizer.decode(row.labels_S[row.labels_S != IGNORE], clean_up_tokenization_spaces=False)
-        answers = [turn.text for turn in conversation.turns if turn.role == "assistant"]
-        assert text == "".join(answer + processor.chat.end for answer in answers)
-        assert int((row.kind_S == Kind.PROMPT).sum()) > 0
+    by_kind = {"video": adapter.data.samples[0].media, "image": samples(adapter)[1].media}
+    answers = CONVERSATIONS[case]
+    asked = [("user", f"Why {place}?") for place in range(len(answers))]
+    if kind is not None:
+        asked[0] = ("user", "<media:0>\nWhy 0?")
+    turns = [turn for pair in zip(asked, (("assistant", a) for a in answers), strict=True) for turn in pair]
+    conversation = sample(case, *turns, media=by_kind[kind] if kind else ())
+    row = processor.encode(conversation, None)
+    text = processor.tokenizer.decode(row.labels_S[row.labels_S != IGNORE], clean_up_tokenization_spaces=False)
+    space = " " if adapter.recipe.model.family in SPACED else ""
+    assert text == "".join(f"{space}{answer}{processor.chat.end}" for answer in answers)
+    assert int((row.kind_S == Kind.PROMPT).sum()) > 0
+    assert bool((row.kind_S == Kind.VISUAL).any()) == (kind is not None)
+
+
+def test_a_turn_s_media_stand_where_the_template_writes_them(adapter: Any) -> None:
+    """A picture behind a video: some templates write the picture first. Pixels and places agree in any case."""
+    processor = adapter.processor()
+    video, picture = adapter.data.samples[0].media[0], samples(adapter)[1].media[0]
+    words = ("user", "<media:0>\nand\n<media:1>\nWhy?")
+    mixed = sample("mixed", words, ("assistant", "so"), media=(video, picture))
+    if adapter.recipe.model.family == "smolvlm":
+        with pytest.raises(DataError, match="pictures and videos, of which SmolVLMProcessor keeps one kind"):
+            processor.encode(mixed, None)
+        return
+    (row,) = encoded(adapter, [mixed])
+    model = adapter.student().eval()
+    with torch.no_grad():
+        model(**processor.collate([row]).inputs)  # features and places are as many, or transformers raises
 
 
 def counted(model: Any, inputs: Any, *, backward: bool) -> float:
