@@ -257,8 +257,8 @@ class HFConversations:
         names = (set(getattr(self.processor, f"{kind}_processor").model_input_names) for kind in ("image", "video"))
         if set.intersection(*names):
             raise DataError(
-                f"sample {sample.key}: it has pictures and videos, of which {type(self.processor).__name__} keeps one "
-                "kind",
+                f"sample {sample.key}: it has pictures and videos, of which {type(self.processor).__name__} keeps "
+                "one kind",
                 hint="leave the sample out, or divide it",
             )
 

@@ -60,7 +60,7 @@ def steps(folder: Path, case: str, window: list[int]) -> tuple[list[tuple[float,
     chosen = [batches[place] for place in window]
     done = []
     for step in range(STEPS):
-        report, _ = loop.report(loop.step(chosen, step), chosen, stop=False)
+        report, _ = loop.send(loop.step(chosen, step), chosen, stop=False).read()
         assert report["rows"] == "packed"
         done.append((report["loss"], report["grad_norm"]))
     weights: dict[str, torch.Tensor] = {}

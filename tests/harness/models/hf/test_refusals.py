@@ -254,7 +254,7 @@ def test_tiles_of_an_annotation_are_for_internvl(toys: Any, tmp_path: Path) -> N
 
 def test_a_template_without_a_stable_prefix(broken: Any) -> None:
     """One that writes an answer differently once it is not the last: said at load or of the sample."""
-    adapter = broken()
+    adapter = broken("qwen3_vl")
     path = adapter.files.folder / "chat_template.jinja"
     text = path.read_text()
     path.write_text("{{ messages | length }}" + text)
