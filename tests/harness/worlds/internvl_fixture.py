@@ -85,6 +85,19 @@ class Parity:
         """The items of each of the official packs, in their order."""
         return [self._pack(place) for place in range(len(self.stated["packs"]))]
 
+    @cached_property
+    def pack_batches(self) -> list[Batch]:
+        return [self.batch(items) for items in self.packs]
+
+    @cached_property
+    def config(self) -> Any:
+        return read_config(self.root)
+
+    @cached_property
+    def own_processor(self) -> Any:
+        """transformers'."""
+        return load_processor(self.root)
+
     def model(self, attention: str) -> Any:
         model = load_model(self.root, torch.float32).eval()
         model.set_attn_implementation(attention)
@@ -92,8 +105,7 @@ class Parity:
 
     def processor(self, item: str = "", *, through: bool = False) -> HFConversations:
         """As an item's official run had it: the number of frames is that which was drawn there."""
-        processor = load_processor(self.root)
-        config = read_config(self.root)
+        processor, config = self.own_processor, self.config
         frames = self.cases.get(item, {}).get("frames") or [0]
         return HFConversations(
             processor,

@@ -315,8 +315,8 @@ def norm_of(decision: regate.Decision, norm: LossNorm) -> MicroBatchNorm:
 
 
 def test_a_batch_is_the_official_pack(parity: Parity) -> None:
-    for place, items in enumerate(parity.packs):
-        batch, official = parity.batch(items), parity.inputs
+    for place, batch in enumerate(parity.pack_batches):
+        official = parity.inputs
         assert torch.equal(own_parts(batch, batch.input_ids_BS), official[f"pack{place}.input_ids"][0].long())
         assert torch.equal(own_parts(batch, batch.layout.labels_BS), official[f"pack{place}.labels"][0].long())
         lengths = batch.layout.valid_BS.sum(dim=1)
@@ -334,8 +334,7 @@ def test_a_batch_is_the_official_pack(parity: Parity) -> None:
 
 
 def test_packed_rows_are_padded_rows(parity: Parity, model: Any) -> None:
-    for place, items in enumerate(parity.packs):
-        batch = parity.batch(items)
+    for place, batch in enumerate(parity.pack_batches):
         with torch.no_grad():
             computed = [model(**batch.inputs).logits]
             elide = regate.attach(model, rows=rows_of(model))
@@ -351,9 +350,9 @@ def test_packed_rows_are_padded_rows(parity: Parity, model: Any) -> None:
 
 
 def test_losses_of_packs_in_each_reduction(parity: Parity, model: Any) -> None:
-    for place, items in enumerate(parity.packs):
+    for place, batch in enumerate(parity.pack_batches):
         with torch.no_grad():
-            decision, token_loss_N = losses_of(model, parity.batch(items))
+            decision, token_loss_N = losses_of(model, batch)
         for norm in REDUCTIONS:
             ours = norm_of(decision, norm).total(decision, token_loss_N)
             assert difference(ours, parity.expected[f"pack{place}.loss.{norm}"]) <= LOSS, (place, norm)
@@ -369,7 +368,7 @@ def test_loss_of_unpacked_training(parity: Parity, model: Any) -> None:
 
 def train_loss(parity: Parity, model: Any) -> Tensor:
     """The mean of the losses of two packs, as two micro-batches of a step."""
-    runs = [losses_of(model, parity.batch(items)) for items in parity.packs[:2]]
+    runs = [losses_of(model, batch) for batch in parity.pack_batches[:2]]
     norms = norms_of(
         [decision for decision, _ in runs],
         "square",
