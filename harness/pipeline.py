@@ -30,6 +30,7 @@ from harness.report.closing import closing, endings, next_command
 from harness.report.figures import build as figures
 from harness.report.pages.build import write_report
 from harness.training import launch, processes
+from harness.training.attachment import check_attention
 from harness.training.gate_stores import (
     compute_reference_losses,
     create_reference,
@@ -68,6 +69,7 @@ def prepare(recipe: Recipe, progress: Progress, planner: Planner | None = None) 
     check_ledger_kept(run_dir_of(recipe))
     if finished_step(run_dir_of(recipe) / "ledger.jsonl") is None and not processes.under_torchrun():
         processes.count(recipe)  # a batch that cannot be split is refused before anything is made
+        check_attention(recipe)
     planner = planner or Planner()
     plan = planner.plan(recipe)
     require(plan)

@@ -44,7 +44,8 @@ run can be shown to be one of those."""
 
 _HARMLESS: Final = (
     *("name", "description", "seed", "hardware", "suite", "devices", "paths", "track", "evaluate"),
-    *("train.workers", "train.checkpoint_every", "train.gradient_checkpointing", "model.vision_checkpointing"),
+    *("train.workers", "train.checkpoint_every", "train.gradient_checkpointing", "train.recompute"),
+    *("train.rows", "model.vision_checkpointing"),
     *("model.attention", "data.media", "data.damaged", "gate.reference.tokens_per_batch"),
     # What a recipe states of its data is for the plan; what was counted stands in the record.
     *("data.samples", "data.targets_per_sample"),

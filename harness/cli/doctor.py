@@ -194,6 +194,7 @@ def _torch(recipes: Sequence[Recipe]) -> Iterator[Check]:
         else:
             yield Check("NCCL", "ok", probed["nccl"])
     yield from _kernels(probed["kernels"])
+    yield from _kernels_asked(recipes, probed["kernels"])
 
 
 def probe() -> dict[str, Any] | str:
@@ -216,10 +217,27 @@ def _kernels(kernels: dict[str, str]) -> Iterator[Check]:
     wrong = [name for name, outcome in kernels.items() if outcome.startswith("computes")]
     yield Check("attention", "ok" if running else "fail", f"runs: {', '.join(running) or 'nothing'}")
     for name in wrong:
-        yield Check("attention", "fail", f"{name} {kernels[name]}", f"pip uninstall {name.replace('_', '-')}")
+        yield Check("attention", "fail", f"{name} {kernels[name]}", f"pip uninstall {_package(name)}")
     others = [name for name in kernels if name not in running and name not in wrong]
     if others:
         yield Check("attention", "ok", f"not here: {', '.join(f'{name} ({kernels[name]})' for name in others)}")
+
+
+def _kernels_asked(recipes: Sequence[Recipe], kernels: dict[str, str]) -> Iterator[Check]:
+    """Kernels that recipes name, and that do not run here."""
+    for recipe in recipes:
+        asked = recipe.model.attention
+        outcome = kernels.get({"flex": "flex_attention"}.get(asked, asked), "runs")
+        if asked not in ("auto", "eager") and outcome != "runs":
+            mend = f"pip install {_package(asked)}, or leave model.attention out"
+            yield Check("attention", "fail", f"{recipe.name} asks for {asked}: {outcome}", mend)
+
+
+def _package(kernel: str) -> str:
+    """What pip knows a kernel by: torch's own belong to torch."""
+    from harness.config.model import ATTENTION_PACKAGES
+
+    return ATTENTION_PACKAGES.get(kernel, ("torch", "torch"))[1]
 
 
 def _gpus_meant(recipe: Recipe) -> int:

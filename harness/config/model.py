@@ -49,6 +49,24 @@ class ModelSection(BaseModel):
         return missing_files(self, self.needs(), root)
 
 
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "varlen", "flex"]
+ATTENTION_PACKAGES: Final[Mapping[str, tuple[str, str]]] = {
+    "flash_attention_2": ("flash_attn", "flash-attn"),
+    "flash_attention_3": ("flash_attn_interface", "flash-attn-3"),
+}
+"""Kernels that are no part of torch: the module and the package that pip knows."""
+
+
+def _automatic(value: Any) -> bool:
+    """Left out of the identity at its default, so that runs from before there was the key keep theirs."""
+    return bool(value == "auto")
+
+
+AttentionKey = Annotated[Attention, Field(exclude_if=_automatic)]
+"""What computes the decoder's attention in training. auto: the first of flash_attention_3, flash_attention_2 and
+varlen that is here, on a GPU in half precision; else sdpa. Another one is used or refused, never replaced."""
+
+
 # --- tiny ----------------------------------------------------------------------------------------------
 
 
@@ -66,6 +84,7 @@ class TinyModel(ModelSection):
     """A small vision tower, projector and Qwen2 decoder, made in the stages that the real models went through."""
 
     adapter: Literal["tiny"]
+    attention: AttentionKey = "auto"
     generated: ClassVar[bool] = True
     hidden: PositiveInt = 128
     layers: PositiveInt = 3
@@ -101,6 +120,7 @@ class VideoLLaMA2Model(ModelSection):
     """VideoLLaMA2.1: SigLIP, STC connector, Qwen2-7B-Instruct."""
 
     adapter: Literal["videollama2"]
+    attention: AttentionKey = "auto"
     language_model: str
     vision_tower: str
     projector: str | None = None
@@ -136,6 +156,7 @@ class TinyVideoLLaMA2Model(ModelSection):
     """VideoLLaMA2's own classes at toy size, with generated weights; made by `harness prepare`."""
 
     adapter: Literal["tiny_videollama2"]
+    attention: AttentionKey = "auto"
     generated: ClassVar[bool] = True
     hidden: PositiveInt = 64
     layers: PositiveInt = 2
@@ -213,6 +234,7 @@ class VideoChat2Model(ModelSection):
     """
 
     adapter: Literal["videochat2"]
+    attention: AttentionKey = "auto"
     language_model: str
     qformer_tokenizer: str = "bert-base-uncased"
     """Words and sizes of the QFormer."""
@@ -264,6 +286,7 @@ class TinyVideoChat2Model(ModelSection):
     """VideoChat2's own classes at toy size, with generated weights; made by `harness prepare`."""
 
     adapter: Literal["tiny_videochat2"]
+    attention: AttentionKey = "auto"
     generated: ClassVar[bool] = True
     hidden: PositiveInt = 64
     layers: PositiveInt = 2
@@ -347,6 +370,7 @@ class HFModel(ModelSection):
     """A multimodal model of transformers, as published: its own classes, processor and chat template."""
 
     adapter: Literal["hf"]
+    attention: AttentionKey = "auto"
     checkpoint: str
     """A folder with config.json, weights, tokenizer and processor, relative to paths.weights; with `revision`, a
     repository of the Hugging Face hub."""
@@ -415,6 +439,7 @@ class TinyHFModel(ModelSection):
     """A family of transformers at toy size, with generated weights; made by `harness prepare`."""
 
     adapter: Literal["tiny_hf"]
+    attention: AttentionKey = "auto"
     generated: ClassVar[bool] = True
     family: Literal[
         "internvl",

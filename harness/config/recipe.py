@@ -36,6 +36,16 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 # --- training and evaluation -----------------------------------------------------------------------------
 
 
+def _none(value: Any) -> bool:
+    """Left out of the identity at its default, so that runs from before there was the key keep theirs."""
+    return value is None
+
+
+def _all(value: Any) -> bool:
+    """As `_none`."""
+    return bool(value == "all")
+
+
 class OptimizerRecipe(Strict):
     """AdamW with a cosine schedule."""
 
@@ -69,9 +79,12 @@ class TrainRecipe(Strict):
     gradient_checkpointing: bool = False
     """Compute layers a second time in the backward pass in place of keeping what they computed: less memory, the
     same gradients."""
-    recompute: Literal["auto", "all"] | NonNegativeInt = "all"
+    recompute: Literal["auto", "all"] | NonNegativeInt = Field(default="all", exclude_if=_all)
     """With gradient_checkpointing, how many of the decoder's layers, counted from the first. auto: as few as fit into
     the GPU by the plan's account of memory; all where there is no GPU."""
+    rows: Literal["packed", "padded"] | None = Field(default=None, exclude_if=_none)
+    """Samples of a micro-batch one after the other without padding, or each in a row padded to the longest. None
+    packs them where the model can be packed, and says where it cannot."""
     workers: NonNegativeInt = 1
     """Data loading processes; 0 loads in the training process."""
     checkpoint_every: PositiveInt = 500
@@ -196,8 +209,6 @@ class Recipe(Strict):
         if self.gate is not None and isinstance(self.gate.selection, SelectionFile):
             # The folder of a rule does not make another run of it; its name stays for people, its hash for the id.
             identity["gate"]["selection"]["file"] = PurePath(self.gate.selection.file).name
-        if self.train.recompute == "all":  # as before there was a choice
-            del identity["train"]["recompute"]
         identity["evaluate"] = self.evaluate.identity()
         return identity
 

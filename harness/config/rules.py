@@ -105,6 +105,13 @@ def _evaluate(data: Any, known: Mapping[str, str | None]) -> Iterator[Finding]:
 
 
 def _model(data: Any) -> Iterator[Finding]:
+    attention, rows = value_at(data, ("model", "attention")), value_at(data, ("train", "rows"))
+    if attention == "eager" and rows == "packed":
+        yield ("model", "attention"), "model.attention eager does not compute packed rows: take train.rows: padded"
+    if attention == "varlen" and rows == "padded":
+        yield ("model", "attention"), "model.attention varlen computes packed rows only: take train.rows: packed"
+    if value_at(data, ("gate", "execution")) == "layerwise" and rows == "packed":
+        yield ("train", "rows"), "train.rows packed: gate.execution layerwise goes sample by sample; leave it out"
     adapter = value_at(data, ("model", "adapter"))
     if isinstance(adapter, str) and adapter in SECTIONS:
         yield from SECTIONS[adapter].broken_rules(data)

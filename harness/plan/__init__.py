@@ -6,12 +6,14 @@ a reduction of targets is not a reduction of all positions, and the plan never c
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.benchmarks import BENCHMARKS, PAPER_BENCHMARKS, PaperBenchmark
 from harness.common.errors import DataError, EnvironmentProblem, RecipeError
 from harness.common.hashing import digest
+from harness.config.model import ATTENTION_PACKAGES
 from harness.config.weight_files import missing_weights
 from harness.data.conversion import usable
 from harness.data.sampler import steps_per_epoch
@@ -308,6 +310,12 @@ def _run_warnings(plan: Plan, recipe: Recipe) -> Iterator[str]:
         yield (
             f"{plan.left_out_per_epoch} of {plan.samples} samples are left out of every epoch, since they do not "
             f"fill a global batch of {plan.global_batch}"
+        )
+    module, package = ATTENTION_PACKAGES.get(recipe.model.attention, ("", ""))
+    if module and importlib.util.find_spec(module) is None:
+        yield (
+            f"model.attention {recipe.model.attention} needs a package that is not here (pip install {package}) and "
+            "a CUDA GPU: training would refuse to start"
         )
     if recipe.train.checkpoint_every >= plan.steps > 100:
         yield "train.checkpoint_every is not less than the run: a killed training starts again from step 0"

@@ -138,9 +138,11 @@ def build_record(
 
 def _of_the_start(events: list[dict[str, Any]]) -> dict[str, Any]:
     """What the newest attempt said of itself: parameters, trained ones and learning rate of each part, where the
-    model has parts of its own; layers that are computed a second time, where any are."""
+    model has parts of its own; layers that are computed a second time, where any are; the attention kernel, where the
+    recipe names it."""
     starts = [event for event in events if event["event"] == "start"]
-    return {name: starts[-1][name] for name in ("groups", "recomputed_layers") if starts and name in starts[-1]}
+    newest = starts[-1] if starts else {}
+    return {name: newest[name] for name in ("groups", "recomputed_layers", "attention") if name in newest}
 
 
 def evaluation_record(

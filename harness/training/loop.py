@@ -31,6 +31,7 @@ from harness.plan.memory import GB, recomputed_layers
 from harness.plan.work import lengths_in
 from harness.records.ledger import Clocks, Ledger, finished_step, read_steps
 from harness.training import checkpoint
+from harness.training.attachment import attach
 from harness.training.loss_norm import norms_of
 from harness.training.optimizer import lr_at, set_lr
 from harness.training.parallel import wrap_model
@@ -127,7 +128,7 @@ class Loop:
             student.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
             self.recomputed = recompute_first(student, self._layers_to_recompute())
         student.train()
-        self.elide = self._attach(student)
+        self.elide = attach(student, self.job.recipe, self.job.progress.say)
         return regate.ScoredLM(student)
 
     def _layers_to_recompute(self) -> int | None:
@@ -143,18 +144,10 @@ class Loop:
         lengths = lengths_in(footprint, self.job.data)
         return recomputed_layers(recipe, footprint, lengths, self.accelerator.num_processes, float(least) / GB)
 
-    def _attach(self, student: nn.Module) -> regate.Elision:
-        """The same for a baseline and for ReGATE: packed rows, and the last layer on the positions that are read.
-        Padded rows where a model cannot be packed, which is said and stands in the ledger."""
-        gate = self.job.recipe.gate
-        execution = gate.execution if gate else "compact"
-        if execution == "layerwise":
-            return regate.attach(student, execution=execution)
-        try:
-            return regate.attach(student, execution=execution, rows="packed", outputs="predictors")
-        except regate.UnsupportedModelError as error:
-            self.job.progress.say(f"rows are padded: {error}")
-            return regate.attach(student, execution=execution)
+    def asked_attention(self) -> dict[str, str]:
+        """The attention kernel, where the recipe names it: that of packed rows also stands in every step."""
+        name = self.job.recipe.model.attention
+        return {} if name == "auto" else {"attention": name}
 
     def step(self, window: list[Batch], step: int) -> StepResult:
         """One optimizer step over this process's part of the global batch."""
@@ -260,7 +253,7 @@ def train(job: TrainJob, *, now: Callable[[], float] = time.perf_counter) -> Non
     path = job.ledger_path if loop.accelerator.is_main_process else None
     with Ledger(path) as ledger, stop_requests() as stopping:
         clocks.lap("io")
-        facts = {"groups": loop.groups, "recomputed_layers": loop.recomputed}
+        facts = {"groups": loop.groups, "recomputed_layers": loop.recomputed, **loop.asked_attention()}
         facts = {name: value for name, value in facts.items() if value}
         ledger.append("start", step=start, steps=job.steps, world=devices, clock=clocks.reading, **facts)
         ledger.append("stage", stage="load", seconds=clocks.take(), devices=devices)

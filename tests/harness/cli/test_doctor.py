@@ -65,7 +65,7 @@ def test_a_kernel_that_computes_something_else_is_found() -> None:
     assert probe._outcome(wrong, torch.device("cpu")).startswith("computes something else")
     checks = list(doctor._kernels({"sdpa": "runs", "flash_attention_2": "computes something else: 1 away"}))
     assert [check.state for check in checks] == ["ok", "fail"]
-    assert checks[1].mend == "pip uninstall flash-attention-2"
+    assert checks[1].mend == "pip uninstall flash-attn"
 
 
 def test_a_laptop_is_in_order_for_the_main_job(machine: Any) -> None:

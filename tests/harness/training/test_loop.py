@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import regate
+from harness.common.errors import RecipeError
 from harness.common.progress import Progress
 from harness.data.loading.batches import load
 from harness.data.sources import open_data
@@ -44,9 +45,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, gate: regate.GateConfig | None, progress: Progress) -> list[dict[str, Any]]:
+def run(
+    folder: Path, gate: regate.GateConfig | None, progress: Progress, *changes: str
+) -> list[dict[str, Any]]:
     """Reports of some steps on one window: a micro-batch of a video and of text alone."""
-    recipe = user_supplied(folder, "train.precision=float32", "train.optimizer.lr=1e-3")
+    recipe = user_supplied(folder, "train.precision=float32", "train.optimizer.lr=1e-3", *changes)
     recipe = recipe.model_copy(update={"gate": gate})
     data = open_data(recipe.data, recipe.paths, recipe.seed)
     adapter = adapter_for(recipe, data)
@@ -61,17 +64,10 @@ def run(folder: Path, gate: regate.GateConfig | None, progress: Progress) -> lis
     return [loop.send(loop.step(window, step), window, stop=False).read()[0] for step in range(STEPS)]
 
 
-def padded(loop: Loop, student: nn.Module) -> regate.Elision:
-    return regate.attach(student)
-
-
 @pytest.mark.parametrize("gate", [None, SPARSE], ids=["baseline", "gated"])
-def test_packed_rows_train_as_padded_ones(
-    world: Path, gate: regate.GateConfig | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_packed_rows_train_as_padded_ones(world: Path, gate: regate.GateConfig | None) -> None:
     packed = run(world, gate, Progress(quiet=True))
-    monkeypatch.setattr(Loop, "_attach", padded)
-    reference = run(world, gate, Progress(quiet=True))
+    reference = run(world, gate, Progress(quiet=True), "train.rows=padded")
     assert [row["loss"] for row in packed] == pytest.approx([row["loss"] for row in reference], abs=1e-5)
     assert [row["grad_norm"] for row in packed] == pytest.approx([row["grad_norm"] for row in reference], rel=1e-4)
     assert [row["counts"] for row in packed] == [row["counts"] for row in reference]
@@ -81,6 +77,25 @@ def test_packed_rows_train_as_padded_ones(
         assert report["executed"] == report["counts"]["active"] < other["executed"]
     sparse = [row["counts"]["active"] < row["counts"]["valid"] for row in packed]
     assert sparse == [gate is not None and step > 0 for step in range(STEPS)]
+
+
+def test_a_named_kernel_computes_what_the_chosen_one_does(world: Path) -> None:
+    chosen = run(world, SPARSE, Progress(quiet=True))
+    eager = run(world, SPARSE, progress := Said(), "model.attention=eager")
+    named = run(world, SPARSE, Progress(quiet=True), "model.attention=sdpa", "train.rows=packed")
+    assert named == [{**row, "peak_bytes": other["peak_bytes"]} for row, other in zip(chosen, named, strict=True)]
+    assert [row["loss"] for row in eager] == pytest.approx([row["loss"] for row in chosen], abs=1e-5)
+    assert [row["rows"] for row in eager] == ["padded"] * STEPS
+    assert [line[:55] for line in progress.lines] == ['rows are padded: attention "eager" does not compute pac']
+
+
+def test_rows_that_must_be_packed_and_cannot_are_refused(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(decoder: nn.Module) -> None:
+        raise regate.UnsupportedModelError("Qwen2Model is not causal")
+
+    monkeypatch.setattr("regate.elision.check_packable", refuse)
+    with pytest.raises(RecipeError, match=r"train\.rows packed: Qwen2Model is not causal"):
+        run(world, SPARSE, Progress(quiet=True), "train.rows=packed")
 
 
 def test_a_model_that_cannot_be_packed_runs_on_padded_rows_and_says_so(

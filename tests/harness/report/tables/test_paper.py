@@ -343,6 +343,7 @@ HARMLESS = (
     *("name", "description", "seed", "hardware", "suite", "devices", "paths", "track", "evaluate", "train.workers"),
     *("train.checkpoint_every", "train.gradient_checkpointing", "data.media", "data.samples", "data.damaged"),
     *("data.targets_per_sample", "gate.reference.tokens_per_batch", "model.attention", "model.vision_checkpointing"),
+    *("train.recompute", "train.rows"),
 )
 """What may differ in a run of the paper's: it changes neither the samples nor the arithmetic."""
 FIXED = ("gate", "model.adapter", "data.source", "evaluate.limit")
