@@ -53,6 +53,9 @@ def become(request: dict[str, Any], files: list[int], program: str) -> int:
     for file, number in zip(aside, request["files"], strict=True):
         os.dup2(file, number)
         os.close(file)
+    # Those of the server know whether its own files can be sought in, which the caller's need not be.
+    sys.stdout = open(1, "w", buffering=-1, closefd=False, encoding="utf-8")  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
     os.chdir(request["cwd"])
     homes = {name for name in {*os.environ, *request["env"]} if name.startswith(("HF_", "XDG_"))}
     moved = any(os.environ.get(name) != request["env"].get(name) for name in homes)
