@@ -6,6 +6,7 @@ Legend: H and W pixels.
 from __future__ import annotations
 
 import warnings
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from harness.data.loading.errors import VideoError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -23,6 +25,8 @@ DEEP: Final = "has 16 bits a value and is scaled to 8"
 _ORIENTATION: Final = 0x112
 """The EXIF tag; 1 is upright."""
 _SIXTEEN: Final = ("I;16", "I;16L", "I;16B", "I;16N")
+_HEADER_TELLS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+"""Formats in which decoding does not change the size that the header states."""
 _UNKNOWN_RANGE: Final = {"I": "32-bit integers", "F": "floating-point numbers"}
 
 
@@ -45,15 +49,32 @@ def picture_notes(path: Path) -> tuple[str, ...]:
     return notes
 
 
+def picture_size(path: Path) -> tuple[int, int]:
+    """Height and width of the picture that `read_picture` gives: by the header where the format's can be trusted, so
+    that a missing rest of the file is not noticed here. Errors as there."""
+    with _opened(path) as image:
+        if image.format in _HEADER_TELLS and image.mode not in _UNKNOWN_RANGE:
+            return image.height, image.width
+        height, width, _ = _rgb(image).shape
+        return height, width
+
+
 def _read(path: Path) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    with _opened(path) as image:
+        picture = _rgb(image)
+        return picture[None], _notes(image)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """PIL's picture of a file, whose errors all name the file."""
     from PIL import Image
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pictures that are large, or whose metadata are not as they should
             with Image.open(path) as image:
-                picture = _rgb(image)
-                return picture[None], _notes(image)
+                yield image
     except FileNotFoundError:
         raise VideoError(f"{path}: not there") from None
     except VideoError as error:

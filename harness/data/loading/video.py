@@ -21,7 +21,7 @@ import numpy as np
 from harness.data.loading.colour import RgbFrames
 from harness.data.loading.errors import VideoError
 from harness.data.loading.frames import FOLDER_FPS, choose, outside
-from harness.data.loading.pictures import picture_notes, read_picture
+from harness.data.loading.pictures import picture_notes, picture_size, read_picture
 from harness.data.loading.timeline import MISCOUNT, Timeline, from_start, read_timeline
 
 if TYPE_CHECKING:
@@ -106,7 +106,8 @@ class ClipFacts:
 
 
 def clip_facts(media: Media, *, frames: int, rule: FrameRule = "spread") -> ClipFacts:
-    """Sizes and times of what `read_frames` gives with the same arguments; of a video, one frame is decoded.
+    """Sizes and times of what `read_frames` gives with the same arguments; of a video, one frame is decoded, of
+    a picture most often none.
 
     Args:
         rule: not `random`, which draws.
@@ -115,8 +116,7 @@ def clip_facts(media: Media, *, frames: int, rule: FrameRule = "spread") -> Clip
         VideoError: naming the file.
     """
     if media.kind == "image":
-        shape = read_picture(media.path).shape[1:]
-        return ClipFacts(shape[0], shape[1], (0,), 1, 0.0)
+        return ClipFacts(*picture_size(media.path), (0,), 1, 0.0)
     folder = media.path.is_dir()
     if folder:
         pictures = folder_pictures(media.path)

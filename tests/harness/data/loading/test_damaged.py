@@ -17,7 +17,7 @@ from harness.config.data import LlavaData
 from harness.config.recipe import Paths
 from harness.data.loading.epoch_view import EpochView, clips
 from harness.data.loading.errors import VideoError
-from harness.data.loading.pictures import DEEP, ROTATED, TRANSPARENT, picture_notes, read_picture
+from harness.data.loading.pictures import DEEP, ROTATED, TRANSPARENT, picture_notes, picture_size, read_picture
 from harness.data.sample import SamplingPolicy
 from harness.data.sources import check_data, open_data
 from tests.harness.data.loading.test_clips import _sound
@@ -107,6 +107,31 @@ def test_deep_and_odd_pictures(tmp_path: Path) -> None:
     for name in ("float.tif", "int.tif"):
         with pytest.raises(VideoError, match=f"{name}: its values are .*, of no known range"):
             read_picture(tmp_path / name)
+
+
+def test_the_size_of_a_picture_is_that_of_what_is_read(tmp_path: Path) -> None:
+    """By the header where that is sure: the size of a file that is cut off behind it is still known."""
+    picture = Image.fromarray(numbered(5))
+    exif = Image.Exif()
+    exif[0x112] = 6
+    for ending in ("jpg", "png", "webp", "bmp", "gif", "tif"):
+        path = tmp_path / f"a.{ending}"
+        picture.save(path, **({"exif": exif} if ending == "jpg" else {}))
+        assert picture_size(path) == read_picture(path).shape[1:3] == (48, 64), ending
+    Image.fromarray(np.zeros((30, 20), np.uint16)).save(tmp_path / "deep.png")
+    assert picture_size(tmp_path / "deep.png") == (30, 20)
+    cut = tmp_path / "cut.jpg"
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    Image.fromarray(noise).save(cut)
+    cut.write_bytes(cut.read_bytes()[:-200])
+    assert picture_size(cut) == (48, 64)
+    Image.fromarray(np.zeros((30, 20), np.float32)).save(tmp_path / "float.tif")
+    for name, message in (("float.tif", "of no known range"), ("none.png", "not there")):
+        with pytest.raises(VideoError, match=message):
+            picture_size(tmp_path / name)
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(VideoError, match=r"text\.png: cannot be decoded"):
+        picture_size(tmp_path / "text.png")
 
 
 def test_rotation_and_transparency_are_as_in_the_official_loader_and_counted(tmp_path: Path) -> None:
