@@ -23,7 +23,7 @@ from transformers import (
 from harness.common.errors import EnvironmentProblem
 from harness.models.checkpoint_files import check_loaded, read_folder
 from harness.models.hf.internvl import checkpoint_names, config
-from harness.models.hf.internvl.chat import END, TEMPLATE
+from harness.models.hf.internvl.chat import END, START, TEMPLATE
 from harness.models.hf.internvl.image_processing import IMAGENET
 
 if TYPE_CHECKING:
@@ -52,34 +52,10 @@ def read_config(folder: Path) -> Any:
     """transformers' configuration of a published checkpoint.
 
     Raises:
-        EnvironmentProblem: it cannot be translated; the field is named.
+        EnvironmentProblem: it cannot be translated, and the field is named; or the tokenizer is another model's.
     """
-    written = json.loads((folder / "config.json").read_text())
-    return config.from_official(written, image_token_id(load_tokenizer(folder), folder), str(folder))
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The checkpoint's tokenizer, with the names of its visual tokens.
-
-    Raises:
-        EnvironmentProblem: it cannot be read.
-    """
-    return _tokenizer(folder, extra_special_tokens=dict(NAMED_TOKENS))
-
-
-def image_token_id(tokenizer: Any, folder: Path) -> int:
-    """The id of the visual token; all tokens of the template must be in the published vocabulary.
-
-    Raises:
-        EnvironmentProblem: one is not.
-    """
-    published = [*(token for name, token in NAMED_TOKENS.items() if name != "video_token"), "<|im_start|>", END]
-    unknown = [token for token in published if token not in _vocabulary(folder)]
-    if unknown:
-        raise EnvironmentProblem(
-            f"{folder}: its tokenizer does not know {', '.join(unknown)}", hint="it is the tokenizer of another model"
-        )
-    return int(tokenizer.convert_tokens_to_ids(NAMED_TOKENS["context_image_token"]))
+    translated, _ = _read(folder)
+    return translated
 
 
 def load_processor(folder: Path) -> Any:
@@ -90,8 +66,7 @@ def load_processor(folder: Path) -> Any:
     """
     written = json.loads((folder / "config.json").read_text())
     size, most, least = config.tiles_stated(written, str(folder))
-    tokenizer = load_tokenizer(folder)
-    translated = config.from_official(written, image_token_id(tokenizer, folder), str(folder))
+    translated, _ = _read(folder)
     square = {"height": size, "width": size}
     colours = {"image_mean": list(IMAGENET[0]), "image_std": list(IMAGENET[1])}
     image = GotOcr2ImageProcessor(
@@ -99,6 +74,7 @@ def load_processor(folder: Path) -> Any:
     )
     video = InternVLVideoProcessor(size=square, **colours)
     tokens = translated.image_seq_length
+    tokenizer = _tokenizer(folder, extra_special_tokens=dict(NAMED_TOKENS))
     return InternVLProcessor(image, tokenizer, video, image_seq_length=tokens, chat_template=TEMPLATE)
 
 
@@ -109,8 +85,7 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
         EnvironmentProblem: naming the tensors that are missing, too many or of another shape; or a head that is not
             the embedding where the configuration says so.
     """
-    translated = read_config(folder)
-    _check_vocabulary(translated, folder)
+    translated, tokenizer = _read(folder)
     state = read_folder(folder)
     tied = bool(translated.tie_word_embeddings)
     if tied and checkpoint_names.HEAD in state:
@@ -127,7 +102,7 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
         None, config=translated, state_dict=renamed, dtype=dtype, output_loading_info=True
     )
     check_loaded(str(folder), loading)
-    model.generation_config.eos_token_id = load_tokenizer(folder).convert_tokens_to_ids(END)
+    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(END)
     return model
 
 
@@ -163,18 +138,28 @@ def save_published(model: Any, processor: Any, directory: Path) -> None:
     processor.tokenizer.save_pretrained(str(directory))
 
 
-def _check_vocabulary(translated: Any, folder: Path) -> None:
-    rows, largest = translated.text_config.vocab_size, max(_vocabulary(folder).values())
+def _read(folder: Path) -> tuple[Any, Any]:
+    """The translated configuration, and the tokenizer as it is published.
+
+    Raises:
+        EnvironmentProblem: as `read_config`.
+    """
+    written = json.loads((folder / "config.json").read_text())
+    tokenizer = _tokenizer(folder)
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    published = [*(token for name, token in NAMED_TOKENS.items() if name != "video_token"), START, END]
+    unknown = [token for token in published if token not in vocabulary]
+    if unknown:
+        raise EnvironmentProblem(
+            f"{folder}: its tokenizer does not know {', '.join(unknown)}", hint="it is the tokenizer of another model"
+        )
+    translated = config.from_official(written, vocabulary[NAMED_TOKENS["context_image_token"]], str(folder))
+    rows, largest = translated.text_config.vocab_size, max(vocabulary.values())
     if largest >= rows:
         raise EnvironmentProblem(
             f"{folder}: its tokenizer has the id {largest}, and config.json {rows} rows of embeddings"
         )
-
-
-def _vocabulary(folder: Path) -> dict[str, int]:
-    """The published tokens, without those that are named here."""
-    vocabulary: dict[str, int] = _tokenizer(folder).get_vocab()
-    return vocabulary
+    return translated, tokenizer
 
 
 def _tokenizer(folder: Path, **further: Any) -> Any:

@@ -27,7 +27,7 @@ from harness.models.hf.internvl.chat import SYSTEM
 from harness.models.hf.internvl.checkpoint_names import official_name
 from harness.models.hf.internvl.image_processing import tile_grid
 from harness.models.hf.model import PARTS, decayed_names, parts_of
-from harness.training.loss_norm import LossNorm, MicroBatchNorm, norms_of
+from harness.training.loss_norm import LossNorm, MicroBatchNorm, norms_of, weight_of
 from harness.training.optimizer import make_optimizer
 from regate.types import IGNORE
 from tests import forked
@@ -331,6 +331,12 @@ def test_a_batch_is_the_official_pack(parity: Parity) -> None:
             weight_BS = weight_B[:, None] * decision.targets_BS
             theirs = official[f"pack{place}.loss_weight.{norm}"][0]
             assert difference(own_parts(batch, weight_BS), theirs) <= 1e-7
+
+
+def test_the_weight_of_a_target(parity: Parity) -> None:
+    for norm in REDUCTIONS:
+        for labels, weight in parity.rules["len2weight"][norm]:
+            assert float(weight_of(torch.tensor(labels), norm)) == pytest.approx(weight, rel=1e-12)
 
 
 def test_packed_rows_are_padded_rows(parity: Parity, model: Any) -> None:
