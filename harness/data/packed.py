@@ -11,16 +11,21 @@ import json
 import sys
 from array import array
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final, overload
+from typing import TYPE_CHECKING, Any, Final, overload
 
 import numpy as np
 
 from harness.common.errors import DataError
+from harness.data import packed_file
+from harness.data.packed_file import row_sum
 from harness.data.sample import Media, Sample, Turn, sample_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from mmap import mmap
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -29,6 +34,7 @@ if TYPE_CHECKING:
 
 MODALITIES: Final = ("text", "image", "video")
 """What a sample is about, by number."""
+_UNSIGNED: Final = (1 << 64) - 1
 
 
 class Rows:
@@ -144,11 +150,43 @@ class PackedSamples(Sequence[Sample]):
             first, second = (rows.key(int(order[twice[0] + i])) for i in (0, 1))
             raise DataError(f"records {first} and {second} have one id", hint="rename one of them")
         self.modality = rows.modality[order]
-        self._ends = np.zeros(len(order) + 1, np.int64)
-        np.cumsum(rows.sizes[order], out=self._ends[1:])
-        self._bytes = bytearray(int(self._ends[-1]))
-        for place, (start, end) in zip(order.tolist(), pairwise(self._ends.tolist()), strict=True):
-            self._bytes[start:end] = rows.packed(place)
+        ends = np.zeros(len(order) + 1, np.int64)
+        np.cumsum(rows.sizes[order], out=ends[1:])
+        self._starts, self._ends = ends[:-1], ends[1:]
+        packed = bytearray(int(ends[-1]))
+        for place, (start, end) in zip(order.tolist(), pairwise(ends.tolist()), strict=True):
+            packed[start:end] = rows.packed(place)
+        self._bytes: bytearray | mmap = packed
+        self._begin = 0
+        self._sums: NDArray[np.uint32] | None = None
+        self._file: Path | None = None
+
+    @classmethod
+    def from_file(cls, folders: MediaFolders, path: Path) -> PackedSamples | None:
+        """Samples that `save` wrote, mapped into memory; None where the file is not there or not whole."""
+        content = packed_file.mapped(path)
+        if content is None:
+            return None
+        arrays, whole, begin = content
+        samples = cls.__new__(cls)
+        samples.folders, samples._file, samples._bytes, samples._begin = folders, path, whole, begin
+        samples._ids, samples._sums, samples.modality = arrays["ids"], arrays["sums"], arrays["modality"]
+        ends = arrays["ends"].view(np.int64)
+        samples._starts, samples._ends = ends[:-1], ends[1:]
+        return samples
+
+    def save(self, path: Path, description: dict[str, Any]) -> None:
+        """Write them into one file, with a plain value; see `harness.data.packed_file`."""
+        view = memoryview(self._bytes)[self._begin :]
+        sums = self._sums
+        if sums is None:
+            places = zip(self._ids.tolist(), self._starts.tolist(), self._ends.tolist(), strict=True)
+            sums_of_rows = (row_sum(number, view[start:end]) for number, start, end in places)
+            sums = np.fromiter(sums_of_rows, np.uint32, len(self))
+        ends = np.concatenate([[0], self._ends])
+        assert (ends[:-1] == self._starts).all(), "only a whole set is written"
+        arrays = {"ids": self._ids, "ends": ends, "sums": sums, "modality": self.modality}
+        packed_file.write(path, arrays, view[: int(ends[-1])], description)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -163,7 +201,7 @@ class PackedSamples(Sequence[Sample]):
         place = index + len(self) if index < 0 else index
         if not 0 <= place < len(self):
             raise IndexError(index)
-        key, media, turns, spans, *openings = json.loads(self._bytes[self._ends[place] : self._ends[place + 1]])
+        key, media, turns, spans, *openings = json.loads(self._row(place))
         return Sample(
             id=int(self._ids[place]),
             key=key,
@@ -174,27 +212,59 @@ class PackedSamples(Sequence[Sample]):
         )
 
     def taken(self, places: Sequence[int]) -> PackedSamples:
-        """The samples at some places, in the order of their ids."""
+        """The samples at some places, in the order of their ids; their bytes are shared."""
         part = PackedSamples.__new__(PackedSamples)
         order = np.array(sorted(places), np.int64)
-        part.folders, part._ids, part.modality = self.folders, self._ids[order], self.modality[order]
-        part._ends = np.zeros(len(order) + 1, np.int64)
-        np.cumsum((self._ends[1:] - self._ends[:-1])[order], out=part._ends[1:])
-        part._bytes = bytearray(int(part._ends[-1]))
-        for place, (start, end) in zip(order.tolist(), pairwise(part._ends.tolist()), strict=True):
-            part._bytes[start:end] = self._bytes[self._ends[place] : self._ends[place + 1]]
+        part.folders, part._bytes, part._begin, part._file = self.folders, self._bytes, self._begin, self._file
+        part._ids, part.modality = self._ids[order], self.modality[order]
+        part._starts, part._ends = self._starts[order], self._ends[order]
+        part._sums = None if self._sums is None else self._sums[order]
         return part
 
     def digest(self) -> str:
         """sha256 over ids, keys, text, and the media's names and known hashes."""
         hasher = hashlib.sha256(self._ids.astype("<i8").tobytes())
-        hasher.update(self._bytes)
+        for place in range(len(self)):
+            hasher.update(self._row(place))
         return hasher.hexdigest()
 
     @property
     def nbytes(self) -> int:
-        """Memory of the packed samples."""
-        return len(self._bytes) + self._ids.nbytes + self._ends.nbytes + self.modality.nbytes
+        """Memory of the packed samples, or size of their file."""
+        arrays = (self._ids, self._starts, self.modality, *(() if self._sums is None else (self._sums,)))
+        beside: int = sum(array.nbytes for array in arrays)
+        return int((self._ends - self._starts).sum()) + beside
+
+    def _row(self, place: int) -> bytes | bytearray:
+        """A row's bytes.
+
+        Raises:
+            DataError: they are not what was written; the file is removed, so that it is made again.
+        """
+        row = self._bytes[self._begin + int(self._starts[place]) : self._begin + int(self._ends[place])]
+        if self._sums is not None and row_sum(int(self._ids[place]) & _UNSIGNED, row) != self._sums[place]:
+            assert self._file is not None
+            with suppress(OSError):
+                self._file.unlink()
+            raise DataError(
+                f"{self._file}: packed record {place} is not what was written (checksum)",
+                hint="give the command again: the file is removed, and made again from the annotations",
+            )
+        return row
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For processes that are not forked: a mapped file is opened again there, not sent."""
+        if self._file is None:
+            return self.__dict__
+        return {**self.__dict__, "_bytes": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._file is not None:
+            content = packed_file.mapped(self._file)
+            if content is None:
+                raise DataError(f"{self._file}: is gone or damaged", hint="give the command again")
+            self._bytes, self._begin = content[1], content[2]
 
 
 def _pack(row: Row, sha256: Mapping[str, str]) -> bytes:

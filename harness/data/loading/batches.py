@@ -211,8 +211,8 @@ class _MicroBatches(Dataset[Any]):
         within, place = divmod(index, self.sampler.micro_batches)
         step = self.start + within
         view = EpochView(self.sampler.seed, self.sampler.epoch_of(step))
-        samples = [self.dataset.samples[i] for i in self.sampler.window(step)[place]]
         try:
+            samples = [self.dataset.samples[i] for i in self.sampler.window(step)[place]]
             rows = [
                 load(sample, self.dataset, self.processor, view, with_media=self.with_media) for sample in samples
             ]

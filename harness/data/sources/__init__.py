@@ -6,6 +6,7 @@ A source is one module here that implements `source.Source`, and one line in SOU
 from __future__ import annotations
 
 import os
+import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,6 +20,7 @@ from harness.data.check import Report, listing, merged, probe, refuse
 from harness.data.loading.frames import choose, outside
 from harness.data.packed import MODALITIES, PackedSamples
 from harness.data.sample import Question, SamplingPolicy
+from harness.data.sources import packed_set
 from harness.data.sources.internvl import InternVLSource
 from harness.data.sources.llava import LlavaSource
 from harness.data.sources.shapes import ShapesSource
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from harness.config.data import Data
     from harness.config.recipe import Paths
     from harness.data.sample import Sample
+    from harness.data.sources.packed_set import Kept
     from harness.data.sources.source import Annotations, Source
 
 _JOBS: Final = 2
@@ -130,14 +133,15 @@ def open_data(
     return DataSets().open(data, paths, seed, decode=decode, progress=progress)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Opened:
-    """A data set and what it was assembled from; `unchecked` are its annotations while not every media file was
-    looked into."""
+    """A data set; `complete` says that every media file had been looked into. What it was assembled from is kept
+    where it may have to be assembled again."""
 
     data_set: DataSet
-    damaged: tuple[tuple[str, str], ...]
-    unchecked: Annotations | None
+    complete: bool
+    damaged: tuple[tuple[str, str], ...] = ()
+    annotations: Annotations | None = None
 
 
 class DataSets:
@@ -157,18 +161,100 @@ class DataSets:
         own_seed = seed if source.made_here else None
         key = digest([data.model_dump(mode="json"), paths.data, paths.media_roots, own_seed])
         opened = self._opened.get(key)
-        if opened is None:
-            annotations = _read(source)
-            report = _probe(annotations, decode=decode, fresh=False, progress=progress)
-            data_set = _assemble(data, source, annotations, report)
-            opened = _Opened(data_set, report.damaged, annotations if report.unknown else None)
+        if opened is None or (decode and not opened.complete):
+            opened = _open(data, paths, source, packed_set.path_of(data, paths, own_seed), opened, decode, progress)
             self._opened[key] = opened
-        elif decode and opened.unchecked is not None:
-            report = _probe(opened.unchecked, decode=True, fresh=False, progress=progress)
-            if report.damaged != opened.damaged:
-                opened.data_set = _assemble(data, source, opened.unchecked, report)
-            opened.damaged, opened.unchecked = report.damaged, None
         return opened.data_set
+
+
+def _open(
+    data: Data,
+    paths: Paths,
+    source: Source,
+    path: Path,
+    before: _Opened | None,
+    decode: bool,
+    progress: Progress | None,
+) -> _Opened:
+    """As it was packed by an earlier command, or read from the annotations and packed."""
+    _require(source)
+    kept = packed_set.load(path, paths, complete=decode)
+    if kept is not None:
+        return _of_kept(data, source, kept, before)
+    with packed_set.locked(path, wait=decode, progress=progress) as may_pack:
+        kept = packed_set.load(path, paths, complete=decode)  # another command may have packed it meanwhile
+        if kept is not None:
+            return _of_kept(data, source, kept, before)
+        began_ns = time.time_ns()
+        opened = _from_annotations(data, source, before, decode, progress)
+        if may_pack:
+            known = before is not None and opened.data_set is before.data_set
+            opened = _packed(path, paths, opened, began_ns, known, progress)
+    return opened
+
+
+def _from_annotations(
+    data: Data, source: Source, before: _Opened | None, decode: bool, progress: Progress | None
+) -> _Opened:
+    annotations = source.read() if before is None or before.annotations is None else before.annotations
+    report = _probe(annotations, decode=decode, fresh=False, progress=progress)
+    if before is not None and before.annotations is not None and report.damaged == before.damaged:
+        data_set = before.data_set
+    else:
+        data_set = _assemble(data, source, annotations, report)
+        if before is not None and data_set.fingerprint == before.data_set.fingerprint:
+            data_set = before.data_set
+    return _Opened(data_set, not report.unknown, report.damaged, annotations)
+
+
+def _packed(
+    path: Path, paths: Paths, opened: _Opened, began_ns: int, known: bool, progress: Progress | None
+) -> _Opened:
+    """Packed for later commands, and from here on mapped from that file; as it was where that cannot be, or where the
+    object is `known` to others."""
+    data, annotations = opened.data_set, opened.annotations
+    assert annotations is not None
+    assert isinstance(data.samples, PackedSamples)
+    kept = packed_set.Kept(
+        root=data.root,
+        samples=data.samples,
+        questions=data.questions,
+        excluded=data.excluded,
+        fingerprint=data.fingerprint,
+        subset=data.subset,
+        notes=data.notes,
+        complete=opened.complete,
+    )
+    try:
+        saved = packed_set.save(path, kept, annotations, paths, began_ns)
+    except OSError as error:
+        if progress is not None:
+            progress.say(f"{path}: the data cannot be packed ({error.strerror}); every command reads them anew")
+        saved = False
+    if saved and not known and (samples := PackedSamples.from_file(annotations.folders, path)) is not None:
+        modality = None if data.modality is None else samples.modality
+        opened = replace(opened, data_set=replace(data, samples=samples, modality=modality))
+    return replace(opened, annotations=None) if opened.complete else opened
+
+
+def _of_kept(data: Data, source: Source, kept: Kept, before: _Opened | None) -> _Opened:
+    if before is not None and before.data_set.fingerprint == kept.fingerprint:
+        return _Opened(before.data_set, kept.complete)
+    data_set = DataSet(
+        source=data.source,
+        root=kept.root,
+        samples=kept.samples,
+        questions=kept.questions,
+        excluded=kept.excluded,
+        fingerprint=kept.fingerprint,
+        frames=data.frames,
+        blank=source.blank,
+        sampling=source.sampling,
+        modality=kept.samples.modality if source.one_modality else None,
+        subset=kept.subset,
+        notes=kept.notes,
+    )
+    return _Opened(data_set, kept.complete)
 
 
 def check_data(
@@ -226,10 +312,14 @@ def _outside(data: Data, source: Source, annotations: Annotations, report: Repor
 
 
 def _read(source: Source) -> Annotations:
+    _require(source)
+    return source.read()
+
+
+def _require(source: Source) -> None:
     missing = source.missing()
     if missing:
         raise DataError("data are missing:\n  " + "\n  ".join(missing))
-    return source.read()
 
 
 def _probe(annotations: Annotations, *, decode: bool, fresh: bool, progress: Progress | None) -> Report:

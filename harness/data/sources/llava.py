@@ -87,7 +87,8 @@ class LlavaSource:
             file: EXPECTED[kind] for by_name in rows.media().values() for file, kind in by_name.items()
         }
         caches = {cache: files} if files else {}
-        return Annotations(root, rows, tuple(bad), caches, unread=unread, roots=roots)
+        read = (*(base / name for name in self.data.annotations), root)  # names of videos are looked up in the folder
+        return Annotations(root, rows, tuple(bad), caches, unread=unread, roots=roots, files_read=read)
 
 
 class _VideoNames:

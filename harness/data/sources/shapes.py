@@ -69,7 +69,8 @@ class ShapesSource:
     def read(self) -> Annotations:
         root = self.root
         shapes.verify_texts(root)
-        clips = {name: entry for name, entry in shapes.manifest(root)["files"].items() if name.endswith(".mp4")}
+        manifest = shapes.manifest(root)["files"]
+        clips = {name: entry for name, entry in manifest.items() if name.endswith(".mp4")}
         files = {name: Expected("video", entry["sha256"]) for name, entry in clips.items()}
         questions = tuple(
             Question(
@@ -84,4 +85,6 @@ class ShapesSource:
         )
         rows = Rows(self.data.source, {name: str(entry["sha256"]) for name, entry in clips.items()})
         bad = pack(rows, read_llava(root / "train.json", lambda name: name))
-        return Annotations(root, rows, tuple(bad), {cache_file(self.paths, root.name): files}, questions)
+        read = (root / "manifest.json", *(root / name for name in manifest if name.endswith(".json")))
+        caches = {cache_file(self.paths, root.name): files}
+        return Annotations(root, rows, tuple(bad), caches, questions, files_read=read)

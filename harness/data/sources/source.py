@@ -35,6 +35,8 @@ class Annotations:
         subset: which part of the annotations these are, in words; None for all of them.
         unread: by key that is not read, the number of its records or turns.
         roots: the folders of `paths.media_roots` by name, whole paths.
+        files_read: every file and folder that this was read from; where it is empty, the data set is not packed for
+            later commands, which read the annotations again.
     """
 
     root: Path
@@ -45,6 +47,7 @@ class Annotations:
     subset: str | None = None
     unread: Mapping[str, int] = field(default_factory=dict)
     roots: Mapping[str, Path] = field(default_factory=dict)
+    files_read: tuple[Path, ...] = ()
 
     @property
     def folders(self) -> MediaFolders:

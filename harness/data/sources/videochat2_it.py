@@ -92,4 +92,13 @@ class VideoChat2Source:
             place = self.data.media if folder == "." else f"{self.data.media}/{folder}"
             known = caches.setdefault(cache_file(self.paths, f"{self.data.source}-{digest(place)[:8]}"), {})
             known.update((file, EXPECTED[kind]) for file, kind in files.items())
-        return Annotations(folders.root, rows, tuple(bad), caches, subset=subset, unread=unread, roots=roots)
+        return Annotations(
+            folders.root,
+            rows,
+            tuple(bad),
+            caches,
+            subset=subset,
+            unread=unread,
+            roots=roots,
+            files_read=tuple(base / annotation.file for annotation in self.data.annotations),
+        )
