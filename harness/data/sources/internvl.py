@@ -123,7 +123,8 @@ class InternVLSource:
             place = f"{self.data.media}/{entries[origin].root}"
             known = caches.setdefault(cache_file(self.paths, f"{self.data.source}-{digest(place)[:8]}"), {})
             known.update((file, EXPECTED[kind]) for file, kind in files.items())
-        return Annotations(root, rows, tuple(bad), caches, unread=unread, roots=roots)
+        files_read = (base / self.data.meta, *(base / entry.annotation for entry in entries))
+        return Annotations(root, rows, tuple(bad), caches, unread=unread, roots=roots, files_read=files_read)
 
 
 def _repeated(read: list[Row | Bad], times: float) -> list[Row | Bad]:
