@@ -355,6 +355,7 @@ _REPOSITORIES: Final[Mapping[str, tuple[str, float | None, str]]] = {
     "Qwen2.5-VL-3B-Instruct": ("Qwen/Qwen2.5-VL-3B-Instruct", 7.5, "Qwen Research License: no commercial use"),
     "Qwen2.5-VL-7B-Instruct": ("Qwen/Qwen2.5-VL-7B-Instruct", 16.6, "Apache-2.0"),
     "Qwen3-VL-8B-Instruct": ("Qwen/Qwen3-VL-8B-Instruct", 17.5, "Apache-2.0"),
+    "SmolVLM2-256M-Video-Instruct": ("HuggingFaceTB/SmolVLM2-256M-Video-Instruct", 1.0, "Apache-2.0"),
     "SmolVLM2-500M-Video-Instruct": ("HuggingFaceTB/SmolVLM2-500M-Video-Instruct", 2.0, "Apache-2.0"),
     "llava-onevision-qwen2-7b-ov-hf": ("llava-hf/llava-onevision-qwen2-7b-ov-hf", 16.1, "Apache-2.0"),
 }

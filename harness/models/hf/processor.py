@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from harness.models.hf.internvl.image_processing import Tiles
 
 SCHEMA: Final = 1
+_KEPT: Final = 256
+"""Texts of media that are kept."""
+_TIMES: Final = "whether times stand in the text"
 _OF_TEXT: Final = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "text_replacement_offsets")
 _IMAGE, _VIDEO = 1, 2
 """Kinds of visual positions, as transformers numbers them."""
@@ -76,6 +79,9 @@ class HFConversations:
     video_settings: Mapping[str, Any] = field(default_factory=dict)
     blank: int = 64
     tiles: Tiles | None = None
+    _texts: dict[str, tuple[str, ...]] = field(init=False, default_factory=dict, compare=False, repr=False)
+    """What stands for media of one size, which many share: to ask the checkpoint's processor takes a tenth of a
+    second."""
 
     @property
     def tokenizer(self) -> Any:
@@ -249,7 +255,30 @@ class HFConversations:
                 times.append(self._times(sample, facts))
         if clips["image"] and clips["video"]:
             self._refuse_shared_pixels(sample)
-        return self._look(kinds, clips, times)
+        if frames is not None:
+            return self._look(kinds, clips, times)
+        sizes = {kind: [tuple(clip.shape) for clip in of_kind] for kind, of_kind in clips.items()}
+        key = repr((list(kinds), sizes, times if times and self._writes_times() else None))
+        if key not in self._texts:
+            while len(self._texts) > _KEPT:
+                del self._texts[next(key for key in self._texts if key != _TIMES)]
+            self._texts[key] = self._look(kinds, clips, times).texts
+        return Seen({}, self._texts[key])
+
+    def _writes_times(self) -> bool:
+        """Whether the times of a video's frames stand in its text: two clips that differ in them alone tell."""
+        if _TIMES not in self._texts:
+            side = self.blank
+            clips = {"image": [], "video": [torch.zeros((self.frames, 3, side, side), dtype=torch.uint8)]}
+            facts = [ClipFacts(side, side, tuple(range(self.frames)), self.frames, rate) for rate in (1.0, 0.25)]
+            slow, fast = (self._look(["video"], clips, [_metadata(clip)]).texts for clip in facts)
+            self._texts[_TIMES] = () if slow == fast else ("they do",)
+        return bool(self._texts[_TIMES])
+
+    def _needs_times(self) -> bool:
+        """Whether the text of a video or the positions of its frames depend on their times."""
+        asked = getattr(type(self.processor), "videos_kwargs", {}).get("return_metadata", False)
+        return bool(asked) or self._writes_times()
 
     def _refuse_shared_pixels(self, sample: Sample) -> None:
         """Raises:
@@ -299,11 +328,10 @@ class HFConversations:
         return clip
 
     def _times(self, sample: Sample, facts: ClipFacts) -> dict[str, Any]:
-        writes_times = getattr(type(self.processor), "videos_kwargs", {}).get("return_metadata", False)
-        if facts.fps <= 0 and writes_times:
+        if facts.fps <= 0 and self._needs_times():
             raise DataError(
-                f"sample {sample.key}: its video has no frame rate, and {type(self.processor).__name__} writes the "
-                "times of the frames",
+                f"sample {sample.key}: its video has no frame rate, and {type(self.processor).__name__} takes the "
+                "times of the frames into account",
                 hint="leave the sample out, or write the file anew with a frame rate",
             )
         return _metadata(facts)

@@ -128,6 +128,10 @@ _QWEN2_5_VISION: Final = {
     "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "patch_size": 14,
     "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31],
 }  # fmt: skip
+_SMOLVLM_VISION: Final = {
+    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+    "image_size": 512, "patch_size": 16,
+}  # fmt: skip
 _CONFIG_JSON: Final = "config.json of the repository; the count is that of its safetensors"
 
 PUBLISHED: Final[Mapping[str, PublishedSizes]] = {
@@ -217,14 +221,25 @@ PUBLISHED: Final[Mapping[str, PublishedSizes]] = {
         "the script of transformers that converts the original weights (26 layers of the tower, 64 more entries of "
         "the vocabulary than Qwen2-7B); the count is the sum of these shapes",
     ),
+    "SmolVLM2-256M-Video-Instruct": PublishedSizes(
+        {
+            "model_type": "smolvlm",
+            "scale_factor": 4,
+            "vision_config": _SMOLVLM_VISION,
+            "text_config": {
+                "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+                "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64, "vocab_size": 49280,
+            },
+            "tie_word_embeddings": False,
+        },
+        256_484_928,
+        _CONFIG_JSON,
+    ),
     "SmolVLM2-500M-Video-Instruct": PublishedSizes(
         {
             "model_type": "smolvlm",
             "scale_factor": 4,
-            "vision_config": {
-                "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-                "image_size": 512, "patch_size": 16,
-            },
+            "vision_config": _SMOLVLM_VISION,
             "text_config": {
                 "model_type": "llama", "hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32,
                 "num_attention_heads": 15, "num_key_value_heads": 5, "head_dim": 64, "vocab_size": 49280,

@@ -253,6 +253,22 @@ def test_labels_are_the_answers_with_their_end_marker(adapter: Any, case: str, k
     assert bool((row.kind_S == Kind.VISUAL).any()) == (kind is not None)
 
 
+def test_what_stands_for_media_is_asked_once_for_each_size(adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the times of the frames stand in the text they count too; a row without frames is that of one with."""
+    processor = adapter.processor()
+    first, second = (adapter.data.samples[place] for place in (0, 1))
+    rows = encoded(adapter, [first, second])
+    for row, chosen in zip(rows, (first, second), strict=True):
+        assert torch.equal(processor.encode(chosen, None).input_ids_S, row.input_ids_S)
+    if adapter.recipe.model.family == "internvl":
+        return  # says without transformers' processor what stands for a clip
+    timed = ("qwen3_vl", "smolvlm", "video_llama_3")
+    assert processor._writes_times() == (adapter.recipe.model.family in timed)
+    monkeypatch.setattr(type(processor), "_look", lambda *_: pytest.fail("asked again"))
+    processor.encode(first, None)
+    processor.encode(second, None)
+
+
 def test_a_turn_s_media_stand_where_the_template_writes_them(adapter: Any) -> None:
     """A picture behind a video: some templates write the picture first. Pixels and places agree in any case."""
     processor = adapter.processor()

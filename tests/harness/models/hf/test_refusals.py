@@ -235,7 +235,7 @@ def test_a_video_without_a_frame_rate_where_times_are_written(toys: Any, monkeyp
 
     monkeypatch.setattr(hf_processor, "clip_facts", without_rate)
     chosen = toys["qwen3_vl"].data.samples[0]
-    with pytest.raises(DataError, match="no frame rate, and Qwen3VLProcessor writes the times"):
+    with pytest.raises(DataError, match="no frame rate, and Qwen3VLProcessor takes the times"):
         toys["qwen3_vl"].processor().encode(chosen, None)
     toys["llava_onevision"].processor().encode(toys["llava_onevision"].data.samples[0], None)
 
