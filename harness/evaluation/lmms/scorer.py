@@ -131,7 +131,7 @@ class Scorer:
         for chunk, shown in self._read_ahead(chunks):
             rows: list[Encoded] = []
             clip_B: list[int] = []
-            for clip, i in enumerate(chunk):
+            for clip, i in zip(clips_of(chunk), chunk, strict=True):
                 rows += self._encode_options(chunk[i], shown[i])
                 clip_B += [clip] * len(chunk[i].options)
             with one_tower_pass(self.model, clip_B):
@@ -163,7 +163,8 @@ class Scorer:
             ]
             with self._autocast():
                 if generates(self.model):
-                    written = generate(self.model, self.processor, self.processor.collate(rows), limits)
+                    with one_tower_pass(self.model, clips_of(chunk)):
+                        written = generate(self.model, self.processor, self.processor.collate(rows), limits)
                 else:
                     written = generate_plainly(self._next_logits, self.processor, rows, limits)
             yield {
@@ -259,7 +260,8 @@ class Checkpoint:
 
 
 def chunked(requests: Sequence[Request], batch_size: int) -> list[Chunk]:
-    """Items of about the same length together, longest first: memory runs out at once or not at all.
+    """Items of about the same length together, longest first: memory runs out at once or not at all. Items that ask
+    for the same clip stand together at the place of the longest of them, so that the vision tower reads it once.
 
     It depends on the items alone, so that an evaluation that is resumed, or spread over processes, computes together
     what a whole one does. Answers that end by different limits are not written together.
@@ -268,7 +270,12 @@ def chunked(requests: Sequence[Request], batch_size: int) -> list[Chunk]:
         batch_size: most sequences of a chunk.
     """
     limits = list(dict.fromkeys(request.limits for request in requests))
-    order = sorted(range(len(requests)), key=lambda i: (limits.index(requests[i].limits), -_length(requests[i]), i))
+    groups: dict[tuple[Limits | None, object], list[int]] = {}
+    for i, request in enumerate(requests):
+        groups.setdefault((request.limits, _clip(i, request)), []).append(i)
+    ordered = [sorted(group, key=lambda i: (-_length(requests[i]), i)) for group in groups.values()]
+    ordered.sort(key=lambda group: (limits.index(requests[group[0]].limits), -_length(requests[group[0]]), group[0]))
+    order = [i for group in ordered for i in group]
     chunks: list[Chunk] = [{}]
     used = 0
     for i in order:
@@ -280,6 +287,17 @@ def chunked(requests: Sequence[Request], batch_size: int) -> list[Chunk]:
         chunks[-1][i] = requests[i]
         used += need
     return chunks if chunks[-1] else []
+
+
+def clips_of(chunk: Chunk) -> list[int]:
+    """For each item, which of the chunk's different media it shows, counted from 0 in order of appearance."""
+    number: dict[object, int] = {}
+    return [number.setdefault(_clip(i, request), len(number)) for i, request in chunk.items()]
+
+
+def _clip(i: int, request: Request) -> object:
+    """What an item shows; itself where that is nothing, or no file of its own."""
+    return request.media if request.media and request.show is None else i
 
 
 def _length(request: Request) -> int:

@@ -14,7 +14,7 @@ from harness.common.errors import DataError, HarnessError, RecipeError
 from harness.data.loading.video import read_frames
 from harness.data.sample import Sample, Turn
 from harness.evaluation.lmms.generation import Limits
-from harness.evaluation.lmms.scorer import FrameCache, OptionLoss, Request, Scorer, chunked, compute_dtype
+from harness.evaluation.lmms.scorer import FrameCache, OptionLoss, Request, Scorer, chunked, clips_of, compute_dtype
 from harness.evaluation.multiple_choice import prompt
 from harness.models.tiny.processor import TinyProcessor
 from tests.harness.worlds import known_models as known
@@ -284,3 +284,31 @@ def test_the_order_of_the_answers_is_that_of_the_questions(data: DataSet) -> Non
         return {request.key: [round(loss.loss, 3) for loss in losses] for request, losses in by_request}
 
     assert keyed(wanted) == keyed(wanted[::-1])
+
+
+def test_questions_about_one_clip_are_asked_together_and_its_tower_pass_is_shared(data: DataSet) -> None:
+    """Answers and losses are those of each item alone, in which nothing is shared."""
+    model = known.random_model(3)
+    first, second, *rest = {request.media: request for request in asks(data)}.values()
+    longer = replace(first, key="longer", prompt=f"{first.prompt} {'Look again. ' * 4}")
+    about_first = [first, longer]
+    wanted = [about_first[0], second, *rest, about_first[1]]
+    together = chunked(wanted, 1000)
+    assert list(together[0])[:2] == [len(wanted) - 1, 0], "the longest item, and the one that asks for its clip"
+    assert clips_of(together[0])[:3] == [0, 0, 1]
+    assert len(set(clips_of(together[0]))) == len(wanted) - 1
+    unlike = [replace(request, show=lambda: None) for request in about_first]  # type: ignore[arg-type,return-value]
+    assert clips_of(dict(enumerate(unlike))) == [0, 1], "pictures that are no files are not compared"
+
+    seen: list[int] = []
+    inside = model.model.vision_tower.layers[0]
+    handle = inside.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    shared, shared_losses = answers_of(scorer(model, 1000), wanted, 6), losses_of(scorer(model, 1000), wanted)
+    frames = known.FRAMES * (len(wanted) - 1)
+    assert seen == [frames, frames]
+    handle.remove()
+    alone = [answers_of(scorer(model, 1), [request], 6)[0] for request in wanted]
+    assert shared == alone
+    for request, losses in zip(wanted, shared_losses, strict=True):
+        (separate,) = losses_of(scorer(model, 1), [request])
+        assert [loss.loss for loss in losses] == pytest.approx([loss.loss for loss in separate], abs=1e-4)
