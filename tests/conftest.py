@@ -24,6 +24,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "videochat2 or internvl: sizes, names and numbers are all read from it; a family that is not there uses the "
         "project's own",
     )
+    parser.addoption(
+        "--soak",
+        action="store_true",
+        help="all kinds of damage, kills and odd inputs of tests/soak (an hour) and not a few of each",
+    )
 
 
 def _root(config: pytest.Config, family: str, *marks: str) -> Path:

@@ -39,6 +39,7 @@ _ADVICE: Final = {
     "paths.results)",
     errno.ENOTDIR: "a file stands where a folder is wanted; choose other folders (paths.data, paths.weights, "
     "paths.stores, paths.results)",
+    errno.EISDIR: "a folder stands where a file is wanted; move it away and give the same command again",
     errno.EMFILE: "too many open files; raise the limit (ulimit -n) and give the same command again",
 }
 """What to do about the faults of the machine, by error number: exit 3."""
@@ -76,7 +77,7 @@ def explained(error: Exception) -> tuple[str, int]:
             return str(cause), codes[0] if codes else FAILED
         number = _machine_fault(cause)
         if number is not None:
-            where = getattr(cause, "filename", None)
+            where = getattr(cause, "filename2", None) or getattr(cause, "filename", None)
             return f"{f'{where}: ' if where else ''}{_ADVICE[number]}\n  ({cause})", ENVIRONMENT
     return "".join(traceback.format_exception(error)).rstrip(), FAILED
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from unicodedata import normalize
 
 from harness.common.errors import DataError
-from harness.common.files import write_atomic
+from harness.common.files import read_json, seal, write_atomic
 from harness.data.records import short
 
 if TYPE_CHECKING:
@@ -271,10 +271,8 @@ def _sha256(files: Sequence[Path]) -> str:
 def _load(cache: Path) -> dict[str, _Seen]:
     """What is known; nothing where the file is absent, of another version, or damaged: it is made anew then."""
     try:
-        value = json.loads(cache.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return {}
-    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+        value = read_json(cache, "what is known of media", schema=SCHEMA)
+    except DataError:
         return {}
     try:
         return {name: _seen(*fields) for name, fields in value["files"].items()}
@@ -289,4 +287,5 @@ def _seen(*fields: Any) -> _Seen:
 
 def _save(cache: Path, known: Mapping[str, _Seen]) -> None:
     files = {name: list(astuple(seen)) for name, seen in known.items()}
-    write_atomic(cache, json.dumps({"schema": SCHEMA, "files": files}))
+    content = seal({"schema": SCHEMA, "files": files})
+    write_atomic(cache, json.dumps(content))

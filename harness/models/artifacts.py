@@ -44,12 +44,19 @@ class ArtifactFolder:
         return self.root / name
 
     def missing(self) -> list[str]:
-        """One line for each artifact that is not made yet."""
-        return [
-            f"{self.folder(name)}: made by `harness prepare`"
-            for name in self.names
-            if not self._card_path(name).is_file()
-        ]
+        """One line for each artifact that is not made yet.
+
+        Raises:
+            DataError: a file of one that is made is not as it was made.
+            StaleError: see `card`.
+        """
+        lines = []
+        for name in self.names:
+            if self._card_path(name).is_file():
+                self.card(name)
+            else:
+                lines.append(f"{self.folder(name)}: made by `harness prepare`")
+        return lines
 
     def card(self, name: str) -> dict[str, Any]:
         """What a finished artifact tells: seconds, figures, sha256 of its weights.

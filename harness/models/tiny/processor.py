@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from harness.common.errors import DataError
-from harness.common.files import write_atomic
+from harness.common.files import read_json, write_atomic
 from harness.common.hashing import digest
 from harness.data.processor import make_row, pad_rows, refuse_missing_pixels
 from regate.types import Kind
@@ -202,7 +202,7 @@ class TinyProcessor:
         Raises:
             DataError: the file of sizes was written by another version.
         """
-        settings = json.loads((directory / SETTINGS).read_text())
+        settings = read_json(directory / SETTINGS, "the sizes of a processor")
         if settings.pop("schema", None) != SCHEMA:
             raise DataError(f"{directory / SETTINGS}: schema {SCHEMA} expected; make the folder again")
         return cls(PreTrainedTokenizerFast.from_pretrained(str(directory)), **settings)

@@ -1,0 +1,182 @@
+"""A small training, killed between two checkpoints; the damage that can befall its files; and how it goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from harness import pipeline
+from harness.common.exits import explained
+from harness.common.progress import Progress
+from harness.config.recipe import Recipe
+from harness.records.ledger import Ledger, read_steps
+from harness.records.record import read_record, strip_times
+from tests.harness.worlds.tiny import tiny_recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROOT: Final = Path(__file__).parents[2]
+STEPS: Final = 8
+KILLED_AFTER: Final = 5
+"""The step that was the last in the ledger; the newest checkpoint is of step 4, the one before of step 2."""
+FOLDERS: Final = ("data", "weights", "stores", "results")
+TOLD: Final = (2, 3, 4, 5)
+"""Exit codes of errors that are told."""
+
+
+def recipe_in(folder: Path) -> Recipe:
+    """The run below a folder; the same run wherever the folder is."""
+    made = tiny_recipe(folder).model_dump(mode="json")
+    made["name"] = "stopped"
+    made["train"] |= {"steps": STEPS, "checkpoint_every": 2, "workers": 0}
+    made["gate"] = {"keep_ratio": 0.5, "cycle_steps": 2, "dense_steps": 1, "warmup_steps": 0}
+    made["evaluate"] = {"benchmarks": [], "at": [0.25, 1.0]}
+    made["track"] = {"mlflow": False}
+    return Recipe.model_validate_json(json.dumps(made))
+
+
+def go_on(folder: Path) -> None:
+    """The run's command, from where it is to its record."""
+    recipe, progress = recipe_in(folder), Progress(quiet=True)
+    for name in ("reference", "train"):
+        pipeline.run_stage(recipe, name, progress, pipeline.Planner())
+    prepared = pipeline.prepare(recipe, progress)
+    pipeline.finish(prepared)
+
+
+def killed(folder: Path) -> None:
+    """Work until the step that is the last, and be killed in it."""
+    append: Callable[..., None] = Ledger.append
+
+    def append_and_die(ledger: Ledger, event: str, **fields: Any) -> None:
+        append(ledger, event, **fields)
+        if event == "step" and fields["step"] == KILLED_AFTER:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Ledger.append = append_and_die  # type: ignore[method-assign]
+    go_on(folder)
+
+
+def make_stopped(folder: Path) -> None:
+    """Start the run in a process of its own, which is killed."""
+    code = "import sys; from pathlib import Path; from tests.soak.stopped import killed; killed(Path(sys.argv[1]))"
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
+def run_dir(folder: Path) -> Path:
+    (found,) = (folder / "results" / "runs").iterdir()
+    return found
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """What must be the same however often a run was stopped: models, steps, choices, running losses, record."""
+    run = run_dir(folder)
+    models = sorted(run.glob("checkpoints/step-*/model.safetensors"))
+    clocks = ("seconds", "time", "attempt", "peak_bytes", "clock")
+    steps = read_steps(run / "ledger.jsonl")
+    difficulty = sorted((run / "difficulty").glob("m.e*.npy"))[-1]
+    return {
+        "models": {path.parent.name: _sha256(path) for path in models},
+        "steps": [{key: value for key, value in step.items() if key not in clocks} for step in steps],
+        "difficulty": [difficulty.name, np.load(difficulty).tobytes().hex()],
+        "record": strip_times(read_record(run / "record.json")),
+    }
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# --- damage ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One file, harmed in one way."""
+
+    file: str
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.file}"
+
+    def apply(self, folder: Path) -> None:
+        path = folder / self.file
+        content = path.read_bytes()
+        match self.kind:
+            case "deleted":
+                path.unlink()
+            case "a folder":
+                path.unlink()
+                path.mkdir()
+            case _:
+                path.write_bytes(_harmed(content, self.kind))
+
+
+KINDS: Final = ("cut", "empty", "flip 0.03", "flip 0.5", "flip 0.97", "wrong type", "deleted", "a folder")
+
+
+def _harmed(content: bytes, kind: str) -> bytes:
+    match kind.split():
+        case ["cut"]:
+            return content[: len(content) // 2]
+        case ["empty"]:
+            return b""
+        case ["wrong", "type"]:
+            return b"[1]\n"
+        case ["flip", part]:
+            changed = bytearray(content)
+            place = min(len(content) - 1, int(float(part) * len(content)))
+            changed[place] ^= 1 << (place % 8)
+            return bytes(changed)
+        case _:
+            raise ValueError(kind)
+
+
+def files_of(folder: Path) -> list[str]:
+    """Every file that the stopped run left, by its path from the folder."""
+    paths = (path for name in FOLDERS for path in sorted((folder / name).rglob("*")))
+    return [str(path.relative_to(folder)) for path in paths if path.is_file() and path.stat().st_size > 0]
+
+
+def damages(folder: Path) -> Iterator[Damage]:
+    for file in files_of(folder):
+        for kind in KINDS:
+            yield Damage(file, kind)
+
+
+def survives(stopped: Path, damage: Damage, whole: dict[str, Any], folder: Path) -> str | None:
+    """What went wrong when the run went on after a damage; None where it came to the same end, or was told why
+    not."""
+    shutil.copytree(stopped, folder)
+    damage.apply(folder)
+    try:
+        go_on(folder)
+    except BaseException as error:  # noqa: BLE001 - whatever comes is judged
+        if not isinstance(error, Exception):
+            return f"{damage}: {type(error).__name__}: {error}"
+        message, code = explained(error)
+        if code not in TOLD or "Traceback" in message:
+            return f"{damage}: exit {code}: {message[-1500:]}"
+        names = {Path(damage.file).name, str(folder / damage.file), str((folder / damage.file).parent)}
+        return None if any(name in message for name in names) else f"{damage}: is not named: {message}"
+    finally:
+        kept = folder.with_name("kept")
+        shutil.rmtree(kept, ignore_errors=True)
+        if folder.exists():
+            folder.rename(kept)
+    after = outcome(kept)
+    differing = [key for key in whole if after[key] != whole[key]]
+    return f"{damage}: other {', '.join(differing)}" if differing else None
