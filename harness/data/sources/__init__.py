@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -142,6 +142,8 @@ class _Opened:
     complete: bool
     damaged: tuple[tuple[str, str], ...] = ()
     annotations: Annotations | None = None
+    began_ns: int = 0
+    """When reading the annotations began, nanoseconds since 1970."""
 
 
 class DataSets:
@@ -177,26 +179,45 @@ def _open(
     progress: Progress | None,
 ) -> _Opened:
     """As it was packed by an earlier command, or read from the annotations and packed."""
+    with ExitStack() as stack:
+        lock = partial(packed_set.locked, path, wait=decode, progress=progress)
+        annotations = None if before is None else before.annotations
+        began_ns = time.time_ns() if before is None or annotations is None else before.began_ns
+        if annotations is None:
+            content, may_pack = _read(source, path, paths, decode, lambda: stack.enter_context(lock()))
+            if isinstance(content, packed_set.Kept):
+                return _of_kept(data, source, content, before)
+            annotations = content
+        else:
+            may_pack = stack.enter_context(lock())
+        opened = replace(_from_annotations(data, source, before, annotations, decode, progress), began_ns=began_ns)
+        if not may_pack:
+            return opened
+        known = before is not None and opened.data_set is before.data_set
+        return _packed(path, paths, opened, known, progress)
+
+
+def _read(
+    source: Source, path: Path, paths: Paths, complete: bool, lock: Callable[[], bool]
+) -> tuple[Kept | Annotations, bool]:
+    """What an earlier command packed; else the annotations, and whether this command may pack them."""
     _require(source)
-    kept = packed_set.load(path, paths, complete=decode)
+    kept = packed_set.load(path, paths, complete=complete)
     if kept is not None:
-        return _of_kept(data, source, kept, before)
-    with packed_set.locked(path, wait=decode, progress=progress) as may_pack:
-        kept = packed_set.load(path, paths, complete=decode)  # another command may have packed it meanwhile
-        if kept is not None:
-            return _of_kept(data, source, kept, before)
-        began_ns = time.time_ns()
-        opened = _from_annotations(data, source, before, decode, progress)
-        if may_pack:
-            known = before is not None and opened.data_set is before.data_set
-            opened = _packed(path, paths, opened, began_ns, known, progress)
-    return opened
+        return kept, False
+    may_pack = lock()
+    kept = packed_set.load(path, paths, complete=complete)  # another command may have packed them meanwhile
+    return (source.read() if kept is None else kept), may_pack
 
 
 def _from_annotations(
-    data: Data, source: Source, before: _Opened | None, decode: bool, progress: Progress | None
+    data: Data,
+    source: Source,
+    before: _Opened | None,
+    annotations: Annotations,
+    decode: bool,
+    progress: Progress | None,
 ) -> _Opened:
-    annotations = source.read() if before is None or before.annotations is None else before.annotations
     report = _probe(annotations, decode=decode, fresh=False, progress=progress)
     if before is not None and before.annotations is not None and report.damaged == before.damaged:
         data_set = before.data_set
@@ -207,9 +228,7 @@ def _from_annotations(
     return _Opened(data_set, not report.unknown, report.damaged, annotations)
 
 
-def _packed(
-    path: Path, paths: Paths, opened: _Opened, began_ns: int, known: bool, progress: Progress | None
-) -> _Opened:
+def _packed(path: Path, paths: Paths, opened: _Opened, known: bool, progress: Progress | None) -> _Opened:
     """Packed for later commands, and from here on mapped from that file; as it was where that cannot be, or where the
     object is `known` to others."""
     data, annotations = opened.data_set, opened.annotations
@@ -226,7 +245,7 @@ def _packed(
         complete=opened.complete,
     )
     try:
-        saved = packed_set.save(path, kept, annotations, paths, began_ns)
+        saved = packed_set.save(path, kept, annotations, paths, opened.began_ns)
     except OSError as error:
         if progress is not None:
             progress.say(f"{path}: the data cannot be packed ({error.strerror}); every command reads them anew")
@@ -266,7 +285,8 @@ def check_data(
     ones; keys that are not read, among the notes.
     """
     source = source_of(data, paths, seed)
-    annotations = _read(source)
+    _require(source)
+    annotations = source.read()
     report = _probe(annotations, decode=True, fresh=fresh, progress=progress)
     rows = annotations.rows
     bad = tuple((row.key, row.reason) for row in annotations.bad)
@@ -309,11 +329,6 @@ def _outside(data: Data, source: Source, annotations: Annotations, report: Repor
             if not choose(rule, data.frames, total=total, fps=fps, start=file.start, end=file.end):
                 wrong[place] = f"{file.name}: {outside(file.start, file.end, total, fps)}"
     return wrong
-
-
-def _read(source: Source) -> Annotations:
-    _require(source)
-    return source.read()
 
 
 def _require(source: Source) -> None:
