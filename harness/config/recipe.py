@@ -139,6 +139,8 @@ class Devices(Strict):
     threads: PositiveInt | None = None
     """Computing threads of a process on the CPU; None takes what torch chooses. The number changes the order of
     sums, so runs that are compared take the same."""
+    timeout_minutes: PositiveFloat = 60.0
+    """How long a training process waits for another one; then the run ends and says which one hangs."""
 
 
 class SuiteMark(Strict):

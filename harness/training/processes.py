@@ -7,7 +7,7 @@ several.
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -15,16 +15,7 @@ import torch.distributed as dist
 from harness.common.errors import EnvironmentProblem, RecipeError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from harness.config.recipe import Recipe
-
-FOLDER: Final = "workers"
-"""Below a run's folder: what the processes of one machine are started with, and how they ended."""
-JOB: Final = "job.json"
-_TIMEOUT: Final = timedelta(hours=1)
-"""How long a process waits for the others: the main one may be writing a whole model to a slow disk meanwhile."""
-
 
 def count(recipe: Recipe) -> int:
     """How many processes the recipe's training gets on this machine.
@@ -66,20 +57,18 @@ def under_torchrun() -> bool:
     return bool(dist.is_torchelastic_launched())
 
 
-def init_process_group(*, rendezvous: Path | None = None, rank: int = -1, world: int = -1) -> None:
+def init_process_group(timeout_minutes: float) -> None:
     """torch's default process group, with NCCL among GPUs and gloo among CPUs; this process's GPU becomes the
-    current one.
+    current one. Rank and address are those that the agent gave.
 
     Args:
-        rendezvous: a file on this machine by which the processes find each other. None: the address and the rank
-            that torchrun gave.
+        timeout_minutes: how long a process waits for another one before it fails.
     """
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(rank if rendezvous else dist.get_node_local_rank())
+        torch.cuda.set_device(dist.get_node_local_rank())
         backend = "cpu:gloo,cuda:nccl"
-    method = f"file://{rendezvous.absolute()}" if rendezvous else "env://"
-    dist.init_process_group(backend, init_method=method, rank=rank, world_size=world, timeout=_TIMEOUT)
+    dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
 
 
 def destroy_process_group() -> None:

@@ -1,11 +1,12 @@
-"""One of several processes that compute a run together: `python -m harness.training.worker RUN_DIR RANK`.
+"""One of several processes that compute a run together: `python -m harness.training.worker RUN_DIR LIFELINE`.
 
-`harness.training.launch` starts it and reads how it ended. It is not meant to be started by hand.
+`harness.training.agent` starts it and reads how it ended. It is not meant to be started by hand.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import threading
@@ -14,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.common.exits import STOPPED, explained
-from harness.common.files import read_json, write_json
+from harness.common.files import read_json, write_atomic, write_json
 from harness.common.signals import terminate_as_interrupt
-from harness.training.processes import FOLDER, JOB
+from harness.training.agent import FOLDER, JOB
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,52 +26,77 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    run_dir, rank = Path(sys.argv[1]), int(sys.argv[2])
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    code = 0
+    run_dir, lifeline = Path(sys.argv[1]), Path(sys.argv[2])
+    folder, rank = run_dir / FOLDER, int(os.environ["RANK"])
+    threading.Thread(target=_end_with_agent, args=(lifeline,), daemon=True).start()
+    _redirect(folder, rank)
+    message, code = "", 0
     with terminate_as_interrupt():
+        # Signals are answered from here on.
+        write_atomic(folder / f"pid-{rank}", str(os.getpid()).encode())
         try:
-            _work(run_dir, rank)
+            _work(run_dir)
         except KeyboardInterrupt:
-            code = _write_outcome(run_dir, rank, "stopped; nothing is lost", STOPPED)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the parent reports it once
-            code = _write_outcome(run_dir, rank, *explained(error))
+            message, code = "stopped; nothing is lost", STOPPED
+        except Exception as error:  # noqa: BLE001 - whatever it is, the launcher reports it once
+            message, code = explained(error)
+    outcome: dict[str, Any] = {"schema": 1, "message": message, "code": code, "time": time.time()}
+    write_json(folder / f"outcome-{rank}.json", outcome)
     sys.stdout.flush()
     sys.stderr.flush()
     # Not the interpreter's own end: it would wait for a collective that the others will never join.
     os._exit(code)
 
 
-def _work(run_dir: Path, rank: int) -> None:
+def _work(run_dir: Path) -> None:
     # Imported here, so that an import that fails is reported like any other error.
     from harness.common.progress import Progress
     from harness.records.run_folder import read_recipe
     from harness.training import launch, processes
     from harness.training.gate_stores import compute_reference_losses
     from harness.training.run import join
+    from regate import process
 
     job = read_json(run_dir / FOLDER / JOB, "the job of a worker")
     recipe = read_recipe(run_dir)
+    processes.init_process_group(recipe.devices.timeout_minutes)
+    first = process.rank() == 0
     tasks: dict[str, Callable[[Prepared], None]] = {
         "reference": compute_reference_losses,
-        "train": lambda run: launch.train_here(run, began=job["began"]),
+        # The clock of another machine counts from another moment.
+        "train": lambda run: launch.train_here(run, began=job["began"] if first else None),
     }
-    processes.init_process_group(rendezvous=Path(job["rendezvous"]), rank=rank, world=job["world"])
-    tasks[job["task"]](join(recipe, Progress(quiet=rank > 0)))
+    tasks[job["task"]](join(recipe, Progress(quiet=not first)))
     processes.destroy_process_group()
 
 
-def _write_outcome(run_dir: Path, rank: int, message: str, code: int) -> int:
-    """Write how this process ended, for the parent, which reports the earliest failure; returns `code`."""
-    outcome: dict[str, Any] = {"schema": 1, "message": message, "code": code, "time": time.time()}
-    write_json(run_dir / FOLDER / f"outcome-{rank}.json", outcome)
-    return code
+def _redirect(folder: Path, rank: int) -> None:
+    """The first one shows the progress, which is no answer of the command; what the others print is kept."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if rank == 0:
+        os.dup2(2, 1)
+        return
+    log = os.open(folder / f"log-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
 
 
-def _end_with_parent() -> None:
-    """The parent holds the other end of stdin: when it is gone, so are this process and those that load its data."""
-    while os.read(0, 1):
-        continue
+def _end_with_agent(lifeline: Path) -> None:
+    """The agent holds the other end of a pipe: when it is gone, so are this process and those that load its data."""
+    try:
+        pipe = os.open(lifeline, os.O_RDONLY | os.O_NONBLOCK)
+        gone = os.read(pipe, 1) == b""
+    except BlockingIOError:
+        gone = False
+    except OSError:
+        gone = True
+    if not gone:
+        hung_up = select.poll()
+        hung_up.register(pipe, 0)
+        while not hung_up.poll():
+            continue
     os.killpg(os.getpgid(0), signal.SIGKILL)
 
 

@@ -17,7 +17,8 @@ FUNCTION_LINES = 60
 # settled how torch's threads wait, which changes no number.
 READS_ENVIRONMENT = {
     "harness/common/threads.py",
-    "harness/training/launch.py",
+    "harness/training/agent.py",
+    "harness/training/worker.py",  # its rank
     "harness/evaluation/lmms/process.py",
     "harness/evaluation/lmms/official_tasks.py",
     "harness/records/provenance.py",

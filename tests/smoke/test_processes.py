@@ -43,19 +43,12 @@ def halted(pair: Ran, step: int, *overrides: str, python: str) -> Iterator[Halte
 
 def workers_of(pair: Ran, name: str) -> list[psutil.Process]:
     """The training processes of a run, by rank."""
-    folder = str(pair.run_dir(name).relative_to(pair.folder))
-    found = {}
-    for process in psutil.process_iter(["cmdline", "cwd", "ppid"]):
-        line = process.info["cmdline"] or []
-        if process.info["cwd"] == str(pair.folder) and line[-3:-1] == ["harness.training.worker", folder]:
-            found[process.pid] = process
-    # What loads data for a worker is forked from it, and has its command line too.
-    workers = [process for process in found.values() if process.info["ppid"] not in found]
-    return sorted(workers, key=lambda process: int(process.info["cmdline"][-1]))
+    folder = pair.run_dir(name) / "workers"
+    return [psutil.Process(int((folder / f"pid-{rank}").read_text())) for rank in (0, 1)]
 
 
-def gone(processes: list[psutil.Process]) -> bool:
-    _, alive = psutil.wait_procs(processes, timeout=HUNG_S)
+def gone(processes: list[psutil.Process], within: float = HUNG_S) -> bool:
+    _, alive = psutil.wait_procs(processes, timeout=within)
     return all(process.status() == psutil.STATUS_ZOMBIE for process in alive)
 
 
@@ -121,11 +114,21 @@ def test_a_sharded_run_ended_in_every_way_is_still_the_same_run(pair: Ran) -> No
         assert "training process 1 ended early (killed by SIGKILL)" in stderr
         assert "Traceback" not in stderr
         assert gone(workers)
+    # A process hangs: the others wait no longer than they may, and the message says for which one.
+    with halted(pair, 22, *full, "devices.timeout_minutes=0.2", python=warm_python()) as training:
+        workers = workers_of(pair, "parts")
+        workers[1].suspend()
+        training.go_on()
+        _, stderr = training.process.communicate()
+        assert training.process.returncode == 1, stderr
+        assert "training process 1 did not answer" in stderr
+        assert "Traceback" not in stderr
+        assert gone(workers)
     # The command itself dies: nothing goes on without it.
     with halted(pair, 24, *full, python=warm_python()) as training:
         workers = workers_of(pair, "parts")
         training.process.kill()
-        assert gone(workers)
+        assert gone(workers, within=5.0)
     # A scheduler's notice: one checkpoint after the same step of all, and the code that says so.
     with halted(pair, 29, *full, python=warm_python()) as training:
         workers = workers_of(pair, "parts")

@@ -21,6 +21,7 @@ ABORTED = -int(signal.SIGABRT)
 DATA = (4, 1.0, "the media of 9 of 99 samples cannot be read")
 FELT = (1, 2.0, "Traceback: connection closed by peer")
 STOPPED = (75, 1.0, "stopped after step 7 of 60")
+WAITED = (1, 3600.0, "Traceback: RuntimeError: [..] Timed out waiting 3600000ms for recv operation to complete")
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,7 @@ STOPPED = (75, 1.0, "stopped after step 7 of 60")
         ([ABORTED, None], [0], False, {}, HarnessError, "process 0 ended early .killed by SIGABRT"),
         ([75, 75], [0], True, {0: STOPPED, 1: STOPPED}, Preempted, "stopped after step 7"),
         ([-int(signal.SIGTERM), None], [0], True, {}, Preempted, "before the first step"),
+        ([1, KILLED], [0], False, {0: WAITED}, HarnessError, "process 1 did not answer: process 0 waited"),
         ([75, 4], [1], True, {0: STOPPED, 1: DATA}, DataError, "the media of 9"),
     ],
 )

@@ -17,6 +17,7 @@ from harness.data.loading.batches import load
 from harness.data.sources import open_data
 from harness.models import adapter_for
 from harness.training import checkpoint, processes
+from harness.training.agent import free_port
 from harness.training.loop import Loop, TrainJob
 from harness.training.processes import check_split
 from tests import forked
@@ -79,11 +80,12 @@ def keep(loop: Loop, folder: Path) -> Path:
     return checkpoint.save(loop.parallel, folder, step=STEPS, gate_state={"difficulty": None}, identity="a")
 
 
-def worker(rank: int, world: int, folder: Path) -> None:
+def worker(rank: int, world: int, folder: Path, port: int) -> None:
     """Three steps, a checkpoint, two more; the last two again from this checkpoint and from that of one process."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    processes.init_process_group(rendezvous=folder / "rendezvous", rank=rank, world=2)
+    processes.init_process_group(timeout_minutes=30)
     loop, batches = loop_of(folder)
     window = [batches[rank]]
     held = sum(value.to_local().numel() for value in loop.model.parameters())
@@ -107,7 +109,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     loop, batches = loop_of(folder)
     alone = reports(loop, batches, range(STEPS))
     keep(loop, folder / "alone")
-    assert forked.run(worker, 2, folder) == [0, 0]
+    assert forked.run(worker, 2, folder, free_port()) == [0, 0]
     return World(folder, loop, alone, [torch.load(folder / f"reports-{rank}.pt") for rank in (0, 1)])
 
 
