@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, get_args
 
 from harness.benchmarks import BENCHMARKS, Benchmark
+from harness.common.files import odd_kind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,6 +80,9 @@ class QuestionFile:
 
     def __post_init__(self) -> None:
         path = Path(self.file)
+        odd = odd_kind(path)
+        if odd is not None:
+            raise QuestionFileProblem(f"file {self.file} is {odd}, not a file")
         try:
             content = path.read_bytes()
         except OSError as error:

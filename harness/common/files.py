@@ -21,6 +21,7 @@ import glob
 import json
 import os
 import shutil
+import stat
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -111,6 +112,18 @@ def _seal_broken(value: dict[str, Any]) -> bool:
         stored = value.pop(SEAL)
         return bool(last != SEAL or stored != digest(value))
     return value[last] == digest({key: item for key, item in value.items() if key != last}) if value else False
+
+
+def odd_kind(path: Path) -> str | None:
+    """What a path is that is neither a file nor a folder: reading it might wait for ever, or never end. None for a
+    file, a folder, and where nothing is."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return None
+    kinds = ((stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"))
+    named = next((name for test, name in kinds if test(mode)), "a device")
+    return None if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else named
 
 
 def is_sealed(path: Path) -> bool:

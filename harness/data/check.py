@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from unicodedata import normalize
 
 from harness.common.errors import DataError
-from harness.common.files import read_json, seal, write_atomic
+from harness.common.files import odd_kind, read_json, seal, write_atomic
 from harness.data.records import short
 
 if TYPE_CHECKING:
@@ -238,11 +238,15 @@ def _look(path: Path, kind: MediaKind, stat: os.stat_result, before: _Seen | Non
 
     digest, reason, facts = "", None, Facts(0)
     folder = kind == "video" and path.is_dir()
+    odd = odd_kind(path)
     try:
-        digest = _sha256([path] if not folder else sorted(file for file in path.iterdir() if file.is_file()))
+        files = [path] if not folder else sorted(file for file in path.iterdir() if file.is_file())
+        digest = "" if odd else _sha256(files)
     except OSError as error:
         reason = f"cannot be read: {error.strerror}"
-    if reason is None and stat.st_size == 0 and not folder:
+    if odd is not None:
+        reason = f"{odd}, not a file"
+    elif reason is None and stat.st_size == 0 and not folder:
         reason = "it is empty"
     if reason is None:
         inspect = inspect_folder if folder else inspect_video if kind == "video" else inspect_picture

@@ -12,6 +12,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.common.errors import DataError
+from harness.common.files import odd_kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -155,6 +156,9 @@ def _at(where: str) -> str:
 
 
 def _text(path: Path) -> str:
+    odd = odd_kind(path)
+    if odd is not None:
+        raise DataError(f"{path}: {odd}, not a file", hint="write its records to a file")
     content = path.read_bytes()
     kind = next((kind for magic, kind in _OTHER_FILES.items() if content.startswith(magic)), None)
     if kind is not None:

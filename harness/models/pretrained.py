@@ -203,7 +203,7 @@ def load_teacher(recipe: Recipe, folder: Path) -> nn.Module:
     gate = recipe.gate
     half = gate is not None and gate.reference.dtype == "bfloat16" and computes_bfloat16()
     dtype = torch.bfloat16 if half else torch.float32
-    model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
     return model.eval().requires_grad_(False)
 
 

@@ -76,6 +76,9 @@ class Table:
             assert all(len(cell.values) == len(c.names) for cell, c in zip(row, self.columns, strict=True)), row
 
 
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+_TAG: Final = re.compile(r"<(?=[A-Za-z/!?])")
+"""Where a name of somebody's would begin a tag of HTML in Markdown."""
 FORMS: Final = ("md", "csv", "tex", "json")
 
 
@@ -88,7 +91,7 @@ def written(table: Table) -> dict[str, str]:
 def to_markdown(table: Table) -> str:
     """Title, table with aligned columns (it reads as plain text, too), notes."""
     texts = [[column.title for column in table.columns]]
-    texts += [[_MARKED[cell.mark].format(cell.text) for cell in row] for row in table.rows]
+    texts += [[_MARKED[cell.mark].format(_TAG.sub("&lt;", cell.text)) for cell in row] for row in table.rows]
     texts = [[text.replace("|", "\\|").replace("\n", "<br>") for text in row] for row in texts]
     widths = [max(3, *(len(row[index]) for row in texts)) for index in range(len(table.columns))]
     lines = [f"### {table.title}", "", _line(texts[0], widths, table.columns)]
@@ -292,4 +295,9 @@ def _csv_value(value: Value) -> str:
     if value is None:
         return MISSING_CSV
     # Twelve digits: more than is measured, and free of the last bits that differ between machines.
-    return f"{value:.12g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    # A spreadsheet takes such a text for a formula and computes it: the apostrophe makes it a text again.
+    text = str(value)
+    marked = f"'{text}" if isinstance(value, str) and text.startswith(_FORMULA) else text
+    return marked.replace("\r", " ")  # it would begin a row in some readers

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from harness.common.files import odd_kind
 from harness.data.loading.errors import VideoError
 
 if TYPE_CHECKING:
@@ -70,6 +71,9 @@ def _opened(path: Path) -> Iterator[Any]:
     """PIL's picture of a file, whose errors all name the file."""
     from PIL import Image
 
+    odd = odd_kind(path)
+    if odd is not None:
+        raise VideoError(f"{path}: {odd}, not a file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pictures that are large, or whose metadata are not as they should

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import av
 import numpy as np
 
+from harness.common.files import odd_kind
 from harness.data.loading.colour import RgbFrames
 from harness.data.loading.errors import VideoError
 from harness.data.loading.frames import FOLDER_FPS, choose, outside
@@ -249,6 +250,9 @@ def _wrong(inspect: Callable[[Path], Facts], path: Path) -> str | None:
 @contextmanager
 def _opened(path: Path) -> Iterator[_Video]:
     """The video in a file, whose errors all name the file."""
+    odd = odd_kind(path)
+    if odd is not None:
+        raise VideoError(f"{path}: {odd}, not a file")
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             yield _Video(container, _video_stream(container))

@@ -33,8 +33,13 @@ _EVENTS: Final[Mapping[Any, Mapping[str, type]]] = {
     "end": {},
 }
 """The events of a child, and the fields of each."""
-_FOREIGN: Final = ("LMMS_", "HF_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_")
-"""Environment variables that would change what the child does: it is one process, offline, with its own caches."""
+_PASSED_ON: Final = (
+    *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "TZ", "LANG", "LC_", "TERM", "LD_", "VIRTUAL_ENV"),
+    *("PYTHON", "OMP_", "MKL_", "KMP_", "OPENBLAS_", "GOMP_", "NUMEXPR_", "CUDA_", "NVIDIA_", "CUBLAS_", "NCCL_"),
+    *("TORCH", "PYTORCH_", "TRITON_", "XDG_CACHE_HOME", "REGATE_"),
+)
+"""Beginnings of the environment variables that the child gets: where things are and how to compute. Keys of services,
+and what would make it another process than one that is offline with its own caches, stay here."""
 
 
 def visible_gpus(processes: int | None) -> list[str | None]:
@@ -120,7 +125,7 @@ def _started(
 
 
 def _environment(work: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
+    kept = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
     home = work / "huggingface"
     settle(kept)
     return {

@@ -84,7 +84,8 @@ class TinyAdapter:
     def teacher(self) -> nn.Module:
         """The text-only backbone as it was before alignment."""
         with quiet_transformers():
-            model: nn.Module = AutoModelForCausalLM.from_pretrained(self.stages.folder("backbone"))
+            folder = self.stages.folder("backbone")
+            model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
         return model.eval().requires_grad_(False)
 
     def shape(self) -> DecoderShape:

@@ -99,7 +99,7 @@ class TinyVLMModel(MultimodalDecoder, MultimodalPreTrained):
         check_sizes(config)
         self.vision_tower = TinyTower(config.vision_config)  # type: ignore[arg-type]
         self.projector = TinyProjector(config)
-        self.language_model = AutoModel.from_config(config.text_config)
+        self.language_model = AutoModel.from_config(config.text_config, trust_remote_code=False)
         self.post_init()
 
     def get_video_features(self, pixel_values: Tensor) -> Tensor:

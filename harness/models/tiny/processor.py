@@ -205,7 +205,7 @@ class TinyProcessor:
         settings = read_json(directory / SETTINGS, "the sizes of a processor")
         if settings.pop("schema", None) != SCHEMA:
             raise DataError(f"{directory / SETTINGS}: schema {SCHEMA} expected; make the folder again")
-        return cls(PreTrainedTokenizerFast.from_pretrained(str(directory)), **settings)
+        return cls(PreTrainedTokenizerFast.from_pretrained(str(directory), trust_remote_code=False), **settings)
 
     def _settings(self) -> dict[str, int]:
         return {

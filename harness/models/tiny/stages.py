@@ -114,7 +114,7 @@ def _backbone(
         training.own_randomness(seed) as generator,
         progress.task("train the text backbone", model.text.steps) as advance,
     ):
-        decoder = AutoModelForCausalLM.from_config(decoder_config(model, processor))
+        decoder = AutoModelForCausalLM.from_config(decoder_config(model, processor), trust_remote_code=False)
         figures = training.train_backbone(decoder, rows, model.text, generator, advance)
     decoder.save_pretrained(folder)
     processor.save(folder)
@@ -148,7 +148,7 @@ def _aligned(
 def assemble(stages: ArtifactFolder, processor: TinyProcessor) -> TinyVLMForConditionalGeneration:
     """The whole model out of the tower and backbone checkpoints, with a new projector; the tower is frozen."""
     tower = TinyTower.from_pretrained(stages.folder("tower"))
-    decoder = AutoModelForCausalLM.from_pretrained(stages.folder("backbone"))
+    decoder = AutoModelForCausalLM.from_pretrained(stages.folder("backbone"), trust_remote_code=False)
     config = TinyVLMConfig(
         vision_config=tower.config.to_dict(),
         text_config=decoder.config.to_dict(),

@@ -113,7 +113,7 @@ class VideoChat2Adapter(PretrainedAdapter[ModelFiles]):
         published = model if isinstance(model, VideoChat2Model) else None
         colours = published.colours if published else "imagenet"
         return VideoChat2Conversations(
-            AutoTokenizer.from_pretrained(self.files.language_model),
+            AutoTokenizer.from_pretrained(self.files.language_model, trust_remote_code=False),
             qformer_tokenizer(self.files.qformer_tokenizer),
             Pixels(vision.image_size, colours, hd=published is not None and published.hd),
             self.recipe.data.frames,

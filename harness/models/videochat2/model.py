@@ -55,7 +55,7 @@ class VideoChat2Model(MultimodalDecoder, MultimodalPreTrained):
         self.extra_query_tokens = nn.Parameter(torch.zeros(1, config.num_extra_query_tokens, qformer.hidden_size))
         self.qformer = make_qformer(qformer, config.qformer_drop_path_rate)
         self.projector = nn.Linear(qformer.hidden_size, text.hidden_size)
-        self.language_model = AutoModel.from_config(text)
+        self.language_model = AutoModel.from_config(text, trust_remote_code=False)
         self.post_init()
 
     def get_video_features(

@@ -57,7 +57,7 @@ class OfficialVideoChat2:
         vision: Any = config.vision_config
         qformer: Any = config.qformer_config
         return VideoChat2Conversations(
-            AutoTokenizer.from_pretrained(self.files.language_model),
+            AutoTokenizer.from_pretrained(self.files.language_model, trust_remote_code=False),
             qformer_tokenizer(self.files.qformer_tokenizer),
             Pixels(vision.image_size, model.colours, hd=model.hd),
             self._frames,

@@ -85,7 +85,7 @@ def qformer_tokenizer(folder: Path) -> Any:
         EnvironmentProblem: the folder holds no tokenizer.
     """
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise EnvironmentProblem(f"{folder}: no tokenizer can be read: {error}") from None
     tokenizer.add_special_tokens({"bos_token": QFORMER_TOKENS})
@@ -197,7 +197,7 @@ def config_of(files: ModelFiles, state: Mapping[str, Tensor] | None = None) -> V
 def _text_config(folder: Path) -> Any:
     """The language model's own; that of Mistral-7B-v0.1, which has the same sizes, is refused."""
     try:
-        text: Any = AutoConfig.from_pretrained(folder)
+        text: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise EnvironmentProblem(f"{folder}: no configuration can be read: {error}") from None
     theta = (getattr(text, "rope_parameters", None) or {}).get("rope_theta")

@@ -55,7 +55,7 @@ class VideoLLaMA2Adapter(PretrainedAdapter[ModelFiles]):
         config = config_of(self.files)
         aspect = self._model().image_aspect_ratio
         return VideoLLaMA2Conversations(
-            AutoTokenizer.from_pretrained(self.files.language_model),
+            AutoTokenizer.from_pretrained(self.files.language_model, trust_remote_code=False),
             read_pixels(self.files.vision_tower, aspect),
             config.num_frames,
             config.visual_tokens,

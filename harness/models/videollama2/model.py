@@ -44,7 +44,7 @@ class VisionTower(nn.Module):
 
     def __init__(self, config: VideoLLaMA2Config) -> None:
         super().__init__()
-        self.vision_tower = AutoModel.from_config(config.vision_config).requires_grad_(False)
+        self.vision_tower = AutoModel.from_config(config.vision_config, trust_remote_code=False).requires_grad_(False)
         self.layers = config.tower_layers
 
     @torch.no_grad()
@@ -72,7 +72,7 @@ class VideoLLaMA2Model(MultimodalDecoder, MultimodalPreTrained):
         channels = config.vision_config.hidden_size  # type: ignore[union-attr]
         self.vision_tower = VisionTower(config)
         self.mm_projector = make_connector(config.mm_projector_type, channels, text.hidden_size)
-        self.language_model = AutoModel.from_config(text)
+        self.language_model = AutoModel.from_config(text, trust_remote_code=False)
         self.post_init()
 
     def get_video_features(self, pixel_values: Tensor, frame_counts: Sequence[int] | None = None) -> Tensor:

@@ -59,7 +59,7 @@ class OfficialVideoLLaMA2:
                 f"{config.vision_config.image_size}",
                 hint=f"name the folder of {config.mm_vision_tower}",
             )
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         return VideoLLaMA2Conversations(tokenizer, pixels, self._frames, config.visual_tokens, self._model.max_length)
 
     def load(self, directory: Path) -> nn.Module:

@@ -65,7 +65,7 @@ def config_of(files: ModelFiles) -> VideoLLaMA2Config:
             f"{files.language_model}: model_type is {model_type!r}; known are {', '.join(LANGUAGE_MODELS)}",
             hint="a whole VideoLLaMA2 is no language model: name the one that it was made from",
         )
-    text = AutoConfig.from_pretrained(files.language_model)
+    text = AutoConfig.from_pretrained(files.language_model, trust_remote_code=False)
     check_choices({"mm_projector_type": files.projector_type}, "model.projector_type")
     if files.projector is not None:
         _check_projector_type(files.projector, files.projector_type)
