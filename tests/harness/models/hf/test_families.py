@@ -233,8 +233,9 @@ CONVERSATIONS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["image", "video", None])
-@pytest.mark.parametrize("case", list(CONVERSATIONS))
+@pytest.mark.parametrize(
+    ("case", "kind"), [*((case, "image") for case in CONVERSATIONS), ("three turns", "video"), ("three turns", None)]
+)
 def test_labels_are_the_answers_with_their_end_marker(adapter: Any, case: str, kind: str | None) -> None:
     """By each family's manner of template: a default system turn, media before the text, no opening of an answer."""
     processor = adapter.processor()
