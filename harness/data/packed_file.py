@@ -1,8 +1,9 @@
 """A data set's samples as one file that is mapped into memory: opened in milliseconds, shared by all processes.
 
 Layout, little-endian: "RGPACK01", the header's length and CRC-32 (uint32 each), the header (JSON, UTF-8); then, each
-at a multiple of 64 bytes, ids (int64), ends of the rows (uint64), CRC-32 of each row and its id (uint32), modality
-(uint8), and the rows' bytes. A row's CRC is compared when the row is read, so no byte that changed is trained on.
+at a multiple of 64 bytes, ids (int64), ends of the rows (uint64), CRC-32 of each row and its id (uint32), further
+arrays (modality, uint8; lengths, int64), and the rows' bytes. A row's CRC is compared when the row is read, so no
+byte that changed is trained on.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ Bytes = bytes | bytearray | memoryview
 _MAGIC: Final = b"RGPACK01"
 _HEAD: Final = struct.Struct("<8sII")
 _ALIGNED: Final = 64
-_TYPES: Final = {"ids": "<i8", "ends": "<u8", "sums": "<u4", "modality": "|u1", "rows": "|u1"}
+_TYPES: Final = {"ids": "<i8", "ends": "<u8", "sums": "<u4", "modality": "|u1", "lengths": "<i8", "rows": "|u1"}
+_OF_ROWS: Final = ("ids", "ends", "sums", "rows")
+"""What the checksum of each row covers; other arrays have one of their own, compared when the file is opened."""
 
 
 def row_sum(number: int, row: Bytes) -> int:
@@ -35,14 +38,14 @@ def row_sum(number: int, row: Bytes) -> int:
 
 
 def write(path: Path, arrays: dict[str, NDArray[Any]], rows: Bytes, description: dict[str, Any]) -> None:
-    """Write ids_M, ends_M, sums_M, modality_M and the rows' bytes, in one step.
+    """Write ids_M, ends_M, sums_M, further arrays and the rows' bytes, in one step.
 
     Args:
         description: a plain value that goes with them.
     """
     parts = {**{name: arrays[name].astype(_TYPES[name]) for name in arrays}, "rows": np.frombuffer(rows, np.uint8)}
     sizes = {name: [len(part), part.nbytes] for name, part in parts.items()}
-    sums = {"modality": zlib.crc32(parts["modality"].tobytes())}
+    sums = {name: zlib.crc32(part.tobytes()) for name, part in parts.items() if name not in _OF_ROWS}
     header = json.dumps({"sizes": sizes, "sums": sums, "description": description}).encode()
     with atomic_file(path) as file:
         file.write(_HEAD.pack(_MAGIC, len(header), zlib.crc32(header)) + header)
@@ -80,10 +83,10 @@ def mapped(path: Path) -> tuple[dict[str, NDArray[Any]], mmap.mmap, int] | None:
         return None
     arrays = {
         name: np.frombuffer(whole, _TYPES[name], header["sizes"][name][0], places[name])
-        for name in _TYPES
+        for name in places
         if name != "rows"
     }
-    if zlib.crc32(arrays["modality"].tobytes()) != header["sums"]["modality"]:
+    if any(zlib.crc32(arrays[name].tobytes()) != checksum for name, checksum in header["sums"].items()):
         return None
     whole.madvise(mmap.MADV_RANDOM)  # reading ahead would fill each process with rows that it does not ask for
     return arrays, whole, places["rows"]
@@ -103,7 +106,7 @@ def _header(start: bytes, read: Any) -> dict[str, Any] | None:
 def _places(header: dict[str, Any]) -> tuple[dict[str, int], int]:
     """Where each array begins, and the size of the whole file."""
     places, end = {}, _HEAD.size + header["length"]
-    for name in _TYPES:
+    for name in header["sizes"]:
         places[name] = end + -end % _ALIGNED
         end = places[name] + header["sizes"][name][1]
     return places, end

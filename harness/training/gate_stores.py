@@ -15,11 +15,16 @@ from harness.common.errors import StaleError
 from harness.common.files import read_json, write_json
 from harness.common.hashing import digest
 from harness.data.loading.batches import text_batches
+from harness.data.loading.text_rows import TextRows, path_of
 from harness.models import device
 from harness.training.checkpoint import latest
 from regate import process
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from harness.data.processor import Processor
+    from harness.data.sample import Batch
     from harness.training.run import Prepared
 
 _COST: Final = "cost.json"
@@ -106,12 +111,12 @@ def compute_reference_losses(run: Prepared) -> None:
     processor = run.adapter.processor()
     teacher = run.adapter.teacher().to("cuda" if torch.cuda.is_available() else "cpu")
     # All batches, also those that a killed pass has done: which rows share a batch decides the last bits.
-    batches = text_batches(run.data, processor, tokens_per_batch=gate.reference.tokens_per_batch)
+    batches = _text_batches(run, processor, gate.reference.tokens_per_batch)
     scored = len(writer.done_ids())
     with run.progress.task(f"reference losses {run.recipe.name}", len(writer.index), start=scored) as advance:
         regate.score_reference(
             teacher,
-            islice(batches, process.rank(), None, process.world()),
+            batches,
             writer,
             placeholder_id=processor.placeholder_id,
             placeholders=gate.reference.placeholders,
@@ -119,6 +124,15 @@ def compute_reference_losses(run: Prepared) -> None:
             candidates=gate.candidates,
             progress=lambda _: advance(int(writer.done_M.sum())),
         )
+
+
+def _text_batches(run: Prepared, processor: Processor, tokens_per_batch: int) -> Iterator[Batch]:
+    """This process's part of the batches: from the rows that counting the targets has kept, where it could."""
+    rows = TextRows.open(path_of(Path(run.recipe.paths.stores), run.data, processor), len(run.data.samples))
+    part, parts = process.rank(), process.world()
+    if rows is not None:
+        return rows.batches(processor, tokens_per_batch=tokens_per_batch, part=part, parts=parts)
+    return islice(text_batches(run.data, processor, tokens_per_batch=tokens_per_batch), part, None, parts)
 
 
 def make_gate(run: Prepared, store: regate.ReferenceStore | None) -> regate.Gate | regate.DenseGate:

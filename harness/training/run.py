@@ -37,7 +37,10 @@ class Prepared:
         """The targets of the data set, read from `paths.stores` or counted and kept there."""
         folder = Path(self.recipe.paths.stores)
         candidates = self.recipe.gate.candidates if self.recipe.gate else "targets"
-        return index_targets(self.data, self.adapter.processor(), candidates, folder, self.progress)
+        teacher = self.recipe.gate is not None and self.recipe.gate.needs_reference
+        return index_targets(
+            self.data, self.adapter.processor(), candidates, folder, self.progress, keep_rows=teacher
+        )
 
 
 def join(recipe: Recipe, progress: Progress) -> Prepared:

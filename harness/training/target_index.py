@@ -17,6 +17,7 @@ import numpy as np
 from harness.common.files import atomic_file
 from harness.common.hashing import digest
 from harness.data.loading.batches import text_batches
+from harness.data.loading.text_rows import TextRows, TextRowsWriter, path_of
 from regate.candidates import store_keys
 
 if TYPE_CHECKING:
@@ -59,12 +60,19 @@ class TargetIndex:
 
 
 def index_targets(
-    data: DataSet, processor: Processor, candidates: Candidates, folder: Path, progress: Progress
+    data: DataSet,
+    processor: Processor,
+    candidates: Candidates,
+    folder: Path,
+    progress: Progress,
+    *,
+    keep_rows: bool = False,
 ) -> TargetIndex:
     """The index of `data` under `processor`'s template, read from `folder` or made and kept there.
 
     Args:
         candidates: which positions compete for the budget; the stores hold one value for each.
+        keep_rows: keep the encodings beside it, for the teacher (`harness.data.loading.text_rows`).
     """
     made_from = {
         "schema": SCHEMA,
@@ -78,7 +86,7 @@ def index_targets(
         if kept is not None:
             return kept
         progress.say(f"{path}: damaged; the targets are counted again")
-    index = _make(data, processor, candidates, progress)
+    index = _make(data, processor, candidates, progress, path_of(folder, data, processor), keep_rows)
     with atomic_file(path) as file:
         np.savez(file, sample_ids=index.sample_ids, num_targets=index.num_targets, checksums=index.checksums)
     return index
@@ -95,16 +103,28 @@ def _read(path: Path, samples: int) -> TargetIndex | None:
     return index if whole else None
 
 
-def _make(data: DataSet, processor: Processor, candidates: Candidates, progress: Progress) -> TargetIndex:
+def _make(
+    data: DataSet, processor: Processor, candidates: Candidates, progress: Progress, rows: Path, keep_rows: bool
+) -> TargetIndex:
     ids: list[int] = []
     counts: list[int] = []
     checksums: list[int] = []
     with progress.task("count targets", len(data.samples)) as advance:
-        for batch in text_batches(data, processor, tokens_per_batch=_POSITIONS, skip=set()):
+        kept = TextRows.open(rows, len(data.samples))
+        writer = TextRowsWriter(processor.placeholder_id)
+        seen = writer.add if keep_rows and kept is None else None
+        batches = (
+            text_batches(data, processor, tokens_per_batch=_POSITIONS, seen=seen)
+            if kept is None
+            else kept.batches(processor, tokens_per_batch=_POSITIONS)
+        )
+        for batch in batches:
             count_B, checksum_B = store_keys(batch.layout, candidates)
             ids += batch.sample_ids_B.tolist()
             counts += count_B
             checksums += checksum_B
             advance(len(ids))
+    if seen is not None:
+        writer.save(rows)
     as_int64 = (np.asarray(values, dtype=np.int64) for values in (ids, counts, checksums))
     return TargetIndex(*as_int64)

@@ -20,7 +20,7 @@ from harness.data.loading.workers import TIMEOUT_S, ignore_stop_requests, loaded
 from regate.types import IGNORE, Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator, Iterator
+    from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 
     from torch import Tensor
 
@@ -94,17 +94,27 @@ def windows(
 
 
 def text_batches(
-    dataset: DataSet, processor: Processor, *, tokens_per_batch: int, skip: Collection[int] = frozenset()
+    dataset: DataSet,
+    processor: Processor,
+    *,
+    tokens_per_batch: int,
+    skip: Collection[int] = frozenset(),
+    seen: Callable[[Encoded], None] | None = None,
 ) -> Iterator[Batch]:
     """Text-only encodings of every sample whose id is not in `skip`, rows of like length together.
 
     Rows times length stays within `tokens_per_batch` positions, except for a single longer row. The batches
     depend on the data set, the processor and `skip` alone.
+
+    Args:
+        seen: is given every row, in the order of the data set.
     """
     rows: list[Encoded] = []
     for sample in dataset.samples:
         if sample.id not in skip:
             rows.append(processor.encode(sample, None))
+            if seen is not None:
+                seen(rows[-1])
         if len(rows) == _SORTED_TOGETHER:
             yield from _by_length(rows, processor, tokens_per_batch)
             rows = []
@@ -137,15 +147,23 @@ def load(
 
 
 def _by_length(rows: list[Encoded], processor: Processor, tokens_per_batch: int) -> Iterator[Batch]:
-    rows.sort(key=lambda row: (len(row.input_ids_S), row.sample_id))
-    batch: list[Encoded] = []
-    for row in rows:
-        if batch and (len(batch) + 1) * len(row.input_ids_S) > tokens_per_batch:
-            yield processor.collate(batch)
-            batch = []
-        batch.append(row)
-    if batch:
-        yield processor.collate(batch)
+    ids, lengths = [row.sample_id for row in rows], [len(row.input_ids_S) for row in rows]
+    for batch in cut_into_batches(ids, lengths, tokens_per_batch):
+        yield processor.collate([rows[place] for place in batch])
+
+
+def cut_into_batches(ids: Sequence[int], lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int]]:
+    """The places of the rows of each batch of `text_batches`, from the rows' ids and lengths alone."""
+    for begin in range(0, len(ids), _SORTED_TOGETHER):
+        places = range(begin, min(begin + _SORTED_TOGETHER, len(ids)))
+        batch: list[int] = []
+        for place in sorted(places, key=lambda place: (lengths[place], ids[place])):
+            if batch and (len(batch) + 1) * int(lengths[place]) > tokens_per_batch:
+                yield batch
+                batch = []
+            batch.append(place)
+        if batch:
+            yield batch
 
 
 def _blank(sample: Sample, dataset: DataSet, processor: Processor) -> Encoded:
