@@ -123,7 +123,9 @@ def locked(path: Path, *, wait: bool, progress: Progress | None) -> Iterator[boo
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.with_suffix(".lock").open("ab")
-    except OSError:  # a folder that cannot be written
+    except OSError as error:
+        if progress is not None:
+            progress.say(f"{path}: the data cannot be packed ({error.strerror}); every command reads them anew")
         yield False
         return
     with file:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.common.errors import DataError
+from harness.common.progress import Progress
 from harness.config.data import LlavaData, ShapesData
 from harness.config.recipe import Paths
 from harness.data.sources import DataSet, check_data, llava, make_data, open_data, packed_set
@@ -132,10 +133,25 @@ def test_a_damaged_file_is_made_again_or_named(paths: Paths, seed: int) -> None:
     assert _as_values(open_data(DATA, paths, 0)) == whole
 
 
-def test_a_folder_that_cannot_be_written_is_told_of_and_data_are_read(paths: Paths, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_told_of_and_data_are_read(
+    paths: Paths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / ".packed").write_text("a file stands where the folder should be")
-    assert len(open_data(DATA, paths, 0).samples) == 20
-    assert len(open_data(DATA, paths, 0).samples) == 20
+    for _ in range(2):
+        assert len(open_data(DATA, paths, 0, progress=Progress()).samples) == 20
+        assert "the data cannot be packed (File exists); every command reads them anew" in capsys.readouterr().err
+
+
+def test_one_command_at_a_time_packs_and_the_others_need_not_wait(paths: Paths) -> None:
+    path = _packed(paths)
+    with packed_set.locked(path, wait=False, progress=None) as first:
+        assert first
+        with packed_set.locked(path, wait=False, progress=None) as second:
+            assert not second
+        assert len(open_data(DATA, paths, 0, decode=False).samples) == 20
+        assert not path.exists()
+    assert len(open_data(DATA, paths, 0, decode=False).samples) == 20
+    assert path.exists()
 
 
 def test_samples_left_out_share_the_bytes(paths: Paths) -> None:
