@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -257,3 +258,19 @@ def test_lines_for_a_person() -> None:
             assert figure.words in text
             assert text.count(f"] {figure.source}\n") == 1
     assert all(line in text for line in (*answer.fetch, *answer.contradictions))
+
+
+def test_the_page_on_models_says_what_the_plan_counts() -> None:
+    """The table of the shipped pairs."""
+    page = (Path(__file__).parents[3] / "docs" / "your_model.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE)
+    assert len(rows) == 7
+    for pair, gpus, gigabytes, ratio in rows:
+        recipe, counted = load_recipe(f"{pair}_regate"), costs(f"{pair}_regate")
+        assert (recipe.hardware or "").startswith(f"{gpus} GPU")
+        together = figures(counted, "memory of a GPU in training")["together GB a GPU"]
+        packed = figures(counted, "work")["sparse / dense, packed rows"]
+        assert (f"{together.low:.1f}", f"{packed.low:.3f}") == (gigabytes, ratio), pair
+        assert not counted.warnings, pair
+    small = costs("smolvlm2_500m_regate", "model.checkpoint=SmolVLM2-256M-Video-Instruct")
+    assert f"{figures(small, 'memory of a GPU in training')['together GB a GPU'].low:.1f}" == "4.1"
