@@ -31,6 +31,7 @@ from harness.report.figures import build as figures
 from harness.report.pages.build import write_report
 from harness.training import launch, processes
 from harness.training.attachment import check_attention
+from harness.training.checkpoint import latest
 from harness.training.gate_stores import (
     compute_reference_losses,
     create_reference,
@@ -38,6 +39,7 @@ from harness.training.gate_stores import (
     reference_facts,
     reference_place,
 )
+from harness.training.kept_models import check_before_resuming, check_model
 from harness.training.run import Prepared, use_settings
 from regate.selection_file import SelectionFile
 
@@ -140,7 +142,9 @@ def train(run: Prepared) -> None:
     """Fine-tune, with the reference losses before it, in as many processes as the recipe says. What it is trained on
     and with is written down at its start."""
     _write_provenance(run)
-    launch.train(run, reference(run))
+    store = reference(run)
+    check_before_resuming(run.run_dir, run.plan.evaluation_steps, latest(run.run_dir / "checkpoints"))
+    launch.train(run, store)
 
 
 def _write_provenance(run: Prepared) -> None:
@@ -163,6 +167,8 @@ def evaluate(run: Prepared) -> list[dict[str, Any]]:
     absent = [str(folder) for folder in folders.values() if not folder.exists()]
     if absent:
         raise StaleError(f"no checkpoint to evaluate: {', '.join(absent)}", hint="run `harness train` first")
+    for folder in folders.values():
+        check_model(folder)
     return evaluation.evaluate_checkpoints(
         run.recipe,
         run.run_dir,

@@ -32,6 +32,7 @@ from harness.plan.work import lengths_in
 from harness.records.ledger import Clocks, Ledger, finished_step, read_steps
 from harness.training import checkpoint
 from harness.training.attachment import attach
+from harness.training.kept_models import seal_model
 from harness.training.loss_norm import norms_of
 from harness.training.optimizer import lr_at, set_lr
 from harness.training.parallel import wrap_model
@@ -344,6 +345,7 @@ def _keep(loop: Loop, ledger: Ledger, clocks: Clocks, done: int, *, stop: bool) 
 def _write_model(job: TrainJob, model: nn.Module, done: int) -> None:
     with atomic_folder(job.model_dir(done)) as folder:
         job.adapter.save(model, folder)
+        seal_model(folder)
 
 
 def _resume(loop: Loop) -> int:

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 FEW = (
-    Damage("checkpoints/resume-000004/model.safetensors", "flip 0.5"),
+    Damage(".distcp", "flip 0.5"),
     Damage("difficulty/m.e1.npy", "flip 0.97"),
     Damage("backbone/tokenizer.json", "flip 0.5"),
     Damage("losses.npy", "flip 0.97"),
     Damage("ledger.jsonl", "deleted"),
+    Damage("checkpoints/step-000002/model.safetensors", "flip 0.5"),
 )
 """Those of a quick look; `file` is the end of its path."""
 
