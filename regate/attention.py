@@ -15,6 +15,7 @@ import importlib.util
 import inspect
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,12 +53,17 @@ class PackedRows:
         kernel: name in `KERNELS`.
         lengths: positions of each row, in order.
         near_LL: for each row bool [L, L], where a query of a sliding layer sees a key; None if no window binds.
+        read_n: int64, ascending, the packed positions whose queries are read; the others' results are 0 or what the
+            kernel makes of them. None for all.
+        read_counts: how many of them stand in each row.
         calls: how often a layer came here.
     """
 
     kernel: str
     lengths: tuple[int, ...]
     near_LL: tuple[Tensor, ...] | None = None
+    read_n: Tensor | None = None
+    read_counts: tuple[int, ...] = ()
     calls: int = 0
 
 
@@ -174,6 +180,8 @@ def packed_attention(
 
 def _row_by_row(query: Tensor, key: Tensor, value: Tensor, rows: PackedRows, kwargs: Mapping[str, Any]) -> Tensor:
     """torch's scaled_dot_product_attention for one row after the other: no positions of two rows ever meet."""
+    if rows.read_n is not None:
+        return _read_queries(query, key, value, rows, rows.read_n, kwargs)
     masks: tuple[Tensor | None, ...] = (None,) * len(rows.lengths)
     if kwargs.get("sliding_window") is not None and rows.near_LL is not None:
         masks = rows.near_LL
@@ -193,6 +201,38 @@ def _row_by_row(query: Tensor, key: Tensor, value: Tensor, rows: PackedRows, kwa
         for row_query, row_key, row_value, mask in zip(queries, keys, values, masks, strict=True)
     ]
     return torch.cat(out, dim=1)
+
+
+def _read_queries(
+    query: Tensor, key: Tensor, value: Tensor, rows: PackedRows, read_n: Tensor, kwargs: Mapping[str, Any]
+) -> Tensor:
+    """`_row_by_row` for some of the queries; 0 for the others. Legend: q read queries of one row."""
+    windowed = kwargs.get("sliding_window") is not None and rows.near_LL is not None
+    starts = [0, *accumulate(rows.lengths)]
+    places = torch.split(read_n, list(rows.read_counts))
+    out = []
+    for index, (places_q, start, stop) in enumerate(zip(places, starts[:-1], starts[1:], strict=True)):
+        if not places_q.numel():
+            continue
+        inside_q = places_q - start
+        if windowed:
+            assert rows.near_LL is not None
+            mask_qL = rows.near_LL[index][inside_q]
+        else:
+            mask_qL = torch.arange(stop - start, device=query.device)[None, :] <= inside_q[:, None]
+        out.append(
+            scaled_dot_product_attention(
+                query.index_select(2, places_q),
+                key[:, :, start:stop],
+                value[:, :, start:stop],
+                attn_mask=mask_qL,
+                dropout_p=kwargs.get("dropout") or 0.0,
+                scale=kwargs.get("scaling"),
+                enable_gqa=query.shape[1] != key.shape[1],
+            ).transpose(1, 2)
+        )
+    whole = query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3], dtype=value.dtype)
+    return whole.index_copy(1, read_n, torch.cat(out, dim=1)) if out else whole
 
 
 def _torch_varlen(query: Tensor, key: Tensor, value: Tensor, rows: PackedRows, kwargs: Mapping[str, Any]) -> Tensor:

@@ -82,6 +82,10 @@ class GateConfig:
         execution: "compact" gathers the active positions once, "layerwise" is Algorithm 1 written out,
             "loss_only" computes everything and masks the loss (as RHO-1 does).
         reference: how the reference losses are computed.
+        from_layer: not the paper's. The layer above which elided positions leave; below it they are computed. A
+            number of layers, or a part of them as a float. None is 0, the paper's, and with `deep` no layer at all.
+        deep: not the paper's. The layer above which the predictors of selected targets alone are computed, while
+            every other position offers keys and values from the state in which it came there; likewise.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
@@ -100,6 +104,8 @@ class GateConfig:
     selection: Selection | OwnSelection = "regate"
     execution: Execution = "compact"
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    from_layer: int | float | None = None
+    deep: int | float | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.keep_ratio <= 1.0:
@@ -119,9 +125,26 @@ class GateConfig:
             raise ConfigError(f"reference_weight must not be negative, got {self.reference_weight}")
         if self.combine == "convex" and self.reference_weight > 1.0:
             raise ConfigError(f"combine: convex needs reference_weight in [0, 1], got {self.reference_weight}")
+        self._check_layers()
         if callable(self.selection):
             object.__setattr__(self, "selection", own_method(self.selection))
         _ = self.method
+
+    def _check_layers(self) -> None:
+        for name, layer in (("from_layer", self.from_layer), ("deep", self.deep)):
+            if layer is None:
+                continue
+            if layer < 0 or (isinstance(layer, float) and layer > 1.0):
+                raise ConfigError(f"{name} must be a number of layers or a part of them, 0.0 to 1.0, got {layer}")
+            if self.execution == "loss_only":
+                raise ConfigError(f"{name} elides by layer, and execution: loss_only elides nothing")
+        if self.deep is not None and self.execution != "compact":
+            raise ConfigError("deep needs execution: compact")
+
+    @property
+    def elides(self) -> bool:
+        """Whether a sparse step leaves positions out of some layer."""
+        return self.execution != "loss_only" and (self.deep is None or self.from_layer is not None)
 
     @property
     def method(self) -> SelectionMethod:

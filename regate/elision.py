@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from regate.algorithm1 import layerwise
 from regate.attention import NAME, PackedRows, check_kernel, choose_kernel, register
 from regate.compaction import Compaction, Packing, compact, pack
+from regate.depth import PLAN, Depth, LayerPlan, layer_index, plan_layers
 from regate.errors import ConfigError, LayoutError, UnsupportedModelError
 from regate.inputs import (
     check_packable,
@@ -44,7 +45,7 @@ from regate.wrapping import decoder_of, final_norm
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from regate.config import Execution, Outputs, Rows
+    from regate.config import Execution, GateConfig, Outputs, Rows
     from regate.types import Decision
 
 
@@ -61,6 +62,9 @@ class _Plan:
         placed: the index maths on the device of the embeddings.
         rows: what a packed batch's kernel knows, where it is regate's.
         outputs_n: packed positions whose output is read, on the CPU until the decoder runs; None for all.
+        levels: where the positions differ by layer: first layer and mask of the levels above the first one.
+        deep: the first layer that computes what is read alone; None for none.
+        layers: what every layer does, where layers differ.
         used: whether the decoder ran.
     """
 
@@ -72,6 +76,9 @@ class _Plan:
     placed: Compaction | Packing | None = None
     rows: PackedRows | None = None
     outputs_n: Tensor | None = None
+    levels: tuple[tuple[int, Packing], ...] = ()
+    deep: int | None = None
+    layers: LayerPlan | None = None
     used: bool = False
 
 
@@ -109,6 +116,8 @@ class Elision:
             check_supported(self._decoder)
         self._signature = inspect.signature(self._decoder.forward)
         self._last_layer = LastLayer(self._decoder) if outputs == "predictors" else None
+        self._depth: Depth | None = None
+        self._limits_depth = False
         self._limited = ExitStack()
         self._plan: _Plan | None = None
         self._mask_checked = False
@@ -132,16 +141,74 @@ class Elision:
         """
         if active_LBS is not None and self._execution != "layerwise":
             raise ConfigError('a mask for each layer needs attach(model, execution="layerwise")')
+        if self._execution == "layerwise" and decision.levels and active_LBS is None:
+            active_LBS = self._masks_by_layer(decision)
         elides = active_LBS is not None or (decision.elides and self._execution != "loss_only")
-        if not elides and self.rows == "padded":
+        if not elides and decision.deep is None and self.rows == "padded":
             yield
             return
-        dead_BS = decision.predictor_BS & ~decision.active_BS
+        levels, deep = self._depth_of(decision)
+        active_BS = levels[-1][1] if levels else decision.active_BS
+        dead_BS = decision.predictor_BS & ~active_BS
         read_BS = dead_BS if bool(dead_BS.any()) else None
         mask = decision.active_BS if active_LBS is None else active_LBS
-        outputs_BS = decision.predictor_BS & decision.active_BS
-        with self.only(mask, read_BS, visual=decision.counts.visual > 0, outputs_BS=outputs_BS):
+        outputs_BS = decision.predictor_BS & active_BS
+        visual = decision.counts.visual > 0
+        with self.only(mask, read_BS, visual=visual, outputs_BS=outputs_BS, levels=levels, deep=deep):
             yield
+
+    def check(self, config: GateConfig) -> None:
+        """Refuse a gate that this elision cannot carry out, before the first step.
+
+        Raises:
+            ConfigError, UnsupportedModelError: say why.
+        """
+        layers = len(self._decoder.layers)  # type: ignore[arg-type]
+        for name, layer in (("from_layer", config.from_layer), ("deep", config.deep)):
+            if layer is None:
+                continue
+            index = layer_index(layer, layers, name)
+            if self.rows == "padded" and self._execution != "layerwise" and index:
+                raise ConfigError(f"{name} needs packed rows")
+            if name == "deep" and index < layers:
+                self._start_depth(limited=True)
+        if config.from_layer is not None and config.deep is not None:
+            _check_order(*(layer_index(x, layers, "") for x in (config.from_layer, config.deep)))
+
+    def _depth_of(self, decision: Decision) -> tuple[tuple[tuple[int, Tensor], ...], int | None]:
+        """First layer and mask of every level, and the first deep layer, of a decision for this decoder."""
+        if self._execution == "layerwise":
+            if decision.deep is not None:
+                raise ConfigError("deep needs execution: compact")
+            return (), None
+        layers = len(self._decoder.layers)  # type: ignore[arg-type]
+        numbered = [(layer_index(level.first, layers, "from_layer"), level.active_BS) for level in decision.levels]
+        levels = tuple(level for level in numbered if level[0] < layers)
+        deep = layer_index(decision.deep, layers, "deep") if decision.deep is not None else layers
+        if (len(levels) > 1 or deep < layers) and self.rows == "padded":
+            raise ConfigError(
+                'positions that leave above the first layer need packed rows: attach(model, rows="packed")'
+            )
+        if levels:
+            _check_order(levels[-1][0], deep)
+        return levels, deep if deep < layers else None
+
+    def _masks_by_layer(self, decision: Decision) -> Tensor:
+        """bool [L, B, S] of a decision with levels."""
+        layers = len(self._decoder.layers)  # type: ignore[arg-type]
+        masks = [decision.levels[0].active_BS] * layers
+        for level in decision.levels:
+            first = layer_index(level.first, layers, "from_layer")
+            masks[first:] = [level.active_BS] * (layers - first)
+        return torch.stack(masks)
+
+    def _start_depth(self, *, limited: bool) -> Depth:
+        """The hooks on the layers: from the first batch on that needs them."""
+        if self._depth is None or (limited and not self._limits_depth):
+            if self._depth is not None:
+                self._depth.remove()
+            self._depth, self._limits_depth = Depth(self._decoder, limited=limited), limited
+        return self._depth
 
     @contextmanager
     def only(
@@ -151,6 +218,8 @@ class Elision:
         *,
         visual: bool = False,
         outputs_BS: Tensor | None = None,
+        levels: tuple[tuple[int, Tensor], ...] = (),
+        deep: int | None = None,
     ) -> Iterator[None]:
         """Run the decoder on the positions of a mask (bool BS), whoever decided it.
 
@@ -158,15 +227,22 @@ class Elision:
             active_BS: bool, or [L, B, S] for one mask a layer.
             read_BS: bool, elided positions that are read all the same.
             visual: whether the batch has visual positions.
-            outputs_BS: bool, the active positions that are read; for `outputs="predictors"`.
+            outputs_BS: bool, the active positions that are read; for `outputs="predictors"` and `deep`.
+            levels: where they differ by layer: first layer and mask, ascending, each mask within the one before; in
+                place of `active_BS` (packed rows).
+            deep: the first layer that computes `outputs_BS` alone (packed rows).
         """
         any_layer_BS = active_BS if active_BS.dim() == 2 else active_BS.any(dim=0)
+        if levels:
+            any_layer_BS = levels[0][1]
         arrange = pack if self.rows == "packed" else compact
         arrangement: Compaction | Packing = arrange(any_layer_BS, multiple=self._multiple)
-        plan = _Plan(any_layer_BS, read_BS, arrangement, visual)
-        if self._last_layer is not None and outputs_BS is not None:
-            assert isinstance(arrangement, Packing)
-            plan.outputs_n = arrangement.places_of(outputs_BS)
+        plan = _Plan(any_layer_BS, read_BS, arrangement, visual, deep=deep)
+        plan.levels = tuple((first, pack(mask_BS, multiple=self._multiple)) for first, mask_BS in levels[1:])
+        if (self._last_layer is not None or deep is not None) and outputs_BS is not None:
+            last = plan.levels[-1][1] if plan.levels else arrangement
+            assert isinstance(last, Packing)
+            plan.outputs_n = last.places_of(outputs_BS)
         with ExitStack() as stack:
             if self._execution == "layerwise":
                 layers = len(self._decoder.layers)  # type: ignore[arg-type]
@@ -197,8 +273,9 @@ class Elision:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        if self._last_layer is not None:
-            self._last_layer.remove()
+        for hooks in (self._last_layer, self._depth):
+            if hooks is not None:
+                hooks.remove()
         config: Any = self._decoder.config
         if self.rows == "packed" and kernel_of(self._decoder) == NAME:
             config._attn_implementation = self._loaded
@@ -263,11 +340,41 @@ class Elision:
         self._check_mask(inputs.get("attention_mask"), plan.any_layer_BS)
         packed = packed_inputs(module, inputs, embeds_BSD, plan.placed, self._kernel_for(embeds_BSD))
         plan.rows = packed.get("packed_rows")
+        if plan.levels or plan.deep is not None:
+            self._plan_layers(plan, packed, inputs)
         if plan.outputs_n is not None:
-            assert self._last_layer is not None
             plan.outputs_n = on_device(plan.outputs_n, embeds_BSD.device)
-            self._limited.enter_context(self._last_layer.only(plan.outputs_n))
+            if self._last_layer is not None:
+                self._limited.enter_context(self._last_layer.only(plan.outputs_n))
         return (), packed
+
+    def _plan_layers(self, plan: _Plan, packed: dict[str, Any], inputs: dict[str, Any]) -> None:
+        """Let the layers differ. What leaves the last one is that of the last level."""
+        assert isinstance(plan.arrangement, Packing)
+        layers = len(self._decoder.layers)  # type: ignore[arg-type]
+        first = min(*(first for first, _ in plan.levels), layers if plan.deep is None else plan.deep, layers)
+        added = inputs.get("deepstack_visual_embeds")
+        if added is not None and first < len(added):
+            raise UnsupportedModelError(
+                f"{type(self._decoder).__name__} adds features of the pictures after each of its first {len(added)} "
+                f"layers, and from layer {first} on it would not compute all positions: set from_layer and deep to "
+                f"{len(added)} or more"
+            )
+        self._start_depth(limited=plan.deep is not None)
+        assert self.kernel is not None
+        # The last layer has a limit of its own where that is on.
+        plan.layers = packed[PLAN] = plan_layers(
+            self._decoder,
+            [(0, plan.arrangement), *plan.levels],
+            self.kernel,
+            base_rows=plan.rows,
+            deep=layers if plan.deep is None else plan.deep,
+            read_n=plan.outputs_n,
+            own_last=self._last_layer is not None,
+            keeps_left=plan.read_BS is not None,
+        )
+        if plan.levels:
+            plan.placed = plan.levels[-1][1].to(packed["inputs_embeds"].device)
 
     def _kernel_for(self, embeds_BSD: Tensor) -> str:
         """Chosen by the first batch. A later one that it would not be exact for is refused."""
@@ -303,7 +410,7 @@ class Elision:
         if plan is None:
             return None
         assert plan.embeds_BSD is not None
-        self._check_calls(plan.rows)
+        self._check_calls(plan)
         hidden = output[0] if isinstance(output, tuple) else output.last_hidden_state
         self._limited.close()
         if plan.placed is not None:
@@ -312,21 +419,35 @@ class Elision:
             else:
                 hidden_BSD = plan.placed.scatter(hidden, plan.embeds_BSD)
             if plan.read_BS is not None:
-                hidden_BSD = self._read_elided(plan.read_BS, hidden_BSD, plan.embeds_BSD)
+                hidden_BSD = self._read_elided(plan.read_BS, hidden_BSD, self._left_states(plan))
         else:
             kept_BS = plan.any_layer_BS if plan.read_BS is None else plan.any_layer_BS | plan.read_BS
             hidden_BSD = torch.where(kept_BS.to(hidden.device)[:, :, None], hidden, plan.embeds_BSD)
-        plan.embeds_BSD = plan.placed = plan.rows = None
+        plan.embeds_BSD = plan.placed = plan.rows = plan.layers = None
         if isinstance(output, tuple):
             return (hidden_BSD, *output[1:])
         output.last_hidden_state = hidden_BSD
         return output
 
-    def _check_calls(self, rows: PackedRows | None) -> None:
+    def _left_states(self, plan: _Plan) -> Tensor:
+        """BSD: what the residual carried of the positions that left: their embeddings, or their states where the lower
+        layers computed them."""
+        assert plan.embeds_BSD is not None
+        if plan.layers is None or not plan.levels:
+            return plan.embeds_BSD
+        left_1TD, plan.layers.left_1TD = plan.layers.left_1TD, None
+        assert left_1TD is not None
+        assert isinstance(plan.arrangement, Packing)
+        return plan.arrangement.to(left_1TD.device).scatter(left_1TD, plan.embeds_BSD)
+
+    def _check_calls(self, plan: _Plan) -> None:
         layers = len(self._decoder.layers)  # type: ignore[arg-type]
-        if rows is not None and rows.calls < layers:
+        if plan.rows is None:
+            return
+        calls = plan.rows.calls if plan.layers is None else plan.layers.calls
+        if calls < layers:
             raise UnsupportedModelError(
-                f"{type(self._decoder).__name__}: {rows.calls} of {layers} layers passed the bounds of the packed "
+                f"{type(self._decoder).__name__}: {calls} of {layers} layers passed the bounds of the packed "
                 "rows on to their attention, so samples would see each other; keep padded rows "
                 '(attach(model, rows="padded"))'
             )
@@ -353,6 +474,14 @@ class Elision:
             else:
                 named[name] = value
         return named
+
+
+def _check_order(from_layer: int, deep: int) -> None:
+    if from_layer > deep:
+        raise ConfigError(
+            f"from_layer {from_layer} is above deep {deep}: above that layer the predictors alone are computed, and "
+            "an elided word cannot leave any more"
+        )
 
 
 def attach(

@@ -19,7 +19,7 @@ from regate.schedule import DualCycle
 from regate.scoring import score
 from regate.top_k import budget, top_k
 from regate.transfer import on_device
-from regate.types import Decision, Kind, Layout, TokenCounts
+from regate.types import Decision, Kind, Layout, Level, TokenCounts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -124,11 +124,17 @@ class Gate:
         else:
             chosen_BS = candidates.mask_BS
         active_BS = valid_BS = layout.valid_BS
-        if keep_ratio < 1.0 and self.config.execution != "loss_only":
+        levels: tuple[Level, ...] = ()
+        if keep_ratio < 1.0 and self.config.elides:
             active_BS = valid_BS & (~candidates.mask_BS | ALIGN[self.config.align](chosen_BS))
+            if self.config.from_layer:
+                levels = (Level(0, valid_BS), Level(self.config.from_layer, active_BS))
         targets_BS = chosen_BS & layout.target_BS
         counts = count_tokens(layout, active_BS, targets_BS)
-        decision = Decision(active_BS, targets_BS, sample_ids_B, layout, keep_ratio, counts, step)
+        deep = self.config.deep if keep_ratio < 1.0 else None
+        decision = Decision(
+            active_BS, targets_BS, sample_ids_B, layout, keep_ratio, counts, step, levels=levels, deep=deep
+        )
         if self.config.selects_after_forward and keep_ratio < 1.0:
             scored = int(budget(targets_BS.sum(dim=1), keep_ratio).sum())
             decision = replace(decision, counts=replace(counts, scored=scored), weighted=True)

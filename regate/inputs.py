@@ -142,14 +142,24 @@ def packed_inputs(
         )
     out = _gathered(decoder, inputs, embeds_BSD, packing)
     out["position_ids"] = _positions(inputs.get("position_ids"), packing, packing.column_1T)
-    out |= {"cu_seq_lens_q": packing.cu_seqlens, "cu_seq_lens_k": packing.cu_seqlens}
+    return {**out, **kernel_inputs(decoder, packing, kernel)}
+
+
+def kernel_inputs(decoder: nn.Module, packing: Packing, kernel: str) -> dict[str, Any]:
+    """What tells a kernel the bounds of packed rows, and their mask.
+
+    Args:
+        packing: on the device of the embeddings.
+        kernel: from `regate.attention.choose_kernel`.
+    """
+    out: dict[str, Any] = {"cu_seq_lens_q": packing.cu_seqlens, "cu_seq_lens_k": packing.cu_seqlens}
     out |= {"max_length_q": packing.longest, "max_length_k": packing.longest}
     window = window_of(decoder)
     window = window if window is not None and window < packing.shape[1] else None
     if kernel == "flex_attention":
         out["attention_mask"] = _block_masks(decoder, packing, window)
         return out
-    out["attention_mask"] = torch.empty(CLOSED, dtype=torch.bool, device=embeds_BSD.device)
+    out["attention_mask"] = torch.empty(CLOSED, dtype=torch.bool, device=packing.flat_T.device)
     if kernel_of(decoder) != NAME:  # loaded with a kernel that knows the bounds
         return out
     near_LL = None if window is None else tuple(_near(place_L, window) for place_L in _places(packing))

@@ -93,11 +93,24 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
+class Level:
+    """From layer `first` on the decoder computes these positions and no others.
+
+    Attributes:
+        first: a number of layers (int), or a part of them (float).
+        active_BS: bool.
+    """
+
+    first: float
+    active_BS: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """What a step computes: made before the forward pass, on the layout's device (normally the CPU).
 
     Attributes:
-        active_BS: bool, positions that the decoder computes.
+        active_BS: bool, positions that the decoder computes: in all its layers, or, with `levels`, in its last ones.
         targets_BS: bool, scored targets, at their own position.
         sample_ids_B: int64, stable sample ids.
         layout: the layout it was made from.
@@ -108,6 +121,9 @@ class Decision:
             where each of the N losses is that of a scored target. True for `candidates: text` (the losses of
             prompt tokens only feed Eq. 2) and where the targets are chosen after the forward pass.
         observed_BS: bool, prompt tokens whose loss is computed for Eq. 2 alone; None for none.
+        levels: where the positions differ by layer: the lower levels, the first one from layer 0 on, each holding the
+            next; the last is that of `active_BS`. Empty for one mask in every layer, as in the paper.
+        deep: the first layer (or part of the layers) that computes the predictors of the losses alone; None for none.
     """
 
     active_BS: Tensor
@@ -119,6 +135,8 @@ class Decision:
     step: int
     weighted: bool = False
     observed_BS: Tensor | None = None
+    levels: tuple[Level, ...] = ()
+    deep: float | None = None
 
     @property
     def losses_BS(self) -> Tensor:
@@ -156,6 +174,7 @@ class Decision:
             sample_ids_B=self.sample_ids_B.to(device),
             layout=self.layout.to(device),
             observed_BS=None if self.observed_BS is None else self.observed_BS.to(device),
+            levels=tuple(replace(level, active_BS=level.active_BS.to(device)) for level in self.levels),
         )
 
 
