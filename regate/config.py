@@ -181,3 +181,20 @@ class GateConfig:
     def difficulty_decay(self) -> float:
         """beta of the difficulty store: 0 where the score reads the last loss and not a running mean."""
         return 0.0 if "loss_BS" in self.method.signals else self.ema_decay
+
+
+def layer_index(layer: float, layers: int, name: str) -> int:
+    """The layer that a setting means.
+
+    Args:
+        layer: a number of layers (int), or a part of them (float, 0 to 1).
+        layers: L.
+        name: of the setting, for the message.
+
+    Raises:
+        ConfigError: there are fewer layers.
+    """
+    index = round(layer * layers) if isinstance(layer, float) else layer
+    if not 0 <= index <= layers:
+        raise ConfigError(f"{name} {layer}: the decoder has {layers} layers")
+    return index

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor, nn
 
-from regate.errors import ConfigError, UnsupportedModelError
+from regate.errors import UnsupportedModelError
 from regate.inputs import kernel_inputs
 from regate.last_layer import LayerLimit
 from regate.transfer import on_device
@@ -35,21 +35,21 @@ PLAN: Final = "regate_layers"
 """Name of the argument in which a layer gets its plan; a hook takes it away before the layer sees it."""
 
 
-def layer_index(layer: float, layers: int, name: str) -> int:
-    """The layer that a setting means.
+@dataclass(frozen=True, slots=True)
+class LayerWork:
+    """What neighbouring layers compute that compute alike, over all rows.
 
-    Args:
-        layer: a number of layers (int), or a part of them (float, 0 to 1).
-        layers: L.
-        name: of the setting, for the message.
-
-    Raises:
-        ConfigError: there are fewer layers.
+    Attributes:
+        layers: how many they are.
+        keys: positions that offer keys and values.
+        computed: positions with queries, output and MLP.
+        pairs: of a query and a key that the attention meets.
     """
-    index = round(layer * layers) if isinstance(layer, float) else layer
-    if not 0 <= index <= layers:
-        raise ConfigError(f"{name} {layer}: the decoder has {layers} layers")
-    return index
+
+    layers: int
+    keys: int
+    computed: int
+    pairs: int
 
 
 @dataclass(eq=False, slots=True)

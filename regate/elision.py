@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from regate.algorithm1 import layerwise
 from regate.attention import NAME, PackedRows, check_kernel, choose_kernel, register
 from regate.compaction import Compaction, Packing, compact, pack
-from regate.depth import PLAN, Depth, LayerPlan, layer_index, plan_layers
+from regate.config import layer_index
+from regate.depth import PLAN, Depth, LayerPlan, LayerWork, plan_layers
 from regate.errors import ConfigError, LayoutError, UnsupportedModelError
 from regate.inputs import (
     check_packable,
@@ -257,9 +258,13 @@ class Elision:
             )
 
     def executed(self, decision: Decision) -> int:
-        """Positions that the decoder computes for a decision's batch, padding among them; known beforehand."""
+        """Positions that the decoder computes for a decision's batch, padding among them; known beforehand. Where
+        they differ by layer, the mean over the layers, rounded up; keys of deep layers count."""
+        levels, _ = self._depth_of(decision)
+        if len(levels) > 1:
+            return self._executed_by_level(levels)
         rows, length = decision.active_BS.shape
-        count_B = decision.active_BS.sum(dim=1)
+        count_B = (levels[0][1] if levels else decision.active_BS).sum(dim=1)
         if self.rows == "packed":
             return max(-(-int(count_B.sum()) // self._multiple), 1) * self._multiple
         if self._execution == "layerwise" and decision.elides:
@@ -267,6 +272,41 @@ class Elision:
         if self._execution != "compact" or not decision.elides:
             return rows * length
         return rows * min(max(-(-int(count_B.max()) // self._multiple), 1) * self._multiple, length)
+
+    def _executed_by_level(self, levels: tuple[tuple[int, Tensor], ...]) -> int:
+        layers = len(self._decoder.layers)  # type: ignore[arg-type]
+        ends = [*(first for first, _ in levels[1:]), layers]
+        total = 0
+        for (first, active_BS), end in zip(levels, ends, strict=True):
+            total += (end - first) * max(-(-int(active_BS.sum()) // self._multiple), 1) * self._multiple
+        return -(-total // layers)
+
+    def work(self, decision: Decision) -> tuple[LayerWork, ...]:
+        """What the layers compute for a decision whose layers differ, rounding left out; the last layer stands alone.
+        Asked after the first step: the kernel decides whether queries that nobody reads are computed."""
+        layers = len(self._decoder.layers)  # type: ignore[arg-type]
+        levels, deep = self._depth_of(decision)
+        if self._execution == "layerwise":
+            masks = list(self._masks_by_layer(decision))
+        else:
+            masks = [decision.active_BS] * layers
+            for first, active_BS in levels:
+                masks[first:] = [active_BS] * (layers - first)
+        read_BS = decision.predictor_BS & masks[-1]
+        deep = layers if deep is None else deep
+        work: list[LayerWork] = []
+        for layer, active_BS in enumerate(masks):
+            place_BS = active_BS.cumsum(dim=1)
+            limited = layer >= deep
+            alone = limited or (layer == layers - 1 and self._last_layer is not None)
+            keys, queries_BS = int(active_BS.sum()), read_BS if limited and self.kernel == "sdpa" else active_BS
+            computed = int(read_BS.sum()) if alone else keys
+            this = LayerWork(1, keys, computed, int(place_BS[queries_BS].sum()))
+            if work and layer < layers - 1 and replace(work[-1], layers=1) == this:
+                work[-1] = replace(this, layers=work[-1].layers + 1)
+            else:
+                work.append(this)
+        return tuple(work)
 
     def remove(self) -> None:
         """Take the hooks off the model. The backward pass of packed rows has to be over, if layers are recomputed."""
@@ -430,7 +470,7 @@ class Elision:
         return output
 
     def _left_states(self, plan: _Plan) -> Tensor:
-        """BSD: what the residual carried of the positions that left: their embeddings, or their states where the lower
+        """BSD: what the residual carried of the positions that left: their embeddings, or their states where lower
         layers computed them."""
         assert plan.embeds_BSD is not None
         if plan.layers is None or not plan.levels:

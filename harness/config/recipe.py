@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import PurePath
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import (
     Field,
@@ -29,6 +29,9 @@ from harness.config.section import Strict
 from regate.config import GateConfig, ReferenceConfig
 from regate.selection_file import SelectionFile
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 SCHEMA_VERSION = 1
 _ROOT_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -39,6 +42,11 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 def _none(value: Any) -> bool:
     """Left out of the identity at its default, so that runs from before there was the key keep theirs."""
     return value is None
+
+
+def _scored(value: Any) -> bool:
+    """As `_none`."""
+    return bool(value == "scored")
 
 
 def _all(value: Any) -> bool:
@@ -76,6 +84,9 @@ class TrainRecipe(Strict):
     InternVL's loss_reduction: a target of a sample with n scored ones weighs 1, 1/n or 1/sqrt(n), and a micro-batch
     is divided by the mean over processes of its weights. It belongs to both arms, so it stands here and not under
     `gate`."""
+    last_layer: Literal["scored", "all"] = Field(default="scored", exclude_if=_scored)
+    """Positions for which the decoder's last layer computes queries, output and MLP: those that predict a scored
+    target, since no other one is read (exact; packed rows), or all of them. It belongs to both arms."""
     gradient_checkpointing: bool = False
     """Compute layers a second time in the backward pass in place of keeping what they computed: less memory, the
     same gradients."""
@@ -186,6 +197,13 @@ class Track(Strict):
     experiment: str = "regate"
 
 
+ADDED_KEYS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "gate": {"from_layer": None, "deep": None},
+}
+"""Keys that came after the first recorded runs, with their defaults: at its default a key is left out of a run's
+identity, so that those runs keep their ids."""
+
+
 class Recipe(Strict):
     """A whole run. Two recipes of a baseline / ReGATE pair differ in `name` and `gate` only."""
 
@@ -211,6 +229,10 @@ class Recipe(Strict):
         if self.gate is not None and isinstance(self.gate.selection, SelectionFile):
             # The folder of a rule does not make another run of it; its name stays for people, its hash for the id.
             identity["gate"]["selection"]["file"] = PurePath(self.gate.selection.file).name
+        for section, keys in ADDED_KEYS.items():
+            for key, default in keys.items():
+                if identity[section] is not None and identity[section].get(key, default) == default:
+                    identity[section].pop(key, None)
         identity["evaluate"] = self.evaluate.identity()
         return identity
 

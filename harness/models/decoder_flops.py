@@ -27,6 +27,38 @@ class ForwardFlops:
     vision: float
 
 
+@dataclass(frozen=True, slots=True)
+class LayerSpan:
+    """Neighbouring layers that compute alike, over all rows of a micro-batch.
+
+    Attributes:
+        layers: how many they are.
+        keys: positions that offer keys and values.
+        computed: positions with queries, output and MLP.
+        pairs: of a query and a key that the attention meets.
+    """
+
+    layers: float
+    keys: float
+    computed: float
+    pairs: float
+
+
+def layered_flops(shape: DecoderShape, spans: Sequence[LayerSpan], scored: float, *, rows: float) -> ForwardFlops:
+    """Forward pass of a decoder whose layers differ; adapters count in the proportion of the weights beside them."""
+    key_weights = 2 * shape.hidden * shape.head_dim * shape.kv_heads
+    read_weights = 2 * shape.hidden * shape.head_dim * shape.heads + 3 * shape.hidden * shape.intermediate
+    linear = sum(span.layers * (key_weights * span.keys + read_weights * span.computed) for span in spans)
+    adapters = shape.adapter_parameters / (shape.layers * (key_weights + read_weights))
+    return ForwardFlops(
+        linear=2.0 * linear,
+        attention=4.0 * shape.heads * shape.head_dim * sum(span.layers * span.pairs for span in spans),
+        head=2.0 * shape.hidden * shape.vocabulary * scored,
+        adapters=2.0 * adapters * linear,
+        vision=shape.vision_flops * rows,
+    )
+
+
 def forward_flops(
     shape: DecoderShape, active_B: Sequence[float], scored: float, *, last_layer: float | None = None
 ) -> ForwardFlops:
@@ -59,14 +91,19 @@ def step_flops(
     *,
     recomputed: int = 0,
     last_layer: float | None = None,
+    spans: Sequence[LayerSpan] | None = None,
 ) -> float:
     """Forward and backward of one micro-batch.
 
     Backward costs one product for the input gradient and, where the weight is trained, one for the weight;
     attention costs 2.5 forwards (the scores are recomputed, as flash kernels do). Checkpointing adds one forward
-    of `recomputed` layers; never of the last where that computes what is read alone (`last_layer`).
+    of `recomputed` layers; never of the last where that computes what is read alone (`last_layer`). `spans` stand for
+    `active_B` where the layers differ; a layer that is recomputed then counts as the mean of those that are.
     """
-    forward = forward_flops(shape, active_B, scored, last_layer=last_layer)
+    if spans is None:
+        forward = forward_flops(shape, active_B, scored, last_layer=last_layer)
+    else:
+        forward = layered_flops(shape, spans, scored, rows=len(active_B))
     linear_backward = 1.0 + shape.trainable_linear
     total = (
         (1.0 + linear_backward) * (forward.linear + forward.head)
@@ -76,7 +113,12 @@ def step_flops(
     )
     if last_layer is not None:
         recomputed = min(recomputed, shape.layers - 1)
-    return total + recomputed_flops(shape, active_B, recomputed)
+    if spans is None:
+        return total + recomputed_flops(shape, active_B, recomputed)
+    lower = spans if last_layer is None else spans[:-1]  # the last layer is a span of its own
+    again = layered_flops(shape, lower, 0, rows=0)
+    layers = sum(span.layers for span in lower)
+    return total + recomputed / layers * (again.linear + again.attention + again.adapters)
 
 
 def recomputed_flops(shape: DecoderShape, active_B: Sequence[float], layers: int) -> float:

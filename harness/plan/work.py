@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from harness.models.decoder_flops import forward_flops, recomputed_flops
 from harness.plan.figures import Basis, Figure, counted, estimated
 from harness.plan.memory import gpus_of, recomputed_layers
+from harness.plan.sparse import differs_by_layer, sparse_forward
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from harness.config.recipe import Recipe
     from harness.data.sources import DataSet
+    from harness.models.decoder_flops import ForwardFlops
     from harness.models.footprint import Footprint
     from harness.plan import Plan
 
@@ -137,7 +140,15 @@ def lengths_in(footprint: Footprint, data: DataSet) -> Lengths:
     )
 
 
-def sample_work(footprint: Footprint, positions: float, scored: float, *, recomputed: int, clips: float) -> Work:
+def sample_work(
+    footprint: Footprint,
+    positions: float,
+    scored: float,
+    *,
+    recomputed: int,
+    clips: float,
+    forward: ForwardFlops | None = None,
+) -> Work:
     """One sample.
 
     Args:
@@ -145,14 +156,19 @@ def sample_work(footprint: Footprint, positions: float, scored: float, *, recomp
         scored: rows of the head.
         recomputed: layers of the decoder that are computed a second time.
         clips: that pass through the parts in front of the decoder.
+        forward: of the decoder, where its layers differ.
     """
-    forward = forward_flops(footprint.decoder, [positions], scored)
+    by_layer, forward = forward, forward or forward_flops(footprint.decoder, [positions], scored)
     products = 2.0 + footprint.decoder.trainable_linear
     parts = {part.name: clips * (part.forward + part.backward) for part in footprint.parts}
     parts["decoder"] = products * forward.linear + 3.5 * forward.attention + 3 * forward.adapters
     parts["head"] = products * forward.head + 6.0 * scored * footprint.head_adapters
     again = clips * sum(part.again for part in footprint.parts)
-    again += recomputed_flops(footprint.decoder, [positions], recomputed)
+    if by_layer is None:
+        again += recomputed_flops(footprint.decoder, [positions], recomputed)
+    else:
+        part = recomputed / footprint.decoder.layers
+        again += part * (forward.linear + forward.attention + forward.adapters)
     return Work(parts, again)
 
 
@@ -166,7 +182,18 @@ def dense_and_sparse(recipe: Recipe, footprint: Footprint, lengths: Lengths) -> 
         positions = lengths.positions - (lengths.targets - scored if elides else 0.0)
         return sample_work(footprint, positions, scored, recomputed=recomputed, clips=lengths.clips)
 
-    return work(1.0), work(recipe.gate.keep_ratio if recipe.gate else 1.0)
+    gate = recipe.gate
+    if gate is None or not differs_by_layer(gate):
+        return work(1.0), work(gate.keep_ratio if gate else 1.0)
+    scored = max(1.0, gate.keep_ratio * lengths.targets)
+    other_N, target_N, scored_N = (
+        np.array([number]) for number in (lengths.positions - lengths.targets, lengths.targets, scored)
+    )
+    forward = sparse_forward(gate, footprint.decoder, other_N, target_N, scored_N)
+    sparse = sample_work(
+        footprint, 0.0, scored, recomputed=recomputed, clips=lengths.clips, forward=forward
+    )
+    return work(1.0), sparse
 
 
 def run_flops(plan: Plan, dense: Work, sparse: Work) -> float:
@@ -199,13 +226,26 @@ def sparse_ratios(recipe: Recipe, footprint: Footprint, lengths: Lengths) -> tup
     dense_N, sparse_N = other_N + target_N, other_N + (scored_N if elides else target_N)
 
     recomputed = recomputed_layers(recipe, footprint, lengths, *gpus_of(recipe))
+    sparse_by_layer = None
+    if recipe.gate is not None and differs_by_layer(recipe.gate):
+        limited = recipe.train.last_layer == "scored"
+        forward = partial(sparse_forward, recipe.gate, footprint.decoder, other_N, target_N, scored_N)
+        again = min(recomputed, footprint.decoder.layers - 1)
+        sparse_by_layer = forward(last_limited=limited), forward(first_layers=again)
 
     def ratio(*, padded: bool) -> float:
         dense, sparse = (
             _batches(
-                footprint, rows_N, heads_N, batch, clips=lengths.clips, padded=padded, recomputed=recomputed
+                footprint,
+                rows_N,
+                heads_N,
+                batch,
+                clips=lengths.clips,
+                padded=padded,
+                recomputed=recomputed,
+                by_layer=by_layer,
             )
-            for rows_N, heads_N in ((dense_N, target_N), (sparse_N, scored_N))
+            for rows_N, heads_N, by_layer in ((dense_N, target_N, None), (sparse_N, scored_N, sparse_by_layer))
         )
         return sparse / dense
 
@@ -221,19 +261,25 @@ def _batches(
     clips: float,
     padded: bool,
     recomputed: int,
+    by_layer: tuple[ForwardFlops, ForwardFlops] | None = None,
 ) -> float:
     """FLOPs of samples in micro-batches. Packed rows compute the last layer where its output is read, padded ones
-    everywhere, as training does."""
+    everywhere, as training does. `by_layer`: where layers differ, the forward pass and its recomputed part."""
     lengths_NB = rows_N.reshape(-1, batch)
     if padded:
         lengths_NB = np.broadcast_to(lengths_NB.max(axis=1, keepdims=True), lengths_NB.shape)
     active, read = lengths_NB.reshape(-1).tolist(), int(heads_N.sum())
     forward = forward_flops(footprint.decoder, active, read, last_layer=None if padded else read)
+    if by_layer is not None:
+        forward = by_layer[0]
     if not padded:
         recomputed = min(recomputed, footprint.decoder.layers - 1)
     products = 2.0 + footprint.decoder.trainable_linear
     total = products * (forward.linear + forward.head) + 3.5 * forward.attention + 3 * forward.adapters
-    total += recomputed_flops(footprint.decoder, active, recomputed)
+    if by_layer is None:
+        total += recomputed_flops(footprint.decoder, active, recomputed)
+    else:
+        total += by_layer[1].linear + by_layer[1].attention + by_layer[1].adapters
     vision = sum(part.forward + part.backward + part.again for part in footprint.parts)
     return total + vision * clips * len(rows_N) + 6.0 * float(heads_N.sum()) * footprint.head_adapters
 
@@ -261,13 +307,16 @@ def work_figures(recipe: Recipe, footprint: Footprint, lengths: Lengths) -> list
         valid, executed = sparse_ratios(recipe, footprint, lengths)
         figures += [
             estimated("sparse / dense, packed rows", valid, "", f"ideal, no padding; {sources}"),
-            estimated(
-                "sparse / dense, padded rows",
-                executed,
-                "",
-                f"ideal, where rows cannot be packed: both arms execute padding; {lengths.padding}",
-            ),
         ]
+        if not differs_by_layer(recipe.gate):  # that needs packed rows
+            figures += [
+                estimated(
+                    "sparse / dense, padded rows",
+                    executed,
+                    "",
+                    f"ideal, where rows cannot be packed: both arms execute padding; {lengths.padding}",
+                ),
+            ]
     return figures
 
 

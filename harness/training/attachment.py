@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from harness.config.recipe import Recipe
+    from regate.config import Outputs
 
 _NAMES: Final = {"flex": "flex_attention"}
 """What transformers calls a kernel otherwise."""
@@ -48,7 +49,15 @@ def attach(student: nn.Module, recipe: Recipe, say: Callable[[str], None]) -> re
 
     Raises:
         RecipeError: rows are to be packed, or have to be for the kernel, and cannot be.
+        ConfigError, UnsupportedModelError: the gate asks for what this model or its rows cannot do.
     """
+    elide = _attached(student, recipe, say)
+    if recipe.gate is not None:
+        elide.check(recipe.gate)
+    return elide
+
+
+def _attached(student: nn.Module, recipe: Recipe, say: Callable[[str], None]) -> regate.Elision:
     name, rows = recipe.model.attention, recipe.train.rows
     execution = recipe.gate.execution if recipe.gate else "compact"
     if name in ("eager", "flex"):
@@ -56,8 +65,9 @@ def attach(student: nn.Module, recipe: Recipe, say: Callable[[str], None]) -> re
     if rows == "padded" or execution == "layerwise":
         return _padded(student, name, execution)
     kernel = name if name in _OF_PACKED_ROWS else None
+    outputs: Outputs = "predictors" if recipe.train.last_layer == "scored" else "active"
     try:
-        return regate.attach(student, execution=execution, rows="packed", kernel=kernel, outputs="predictors")
+        return regate.attach(student, execution=execution, rows="packed", kernel=kernel, outputs=outputs)
     except regate.UnsupportedModelError as error:
         if rows == "packed" or name == "varlen":
             key = "train.rows packed" if rows == "packed" else "model.attention varlen"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from harness.common.signals import stop_requests
 from harness.data.loading.batches import windows
 from harness.data.sampler import Sampler
 from harness.models import MODELS, device
-from harness.models.decoder_flops import step_flops
+from harness.models.decoder_flops import LayerSpan, step_flops
 from harness.plan.memory import GB, recomputed_layers
 from harness.plan.work import lengths_in
 from harness.records.ledger import Clocks, Ledger, finished_step, read_steps
@@ -199,8 +199,11 @@ class Loop:
             valid_B = decision.layout.valid_BS.sum(dim=1).tolist()
             for_step = partial(step_flops, self.shape, recomputed=self.recomputed)
             read = int((decision.predictor_BS & decision.active_BS).sum())
-            target = decision.counts.target
-            decided += for_step(active_B, decision.counts.scored, last_layer=read if limited else None)
+            target, scored = decision.counts.target, decision.counts.scored
+            spans = None
+            if decision.levels or decision.deep is not None:
+                spans = [LayerSpan(*astuple(work)) for work in self.elide.work(decision)]
+            decided += for_step(active_B, scored, last_layer=read if limited else None, spans=spans)
             dense += for_step(valid_B, target, last_layer=target if limited else None)
         return decided, dense
 

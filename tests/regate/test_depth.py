@@ -1,8 +1,8 @@
 """Layers that compute less than the layers below them equal their slow definitions: logits, losses and all gradients,
 in float64.
 
-Oracles: for positions that leave above a layer, Algorithm 1 with a mask for each layer; for `deep`, the untouched model
-whose deep layers put back the state of every position that is not read.
+Oracles: for positions that leave above a layer, Algorithm 1 with a mask for each layer; for `deep`, the untouched
+model whose deep layers put back the state of every position that is not read.
 
 Legend: B rows, S expanded length, N scored targets, V vocabulary.
 """
@@ -239,6 +239,33 @@ def test_deep_layers_compute_the_predictors_alone():
     packed(model, data.inputs, decision)
     assert seen == [decision.counts.valid, *[int(decision.predictor_BS.sum())] * 2]
     assert seen[1] < seen[0]
+
+
+@pytest.mark.parametrize("outputs", ["active", "predictors"])
+@pytest.mark.parametrize(("first", "deep"), [(1, None), (None, 1), (1, 2), (0, 1)])
+def test_the_work_of_the_layers_is_that_of_their_modules(first, deep, outputs):
+    """Keys, computed positions and pairs by layer, as the modules and the kernel meet them."""
+    model, data = tiny.lm("Llama"), tiny.rows()
+    decision = leaving(half(data), first) if first is not None else deepened(half(data), 3)
+    decision = replace(decision, deep=deep)
+    keys, computed, masks = [], [], []
+    for layer in model.model.layers:
+        layer.self_attn.k_proj.register_forward_pre_hook(lambda module, args: keys.append(args[0].shape[1]))
+        layer.mlp.up_proj.register_forward_pre_hook(lambda module, args: computed.append(args[0].shape[1]))
+    elide = regate.attach(model, rows="packed", outputs=outputs)
+    with elide(decision), torch.no_grad():
+        regate.ScoredLM(model)(predictor_BS=decision.predictor_BS, **data.inputs)
+    work = [part for span in elide.work(decision) for part in [span] * span.layers]
+    assert [part.keys for part in work] == keys
+    assert [part.computed for part in work] == computed
+    rows = [(decision.layout.valid_BS if index < (first or 0) else decision.active_BS) for index in range(3)]
+    for index, active_BS in enumerate(rows):
+        queries_BS = decision.predictor_BS if deep is not None and index >= deep else active_BS
+        causal = torch.ones(20, 20, dtype=torch.bool).tril()
+        masks.append(int((queries_BS[:, :, None] & active_BS[:, None, :] & causal).sum()))
+    assert [part.pairs for part in work] == masks
+    assert elide.executed(decision) == -(-sum(keys) // 3)
+    elide.remove()
 
 
 # Wrappers.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from harness.benchmarks import PAPER_BENCHMARKS
 from harness.common.errors import RecipeError
 from harness.config.load import RECIPE, check, is_override, load_paths, load_recipe, load_recipes
-from harness.config.recipe import Recipe
+from harness.config.recipe import ADDED_KEYS, Recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -230,3 +231,18 @@ def test_a_recipe_written_out_is_the_same_run(folder: Path) -> None:
     again = load_recipe("r.yaml")
     assert isinstance(again, Recipe)
     assert again.run_id == load_recipe("tiny_regate", ["gate.keep_ratio=0.25"]).run_id
+
+
+@pytest.mark.parametrize("name", ["tiny_baseline", "tiny_regate"])
+def test_keys_that_came_later_leave_the_ids_of_earlier_runs_as_they_were(name: str) -> None:
+    plain = load_recipe(name)
+    for section, keys in ADDED_KEYS.items():
+        if getattr(plain, section) is None:
+            continue
+        for key, default in keys.items():
+            assert key not in plain.identity()[section]
+            written = "null" if default is None else json.dumps(default)
+            assert load_recipe(name, [f"{section}.{key}={written}"]).run_id == plain.run_id
+    assert load_recipe(name, ["train.last_layer=all"]).run_id != plain.run_id
+    if plain.gate is not None:
+        assert load_recipe(name, ["gate.deep=1"]).run_id != plain.run_id

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from harness.models.adapter import DecoderShape
-from harness.models.decoder_flops import forward_flops, step_flops
+from harness.models.decoder_flops import LayerSpan, forward_flops, layered_flops, step_flops
 
 TINY = DecoderShape(hidden=64, layers=2, heads=4, kv_heads=2, head_dim=16, intermediate=160, vocabulary=300)
 QWEN2_7B = DecoderShape(
@@ -94,3 +94,25 @@ def test_lora_has_no_weight_gradients_for_frozen_layers() -> None:
     full = step_flops(TINY, [10], scored=3)
     forward = forward_flops(TINY, [10], scored=3)
     assert full - step_flops(lora, [10], scored=3) == pytest.approx(forward.linear + forward.head)
+
+
+def test_spans_of_equal_layers_are_the_whole_decoder() -> None:
+    shape = DecoderShape(64, 4, 4, 2, 16, 160, 300, trainable_linear=0.0, adapter_parameters=800)
+    pairs = 24 * 25 / 2
+    spans = [LayerSpan(1, 24, 24, pairs), LayerSpan(2, 24, 24, pairs), LayerSpan(1, 24, 5, pairs)]
+    assert layered_flops(shape, [LayerSpan(4, 24, 24, pairs)], 5, rows=1) == forward_flops(shape, [24], 5)
+    limited = forward_flops(shape, [24], 5, last_layer=5)
+    assert layered_flops(shape, spans, 5, rows=1).linear == limited.linear
+    for last_layer, parts in ((None, [LayerSpan(4, 24, 24, pairs)]), (5, spans)):
+        plain = DecoderShape(64, 4, 4, 2, 16, 160, 300)
+        whole = step_flops(plain, [24], 5, recomputed=4, last_layer=last_layer)
+        by_span = step_flops(plain, [24], 5, recomputed=4, last_layer=last_layer, spans=parts)
+        assert by_span == pytest.approx(whole)
+
+
+def test_a_deep_step_of_a_7b_model_behind_many_visual_tokens() -> None:
+    """1352 visual, 80 other, 200 targets, half of them selected, from layer 14 on the predictors alone."""
+    full, half = 1632 * 1633 / 2, 100 * (1632 - 100)
+    spans = [LayerSpan(14, 1632, 1632, full), LayerSpan(14, 1632, 100, half)]
+    deep = step_flops(QWEN2_7B, [1632], 100, spans=spans)
+    assert deep / step_flops(QWEN2_7B, [1632], 200) == pytest.approx(0.537, abs=0.005)

@@ -128,6 +128,22 @@ def test_the_ratio_of_a_sparse_step() -> None:
     assert sparse_ratios(kept, footprint, lengths)[0] > 0.98
 
 
+def test_layers_that_compute_less_in_a_sparse_step() -> None:
+    """Leaving above no layer is the paper, above the last one nothing; deep saves more the earlier it begins."""
+
+    def ratio(*overrides: str) -> float:
+        work = figures(costs("videollama2_regate", *overrides), "work")
+        return work["sparse / dense, packed rows"].low
+
+    paper, loss_only = ratio(), ratio("gate.execution=loss_only")
+    assert ratio("gate.from_layer=0") == paper
+    assert ratio("gate.from_layer=28") == pytest.approx(loss_only, rel=1e-9)
+    assert ratio("gate.deep=28") == pytest.approx(loss_only, rel=1e-9)
+    assert paper < ratio("gate.from_layer=0.5") < loss_only
+    assert ratio("gate.deep=7") < ratio("gate.deep=14") < ratio("gate.deep=21") < loss_only
+    assert ratio("gate.deep=14", "gate.from_layer=0") < ratio("gate.deep=14")
+
+
 def test_memory_of_a_gpu() -> None:
     """Eight billion trained parameters of sixteen bytes: 128 GB, or 32 on each of four."""
     spread = figures(costs("videollama2_regate"), "memory of a GPU in training")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
+LAYERS = 3  # of the decoder of this world
 STEPS = 4
 SPARSE = regate.GateConfig(selection="random", warmup_steps=0, cycle_steps=4, dense_steps=1)
 
@@ -109,3 +111,30 @@ def test_a_model_that_cannot_be_packed_runs_on_padded_rows_and_says_so(
     reports = run(world, SPARSE, progress)
     assert [row["rows"] for row in reports] == ["padded"] * STEPS
     assert progress.lines == ["rows are padded: Qwen2Model is not causal"]
+
+
+def test_layers_that_compute_less_stand_in_the_ledger(world: Path) -> None:
+    """The last layer is `deep` at its last layer: the same run with fewer operations the earlier it begins."""
+    loss_only = run(world, replace(SPARSE, execution="loss_only"), Progress(quiet=True))
+    last = run(world, replace(SPARSE, deep=LAYERS - 1), Progress(quiet=True))
+    assert [row["loss"] for row in last] == pytest.approx([row["loss"] for row in loss_only], abs=1e-6)
+    leaves = run(world, replace(SPARSE, from_layer=1), Progress(quiet=True))
+    paper = run(world, SPARSE, Progress(quiet=True))
+    assert leaves[0]["flops"] == paper[0]["flops"] == last[0]["flops"]  # a dense step
+    assert paper[1]["flops"] < leaves[1]["flops"] < loss_only[1]["flops"]
+    assert last[1]["flops"] < loss_only[1]["flops"]  # queries that nobody reads
+    assert paper[1]["executed"] < leaves[1]["executed"] < loss_only[1]["executed"]
+
+
+def test_settings_that_a_model_cannot_carry_out_end_before_the_first_step(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(regate.ConfigError, match=f"the decoder has {LAYERS} layers"):
+        run(world, replace(SPARSE, deep=LAYERS + 1), Progress(quiet=True))
+
+    def refuse(decoder: nn.Module) -> None:
+        raise regate.UnsupportedModelError("Qwen2Model is not causal")
+
+    monkeypatch.setattr("regate.elision.check_packable", refuse)
+    with pytest.raises(regate.ConfigError, match="needs packed rows"):
+        run(world, replace(SPARSE, deep=1), Progress(quiet=True))

@@ -1,0 +1,60 @@
+"""What the decoder computes in a sparse step, where that differs by layer. No torch.
+
+Legend: N samples.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from harness.models.decoder_flops import ForwardFlops, LayerSpan, layered_flops
+from regate.config import GateConfig, layer_index
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from harness.models.adapter import DecoderShape
+
+    Numbers = NDArray[np.int64] | NDArray[np.float64]
+
+
+def differs_by_layer(gate: GateConfig | None) -> bool:
+    return gate is not None and (bool(gate.from_layer) or gate.deep is not None)
+
+
+def sparse_forward(
+    gate: GateConfig,
+    shape: DecoderShape,
+    other_N: Numbers,
+    target_N: Numbers,
+    scored_N: Numbers,
+    *,
+    last_limited: bool = False,
+    first_layers: int | None = None,
+) -> ForwardFlops:
+    """Forward pass of samples in a sparse step. The predictors of selected targets count as evenly spread among them.
+
+    Args:
+        other_N: positions before the targets.
+        target_N, scored_N: targets, and those that are selected.
+        first_layers: count so many of the layers, from the first on; None for all.
+        last_limited: the last layer computes what is read alone, as packed rows do.
+    """
+    layers = shape.layers
+    leaves = layer_index(gate.from_layer or 0, layers, "from_layer") if gate.elides else layers
+    deep = layers if gate.deep is None else layer_index(gate.deep, layers, "deep")
+    end_of_all = layers if first_layers is None else first_layers
+    bounds = sorted({min(bound, end_of_all) for bound in (0, leaves, deep, layers - 1, layers)})
+    spans = []
+    for start, end in pairwise(bounds):
+        words_N = scored_N if start >= leaves else target_N
+        rows_N = other_N + words_N
+        if start >= deep:
+            computed, pairs = scored_N.sum(), (scored_N * (rows_N - words_N / 2)).sum()
+        else:
+            alone = last_limited and start == layers - 1
+            computed, pairs = (scored_N if alone else rows_N).sum(), (rows_N * (rows_N + 1) / 2).sum()
+        spans.append(LayerSpan(end - start, float(rows_N.sum()), float(computed), float(pairs)))
+    return layered_flops(shape, spans, float(scored_N.sum()), rows=len(other_N))
