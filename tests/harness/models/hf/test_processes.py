@@ -15,6 +15,7 @@ from harness.common.progress import Progress
 from harness.data.sources import open_data
 from harness.models import adapter_for
 from harness.training import processes
+from harness.training.agent import free_port
 from harness.training.loop import Loop, TrainJob
 from tests import forked
 from tests.harness.worlds.transformers_models import encoded, made, recipe_of, samples
@@ -68,10 +69,11 @@ def steps(folder: Path, case: str, window: list[int]) -> tuple[list[tuple[float,
     return done, weights, loop.groups
 
 
-def worker(rank: int, world: int, folder: Path) -> None:
+def worker(rank: int, world: int, folder: Path, port: int) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    processes.init_process_group(rendezvous=folder / "rendezvous", rank=rank, world=world)
+    processes.init_process_group(timeout_minutes=30)
     torch.save({case: steps(folder, case, [rank]) for case in CASES}, folder / f"done-{rank}.pt")
     processes.destroy_process_group()
 
@@ -84,7 +86,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
     for case, (family, _, _) in CASES.items():
         (folder / family).mkdir(exist_ok=True)
         made(case_recipe(folder, case))
-    assert forked.run(worker, 2, folder) == [0, 0]
+    assert forked.run(worker, 2, folder, free_port()) == [0, 0]
     first, second = (torch.load(folder / f"done-{rank}.pt") for rank in (0, 1))
     return folder, first, second
 
