@@ -24,7 +24,16 @@ from harness.plan import Planner, require
 from harness.records import provenance, tracking
 from harness.records.ledger import finished_step
 from harness.records.record import build_record, write_record
-from harness.records.run_folder import OWN_FILES, check_disk, check_ledger_kept, lock_run, pin, run_dir_of, stage
+from harness.records.run_folder import (
+    OWN_FILES,
+    check_disk,
+    check_ledger_kept,
+    lock_run,
+    pin,
+    run_dir_of,
+    shown_recipe,
+    stage,
+)
 from harness.report import tables
 from harness.report.closing import closing, endings, next_command
 from harness.report.figures import build as figures
@@ -89,7 +98,7 @@ def prepare(recipe: Recipe, progress: Progress, planner: Planner | None = None) 
             make_data(recipe.data, recipe.paths, recipe.seed, progress)
     data, adapter = _prepare_model(recipe, planner, run_dir, progress)
     _report_excluded(data, progress)
-    write_json(run_dir / "recipe.json", recipe.model_dump(mode="json"), sealed=True)
+    write_json(run_dir / "recipe.json", shown_recipe(recipe), sealed=True)
     _keep_own_files(recipe, run_dir)
     pin(run_dir, "data", data.fingerprint)
     pin(run_dir, "weights", adapter.weights_fingerprint)

@@ -25,6 +25,7 @@ from harness.config.load import (
     suite_recipes,
 )
 from harness.config.model import Model
+from harness.records.run_folder import shown_recipe
 from harness.report import table as render
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def shown(name: str, arguments: Sequence[str]) -> Answer:
     folders = {folder.name: folder for folder in run_folders(results)}
     if name not in folders and kind_of(name) is not None:
         recipe = load_recipe(name, overrides)
-        return {"schema": 1, "run_id": recipe.run_id, "recipe": recipe.model_dump(mode="json")}
+        return {"schema": 1, "run_id": recipe.run_id, "recipe": shown_recipe(recipe)}
     run_id = run_of_beginning(name, folders)
     if run_id is None:
         raise RecipeError(

@@ -409,6 +409,21 @@ def compare(
         _echo(to_terminal(compared), nl=False, color=True)
 
 
+@app.command(epilog=_examples("harness sync", "harness sync tiny_regate"))
+@guarded
+def sync(arguments: SomeRecipes = None, json: Json = False) -> None:
+    """Send to MLflow what it lacks of the runs. Nothing is sent twice; a server that is down is named."""
+    from harness.cli.sync import lines, require_sent
+    from harness.cli.sync import sync as send
+
+    answer = send(arguments or [])
+    if json:
+        _print_json({"schema": 1, "runs": answer})
+    else:
+        typer.echo("\n".join(lines(answer)))
+    require_sent(answer)
+
+
 # --- the first hour --------------------------------------------------------------------------------------
 
 

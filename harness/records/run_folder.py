@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import ValidationError
 
+from harness.common.addresses import shown
 from harness.common.errors import DataError, EnvironmentProblem, StaleError
 from harness.common.files import read_json, write_json
 from harness.records.ledger import Clocks, Ledger, read_events
@@ -28,6 +29,13 @@ OWN_FILES: Final = "own"
 """Folder of a run with copies of what its recipe names of the user's own: a selection rule, question files."""
 _SPARE_BYTES: Final = 1024**3
 """Refuse to start with less free disk than this: a full disk in the middle costs more than a message before."""
+
+
+def shown_recipe(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as plain values, its tracking server's address without password and query: as it may be kept."""
+    content = recipe.model_dump(mode="json")
+    uri = content["track"]["uri"]
+    return content if uri is None else {**content, "track": {**content["track"], "uri": shown(uri)}}
 
 
 def read_recipe(run_dir: Path) -> Recipe:

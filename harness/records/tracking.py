@@ -35,6 +35,7 @@ from urllib.parse import urlsplit
 from harness.common.addresses import shown, without_secrets
 from harness.common.errors import DataError
 from harness.common.files import atomic_path, read_json, write_json
+from harness.common.hashing import file_digest
 from harness.records.ledger import read_events
 from harness.records.metrics import (
     STEPS_DONE,
@@ -50,7 +51,7 @@ from harness.records.network import reachable
 from harness.records.totals import split
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from harness.config.recipe import Recipe
 
@@ -64,6 +65,8 @@ _BATCH: Final = 1000
 _REQUEST_SECONDS: Final = 5
 _BUDGET: Final = {True: 30.0, False: 300.0}
 """Seconds of sending: the caller waits for the final mirror, and for no other."""
+_BESIDE_S: Final = 60.0
+"""Seconds between two mirrors of a run that goes on."""
 _GRACE: Final = 30.0
 """Seconds beyond it, for the import and the first making of a SQLite store on a slow disk, before the child is
 ended."""
@@ -108,29 +111,57 @@ def mirror(recipe: Recipe, run_dir: Path, *, final: bool) -> MirrorReport:
     """
     if not recipe.track.mlflow:
         return MirrorReport("off", "")
-    job = make_job(recipe, run_dir, final=final)
+    uri = recipe.track.uri or ""
     try:
-        return _mirror(job, run_dir)
+        return _mirror(make_job(recipe, run_dir, final=final), run_dir)
     except Exception as error:  # noqa: BLE001 - whatever goes wrong here must not end a finished run
-        reason = without_secrets(f"{type(error).__name__}: {error}", job.uri)[:300]
-        return MirrorReport("failed", shown(job.uri), message=f"MLflow could not be written: {reason}; {_LATER}")
+        reason = without_secrets(f"{type(error).__name__}: {error}", uri)[:300]
+        return MirrorReport("failed", shown(uri), message=f"MLflow could not be written: {reason}; {_LATER}")
+
+
+class MirrorBeside:
+    """The mirror of a run that goes on: asked after each step, it starts a child now and then and waits for nothing.
+    What the child before it could not send is said at the next start, each trouble once.
+
+    Args:
+        say: tells the user.
+        now: seconds of a monotonic clock.
+    """
+
+    def __init__(
+        self, recipe: Recipe, run_dir: Path, say: Callable[[str], None], now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._recipe, self._run_dir, self._say, self._now = recipe, run_dir, say, now
+        self._last = now()
+        self._told: str | None = None
+
+    def __call__(self) -> None:
+        if not self._recipe.track.mlflow or self._now() - self._last < _BESIDE_S:
+            return
+        self._last = self._now()
+        started = mirror(self._recipe, self._run_dir, final=False)
+        trouble = started.message or _last_trouble(self._run_dir)
+        if trouble is not None and trouble != self._told:
+            self._say(f"WARNING: {trouble}")
+        self._told = trouble
 
 
 def _mirror(job: Job, run_dir: Path) -> MirrorReport:
     began = time.monotonic()
+    if not job.final:
+        return _in_child(job)  # which looks whether the store answers: nothing is waited for here
     before = _last_state(run_dir)
-    if not reachable(job.uri):
-        report = MirrorReport("unreachable", shown(job.uri), message=f"MLflow at {shown(job.uri)} does not answer")
-    else:
-        report = _in_child(job)
-    if report.state == "started":
-        return report
-    _write_state(run_dir, report)
+    report = _in_child(job) if reachable(job.uri) else _unreachable(job)
+    _write_state(run_dir, report, final=True)
     known = report.state == before and report.state in ("unreachable", "failed")
     message = f"{report.message}; {_LATER}" if report.message else None
     return MirrorReport(
         report.state, report.uri, report.metrics, time.monotonic() - began, None if known else message
     )
+
+
+def _unreachable(job: Job) -> MirrorReport:
+    return MirrorReport("unreachable", shown(job.uri), message=f"MLflow at {shown(job.uri)} does not answer")
 
 
 def make_job(recipe: Recipe, run_dir: Path, *, final: bool) -> Job:
@@ -200,8 +231,31 @@ def _last_state(run_dir: Path) -> str | None:
         return None  # it only says what the user was told last; it is written anew
 
 
-def _write_state(run_dir: Path, report: MirrorReport) -> None:
-    content = {"schema": 1, "state": report.state, "message": report.message}
+def _last_trouble(run_dir: Path) -> str | None:
+    """What the child before could not do, in words."""
+    path = run_dir / STATE_FILE
+    try:
+        content = read_json(path, "the state of a mirror") if path.exists() else {}
+    except DataError:
+        return None
+    return f"{content['message']}; {_LATER}" if content.get("message") else None
+
+
+def is_mirrored(run_dir: Path) -> bool:
+    """Whether a run's store has all of its record, as far as the last mirror knew."""
+    record = run_dir / "record.json"
+    try:
+        content = read_json(run_dir / STATE_FILE, "the state of a mirror")
+    except DataError:
+        return False
+    whole = content.get("state") == "done" and content.get("record") is not None and record.exists()
+    return bool(whole and content["record"] == file_digest(record))
+
+
+def _write_state(run_dir: Path, report: MirrorReport, *, final: bool) -> None:
+    record = run_dir / "record.json"
+    sent = file_digest(record) if final and record.exists() else None
+    content = {"schema": 1, "state": report.state, "message": report.message, "record": sent}
     write_json(run_dir / STATE_FILE, content, sealed=True)
 
 
@@ -445,12 +499,24 @@ def _locked(path: Path | None, *, wait: bool = True) -> Iterator[bool]:
             yield True
 
 
+def _beside(job: Job) -> MirrorReport:
+    try:
+        return upload(job) if reachable(job.uri) else _unreachable(job)
+    except Exception as error:  # noqa: BLE001 - the run that goes on says it at the next mirror
+        reason = without_secrets(f"{type(error).__name__}: {error}".splitlines()[0], job.uri)[:300]
+        return MirrorReport("failed", shown(job.uri), message=f"MLflow could not be written: {reason}")
+
+
 def main() -> None:
     """The child: a job on stdin, a report as the last line of stdout."""
     job = Job(**json.load(sys.stdin))
-    with _locked(Path(job.run_dir) / _LOCK_FILE, wait=job.final) as held:
+    run_dir = Path(job.run_dir)
+    with _locked(run_dir / _LOCK_FILE, wait=job.final) as held:
         if not held:
             return  # another child is at it; the next call sends what it misses
+        if not job.final:  # nobody waits for it, so it writes down itself what it came to
+            _write_state(run_dir, _beside(job), final=False)
+            return
         report = upload(job)
     sys.stdout.write(json.dumps(asdict(report)) + "\n")
 

@@ -30,6 +30,7 @@ from harness.models.decoder_flops import LayerSpan, step_flops
 from harness.plan.memory import GB, recomputed_layers
 from harness.plan.work import lengths_in
 from harness.records.ledger import Clocks, Ledger, finished_step, read_steps
+from harness.records.tracking import MirrorBeside
 from harness.training import checkpoint
 from harness.training.attachment import attach
 from harness.training.kept_models import seal_model
@@ -264,6 +265,7 @@ def train(job: TrainJob, *, now: Callable[[], float] = time.perf_counter) -> Non
         try:
             with closing(batches), job.progress.task(f"train {job.recipe.name}", job.steps, start=start) as advance:
                 notes = _StepNotes(loop, ledger, clocks, advance)
+                mirror = MirrorBeside(job.recipe, job.run_dir, job.progress.say)
                 for step, window in zip(range(start, job.steps), batches, strict=True):
                     clocks.lap("data")
                     notes.add(step, loop.send(loop.step(window, step), window, stop=stopping()))
@@ -272,6 +274,8 @@ def train(job: TrainJob, *, now: Callable[[], float] = time.perf_counter) -> Non
                     if notes.stop or _due(loop, step + 1):
                         notes.finish()
                     _keep(loop, ledger, clocks, step + 1, stop=notes.stop)
+                    if loop.accelerator.is_main_process:
+                        mirror()
         finally:
             # What is left to do after the last step: the loading processes end.
             clocks.lap("data")

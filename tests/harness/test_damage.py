@@ -124,7 +124,7 @@ def ran_on(folder: Path) -> Path:
 
 
 def mirror(folder: Path) -> Path:
-    tracking._write_state(folder, tracking.MirrorReport("done", "sqlite:///x"))
+    tracking._write_state(folder, tracking.MirrorReport("done", "sqlite:///x"), final=True)
     return folder / tracking.STATE_FILE
 
 

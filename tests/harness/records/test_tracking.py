@@ -8,19 +8,24 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from mlflow.tracking import MlflowClient
 
-from harness.common.errors import RecipeError
+from harness.cli.sync import lines, require_sent, sync
+from harness.common.errors import EnvironmentProblem, RecipeError
+from harness.common.files import write_json
 from harness.config.load import load_recipe
 from harness.records import metrics
 from harness.records import tracking as track
 from harness.records.ledger import read_steps
-from harness.records.tracking import make_job, mirror, upload
+from harness.records.run_folder import shown_recipe
+from harness.records.tracking import MirrorBeside, is_mirrored, make_job, mirror, upload
 from tests.halting import VARIABLE, Moment, environment, go_on
 from tests.harness.worlds.run_builder import build_run, finish, recipe
 from tests.waiting import HUNG_S, refused_port, until
@@ -416,3 +421,74 @@ def test_a_stop_while_the_database_is_made_does_no_harm(tmp_path: Path) -> None:
     assert (report.state, report.message) == ("done", None)
     assert _parts(job, made.run_id).keys() == {"recipe", "train", "eval"}
     assert sorted(path.name for path in database.parent.glob("*mlflow.db*")) == ["mlflow.db", "mlflow.db.lock"]
+
+
+class Broken(BaseHTTPRequestHandler):
+    """A server whose every answer is an error."""
+
+    def _answer(self) -> None:
+        self.send_response(500)
+        self.end_headers()
+
+    do_GET = do_POST = do_PUT = _answer
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+
+@pytest.fixture
+def broken() -> Iterator[int]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Broken) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+def test_a_server_that_answers_500_is_told_and_the_run_goes_on(tmp_path: Path, broken: int) -> None:
+    """Beside the training: the child writes down what it came to, and the next mirror says it, once."""
+    made = _at(tmp_path, broken)
+    run_dir = build_run(made)
+    said: list[str] = []
+    clock = [0.0]
+    beside = MirrorBeside(made, run_dir, said.append, now=lambda: clock[0])
+    beside()
+    assert not (run_dir / track.STATE_FILE).exists(), "not at once"
+    clock[0] = 61.0
+    beside()
+    assert said == []
+    until(lambda: track._last_trouble(run_dir) is not None)
+    for clock[0] in (122.0, 183.0):
+        until(lambda: _unlocked(run_dir / "mirror.lock"))
+        beside()
+    assert len(said) == 1
+    assert "WARNING: MLflow could not be written" in said[0]
+    assert "the record is on disk" in said[0]
+    assert "secret" not in said[0] + (run_dir / track.STATE_FILE).read_text()
+    assert not is_mirrored(run_dir)
+    until(lambda: _unlocked(run_dir / "mirror.lock"))
+
+
+def _unlocked(path: Path) -> bool:
+    with track._locked(path, wait=False) as held:
+        return held
+
+
+def test_sync_sends_what_a_server_missed_and_nothing_twice(
+    tmp_path: Path, closed_port: int
+) -> None:
+    results = tmp_path / "results"
+    down, kept = _at(results, closed_port), recipe(results, "kept")
+    for made in (down, kept):
+        run_dir = build_run(made)
+        finish(made, run_dir)
+        write_json(run_dir / "recipe.json", shown_recipe(made), sealed=True)
+        assert "secret" not in (run_dir / "recipe.json").read_text()
+    place = [f"paths.results={results}"]
+    answer = {run["run_id"].rpartition("-")[0]: run for run in sync(place)}
+    assert (answer["served"]["state"], answer["kept"]["state"]) == ("unreachable", "done")
+    assert answer["kept"]["metrics"] > 0
+    with pytest.raises(EnvironmentProblem, match="1 of 2 runs are not in MLflow"):
+        require_sent(list(answer.values()))
+    again = {run["run_id"].rpartition("-")[0]: run for run in sync(place)}
+    assert (again["kept"]["state"], again["kept"]["metrics"]) == ("done", 0)
+    assert "not sent: unreachable" in "\n".join(lines(list(again.values())))
