@@ -54,8 +54,11 @@ class DualCycle:
         """
         if total_steps < 1:
             raise ConfigError(f"total_steps must be at least 1, got {total_steps}")
-        sparse = self._sparse_before(total_steps) - self._sparse_before(min(self.warmup_steps, total_steps))
-        return 1.0 - (1.0 - self.keep_ratio) * sparse / total_steps
+        return 1.0 - (1.0 - self.keep_ratio) * self.sparse_steps(total_steps) / total_steps
+
+    def sparse_steps(self, total_steps: int) -> int:
+        """Number of t < total_steps after the warm-up and outside the dense part of their cycle, in closed form."""
+        return self._sparse_before(total_steps) - self._sparse_before(min(self.warmup_steps, total_steps))
 
     def _sparse_before(self, step: int) -> int:
         """Number of t < step outside the dense part of their cycle, the warm-up left aside."""

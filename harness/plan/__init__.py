@@ -173,8 +173,7 @@ def _resolve(recipe: Recipe, source: Source, data: DataSet | None, missing: tupl
             hint="lower train.global_batch, or train on more data",
         )
     steps = train.steps or max(1, round((train.epochs or 1.0) * steps_per_epoch))
-    ratios = _keep_ratios(gate, steps)
-    keep_ratio = sum(ratios) / steps
+    sparse_steps, keep_ratio = _schedule(gate, steps)
     points = {max(1, round(at * steps)): at for at in recipe.evaluate.at}
     plan = Plan(
         name=recipe.name,
@@ -189,8 +188,8 @@ def _resolve(recipe: Recipe, source: Source, data: DataSet | None, missing: tupl
         steps=steps,
         epochs=steps / steps_per_epoch,
         global_batch=train.global_batch,
-        dense_steps=sum(ratio >= 1 for ratio in ratios),
-        sparse_steps=sum(ratio < 1 for ratio in ratios),
+        dense_steps=steps - sparse_steps,
+        sparse_steps=sparse_steps,
         keep_ratio=keep_ratio,
         expected_reduction=1 - keep_ratio,
         closed_form=closed_form(gate, steps) if gate else None,
@@ -219,11 +218,12 @@ def closed_form(gate: GateConfig, steps: int) -> float:
     return after * (1 - gate.dense_steps / gate.cycle_steps) * (1 - gate.keep_ratio)
 
 
-def _keep_ratios(gate: GateConfig | None, steps: int) -> list[float]:
-    if gate is None:
-        return [1.0] * steps
+def _schedule(gate: GateConfig | None, steps: int) -> tuple[int, float]:
+    """The number of sparse steps, and the mean keep ratio; in closed form, so that no length of a run takes long."""
+    if gate is None or gate.keep_ratio >= 1:
+        return 0, 1.0
     cycle = DualCycle.from_config(gate)
-    return [cycle.keep_ratio_at(step) for step in range(steps)]
+    return cycle.sparse_steps(steps), cycle.expected_keep(steps)
 
 
 def _samples(recipe: Recipe, source: Source, data: DataSet | None) -> tuple[int, Basis]:
