@@ -67,10 +67,9 @@ def memory(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-def work(data: DataSet, send: Any) -> None:
+def work(data: DataSet, sampler: Sampler, send: Any) -> None:
     """A loading process: it draws an epoch's order and reads samples of it."""
     before = memory("Private_Dirty")
-    sampler = Sampler(len(data.samples), global_batch=32, micro_batch=32, seed=0, groups=data.modality)
     began = time.perf_counter()
     for step in range(READ // 32):
         for index in sampler.window(step)[0]:
@@ -106,8 +105,9 @@ def measure(folder: str, data: VideoChat2Data, send: Any) -> None:
     seconds, wall = time.process_time() - began, time.perf_counter() - clock
     kept = memory("Pss") - before
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    sampler = Sampler(len(opened.samples), global_batch=32, micro_batch=32, seed=0, groups=opened.modality)
     mine, theirs = multiprocessing.get_context("fork").Pipe()
-    worker = multiprocessing.get_context("fork").Process(target=work, args=(opened, theirs))
+    worker = multiprocessing.get_context("fork").Process(target=work, args=(opened, sampler, theirs))
     worker.start()
     found = mine.recv()
     worker.join()

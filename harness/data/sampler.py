@@ -88,8 +88,11 @@ class Sampler:
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
         if epoch != self._epoch:
             rng = np.random.default_rng([self.seed, epoch])
-            order = rng.permutation(self.num_samples) if self._groups is None else self._by_group(rng)
-            self._order = order.astype(_index_type(self.num_samples), copy=False)
+            # The draws are those of rng.permutation(num_samples), whatever the type of the indices.
+            if self._groups is None:
+                self._order = rng.permutation(np.arange(self.num_samples, dtype=self._order.dtype))
+            else:
+                self._order = self._by_group(rng)
             self._epoch = epoch
         return self._order
 
