@@ -99,6 +99,7 @@ def first_batch(data: DataSet, seconds: float, cpu: float) -> dict[str, float]:
 
 
 def measure(folder: str, data: VideoChat2Data, send: Any) -> None:
+    multiprocessing.set_start_method("fork", force=True)  # as in a command, which nobody has spawned
     before = memory("Pss")
     began, clock = time.process_time(), time.perf_counter()
     opened = open_data(data, Paths(data=folder), 0, decode=False)
