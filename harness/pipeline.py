@@ -22,7 +22,7 @@ from harness.evaluation import evaluate as evaluation
 from harness.models import adapter_for
 from harness.plan import Planner, require
 from harness.records import provenance, tracking
-from harness.records.ledger import finished_step
+from harness.records.ledger import Ledger, finished_step, read_events
 from harness.records.record import build_record, write_record
 from harness.records.run_folder import (
     OWN_FILES,
@@ -157,9 +157,15 @@ def train(run: Prepared) -> None:
 
 
 def _write_provenance(run: Prepared) -> None:
-    path = run.run_dir / _PROVENANCE
+    path, ledger_path = run.run_dir / _PROVENANCE, run.run_dir / "ledger.jsonl"
+    here = provenance.collect(threads=torch.get_num_threads())
     if not path.exists():
-        write_json(path, provenance.collect(threads=torch.get_num_threads()), sealed=True)
+        write_json(path, here, sealed=True)
+        return
+    before = provenance.last(_read_provenance(path), read_events(ledger_path))
+    if before != here and finished_step(ledger_path) is None:
+        with Ledger(ledger_path) as ledger:
+            ledger.append(provenance.EVENT, where=here)
 
 
 def _read_provenance(path: Path) -> dict[str, Any]:

@@ -34,6 +34,7 @@ _EVENTS: Final[dict[str, dict[str, Any]]] = {
     "step": {"step": int},
     "stage": {"stage": str, "seconds": dict},
     "end": {"step": int},
+    "surroundings": {"where": dict},
 }
 """What a line of each event must hold to be read at all; `totals.check_steps` looks at what a step counts."""
 _SEAL: Final = re.compile(rb',"crc32":([0-9]+)}\s*$')

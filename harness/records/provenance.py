@@ -7,12 +7,17 @@ import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import harness
 import regate
 from harness.common.threads import settings, usable_cores
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+EVENT: Final = "surroundings"
+"""The ledger's event of an attempt that runs on something else than the one before it."""
 PACKAGES: Final = (
     "regate",
     "torch",
@@ -52,6 +57,32 @@ def collect(*, threads: int | None = None) -> dict[str, Any]:
         "git": git_state(),
         "hardware": hardware(threads=threads),
     }
+
+
+def last(first: Mapping[str, Any], events: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What the newest attempt of a run ran on: what it was started on, or what a later attempt found changed."""
+    return next((e["where"] for e in reversed([*events]) if e["event"] == EVENT), first)
+
+
+def changes(first: Mapping[str, Any], events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of each attempt that ran on something else than the one before: its number, and every key that differs with
+    both values."""
+    found, before = [], _leaves(first)
+    for event in events:
+        if event["event"] == EVENT:
+            now = _leaves(event["where"])
+            names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+            changed = {name: [before.get(name), now.get(name)] for name in names}
+            found.append({"attempt": event["attempt"], "changed": changed})
+            before = now
+    return found
+
+
+def _leaves(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, item in value.items():
+        leaves |= _leaves(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item}
+    return leaves
 
 
 def packages(names: tuple[str, ...] = PACKAGES) -> dict[str, str]:
@@ -163,4 +194,16 @@ def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-__all__ = ["CODE", "PACKAGES", "collect", "cpu_model", "git_state", "gpus", "hardware", "packages"]
+__all__ = [
+    "CODE",
+    "EVENT",
+    "PACKAGES",
+    "changes",
+    "collect",
+    "cpu_model",
+    "git_state",
+    "gpus",
+    "hardware",
+    "last",
+    "packages",
+]

@@ -118,7 +118,7 @@ def build_record(
         "recipe": recipe.identity(),
         "plan": asked,
         "provenance": {
-            **machine,
+            **_attempts(machine, events),
             "data": data_fingerprint,
             "weights": weights_fingerprint,
             "reference": (reference or {}).get("fingerprint"),
@@ -134,6 +134,12 @@ def build_record(
     clean: Record = {**_without_places(record, _places(recipe)), "recipe": record["recipe"], **_of_the_start(events)}
     check_record(clean, run_dir / RECORD_FILE)
     return clean
+
+
+def _attempts(machine: Mapping[str, Any], events: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the run was started on, and what of it was another thing for a later attempt."""
+    changes = provenance.changes(machine, events)
+    return {**machine, "changes": changes} if changes else dict(machine)
 
 
 def _of_the_start(events: list[dict[str, Any]]) -> dict[str, Any]:

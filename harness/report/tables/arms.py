@@ -8,7 +8,17 @@ from harness.analysis.runs import Pair, Run, difference_of_means, scoring_of, sh
 from harness.report import table as render
 from harness.report.table import Cell, Column, Table
 from harness.report.tables.accuracy import mean_cell
-from harness.report.tables.common import ARM, INTERVALS, RUN, TRACE, comparison_notes, gated_only, rows_of, teacher
+from harness.report.tables.common import (
+    ARM,
+    INTERVALS,
+    RUN,
+    TRACE,
+    attempts_notes,
+    comparison_notes,
+    gated_only,
+    rows_of,
+    teacher,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +56,8 @@ def pairs_table(pairs: Sequence[Pair], benchmarks: Sequence[str]) -> Table:
             cells.append(_difference(pair, run, name, columns[8 + 2 * index]))
         return cells
 
-    notes = [TRACE, INTERVALS, _MEMORY_NOTE, *comparison_notes(pairs)]
+    runs = {run.id: run for pair in pairs for run in pair.runs}.values()
+    notes = [TRACE, INTERVALS, _MEMORY_NOTE, *comparison_notes(pairs), *attempts_notes(runs)]
     return Table("pairs", "Baseline and ReGATE", tuple(columns), rows_of(pairs, row), tuple(notes))
 
 

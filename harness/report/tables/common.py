@@ -27,6 +27,16 @@ INTERVALS: Final = (
 )
 
 
+def attempts_notes(runs: Iterable[Run]) -> list[str]:
+    """A line for each run whose attempts did not all run on the same hardware, code and packages."""
+    notes = []
+    for run in runs:
+        for change in run.record.get("provenance", {}).get("changes", ()):
+            names = ", ".join(change["changed"])
+            notes.append(f"{run.id}: attempt {change['attempt']} ran on something else than the one before: {names}.")
+    return notes
+
+
 def rows_of(pairs: Iterable[Pair], cells: Callable[[Pair, Run], list[Cell]]) -> tuple[Row, ...]:
     """One row a run, arms of a pair together, a baseline that is in several pairs once."""
     rows: list[Row] = []

@@ -20,6 +20,7 @@ from harness.analysis.summary import (
 from harness.analysis.time_to_target import over_seeds
 from harness.report import table as render
 from harness.report.table import Cell, Column, Table
+from harness.report.tables.common import attempts_notes
 from harness.report.tables.time_to_target import KINDS, SHOWN, reaches
 
 if TYPE_CHECKING:
@@ -254,7 +255,8 @@ def runs_table(arms: Arms, benchmarks: Sequence[str]) -> Table:
                     ),
                 )
             )
-    notes = ("Each row is the record results/runs/<run>/record.json.",)
+    members = [run for by_seed in arms.runs.values() for run in by_seed.values()]
+    notes = ("Each row is the record results/runs/<run>/record.json.", *attempts_notes(members))
     return Table(f"suite_{arms.name}_runs", f"Suite {arms.name}: runs", columns, tuple(rows), notes, printed=False)
 
 

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 
 import regate
 from harness.records import provenance
+from harness.records.ledger import Ledger, read_events
+from harness.report.tables import make_tables
+from tests.harness.worlds.run_builder import WHERE, build_run, finish, recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,3 +76,24 @@ def test_git_absent_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PATH", str(tmp_path))
     assert provenance.git_state(tmp_path) is None
     assert "numpy" in provenance.collect()["packages"]
+
+
+def test_an_attempt_on_something_else_is_in_the_record_and_under_the_table(tmp_path: Path) -> None:
+    made = recipe(tmp_path, "moved", gate=True)
+    run_dir = build_run(made, killed_at=27)
+    other = {**WHERE, "python": "3.12.1", "packages": {**WHERE["packages"], "torch": "9.9"}}
+    with Ledger(run_dir / "ledger.jsonl") as ledger:
+        ledger.append(provenance.EVENT, where=other)
+    events = read_events(run_dir / "ledger.jsonl")
+    assert provenance.last(WHERE, events) == other
+    assert provenance.last(WHERE, []) == WHERE
+    (change,) = finish(made, run_dir)["provenance"]["changes"]
+    assert change["changed"] == {
+        "python": [WHERE["python"], "3.12.1"],
+        "packages.torch": [WHERE["packages"].get("torch"), "9.9"],
+    }
+    notes = next(table for table in make_tables(tmp_path) if table.name == "pairs").notes
+    assert f"{made.run_id}: attempt {change['attempt']} ran on something else" in notes[-1]
+    assert "packages.torch, python" in notes[-1]
+    same = recipe(tmp_path, "stayed")
+    assert "changes" not in finish(same, build_run(same, killed_at=27))["provenance"]
