@@ -43,7 +43,8 @@ _PAPER_BENCHMARK: Final = "mvbench"
 class Point:
     """One evaluation: what had been computed before it, and the mean accuracy with its interval.
 
-    With several seeds the amounts are means over the seeds, and so is the accuracy.
+    With several seeds the amounts are means over the seeds, and so is the accuracy. `cpu_seconds` are those of a
+    training on a CPU, where they are recorded.
     """
 
     step: int
@@ -51,6 +52,7 @@ class Point:
     train_seconds: float
     device_hours: float
     accuracy: Interval
+    cpu_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +93,8 @@ def curve(run: Run, benchmark: str) -> list[Point]:
         mean = mean_of_tasks(evaluation, run.items(evaluation))
         if mean is not None:
             done = evaluation["progress"]
-            points.append(
-                Point(evaluation["step"], done["scored"], done["train_seconds"], done["train_device_hours"], mean)
-            )
+            amounts = done["scored"], done["train_seconds"], done["train_device_hours"]
+            points.append(Point(evaluation["step"], *amounts, mean, done.get("train_cpu_seconds")))
     return points
 
 
@@ -148,9 +149,15 @@ def mean_curve(seeds: Sequence[Sequence[Point]]) -> tuple[Point, ...]:
             fmean(points[step].train_seconds for points in by_step),
             fmean(points[step].device_hours for points in by_step),
             _seed_interval([points[step].accuracy.value for points in by_step]),
+            _mean_of_known([points[step].cpu_seconds for points in by_step]),
         )
         for step in common
     )
+
+
+def _mean_of_known(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known and len(known) == len(values) else None
 
 
 def _seed_interval(values: Sequence[float]) -> Interval:

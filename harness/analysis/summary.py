@@ -6,7 +6,7 @@ With one run each of them is that run's own number.
 from __future__ import annotations
 
 from statistics import fmean, median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from harness.analysis.runs import teacher_cost
 
@@ -15,11 +15,41 @@ if TYPE_CHECKING:
 
     from harness.analysis.runs import Run
 
+SHARED: Final = 0.1
+"""Part of its CPU seconds that a run may have waited for a core and still have had the machine to itself."""
+
 
 def train_seconds(runs: Sequence[Run]) -> float:
     """Median wall seconds of the training clock: forward, backward and optimizer step, without waiting for data,
     writing and evaluation. The median, since a machine that was busy for a while changes one run and not the arm."""
     return float(median(run.totals["seconds"]["train"] for run in runs))
+
+
+def on_cpu(run: Run) -> bool:
+    """Whether the run trained without a GPU."""
+    return not run.record["provenance"]["hardware"].get("gpus")
+
+
+def train_cpu_seconds(runs: Sequence[Run]) -> float | None:
+    """Median CPU seconds of the training clock; None where a run's are not recorded."""
+    seconds = [run.totals.get("cpu_seconds") for run in runs]
+    known = [value for value in seconds if value is not None]
+    return float(median(known)) if known and len(known) == len(seconds) else None
+
+
+def shared_machine(run: Run) -> bool | None:
+    """Whether a run on a CPU had to wait for one: its threads were runnable without a core for more than a tenth of
+    the time that they computed. False on a GPU; None where the record does not say."""
+    if not on_cpu(run):
+        return False
+    cpu, waited = run.totals.get("cpu_seconds"), run.totals.get("waited_seconds")
+    return None if cpu is None or waited is None else bool(waited > SHARED * cpu)
+
+
+def time_is_comparable(runs: Sequence[Run]) -> bool:
+    """Whether the times of these runs may be set side by side: on GPUs by the wall, on CPUs in CPU seconds where
+    they are recorded and no run shared its machine."""
+    return all(shared_machine(run) is False for run in runs) and len({on_cpu(run) for run in runs}) == 1
 
 
 def train_device_hours(runs: Sequence[Run]) -> float:
@@ -34,9 +64,11 @@ def teacher_seconds(runs: Sequence[Run]) -> float | None:
 
 
 def step_speedup(run: Run) -> float | None:
-    """Median dense over median sparse step of a run; None where it has only one kind."""
+    """Median dense over median sparse step of a run, in CPU seconds where a CPU trained and they are recorded; None
+    where it has only one kind."""
     steps = run.totals["step_seconds"]
-    dense, sparse = steps["dense_median"], steps["sparse_median"]
+    kind = "cpu_" if steps.get("cpu_dense_median") is not None else ""
+    dense, sparse = steps[f"{kind}dense_median"], steps[f"{kind}sparse_median"]
     return dense / sparse if dense and sparse else None
 
 
@@ -69,13 +101,18 @@ def positions_reduction(runs: Sequence[Run]) -> float | None:
 
 
 __all__ = [
+    "SHARED",
+    "on_cpu",
     "positions_computed",
     "positions_reduction",
+    "shared_machine",
     "step_speedup",
     "step_speedups",
     "targets_computed",
     "targets_reduction",
     "teacher_seconds",
+    "time_is_comparable",
+    "train_cpu_seconds",
     "train_device_hours",
     "train_seconds",
 ]

@@ -39,6 +39,9 @@ EVALUATED: Final = "evaluated"
 MEASURED: Final = frozenset(
     {
         "attempts",
+        "cpu_dense_median",
+        "cpu_seconds",
+        "cpu_sparse_median",
         "dense_median",
         "device_hours",
         "finished",
@@ -48,8 +51,10 @@ MEASURED: Final = frozenset(
         "seal",
         "seconds",
         "sparse_median",
+        "train_cpu_seconds",
         "train_device_hours",
         "train_seconds",
+        "waited_seconds",
         "wall_seconds",
     }
 )

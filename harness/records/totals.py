@@ -130,21 +130,34 @@ def totals(ledger: Split, *, global_batch: int, expected_reduction: float | None
         "flops_dense": sum(step["flops_dense"] for step in steps),
         "peak_bytes": max(peaks, default=None),
         "step_seconds": step_seconds(steps),
+        "cpu_seconds": _cpu_seconds(steps, "seconds"),
+        "waited_seconds": _cpu_seconds(steps, "waited"),
         "sparse_flops_ratio": sparse_flops_ratio(steps),
         "attempts": ledger.attempts,
     }
 
 
 def step_seconds(steps: Sequence[Event]) -> dict[str, Any]:
-    """Median training seconds of dense and of sparse steps (waiting for data and writing left out)."""
-    dense = [step["seconds"]["train"] for step in steps if step["keep_ratio"] >= 1.0]
-    sparse = [step["seconds"]["train"] for step in steps if step["keep_ratio"] < 1.0]
+    """Median training seconds of dense and of sparse steps (waiting for data and writing left out), by the wall and,
+    where a CPU trained, in CPU seconds."""
+    dense = [step for step in steps if step["keep_ratio"] >= 1.0]
+    sparse = [step for step in steps if step["keep_ratio"] < 1.0]
+    cpu = all("cpu" in step for step in steps)
     return {
-        "dense_median": median(dense) if dense else None,
-        "sparse_median": median(sparse) if sparse else None,
+        "dense_median": median(step["seconds"]["train"] for step in dense) if dense else None,
+        "sparse_median": median(step["seconds"]["train"] for step in sparse) if sparse else None,
+        "cpu_dense_median": median(step["cpu"]["seconds"] for step in dense) if dense and cpu else None,
+        "cpu_sparse_median": median(step["cpu"]["seconds"] for step in sparse) if sparse and cpu else None,
         "n_dense": len(dense),
         "n_sparse": len(sparse),
     }
+
+
+def _cpu_seconds(steps: Sequence[Event], key: str) -> float | None:
+    """The sum of one of the CPU times of all steps; None where a step has none."""
+    values = [step.get("cpu", {}).get(key) for step in steps]
+    known = [value for value in values if value is not None]
+    return sum(known) if steps and len(known) == len(values) else None
 
 
 def sparse_flops_ratio(steps: Sequence[Event]) -> float | None:
@@ -163,6 +176,7 @@ def progress_at(steps: Sequence[Event], done: int, *, global_batch: int) -> dict
         **{name: sum(step["counts"][name] for step in before) for name in ("target", "scored", "valid", "active")},
         "flops": sum(step["flops"] for step in before),
         "train_seconds": sum(step["seconds"].get("train", 0.0) for step in before),
+        "train_cpu_seconds": _cpu_seconds(before, "seconds"),
         "train_device_hours": sum(step["seconds"].get("train", 0.0) * step["devices"] for step in before) / 3600,
     }
 

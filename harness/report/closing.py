@@ -19,7 +19,14 @@ from harness.analysis.runs import (
     shown_scale,
 )
 from harness.analysis.seeds import spread
-from harness.analysis.summary import positions_reduction, targets_reduction, train_seconds
+from harness.analysis.summary import (
+    positions_reduction,
+    shared_machine,
+    targets_reduction,
+    time_is_comparable,
+    train_cpu_seconds,
+    train_seconds,
+)
 from harness.config.load import RECIPE, shipped
 from harness.config.recipe import Paths
 from harness.report import table as render
@@ -178,12 +185,22 @@ def _pair_saved(run: Run) -> str:
 
 
 def _pair_time(pair: Pair) -> str:
-    parts = [f"{run.arm} {render.duration(train_seconds([run])).text}" for run in pair.runs]
+    parts = [f"{run.arm} {_time([run])}" for run in pair.runs]
     machines = dict.fromkeys(machine(run) for run in pair.runs)
-    return f"training {', '.join(parts)} ({'; '.join(machines)}; {_BASIS})"
+    return f"training {', '.join(parts)} ({'; '.join(machines)}; {_basis(pair.runs)})"
 
 
-_BASIS: Final = "wall time without data loading, writing and evaluation"
+def _time(runs: Sequence[Run]) -> str:
+    return render.train_time(train_seconds(runs), train_cpu_seconds(runs)).text
+
+
+def _basis(runs: Sequence[Run]) -> str:
+    basis = "wall time without data loading, writing and evaluation"
+    if time_is_comparable(runs):
+        return basis
+    shared = any(shared_machine(run) for run in runs)
+    reason = "a run shared its machine" if shared else "CPU seconds or one kind of machine are missing"
+    return f"{basis}; not to be compared: {reason}"
 
 
 # --- a suite ---------------------------------------------------------------------------------------------
@@ -245,9 +262,10 @@ def _suite_saved(arms: Arms, main: str | None) -> str:
 
 def _suite_time(arms: Arms, main: str | None) -> str:
     names = [name for name in dict.fromkeys((main, arms.baseline)) if name in arms.runs and name is not None]
-    parts = [f"{name} {render.duration(train_seconds(list(arms.runs[name].values()))).text}" for name in names]
+    parts = [f"{name} {_time(list(arms.runs[name].values()))}" for name in names]
     machines = dict.fromkeys(machine(run) for name in names for run in arms.runs[name].values())
-    return f"training {', '.join(parts)} (medians over the seeds; {'; '.join(machines)}; {_BASIS})"
+    runs = [run for name in names for run in arms.runs[name].values()]
+    return f"training {', '.join(parts)} (medians over the seeds; {'; '.join(machines)}; {_basis(runs)})"
 
 
 __all__ = ["COPIED", "LABELS", "Ending", "closing", "endings", "next_command"]

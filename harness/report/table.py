@@ -213,6 +213,12 @@ def duration(seconds: float | None) -> Cell:
     return Cell(f"{1000 * seconds:.1f} ms" if seconds else "0 s", (seconds,))
 
 
+def train_time(wall: float | None, cpu: float | None) -> Cell:
+    """Wall seconds, and CPU seconds beside them where a CPU trained and they are recorded."""
+    cell = duration(wall)
+    return cell if cpu is None else Cell(f"{cell.text} (CPU {duration(cpu).text})", cell.values)
+
+
 def amount(reach: float | None, low: float | None, high: float | None, show: Callable[[float], Cell]) -> Cell:
     """A number that may lie beyond what was measured: `show` writes it, an infinite one is "not reached"."""
     shown = [NOT_REACHED if v is None or math.isinf(v) else show(v).text for v in (reach, low, high)]

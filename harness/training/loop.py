@@ -33,6 +33,7 @@ from harness.records.ledger import Clocks, Ledger, finished_step, read_steps
 from harness.records.tracking import MirrorBeside
 from harness.training import checkpoint
 from harness.training.attachment import attach
+from harness.training.cpu_time import CpuMeter
 from harness.training.kept_models import seal_model
 from harness.training.loss_norm import norms_of
 from harness.training.optimizer import lr_at, set_lr
@@ -268,6 +269,7 @@ def train(job: TrainJob, *, now: Callable[[], float] = time.perf_counter) -> Non
                 mirror = MirrorBeside(job.recipe, job.run_dir, job.progress.say)
                 for step, window in zip(range(start, job.steps), batches, strict=True):
                     clocks.lap("data")
+                    notes.meter.start()
                     notes.add(step, loop.send(loop.step(window, step), window, stop=stopping()))
                     if loop.sampler.epoch_of(step + 1) != loop.sampler.epoch_of(step):
                         loop.gate.end_epoch()
@@ -291,11 +293,13 @@ class _StepNotes:
 
     Attributes:
         stop: whether a process was asked to stop, as far as reports were read.
+        meter: CPU seconds of a step on a CPU, whose report is never read late.
     """
 
     def __init__(self, loop: Loop, ledger: Ledger, clocks: Clocks, advance: Callable[[int, str], None]) -> None:
         self._loop, self._ledger, self._clocks, self._advance = loop, ledger, clocks, advance
         self._unread: tuple[int, StepReport] | None = None
+        self.meter = CpuMeter(loop.accelerator.device, loop.accelerator.num_processes)
         self.stop = False
 
     def add(self, step: int, report: StepReport) -> None:
@@ -314,6 +318,7 @@ class _StepNotes:
 
     def _write(self, step: int, report: StepReport) -> None:
         line, stop = report.read()
+        line |= self.meter.fields()
         self.stop = self.stop or stop
         self._clocks.lap("train")
         lr = lr_at(self._loop.recipe.optimizer, step, self._loop.job.steps)

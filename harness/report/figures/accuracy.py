@@ -21,6 +21,7 @@ from harness.analysis.curves import (
 )
 from harness.analysis.paper import MODELS
 from harness.analysis.runs import teacher_cost
+from harness.analysis.summary import time_is_comparable
 from harness.report.figures.style import FAINT, PAPER, RULE, STYLE, look, new_figure, thousands, time_unit, write
 
 if TYPE_CHECKING:
@@ -71,7 +72,10 @@ class Drawn:
 
 
 def panels_of(runs: Sequence[Run]) -> tuple[str, ...]:
-    """The panels that say something of these runs: device-hours only where some run held several devices."""
+    """The panels that say something of these runs: time only where it can be compared (`time_is_comparable`), and
+    device-hours only where some run held several devices."""
+    if not time_is_comparable(runs):
+        return WHICH[:1]
     return WHICH if several_devices(runs) else WHICH[:2]
 
 
@@ -258,6 +262,10 @@ def _axis(name: str, drawn: Sequence[Drawn], runs: Sequence[Run]) -> Axis:
         return Axis("targets computed in training", lambda point: point.targets)
     points = [point for arm in drawn for point in (*arm.points, *(p for seed in arm.seeds for p in seed))]
     device = "GPU" if any(run.record["provenance"]["hardware"].get("gpus") for run in runs) else "device"
+    if name == "time" and all(point.cpu_seconds is not None for point in points):
+        # What a CPU computed, whatever else the machine did. The teacher's pass is known by the wall alone.
+        size, word = time_unit(max((point.cpu_seconds or 0.0 for point in points), default=0.0))
+        return Axis(f"training (CPU {word})", lambda point: (point.cpu_seconds or 0.0) / size, lambda _cost: None)
     if name == "time":
         size, word = time_unit(max((point.train_seconds for point in points), default=0.0))
         alone = "" if several_devices(runs) else f", one {device}"

@@ -19,6 +19,7 @@ from harness.analysis.runs import (
     teacher_cost,
 )
 from harness.analysis.selection import SHOWN, read_selection
+from harness.analysis.summary import step_speedup
 from harness.report import table as render
 from harness.report.figures.accuracy import accuracy_figure, panels_of
 from harness.report.pages.html import Block, Code, Losses, Page, Pictures, Section, Tabular, Text, Tile
@@ -167,6 +168,8 @@ def clocks(runs: Sequence[Run]) -> Section:
         for phase in phases
     ]
     rows += [
+        ("training, CPU seconds", [_cpu(run, "cpu_seconds") for run in runs]),
+        ("waited for a core meanwhile", [_cpu(run, "waited_seconds") for run in runs]),
         ("teacher's pass, whoever paid", [_duration(teacher_cost(run)["seconds"], run) for run in runs]),
         ("wall time in all", [render.duration(run.totals["wall_seconds"]) for run in runs]),
         ("devices", [render.count(run.totals["devices"]) for run in runs]),
@@ -179,7 +182,8 @@ def clocks(runs: Sequence[Run]) -> Section:
         ("training FLOPs, analytic", [_words(f"{run.totals['flops']:.3g}") for run in runs]),
         ("peak memory", [render.memory(run.totals["peak_bytes"]) for run in runs]),
     ]
-    notes = ("Evaluation is a clock of its own and no training time.", "Peak memory: allocated on a GPU, or resident "
+    notes = ("Evaluation is a clock of its own and no training time. Of a training on a CPU only CPU seconds are "
+             "compared, the two ratios of steps among them.", "Peak memory: allocated on a GPU, or resident "
              "in the process on a CPU.")  # fmt: skip
     return Section("clocks", "Clocks", (Tabular(facts("clocks", "Clocks", runs, rows, notes)),))
 
@@ -259,7 +263,8 @@ def _tiles(runs: Sequence[Run], pairs: Sequence[Pair]) -> list[Tile]:
         note = "" if run.gate is None else f"{render.percent(totals['targets_reduction']).text} fewer than all"
         label = "" if len(runs) == 1 else f": {name_of(run, runs)}"
         tiles.append(Tile(f"targets computed{label}", render.count(totals["counts"]["scored"]).text, note))
-        tiles.append(Tile(f"training time{label}", render.duration(totals["seconds"]["train"]).text))
+        time = render.train_time(totals["seconds"]["train"], totals.get("cpu_seconds")).text
+        tiles.append(Tile(f"training time{label}", time))
     return tiles
 
 
@@ -396,6 +401,11 @@ def _duration(seconds: float | None, run: Run) -> Cell:
     return _NONE if run.record["reference"] is None else render.duration(seconds)
 
 
+def _cpu(run: Run, key: str) -> Cell:
+    seconds = run.totals.get(key)
+    return _NONE if seconds is None else render.duration(seconds)
+
+
 def _hours(hours: float | None) -> Cell:
     return _NONE if hours is None else Cell(f"{hours:.3g}", (hours,))
 
@@ -407,9 +417,8 @@ def _step(run: Run, kind: str) -> Cell:
 
 
 def _ratio_of_steps(run: Run) -> Cell:
-    step = run.totals["step_seconds"]
-    both = step["dense_median"] and step["sparse_median"]
-    return render.ratio(step["sparse_median"] / step["dense_median"]) if both else _NONE
+    speedup = step_speedup(run)
+    return _NONE if speedup is None else render.ratio(1 / speedup)
 
 
 def _commit(where: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from harness.analysis.summary import (
     targets_computed,
     targets_reduction,
     teacher_seconds,
+    train_cpu_seconds,
     train_device_hours,
     train_seconds,
 )
@@ -159,7 +160,7 @@ def _cost(arms: Arms) -> Section:
                 render.count(targets_computed(runs)),
                 render.percent(targets_reduction(runs)) if gated else columns[4].empty(),
                 render.count(positions_computed(runs)),
-                render.duration(train_seconds(runs)),
+                render.train_time(train_seconds(runs), train_cpu_seconds(runs)),
                 _hours(train_device_hours(runs)),
                 _teacher(runs, columns[8]),
                 render.ratio(step_speedups(runs)) if gated else columns[9].empty(),

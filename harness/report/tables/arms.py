@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from harness.analysis.runs import Pair, Run, difference_of_means, scoring_of, shown_scale
+from harness.analysis.summary import step_speedup
 from harness.report import table as render
 from harness.report.table import Cell, Column, Table
 from harness.report.tables.accuracy import mean_cell
@@ -47,7 +48,7 @@ def pairs_table(pairs: Sequence[Pair], benchmarks: Sequence[str]) -> Table:
         cells = [
             render.count(totals["counts"]["scored"]),
             gated_only(run, columns[3], render.beside(reduction, render.percent(totals["expected_reduction"]))),
-            render.duration(totals["seconds"]["train"]),
+            render.train_time(totals["seconds"]["train"], totals.get("cpu_seconds")),
             teacher(run, "seconds", columns[5]),
             render.memory(totals["peak_bytes"]),
         ]
@@ -122,7 +123,7 @@ def time_table(pairs: Sequence[Pair]) -> Table:
     def row(_pair: Pair, run: Run) -> list[Cell]:
         totals = run.totals
         seconds, step = totals["seconds"], totals["step_seconds"]
-        dense, sparse = step["dense_median"], step["sparse_median"]
+        dense, sparse, speedup = step["dense_median"], step["sparse_median"], step_speedup(run)
         hours = totals["device_hours"]["train"]
         return [
             render.duration(seconds["train"]),
@@ -130,7 +131,7 @@ def time_table(pairs: Sequence[Pair]) -> Table:
             render.duration(seconds["io"]),
             _step(dense, step["n_dense"]),
             gated_only(run, columns[6], _step(sparse, step["n_sparse"])),
-            gated_only(run, columns[7], render.ratio(sparse / dense if sparse and dense else None)),
+            gated_only(run, columns[7], render.ratio(None if speedup is None else 1 / speedup)),
             gated_only(run, columns[8], render.ratio(totals["sparse_flops_ratio"])),
             teacher(run, "seconds", columns[9]),
             Cell(f"{hours:.3g}", (hours,)),
@@ -140,7 +141,8 @@ def time_table(pairs: Sequence[Pair]) -> Table:
     notes = (
         "Wall time. data: the training waits for a batch; writing: checkpoints and loading. Evaluation never counts "
         "as training.",
-        "Steps: medians of the training clock (number of steps). FLOP ideal: analytic FLOPs of the sparse steps over "
+        "Steps: medians of the training clock (number of steps). sparse/dense: of a CPU in CPU seconds. "
+        "FLOP ideal: analytic FLOPs of the sparse steps over "
         "those of the same batches with nothing elided.",
         TRACE,
     )

@@ -15,6 +15,7 @@ from harness.analysis.summary import (
     step_speedups,
     targets_computed,
     targets_reduction,
+    train_cpu_seconds,
     train_seconds,
 )
 from harness.analysis.time_to_target import over_seeds
@@ -91,7 +92,7 @@ def arms_table(arms: Arms, benchmarks: Sequence[str]) -> Table:
             render.count(targets_computed(runs)),
             render.percent(targets_reduction(runs)) if gated else columns[3].empty(),
             render.count(positions_computed(runs)),
-            render.duration(train_seconds(runs)),
+            render.train_time(train_seconds(runs), train_cpu_seconds(runs)),
             render.ratio(step_speedups(runs)) if gated else columns[6].empty(),
         ]
         for name in benchmarks:

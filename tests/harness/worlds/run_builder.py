@@ -77,6 +77,7 @@ def step_event(made: Recipe, step: int, noise: np.random.Generator) -> dict[str,
     scored = int(np.floor(per_row * p).sum())
     active = valid - (target - scored)
     ratio = active / valid
+    train = 0.15 * (0.1 + 0.9 * ratio) * (1 + 0.05 * noise.random())
     return {
         "step": step,
         "epoch": step // 15,
@@ -92,8 +93,9 @@ def step_event(made: Recipe, step: int, noise: np.random.Generator) -> dict[str,
         },
         "seconds": {
             "data": 0.01 + 0.002 * noise.random(),
-            "train": 0.15 * (0.1 + 0.9 * ratio) * (1 + 0.05 * noise.random()),
+            "train": train,
         },
+        "cpu": {"seconds": round(1.9 * train, 6), "waited": round(0.02 * train, 6)},
         "devices": 1,
         "flops": 2e9 * ratio,
         "flops_dense": 2e9,

@@ -26,6 +26,7 @@ from tests.harness.worlds.run_builder import build_pair, build_run, finish, reci
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from harness.analysis.runs import Run
     from tests.harness.worlds.choices import World
 
 SEEDS = (0, 1, 2)
@@ -86,8 +87,34 @@ def test_points_are_those_of_the_records(results: Path) -> None:
     assert points[-1].targets == pair.gated.totals["counts"]["scored"]
 
 
-def test_what_is_drawn_of_a_pair(results: Path) -> None:
+def _on_a_gpu(runs: list[Run]) -> list[Run]:
+    """The runs as if a GPU had trained them: wall time is their measure."""
+    for run in runs:
+        run.record["provenance"]["hardware"]["gpus"] = [{"name": "a GPU"}]
+        for evaluation in run.record["evaluations"]:
+            evaluation["progress"]["train_cpu_seconds"] = None
+    return runs
+
+
+def test_a_cpu_is_timed_in_cpu_seconds_and_a_shared_one_not_at_all(results: Path) -> None:
     pair = pair_runs(load_runs(results))[0]
+    assert panels_of(pair.runs) == ("targets", "time")
+    figure = accuracy_figure(pair, "shapes")
+    assert figure.axes[1].get_xlabel() == "training (CPU s)"
+    assert pair.gated is not None
+    points = curve(pair.gated, "shapes")
+    drawn = [[p.cpu_seconds, 100 * p.accuracy.value] for p in points]
+    assert drawn in [points_of(container) for container in figure.axes[1].containers]
+    assert points[-1].cpu_seconds == pytest.approx(pair.gated.totals["cpu_seconds"])
+    pair.gated.totals["waited_seconds"] = 0.2 * pair.gated.totals["cpu_seconds"]
+    assert panels_of(pair.runs) == ("targets",), "it shared its machine"
+    pair.gated.totals["cpu_seconds"] = None
+    assert panels_of(pair.runs) == ("targets",), "an earlier record does not say"
+    assert panels_of(_on_a_gpu(list(pair.runs))) == ("targets", "time")
+
+
+def test_what_is_drawn_of_a_pair(results: Path) -> None:
+    pair = pair_runs(_on_a_gpu(load_runs(results)))[0]
     assert pair.gated is not None
     assert pair.baseline is not None
     figure = accuracy_figure(pair, "shapes")
@@ -116,7 +143,7 @@ def test_files_are_the_same_bytes_each_time_and_hold_searchable_text(results: Pa
     assert first == second
     assert first.keys() == {"accuracy_demo_regate_shapes.svg", "accuracy_demo_regate_shapes.png"}
     svg = first["accuracy_demo_regate_shapes.svg"].decode()
-    for text in ("targets computed in training", "training time (s, one device)", "mean accuracy (%)", "ReGATE"):
+    for text in ("targets computed in training", "training (CPU s)", "mean accuracy (%)", "ReGATE"):
         assert text in svg
     assert not re.search(r"20\d\d-\d\d-\d\d", svg), "no date"
     assert first["accuracy_demo_regate_shapes.png"].startswith(b"\x89PNG")
@@ -136,14 +163,14 @@ def test_no_evaluation_no_figure(tmp_path: Path) -> None:
 
 
 def test_device_hours_have_a_panel_where_devices_were_several(results: Path) -> None:
-    pair = pair_runs(load_runs(results))[0]
+    pair = pair_runs(_on_a_gpu(load_runs(results)))[0]
     assert panels_of(pair.runs) == ("targets", "time")
     assert pair.gated is not None
     pair.gated.totals["devices"] = 4
     assert panels_of(pair.runs) == ("targets", "time", "device_hours")
     figure = accuracy_figure(pair, "shapes")
     assert figure.axes[1].get_xlabel() == "training time (s)"
-    assert figure.axes[2].get_xlabel() == "training (device-s)"
+    assert figure.axes[2].get_xlabel() == "training (GPU-s)"
     points = curve(pair.gated, "shapes")
     expected = [[3600 * p.device_hours, 100 * p.accuracy.value] for p in points]
     drawn = [points_of(container) for container in figure.axes[2].containers]
