@@ -111,6 +111,9 @@ def asked(runs: Sequence[Run]) -> Section:
         ("seed", [_words(run.record["recipe"]["seed"]) for run in runs]),
         ("model", [_words(run.record["recipe"]["model"]["adapter"]) for run in runs]),
         ("data", [_words(run.record["recipe"]["data"]["source"]) for run in runs]),
+        ("learning rate", [_trained_with(run, "lr") for run in runs]),
+        ("samples of a step (global batch)", [_trained_with(run, "global_batch") for run in runs]),
+        ("length", [_trained_with(run, "length") for run in runs]),
         ("selection", [_words(run.arm if run.gate else "no gate") for run in runs]),
         ("keep_ratio p", [_gate(run, "keep_ratio") for run in runs]),
         ("cycle C / dense F / warm-up W, steps", [_schedule(run) for run in runs]),
@@ -359,6 +362,18 @@ def _alt(pair: Pair, benchmark: str, which: str) -> str:
 
 def _words(value: Any) -> Cell:
     return render.label(str(value))
+
+
+def _trained_with(run: Run, what: str) -> Cell:
+    """A setting of the training; empty for weights that were evaluated as they are."""
+    train = run.record["recipe"].get("train")
+    if train is None:
+        return _NONE
+    if what == "lr":
+        return _words(f"{train['optimizer']['lr']:g}")
+    if what == "global_batch":
+        return render.count(train["global_batch"])
+    return _words(f"{train['epochs']:g} epochs" if train.get("epochs") else f"{train['steps']:,} steps")
 
 
 def _only(run: Run, cell: Cell) -> Cell:

@@ -123,6 +123,7 @@ def test_a_pair_shows_what_its_records_say(results: Path) -> None:
     assert render.accuracy(difference_of_means(pair, "shapes"), signed=True).text in read.text
     for fact in ("Builder CPU", "2.15.0", "p (exact McNemar)", "of them visual", "reduction by the schedule (Eq. 4)"):
         assert fact in read.text
+    assert "learning rate 0.002 0.002 samples of a step (global batch) 16 16 length 40 steps 40 steps" in read.text
     assert read.text.count("mean accuracy (%)") == 2, "two figures, as text"
 
 
