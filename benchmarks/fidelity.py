@@ -175,8 +175,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for fidelity.json and fidelity.md; printed without")
     arguments = parser.parse_args()
     more = {"gguf_file": arguments.gguf} if arguments.gguf else {}
-    tokenizer = AutoTokenizer.from_pretrained(arguments.folder, **more)
-    model: Any = AutoModelForCausalLM.from_pretrained(arguments.folder, dtype=torch.float32, **more)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.folder, trust_remote_code=False, **more)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        arguments.folder, dtype=torch.float32, trust_remote_code=False, **more
+    )
     ids = rows_of_prose(tokenizer, arguments.batches * arguments.rows, arguments.length)
     batches = [measure(model, ids_BS, arguments.prompt) for ids_BS in torch.split(ids, arguments.rows)]
     variants = {

@@ -151,7 +151,8 @@ def _flat(section: Mapping[str, Any], before: str) -> list[tuple[str, Any]]:
     entries: list[tuple[str, Any]] = []
     for name, value in section.items():
         key = f"{before}{name}"
-        if key in _HARMLESS:
+        # A key of null switches nothing on, as does one that a record older than the key does not have.
+        if key in _HARMLESS or value is None:
             continue
         if isinstance(value, Mapping):
             entries += _flat(value, f"{key}.")
