@@ -38,7 +38,7 @@ from harness.report import tables
 from harness.report.closing import closing, endings, next_command
 from harness.report.figures import build as figures
 from harness.report.pages.build import write_report
-from harness.training import launch, processes
+from harness.training import checkpoint, launch, processes
 from harness.training.attachment import check_attention
 from harness.training.checkpoint import latest
 from harness.training.gate_stores import (
@@ -195,7 +195,7 @@ def evaluate(run: Prepared) -> list[dict[str, Any]]:
 
 
 def finish(run: Prepared) -> Path:
-    """Write the record and mirror it to MLflow."""
+    """Write the record, remove what the training could resume from, and mirror the record to MLflow."""
     path = write_record(
         build_record(
             run.recipe,
@@ -208,6 +208,8 @@ def finish(run: Prepared) -> Path:
         ),
         run.run_dir,
     )
+    if not run.recipe.devices.keep_resume:
+        checkpoint.remove_all(run.run_dir / "checkpoints")
     if run.recipe.track.mlflow:
         mirrored = tracking.mirror(run.recipe, run.run_dir, final=True)
         if mirrored.message:

@@ -150,6 +150,10 @@ class Devices(Strict):
     threads: PositiveInt | None = None
     """Computing threads of a process on the CPU; None takes what torch chooses. The number changes the order of
     sums, so runs that are compared take the same."""
+    checkpoint_minutes: PositiveFloat | None = 30.0
+    """A checkpoint to resume from at least this often, beside those of train.checkpoint_every; None: those alone."""
+    keep_resume: bool = False
+    """Keep the checkpoints to resume from once the record is written; the kept models stay in any case."""
     timeout_minutes: PositiveFloat = 60.0
     """How long a training process waits for another one; then the run ends and says which one hangs."""
 

@@ -321,7 +321,7 @@ def _run_warnings(plan: Plan, recipe: Recipe) -> Iterator[str]:
             f"model.attention {recipe.model.attention} needs a package that is not here (pip install {package}) and "
             "a CUDA GPU: training would refuse to start"
         )
-    if recipe.train.checkpoint_every >= plan.steps > 100:
+    if recipe.train.checkpoint_every >= plan.steps > 100 and recipe.devices.checkpoint_minutes is None:
         yield "train.checkpoint_every is not less than the run: a killed training starts again from step 0"
 
 

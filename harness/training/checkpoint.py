@@ -78,6 +78,12 @@ def latest(folder: Path) -> Path | None:
     return max(_complete(folder), key=_step_of, default=None)
 
 
+def remove_all(folder: Path) -> None:
+    """Remove what a finished run could resume from, whole, half-written or damaged."""
+    for path in folder.glob("resume-*"):
+        shutil.rmtree(path)
+
+
 def load_newest(
     model: ParallelModel, folder: Path, *, identity: str, say: Callable[[str], None]
 ) -> tuple[int, list[dict[str, Any]]] | None:

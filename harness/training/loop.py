@@ -225,9 +225,9 @@ class Loop:
             accumulation=self.accelerator.gradient_accumulation_steps,
         )
 
-    def send(self, result: StepResult, window: list[Batch], *, stop: bool) -> StepReport:
+    def send(self, result: StepResult, window: list[Batch], *, stop: bool, save: bool = False) -> StepReport:
         """See `send_report`."""
-        return send_report(self.accelerator, result, window, stop=stop)
+        return send_report(self.accelerator, result, window, stop=stop, save=save)
 
     @property
     def reads_late(self) -> bool:
@@ -267,15 +267,19 @@ def train(job: TrainJob, *, now: Callable[[], float] = time.perf_counter) -> Non
             with closing(batches), job.progress.task(f"train {job.recipe.name}", job.steps, start=start) as advance:
                 notes = _StepNotes(loop, ledger, clocks, advance)
                 mirror = MirrorBeside(job.recipe, job.run_dir, job.progress.say)
+                timer = _SaveTimer(job.recipe.devices.checkpoint_minutes, now)
                 for step, window in zip(range(start, job.steps), batches, strict=True):
                     clocks.lap("data")
                     notes.meter.start()
-                    notes.add(step, loop.send(loop.step(window, step), window, stop=stopping()))
+                    report = loop.send(loop.step(window, step), window, stop=stopping(), save=timer.due)
+                    notes.add(step, report)
                     if loop.sampler.epoch_of(step + 1) != loop.sampler.epoch_of(step):
                         loop.gate.end_epoch()
-                    if notes.stop or _due(loop, step + 1):
+                    if notes.stop or notes.save or _due(loop, step + 1):
                         notes.finish()
-                    _keep(loop, ledger, clocks, step + 1, stop=notes.stop)
+                    if _keep(loop, ledger, clocks, step + 1, stop=notes.stop, save=notes.save):
+                        notes.save = False
+                        timer.restart()
                     if loop.accelerator.is_main_process:
                         mirror()
         finally:
@@ -283,6 +287,21 @@ def train(job: TrainJob, *, now: Callable[[], float] = time.perf_counter) -> Non
             clocks.lap("data")
             ledger.append("stage", stage="unload", seconds=clocks.take(), devices=devices)
         ledger.append("end", step=job.steps, clock=clocks.reading)
+
+
+class _SaveTimer:
+    """Says when the time since the last checkpoint is over; never where no time was set."""
+
+    def __init__(self, minutes: float | None, now: Callable[[], float]) -> None:
+        self._seconds, self._now = math.inf if minutes is None else 60.0 * minutes, now
+        self.restart()
+
+    def restart(self) -> None:
+        self._last = self._now()
+
+    @property
+    def due(self) -> bool:
+        return self._now() - self._last >= self._seconds
 
 
 class _StepNotes:
@@ -293,6 +312,7 @@ class _StepNotes:
 
     Attributes:
         stop: whether a process was asked to stop, as far as reports were read.
+        save: whether it is time for a checkpoint, likewise; the loop takes it back.
         meter: CPU seconds of a step on a CPU, whose report is never read late.
     """
 
@@ -300,7 +320,7 @@ class _StepNotes:
         self._loop, self._ledger, self._clocks, self._advance = loop, ledger, clocks, advance
         self._unread: tuple[int, StepReport] | None = None
         self.meter = CpuMeter(loop.accelerator.device, loop.accelerator.num_processes)
-        self.stop = False
+        self.stop = self.save = False
 
     def add(self, step: int, report: StepReport) -> None:
         if self._unread is not None:
@@ -319,7 +339,7 @@ class _StepNotes:
     def _write(self, step: int, report: StepReport) -> None:
         line, stop = report.read()
         line |= self.meter.fields()
-        self.stop = self.stop or stop
+        self.stop, self.save = self.stop or stop, self.save or report.save
         self._clocks.lap("train")
         lr = lr_at(self._loop.recipe.optimizer, step, self._loop.job.steps)
         epoch = self._loop.sampler.epoch_of(step)
@@ -333,13 +353,13 @@ def _due(loop: Loop, done: int) -> bool:
     return done in job.evaluate_at or done == job.steps or done % loop.recipe.checkpoint_every == 0
 
 
-def _keep(loop: Loop, ledger: Ledger, clocks: Clocks, done: int, *, stop: bool) -> None:
-    """Write the checkpoints that are due after `done` steps."""
+def _keep(loop: Loop, ledger: Ledger, clocks: Clocks, done: int, *, stop: bool, save: bool) -> bool:
+    """Write the checkpoints that are due after `done` steps; whether one to resume from is among them."""
     job = loop.job
     if done in job.evaluate_at:
         loop.parallel.export(lambda model: _write_model(job, model, done))
     stop = stop and done < job.steps
-    due = stop or done % loop.recipe.checkpoint_every == 0
+    due = stop or done % loop.recipe.checkpoint_every == 0 or (save and done < job.steps)
     if due:
         ledger.sync()
         state = loop.gate.state_dict()
@@ -352,6 +372,7 @@ def _keep(loop: Loop, ledger: Ledger, clocks: Clocks, done: int, *, stop: bool) 
         )
     if stop:
         raise Preempted(f"stopped after step {done} of {job.steps}", hint="the same command resumes it")
+    return due
 
 
 def _write_model(job: TrainJob, model: nn.Module, done: int) -> None:

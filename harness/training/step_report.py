@@ -36,6 +36,7 @@ _KNOWN: Final = (
     "cut_targets",
     "unshuffled",
     "stop",
+    "save",
 )
 """Numbers that the host knows of its step, in the order in which they are sent. loss_sum and grad_norm follow."""
 
@@ -114,19 +115,27 @@ class StepReport:
         }
         return report, total["stop"] > 0
 
+    @property
+    def save(self) -> bool:
+        """Whether for one of the processes it is time for a checkpoint; to be asked after `read`."""
+        return bool(self.host_PN[:, _KNOWN.index("save")].any())
 
-def send_report(accelerator: Accelerator, result: StepResult, window: list[Batch], *, stop: bool) -> StepReport:
+
+def send_report(
+    accelerator: Accelerator, result: StepResult, window: list[Batch], *, stop: bool, save: bool = False
+) -> StepReport:
     """Gather what every process did. Every process comes here after every step.
 
     Args:
         window: this process's micro-batches.
         stop: whether this process was asked to stop.
+        save: whether by this process's clock it is time for a checkpoint.
     """
     failed = [sample for batch in window for sample in batch.failed]
     cut = [targets for batch in window for targets in batch.cut]
     known = [*astuple(result.counts), result.flops, result.flops_dense, result.executed]
     known += [device.peak_bytes(accelerator.device) or 0, len(failed), len(cut), sum(cut)]
-    known += [sum(len(batch.unshuffled) for batch in window), stop]
+    known += [sum(len(batch.unshuffled) for batch in window), stop, save]
     assert len(known) == len(_KNOWN)
     known_N = on_device(torch.tensor(known, dtype=torch.float64), accelerator.device)
     computed_2 = torch.stack([result.loss_sum.double(), result.grad_norm.double()])

@@ -47,6 +47,8 @@ def test_the_table_names_both_arms_and_is_on_disk(pair: Ran) -> None:
 def test_the_record_is_complete(pair: Ran, name: str) -> None:
     loaded = record(pair, name)
     assert loaded["status"] == "complete"
+    kept = {path.name for path in (pair.run_dir(name) / "checkpoints").iterdir()}
+    assert kept == {"step-000030", "step-000060"}, "what it could resume from is gone"
     totals = loaded["totals"]
     counts = totals["counts"]
     assert counts["valid"] == sum(counts[kind] for kind in ("visual", "special", "prompt", "target"))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -211,3 +212,26 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_last_checkpoint(
     assert names == (["resume-000002"] if broken == 3 else [])
     steps = [line["step"] for line in ledger_of(tmp_path / "ledger.jsonl") if line["event"] == "step"]
     assert steps == list(range(broken - 1)), "no line of the step that broke"
+
+
+@pytest.mark.parametrize(("late", "expected"), [(False, [3, 6]), (True, [4])], ids=["at once", "late"])
+def test_a_checkpoint_is_written_when_its_time_has_come(
+    recipe: Recipe, late: bool, expected: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every 30 minutes, steps of 11 minutes. Where a step's report is read after the next, the answer comes so."""
+    monkeypatch.setattr(Loop, "reads_late", late)
+    step, minutes = Loop.step, [0.0]
+
+    def slow_step(loop: Loop, window: list[Batch], number: int) -> Any:
+        minutes[0] += 11
+        return step(loop, window, number)
+
+    monkeypatch.setattr(Loop, "step", slow_step)
+    job = job_of(recipe, tmp_path, 8)
+    training = job.recipe.train.model_copy(update={"checkpoint_every": 100})
+    job = replace(job, recipe=job.recipe.model_copy(update={"train": training}))
+    train(job, now=lambda: 60.0 * minutes[0])
+    saved = [line["step"] for line in ledger_of(tmp_path / "ledger.jsonl") if line.get("stage") == "checkpoint"]
+    assert saved == [*expected, 8], "the last line is that of the end, at which nothing is to be resumed"
+    folders = sorted(path.name for path in (tmp_path / "checkpoints").glob("resume-*"))
+    assert folders == [f"resume-{number:06d}" for number in expected]
