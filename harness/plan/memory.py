@@ -197,8 +197,8 @@ def disk_figures(recipe: Recipe, plan: Plan, footprint: Footprint, lengths: Leng
     figures = [
         counted("kept models", 4 * kept * points / GB, "GB", f"{points} points, float32"),
         counted(
-            "checkpoints to resume from", 2 * (12 * footprint.trained + 4 * footprint.frozen) / GB, "GB",
-            "weights and AdamW's moments; the newest, and the next while it is written",
+            "checkpoints to resume from", 2 * 12 * footprint.trained / GB, "GB",
+            "trained weights and AdamW's moments; the newest, and the next while it is written",
         ),
     ]
     if stores:
