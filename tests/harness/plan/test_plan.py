@@ -103,7 +103,7 @@ def test_epochs_give_steps() -> None:
         (["evaluate.benchmarks=[]"], "nothing is scored"),
         (["evaluate.benchmarks=[pope]", "evaluate.limit=8"], "on a part of a benchmark are not the paper's"),
         (["train.global_batch=3500", "train.micro_batch=3500"], "left out of every epoch"),
-        (["train.checkpoint_every=600"], "starts again from step 0"),
+        (["train.checkpoint_every=600", "devices.checkpoint_minutes=null"], "starts again from step 0"),
     ],
 )
 def test_what_a_run_should_be_warned_of(overrides: list[str], words: str) -> None:
