@@ -130,7 +130,8 @@ def _differing(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> list[s
         f"{key} {_short(actual[key]) if key in actual else 'not stated'} and not "
         f"{_short(expected[key]) if key in expected else 'stated'}"
         for key in keys
-        if key not in actual or key not in expected or actual[key] != expected[key]
+        # A key of null switches nothing on, as does one that a record older than the key does not have.
+        if actual.get(key) != expected.get(key)
     ]
 
 
@@ -151,8 +152,7 @@ def _flat(section: Mapping[str, Any], before: str) -> list[tuple[str, Any]]:
     entries: list[tuple[str, Any]] = []
     for name, value in section.items():
         key = f"{before}{name}"
-        # A key of null switches nothing on, as does one that a record older than the key does not have.
-        if key in _HARMLESS or value is None:
+        if key in _HARMLESS:
             continue
         if isinstance(value, Mapping):
             entries += _flat(value, f"{key}.")

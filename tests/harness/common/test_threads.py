@@ -11,7 +11,7 @@ import pytest
 
 from harness.common.threads import COUNT, WAIT, granted_cores, settings, settle
 from harness.evaluation.lmms import process as child
-from harness.training import launch
+from harness.training import agent
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,9 +67,13 @@ def test_the_command_settles_it_before_torch_is_loaded() -> None:
 
 
 def test_every_process_of_a_run_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    group = agent.Group(node=0, nodes=1, address="localhost", port=1, processes=2, threads=1)
     monkeypatch.delenv(WAIT, raising=False)
-    assert launch._environment(0, 2, 1)[WAIT] == "PASSIVE"
+    with agent._environment(group):
+        assert os.environ[WAIT] == "PASSIVE"
+    assert WAIT not in os.environ, "the agent's own stays as it was"
     assert child._environment(tmp_path)[WAIT] == "PASSIVE"
     monkeypatch.setenv(WAIT, "ACTIVE")
-    assert launch._environment(0, 2, 1)[WAIT] == "ACTIVE", "what a user asks for stays"
+    with agent._environment(group):
+        assert os.environ[WAIT] == "ACTIVE", "what a user asks for stays"
     assert settings()[WAIT] == "ACTIVE"

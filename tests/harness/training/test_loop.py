@@ -117,7 +117,8 @@ def test_layers_that_compute_less_stand_in_the_ledger(world: Path) -> None:
     """The last layer is `deep` at its last layer: the same run with fewer operations the earlier it begins."""
     loss_only = run(world, replace(SPARSE, execution="loss_only"), Progress(quiet=True))
     last = run(world, replace(SPARSE, deep=LAYERS - 1), Progress(quiet=True))
-    assert [row["loss"] for row in last] == pytest.approx([row["loss"] for row in loss_only], abs=1e-6)
+    # In float32 and after updates; that both are the same function is held in float64 (tests/regate/test_depth.py).
+    assert [row["loss"] for row in last] == pytest.approx([row["loss"] for row in loss_only], abs=1e-5)
     leaves = run(world, replace(SPARSE, from_layer=1), Progress(quiet=True))
     paper = run(world, SPARSE, Progress(quiet=True))
     assert leaves[0]["flops"] == paper[0]["flops"] == last[0]["flops"]  # a dense step

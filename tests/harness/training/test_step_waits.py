@@ -165,7 +165,7 @@ def ledger_of(path: Path) -> list[dict[str, Any]]:
     return [{name: line[name] for name in line if name not in TIMES} for line in lines]
 
 
-TIMES = {"time", "seconds", "clock", "crc32", "peak_bytes"}
+TIMES = {"time", "seconds", "cpu", "clock", "crc32", "peak_bytes"}
 
 
 def job_of(recipe: Recipe, folder: Path, steps: int) -> TrainJob:
