@@ -1,7 +1,7 @@
 """What opening VideoChat2-IT costs: time, the memory that stays, and what each loading process adds to it.
 
     python benchmarks/open_data.py                                # 300,000 samples in 37 files; 300 MB on disk
-    python benchmarks/open_data.py --samples 500000 --out results/benchmarks/open_data.json
+    python benchmarks/open_data.py --samples 2600000 --out results/benchmarks/open_data.json
 
 The annotations are generated; their media are empty files, which are looked for and not decoded. Prints one JSON
 object. Memory is that of a fresh process: `peak` while it opens, `kept` when it is open; `worker` is what one forked
