@@ -84,7 +84,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     """What must be the same however often a run was stopped: models, steps, choices, running losses, record."""
     run = run_dir(folder)
     models = sorted(run.glob("checkpoints/step-*/model.safetensors"))
-    clocks = ("seconds", "time", "attempt", "peak_bytes", "clock")
+    clocks = ("seconds", "cpu", "time", "attempt", "peak_bytes", "clock")
     steps = read_steps(run / "ledger.jsonl")
     difficulty = sorted((run / "difficulty").glob("m.e*.npy"))[-1]
     return {
