@@ -39,7 +39,7 @@ from harness.report.closing import closing, endings, next_command
 from harness.report.figures import build as figures
 from harness.report.pages.build import write_report
 from harness.training import checkpoint, launch, processes
-from harness.training.attachment import check_attention
+from harness.training.attachment import check_attachable, check_attention
 from harness.training.checkpoint import latest
 from harness.training.gate_stores import (
     compute_reference_losses,
@@ -97,6 +97,8 @@ def prepare(recipe: Recipe, progress: Progress, planner: Planner | None = None) 
         with stage(run_dir, "prepare", "prepare"):
             make_data(recipe.data, recipe.paths, recipe.seed, progress)
     data, adapter = _prepare_model(recipe, planner, run_dir, progress)
+    if finished_step(run_dir / "ledger.jsonl") is None:
+        check_attachable(adapter.outline(), recipe)
     _report_excluded(data, progress)
     write_json(run_dir / "recipe.json", shown_recipe(recipe), sealed=True)
     _keep_own_files(recipe, run_dir)

@@ -113,6 +113,11 @@ class Adapter(Protocol):
         """The transformers model at its starting weights, `requires_grad` set as the recipe trains it."""
         ...
 
+    def outline(self) -> nn.Module:
+        """The student's modules on the meta device, without weights: what can be said of a model before a teacher or
+        a student is read. Raises what `student` refuses of the recipe."""
+        ...
+
     def parameter_groups(self, student: nn.Module) -> Sequence[ParameterGroup]:
         """The parts of what `student` gave, on this process; empty where all that is trained shares one learning
         rate."""

@@ -101,6 +101,9 @@ class PretrainedAdapter(ABC, Generic[Files]):
     @abstractmethod
     def student(self) -> nn.Module: ...
 
+    @abstractmethod
+    def outline(self) -> nn.Module: ...
+
     def parameter_groups(self, student: nn.Module) -> Sequence[ParameterGroup]:
         """None by default: all that is trained shares one learning rate."""
         del student

@@ -42,6 +42,24 @@ def check_attention(recipe: Recipe) -> None:
         )
 
 
+def check_attachable(outline: nn.Module, recipe: Recipe) -> None:
+    """Refuse a model that the training will not be able to elide, or whose logits it cannot split, before the teacher
+    reads a word.
+
+    Args:
+        outline: `Adapter.outline()`; its attention is changed where the recipe names another.
+
+    Raises:
+        UnsupportedModelError, ConfigError, RecipeError: say what of the model or the recipe stands against it.
+    """
+    regate.ScoredLM(outline)
+    attach(outline, recipe, _nothing).remove()
+
+
+def _nothing(line: str) -> None:
+    """What `attach` has to say is said when the training starts."""
+
+
 def attach(student: nn.Module, recipe: Recipe, say: Callable[[str], None]) -> regate.Elision:
     """The same for a baseline and for ReGATE: packed rows, and the last layer on the positions that are read. Padded
     rows where the recipe asks for them, or, if it does not say, where a model cannot be packed, which is said and
@@ -53,7 +71,11 @@ def attach(student: nn.Module, recipe: Recipe, say: Callable[[str], None]) -> re
     """
     elide = _attached(student, recipe, say)
     if recipe.gate is not None:
-        elide.check(recipe.gate)
+        try:
+            elide.check(recipe.gate)
+        except regate.RegateError:
+            elide.remove()
+            raise
     return elide
 
 

@@ -26,6 +26,7 @@ from harness.config.weight_files import missing_weights
 from harness.data.loading.video import read_frames
 from harness.data.sources import make_data, open_data
 from harness.models import MODELS, adapter_for
+from harness.training.attachment import check_attachable
 from regate.types import IGNORE, Kind, TokenCounts
 from tests.harness.worlds.tiny import tiny_recipe
 
@@ -71,6 +72,7 @@ USER_SUPPLIED: dict[str, Any] = {
     "videochat2": VideoChat2Model(adapter="videochat2", language_model="mistral", stage1="one", stage2="two.pth"),
 }
 """Families whose weights the user supplies."""
+GATE = regate.GateConfig()
 LAST = TinyVideoChat2Model.model_fields["qformer_layers"].default - 1
 
 
@@ -84,6 +86,20 @@ def adapter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     adapter.prepare(Progress(quiet=True))
     assert adapter.missing() == []
     return adapter
+
+
+def test_the_outline_is_the_student_without_weights(adapter: Any) -> None:
+    """Same names and shapes, but for LoRA, and it is elided like it: what a training would refuse is known before."""
+    outline, student = adapter.outline(), adapter.student()
+    assert {parameter.device.type for parameter in outline.parameters()} == {"meta"}
+    trained = {name.replace(".base_layer", ""): parameter for name, parameter in student.named_parameters()}
+    shapes = {name.replace("base_model.model.", ""): p.shape for name, p in trained.items() if "lora_" not in name}
+    assert {name: p.shape for name, p in outline.named_parameters()} == shapes
+    check_attachable(outline, adapter.recipe)
+    for key in ("from_layer", "deep"):
+        too_many = replace(GATE, **{key: 40})
+        with pytest.raises(regate.ConfigError, match=rf"{key}.* 40"):
+            check_attachable(outline, adapter.recipe.model_copy(update={"gate": too_many}))
 
 
 def rows(adapter: Any, count: int = 4, *, media: bool = True) -> list[Encoded]:

@@ -192,6 +192,13 @@ class HFAdapter(PretrainedAdapter[ModelFiles]):
         trained: nn.Module = model
         return trained
 
+    def outline(self) -> nn.Module:
+        with torch.device("meta"):
+            model: nn.Module = transformers.AutoModelForImageTextToText.from_config(
+                read_config(self.files.folder), trust_remote_code=False
+            )
+        return model
+
     def parameter_groups(self, student: nn.Module) -> Sequence[ParameterGroup]:
         """Tower, projector and decoder, each with its learning rate; weight decay as in transformers' Trainer."""
         parts, settings, decayed = parts_of(student), self._settings(), decayed_names(student)
@@ -210,8 +217,7 @@ class HFAdapter(PretrainedAdapter[ModelFiles]):
     def shape(self) -> DecoderShape:
         """A clip of the recipe's frames is counted for every sample; a picture costs less."""
         settings, config = self._settings(), read_config(self.files.folder)
-        with torch.device("meta"):
-            model: Any = transformers.AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
+        model: Any = self.outline()
         parts = parts_of(model)
         processor = self.processor()
         size = getattr(self.recipe.data, "size", 448)

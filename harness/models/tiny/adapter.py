@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from transformers import AutoModelForCausalLM
 
 from harness.common.errors import EnvironmentProblem, RecipeError
@@ -76,6 +77,10 @@ class TinyAdapter:
         """The aligned model; projector and decoder are trained, the tower is not."""
         return self.load(self.stages.folder("aligned"))
 
+    def outline(self) -> nn.Module:
+        with torch.device("meta"):
+            return TinyVLMForConditionalGeneration(self._config())
+
     def parameter_groups(self, student: nn.Module) -> Sequence[ParameterGroup]:
         """None: projector and decoder share one learning rate."""
         del student
@@ -89,8 +94,12 @@ class TinyAdapter:
         return model.eval().requires_grad_(False)
 
     def shape(self) -> DecoderShape:
-        config = TinyVLMConfig.from_pretrained(self.stages.folder("aligned"))
+        config = self._config()
         return decoder_shape(config.text_config, vision_flops=vision_flops(config))
+
+    def _config(self) -> TinyVLMConfig:
+        config: TinyVLMConfig = TinyVLMConfig.from_pretrained(self.stages.folder("aligned"))
+        return config
 
     def forward(self, model: nn.Module, batch: Batch, decision: Decision) -> tuple[Tensor, Tensor]:
         return scored_forward(model, batch, decision, tells_places=True)

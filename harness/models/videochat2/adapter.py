@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import AutoTokenizer
 
 from harness.common.errors import RecipeError
@@ -127,15 +128,24 @@ class VideoChat2Adapter(PretrainedAdapter[ModelFiles]):
     def student(self) -> nn.Module:
         """The language model frozen, with adapters; adapters and the whole vision side are trained in float32."""
         self.require()
+        self._refuse_hd()
+        dtype = compute_dtype(self.recipe.train.precision)
+        student: nn.Module = build(self.files, base_dtype=dtype, seed=self.recipe.seed)
+        return student
+
+    def outline(self) -> nn.Module:
+        """Without the adapters."""
+        self._refuse_hd()
+        with torch.device("meta"):
+            return VideoChat2ForConditionalGeneration(self.config())
+
+    def _refuse_hd(self) -> None:
         model = self._model()
         if isinstance(model, VideoChat2Model) and model.hd:
             raise RecipeError(
                 "model.hd: the HD variant is evaluated, not trained: its visual tokens are not known without frames, "
                 "which the reference losses are computed without"
             )
-        dtype = compute_dtype(self.recipe.train.precision)
-        student: nn.Module = build(self.files, base_dtype=dtype, seed=self.recipe.seed)
-        return student
 
     def shape(self) -> DecoderShape:
         """A clip of the recipe's frames is counted for every sample; an image costs less."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import AutoTokenizer
 
 from harness.config.model import TinyVideoLLaMA2Model, VideoLLaMA2Model
@@ -69,6 +70,10 @@ class VideoLLaMA2Adapter(PretrainedAdapter[ModelFiles]):
         model.config.placeholder_token_id = self.processor().placeholder_id
         assert model.model.config is model.config
         return model
+
+    def outline(self) -> nn.Module:
+        with torch.device("meta"):
+            return VideoLLaMA2ForConditionalGeneration(config_of(self.files))
 
     def shape(self) -> DecoderShape:
         config = config_of(self.files)

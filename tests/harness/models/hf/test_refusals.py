@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import regate
 from harness.common.errors import DataError, EnvironmentProblem
 from harness.common.progress import Progress
 from harness.config.model import HFModel
@@ -24,6 +25,7 @@ from harness.models import adapter_for
 from harness.models.hf import config as hf_config
 from harness.models.hf.model import parts_of
 from harness.models.hf.weights import load_processor
+from harness.training.attachment import check_attachable
 from regate.types import Kind
 from tests.harness.worlds.transformers_models import made, picture, recipe_of, sample
 
@@ -85,6 +87,14 @@ def test_soft_capping_behind_the_head(broken: Any) -> None:
     adapter = broken(file="config.json", text_config__final_logit_softcapping=30.0)
     with pytest.raises(EnvironmentProblem, match=r"changed behind the head \(final_logit_softcapping = 30"):
         adapter.processor()
+
+
+def test_a_decoder_that_cannot_be_elided(broken: Any) -> None:
+    """Known from the configuration: nothing is computed for it first."""
+    gpt2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2}
+    adapter = broken(family="internvl", file="config.json", text_config=gpt2)
+    with pytest.raises(regate.UnsupportedModelError, match="GPT2Model has no rotary position embedding"):
+        check_attachable(adapter.outline(), adapter.recipe)
 
 
 def test_a_head_tied_against_the_flag(broken: Any, monkeypatch: pytest.MonkeyPatch) -> None:
