@@ -68,7 +68,6 @@ def generate(model: nn.Module, processor: Any, batch: Batch, limits: Limits) -> 
         name: value.to(device) if isinstance(value, Tensor) else value for name, value in padded_left(batch).items()
     }
     vocabulary = inner.get_output_embeddings().weight.shape[0]
-    placeholder = [processor.placeholder_id] if 0 <= processor.placeholder_id < vocabulary else None
     settings = GenerationConfig(
         max_new_tokens=limits.max_new_tokens,
         do_sample=False,
@@ -76,13 +75,20 @@ def generate(model: nn.Module, processor: Any, batch: Batch, limits: Limits) -> 
         use_cache=True,
         eos_token_id=processor.end_id,
         pad_token_id=processor.end_id,
-        suppress_tokens=placeholder,
+        suppress_tokens=_no_words(processor, vocabulary) or None,
     )
     length = batch.input_ids_BS.shape[1]
     stop = StoppingCriteriaList([_Said(processor, length, limits.until)] if limits.until else [])
     with _own_settings(inner, settings):
         ids_BS = inner.generate(**inputs, generation_config=settings, stopping_criteria=stop)
     return [_written(processor, row[length:], limits) for row in ids_BS.tolist()]
+
+
+def _no_words(processor: Any, vocabulary: int) -> list[int]:
+    """Ids that stand for media: `visual_ids` of a processor whose pictures and videos have one each, else its
+    `placeholder_id`. Those outside the vocabulary cannot be written."""
+    ids = getattr(processor, "visual_ids", (processor.placeholder_id,))
+    return [token for token in ids if 0 <= token < vocabulary]
 
 
 def padded_left(batch: Batch) -> dict[str, Any]:
@@ -143,8 +149,7 @@ def generate_plainly(
     live = list(range(len(rows)))
     for _ in range(limits.max_new_tokens):
         logits_BV = next_logits([rows[i] for i in live])
-        if 0 <= processor.placeholder_id < logits_BV.shape[1]:
-            logits_BV[:, processor.placeholder_id] = -math.inf  # stands for media, is no word
+        logits_BV[:, _no_words(processor, logits_BV.shape[1])] = -math.inf
         still = []
         for i, token in zip(live, logits_BV.argmax(dim=-1).tolist(), strict=True):
             if token == processor.end_id:

@@ -173,7 +173,8 @@ class Scorer:
             }
 
     def _encode_options(self, request: Request, shown: Shown) -> list[Encoded]:
-        rows = [self.processor.encode(_sample(request, shown, (option,)), shown.frames) for option in request.options]
+        encode = getattr(self.processor, "encode_answered", self.processor.encode)
+        rows = [encode(_sample(request, shown, (option,)), shown.frames) for option in request.options]
         targets = [tuple(row.labels_S[row.labels_S != IGNORE].tolist()) for row in rows]
         for option, ids in zip(request.options, targets, strict=True):
             if not ids:

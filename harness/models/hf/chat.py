@@ -31,13 +31,13 @@ class Rendered:
         text: with one marker for each medium.
         answers: (first character, end character) of each answer with the marker that ends it.
         written: likewise of what the user or a system turn wrote.
-        opened: the assistant's turn is opened at the end, for generation.
+        asked: the text is an evaluation's: InternVL's training and its evaluations number frames in other ways.
     """
 
     text: str
     answers: tuple[tuple[int, int], ...]
     written: tuple[tuple[int, int], ...]
-    opened: bool = False
+    asked: bool = False
 
 
 class Conversations(Protocol):
@@ -193,7 +193,7 @@ class Chat:
             messages = messages[:-1]
         text = self._render(messages, True)
         self._check_markers(sample, text)
-        return Rendered(text, (), _written(text, messages), opened=True)
+        return Rendered(text, (), _written(text, messages), asked=True)
 
     def _check_markers(self, sample: Sample, text: str) -> None:
         for kind, marker in self.markers.items():

@@ -157,6 +157,10 @@ class HFConversations:
             )
         return row
 
+    def encode_answered(self, sample: Sample, frames: Sequence[Tensor] | None) -> Encoded:
+        """The conversation with its answers as `encode` has it, and media as an evaluation writes them."""
+        return self._encoded(sample, replace(self.chat.rendered(sample), asked=True), frames)
+
     def encode_prompt(self, sample: Sample, frames: Sequence[Tensor] | None) -> Encoded:
         return self._encoded(sample, self.chat.prompt(sample), frames)
 
@@ -291,11 +295,11 @@ class HFConversations:
                 hint="leave the sample out, or divide it",
             )
 
-    def _tiled(self, sample: Sample, frames: Sequence[Tensor] | None, *, opened: bool) -> Seen:
+    def _tiled(self, sample: Sample, frames: Sequence[Tensor] | None, *, asked: bool) -> Seen:
         """The sample's media as InternVL's own code shows them.
 
         Args:
-            opened: the text is a prompt, which numbers the frames in another way.
+            asked: the text is an evaluation's, which numbers the frames in another way.
         """
         assert self.tiles is not None
         order = self.chat.order(sample)
@@ -307,7 +311,7 @@ class HFConversations:
             clip = None if frames is None else self._checked(sample, media, frames[place])
             if media.kind == "video":
                 count = self.frames if clip is None else len(clip)
-                texts.append(self.tiles.video_text(count, opened=opened))
+                texts.append(self.tiles.video_text(count, asked=asked))
                 pixels += [] if clip is None else [self.tiles.squares(clip)]
                 continue
             facts = self._facts(media, known=clip)
@@ -375,7 +379,7 @@ class HFConversations:
         if self.tiles is None:
             seen = self._media(sample, [kind for _, _, kind in places], frames)
         else:
-            seen = self._tiled(sample, frames, opened=rendered.opened)
+            seen = self._tiled(sample, frames, asked=rendered.asked)
         waiting = list(seen.texts)
         edges = sorted({0, len(rendered.text), *(edge for span in rendered.answers for edge in span)})
         answers = set(rendered.answers)

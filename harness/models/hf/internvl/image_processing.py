@@ -66,13 +66,13 @@ class Tiles:
         """What stands for a picture."""
         return f"{self.start}{self.context * (self.tokens * tiles)}{self.end}"
 
-    def video_text(self, frames: int, *, opened: bool) -> str:
+    def video_text(self, frames: int, *, asked: bool) -> str:
         """What stands for a video: a line a frame, numbered from 1.
 
         Args:
-            opened: in a prompt, where the official evaluation writes `Frame1`; its training writes `Frame-1`.
+            asked: by an evaluation; the official one writes `Frame1`; its training writes `Frame-1`.
         """
-        dash = "" if opened else "-"
+        dash = "" if asked else "-"
         return "\n".join(f"Frame{dash}{number + 1}: {self.picture_text(1)}" for number in range(frames))
 
     def picture(self, image_13HW: Tensor, pictures: int) -> Tensor:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from harness.data.loading.video import read_frames
+from harness.data.sample import Sample, Turn
 from harness.evaluation.lmms.generation import Limits
 from harness.evaluation.lmms.scorer import FrameCache, Request, Scorer, chunked
 from tests.harness.worlds.transformers_models import PARAMS, made, recipe_of, samples
@@ -62,3 +63,29 @@ def test_a_batch_scores_what_one_question_at_a_time_scores(adapter: Any) -> None
             by_item |= some
         losses.append([[option.loss for option in by_item[place]] for place in range(len(asked))])
     torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-6, atol=1e-6)
+
+
+def test_options_follow_the_very_question_that_is_asked(adapter: Any) -> None:
+    """An option stands behind the tokens that a generated answer would follow: InternVL's evaluations number frames
+    in another way than its training."""
+    scorer = scorer_of(adapter, 4)
+    (chunk,) = chunked([replace(requests_of(adapter)[0], options=OPTIONS)], 1)
+    ((_, shown),) = scorer._read_ahead([chunk])
+    (number,) = chunk
+    asked = Sample(0, "asked", chunk[number].media, (Turn("user", chunk[number].prompt),))
+    prompt = adapter.processor().encode_prompt(asked, shown[number].frames).input_ids_S
+    for row in scorer._encode_options(chunk[number], shown[number]):
+        assert row.input_ids_S[: len(prompt)].tolist() == prompt.tolist()
+
+
+def test_no_id_that_stands_for_media_is_written(adapter: Any) -> None:
+    """Pictures and videos may have one each."""
+    media_ids = list(adapter.processor().visual_ids)
+    scorer = scorer_of(adapter, 5)
+    raised = torch.zeros(scorer.model.get_output_embeddings().weight.shape[0], dtype=torch.float64)
+    raised[media_ids] = 1e3
+    scorer.model.get_output_embeddings().register_forward_hook(lambda module, args, logits: logits + raised)
+    asked = [replace(request, limits=Limits(6, ())) for request in requests_of(adapter)]
+    plain = scorer_of(adapter, 5)
+    for written, expected in zip(*(list(s.answers(chunked(asked, 5))) for s in (scorer, plain)), strict=True):
+        assert written == expected

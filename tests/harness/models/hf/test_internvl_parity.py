@@ -106,7 +106,7 @@ def test_words_of_the_rules(parity: Parity) -> None:
     assert parity.rules["system_message"] == SYSTEM
     for opened, rule in ((False, "video_prefix_training"), (True, "video_prefix_evaluation")):
         own = [parity.rules[rule].format(i=place + 1).replace("<image>", tiles.picture_text(1)) for place in range(2)]
-        assert tiles.video_text(2, opened=opened) == "\n".join(own)
+        assert tiles.video_text(2, asked=opened) == "\n".join(own)
 
 
 # --- pixels ----------------------------------------------------------------------------------------------
