@@ -144,6 +144,7 @@ class HFAdapter(PretrainedAdapter[ModelFiles]):
         return Chat(
             render,
             processor.tokenizer.all_special_tokens + list(processor.tokenizer.get_added_vocab()),
+            processor.tokenizer.eos_token,
             getattr(processor, "image_token", None),
             getattr(processor, "video_token", None),
             str(self.files.folder),

@@ -75,6 +75,8 @@ class Chat:
     Args:
         render: the template's text of messages, and whether the assistant's turn is opened behind them.
         special: the tokenizer's special tokens.
+        end_of_text: that of the tokenizer; it ends the answers of a template that ends them with a space alone, as
+            the training of LLaVA's Vicuna models does. None where the tokenizer has none.
         image_marker, video_marker: what the template writes for a medium; None where the family has no such.
         where: the checkpoint, for messages.
 
@@ -82,23 +84,31 @@ class Chat:
         EnvironmentProblem: the template cannot be used, with the reason.
     """
 
-    label_rule = LABEL_RULE
+    label_rule: str = LABEL_RULE
     learned = slice(None)
 
     def __init__(
         self,
         render: Callable[[Sequence[dict[str, Any]], bool], str],
         special: Sequence[str],
+        end_of_text: str | None,
         image_marker: str | None,
         video_marker: str | None,
         where: str,
     ) -> None:
-        self._render = render
+        self._template = render
+        self._closing = ""
         self.markers: Mapping[str, str | None] = {"image": image_marker, "video": video_marker}
-        self.end = self._end_marker(special, where)
+        self.end = self._end_marker(special, end_of_text, where)
 
-    def _end_marker(self, special: Sequence[str], where: str) -> str:
-        """The special token that the template writes right behind an answer."""
+    def _render(self, messages: Sequence[dict[str, Any]], opened: bool) -> str:
+        """What the template writes; answers that it does not end are given with what ends them."""
+        if self._closing:
+            messages = [_closed(message, self._closing) for message in messages]
+        return self._template(messages, opened)
+
+    def _end_marker(self, special: Sequence[str], end_of_text: str | None, where: str) -> str:
+        """The special token that stands right behind an answer."""
         question, answer = _PROBE
         asked = _message("user", [_text(question)])
         opened = self._render([asked], True)
@@ -111,6 +121,9 @@ class Chat:
             )
         behind = whole[len(opened) :].split(answer, 1)[1]
         closing = [token for token in special if token and behind.startswith(token)]
+        if not behind.strip() and end_of_text:
+            self._closing, self.label_rule = end_of_text, f"{LABEL_RULE}; it is written behind each answer"
+            closing = [end_of_text]
         if not closing:
             raise EnvironmentProblem(
                 f"{where}: its chat template ends an answer with {behind[:20]!r}, which is no special token",
@@ -269,6 +282,14 @@ def _written(text: str, messages: Sequence[dict[str, Any]]) -> tuple[tuple[int, 
 
 def _message(role: str, content: list[dict[str, Any]]) -> dict[str, Any]:
     return {"role": role, "content": content}
+
+
+def _closed(message: dict[str, Any], closing: str) -> dict[str, Any]:
+    """An assistant's message whose text ends with what closes it; any other as it is."""
+    if message["role"] != "assistant":
+        return message
+    *before, last = message["content"]
+    return _message("assistant", [*before, _text(last["text"] + closing)])
 
 
 def _text(words: str) -> dict[str, Any]:

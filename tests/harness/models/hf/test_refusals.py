@@ -279,3 +279,27 @@ def test_a_template_without_a_stable_prefix(broken: Any) -> None:
     processor = adapter.processor()
     with pytest.raises(DataError, match="writes answer 0 differently alone and within the conversation"):
         processor.encode(sample("s", *turns), None)
+
+
+def test_a_template_that_ends_answers_with_a_space(broken: Any) -> None:
+    """As LLaVA's Vicuna models: the end of text stands behind every answer and is learned; without one nothing would
+    teach the model to stop."""
+    adapter = broken("llava_onevision")
+    spoken = (
+        "{% for message in messages %}{{ message['role'].upper() + ': ' }}{% for part in message['content'] %}"
+        "{{ part['text'] + ' ' if part['type'] == 'text' else '<image>' }}{% endfor %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+    )
+    (adapter.files.folder / "chat_template.jinja").write_text(spoken)
+    processor = adapter.processor()
+    end, tokenizer = processor.tokenizer.eos_token, processor.tokenizer
+    assert processor.chat.end == end
+    assert "written behind each answer" in processor.chat.label_rule
+    turns = (("user", "What?"), ("assistant", "a"), ("user", "Why?"), ("assistant", ""))
+    row = processor.encode(sample("s", *turns), None)
+    assert tokenizer.decode(row.input_ids_S) == f"USER: What? ASSISTANT: a{end} USER: Why? ASSISTANT: {end} "
+    assert tokenizer.decode(row.labels_S[row.kind_S == int(Kind.TARGET)]) == f" a{end} {end}"
+    path = adapter.files.folder / "tokenizer_config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "eos_token"}))
+    with pytest.raises(EnvironmentProblem, match="ends an answer with ' ', which is no special token"):
+        adapter.processor()
