@@ -21,6 +21,7 @@ from harness.data.sources import make_data
 from harness.evaluation import evaluate as evaluation
 from harness.models import adapter_for
 from harness.plan import Planner, require
+from harness.plan.disk import disk_needs
 from harness.records import provenance, tracking
 from harness.records.ledger import Ledger, finished_step, read_events
 from harness.records.record import build_record, write_record
@@ -28,6 +29,7 @@ from harness.records.run_folder import (
     OWN_FILES,
     check_disk,
     check_ledger_kept,
+    existing_folder,
     lock_run,
     pin,
     run_dir_of,
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from harness.config.suite import Suite
     from harness.data.sources import DataSet
     from harness.models.adapter import Adapter
+    from harness.plan.disk import Need
 
 _PROVENANCE: Final = "provenance.json"
 
@@ -72,7 +75,7 @@ def prepare(recipe: Recipe, progress: Progress, planner: Planner | None = None) 
         planner: holds what the command has planned and opened before; None for a command that only prepares.
 
     Raises:
-        EnvironmentProblem: weights are missing, or the disk is nearly full.
+        EnvironmentProblem: weights are missing, or a disk has less than the run will write.
         DataError: data are missing or damaged, or the ledger of a training that has begun is gone.
         StaleError: the run was started with other data or weights.
     """
@@ -104,7 +107,25 @@ def prepare(recipe: Recipe, progress: Progress, planner: Planner | None = None) 
     _keep_own_files(recipe, run_dir)
     pin(run_dir, "data", data.fingerprint)
     pin(run_dir, "weights", adapter.weights_fingerprint)
-    return Prepared(recipe, planner.plan(recipe), data, adapter, run_dir, progress)
+    run = Prepared(recipe, planner.plan(recipe), data, adapter, run_dir, progress)
+    _check_room(run)
+    return run
+
+
+def _check_room(run: Prepared) -> None:
+    """Ask for the disk that the run has yet to fill, folders on the same disk together.
+
+    Raises:
+        EnvironmentProblem: a disk has less.
+    """
+    place = reference_place(run)
+    needs = disk_needs(run.recipe, run.plan, run.data, reference_store=place is not None and not place.complete)
+    by_disk: dict[int, list[Need]] = {}
+    for need in needs:
+        by_disk.setdefault(existing_folder(need.folder).stat().st_dev, []).append(need)
+    for together in by_disk.values():
+        words = ", ".join(f"{need.size / 1024**3:.2f} GiB for {need.what}" for need in together if need.size)
+        check_disk(together[0].folder, sum(need.size for need in together), words)
 
 
 def _prepare_model(recipe: Recipe, planner: Planner, run_dir: Path, progress: Progress) -> tuple[DataSet, Adapter]:

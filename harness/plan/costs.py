@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Final
 
 from harness.config.paper import read_paper
 from harness.models import MODELS
+from harness.plan.disk import disk_figures
 from harness.plan.fetch import fetch_commands
 from harness.plan.figures import Costs, Figure, estimated, stated
-from harness.plan.memory import disk_figures, gpu_figures, gpus_of, host_figures
+from harness.plan.memory import gpu_figures, gpus_of, host_figures
 from harness.plan.questions import asked, difference_figures, question_figures
 from harness.plan.work import GOOD_USE, PAPER_USE, PEAK, dense_and_sparse, lengths_of, time_figures, work_figures
 

@@ -1,4 +1,4 @@
-"""What a run holds at once, by part: memory of a GPU and of the machine, and disk; all calculated. No torch."""
+"""What a run holds at once, by part: memory of a GPU and of the machine; all calculated. No torch."""
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ TRAINED_BYTES: Final = 16
 """Of a trained parameter: itself, its gradient and AdamW's two moments, in float32."""
 LOGIT_BYTES: Final = 12
 """Of a logit: bfloat16, its float32 copy, the gradient of that, and bfloat16 again."""
-STORE_BYTES: Final = 2
-"""Of a reference loss or a running loss: float16."""
 AHEAD: Final = 2
 """Micro-batches that a loading process makes ready."""
 ROW_BYTES: Final = 600
@@ -184,26 +182,4 @@ def host_figures(
         packed = plan.samples * (ROW_BYTES + CHARACTERS * lengths.targets)
         source = f"{ROW_BYTES} bytes and {CHARACTERS} a target, assumed; shared by the processes of a machine"
         figures.append(estimated("conversations", packed / GB, "GB", source))
-    return figures
-
-
-def disk_figures(recipe: Recipe, plan: Plan, footprint: Footprint, lengths: Lengths) -> list[Figure]:
-    """What the run writes."""
-    trained_only = bool(footprint.adapters)
-    kept = footprint.trained if trained_only else footprint.parameters
-    points = len(plan.evaluations)
-    targets = plan.samples * lengths.targets
-    stores = sum((plan.teacher_pass, recipe.gate is not None and recipe.gate.needs_difficulty))
-    figures = [
-        counted("kept models", 4 * kept * points / GB, "GB", f"{points} points, float32"),
-        counted(
-            "checkpoints to resume from", 2 * 12 * footprint.trained / GB, "GB",
-            "trained weights and AdamW's moments; the newest, and the next while it is written",
-        ),
-    ]
-    if stores:
-        what = "reference and running losses" if stores == 2 else "reference or running losses"
-        figures.append(
-            estimated(what, stores * STORE_BYTES * targets / GB, "GB", f"{STORE_BYTES} bytes a target and store")
-        )
     return figures

@@ -115,17 +115,31 @@ def check_ledger_kept(run_dir: Path) -> None:
         )
 
 
-def check_disk(folder: Path, needed: int = _SPARE_BYTES) -> None:
-    """Raises EnvironmentProblem when less than `needed` bytes are free where `folder` is or will be."""
-    existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
-    if free < needed:
+def check_disk(folder: Path, needed: int = 0, what: str = "") -> None:
+    """Ask for free disk where `folder` is or will be.
+
+    Args:
+        needed: bytes beyond those that any run is to leave free.
+        what: they are for, in words.
+
+    Raises:
+        EnvironmentProblem: there is less.
+    """
+    asked = _SPARE_BYTES + needed
+    free = shutil.disk_usage(existing_folder(folder)).free
+    if free < asked:
+        purpose = f": {what}, and {_SPARE_BYTES / 1024**3:.2f} GiB to spare" if what else ""
         raise EnvironmentProblem(
-            f"{folder}: {free / 1024**3:.2f} GiB of disk are free, at least {needed / 1024**3:.2f} GiB are needed",
+            f"{folder}: {free / 1024**3:.2f} GiB of disk are free, at least {asked / 1024**3:.2f} GiB are "
+            f"needed{purpose}",
             hint="free some, or put paths.* on another disk",
         )
+
+
+def existing_folder(folder: Path) -> Path:
+    """`folder`, or the nearest above it that is there."""
+    absolute = folder.absolute()
+    return next(place for place in (absolute, *absolute.parents) if place.exists())
 
 
 @contextmanager
