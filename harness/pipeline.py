@@ -19,7 +19,7 @@ from harness.common.hashing import digest
 from harness.data.conversion import RefusedSamples, remember
 from harness.data.sources import make_data
 from harness.evaluation import evaluate as evaluation
-from harness.models import adapter_for
+from harness.models import MODELS, adapter_for
 from harness.plan import Planner, require
 from harness.plan.disk import disk_needs
 from harness.records import provenance, tracking
@@ -119,7 +119,9 @@ def _check_room(run: Prepared) -> None:
         EnvironmentProblem: a disk has less.
     """
     place = reference_place(run)
-    needs = disk_needs(run.recipe, run.plan, run.data, reference_store=place is not None and not place.complete)
+    uncomputed = place is not None and not place.complete
+    footprint = MODELS[run.recipe.model.adapter].footprint(run.recipe)
+    needs = disk_needs(run.recipe, run.plan, footprint, run.data, reference_store=uncomputed)
     by_disk: dict[int, list[Need]] = {}
     for need in needs:
         by_disk.setdefault(existing_folder(need.folder).stat().st_dev, []).append(need)

@@ -306,8 +306,15 @@ class DifficultyStore:
     def _fold_journals(self) -> None:
         """Write the next epoch's array from this epoch's array and journals."""
         aside = self.path / f"m.e{self.epoch + 1}.npy.{os.getpid()}.tmp"
-        shutil.copyfile(self.path / f"m.e{self.epoch}.npy", aside)
-        out = open_array(aside, (self.index.size,), "float16", writable=True)
+        try:
+            shutil.copyfile(self.path / f"m.e{self.epoch}.npy", aside)
+            self._fold_into(aside)
+            aside.replace(self.path / f"m.e{self.epoch + 1}.npy")
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def _fold_into(self, array_path: Path) -> None:
+        out = open_array(array_path, (self.index.size,), "float16", writable=True)
         files = sorted(self.path.glob(f"journal.e{self.epoch}.rank*"), key=_rank_of)
         first_M = np.full(len(self.index), np.iinfo(np.int64).max)
         for file in files:
@@ -318,7 +325,6 @@ class DifficultyStore:
                 self._apply(record, out, first_M)
         assert isinstance(out, np.memmap)
         out.flush()
-        aside.replace(self.path / f"m.e{self.epoch + 1}.npy")
 
     def _whole_records(self, file: Path) -> Any:
         end = 0

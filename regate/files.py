@@ -20,18 +20,24 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _CHECKSUM = "crc32"
+_PIECE = 1 << 20
+"""Values that are written at a time."""
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write an object with its own checksum, by which `read_json` sees that a byte has changed."""
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with aside.open("w") as file:
-        plain: dict[str, Any] = json.loads(json.dumps(value))  # as it will be read
-        json.dump({**plain, _CHECKSUM: _crc(plain)}, file, indent=1, sort_keys=True)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    plain: dict[str, Any] = json.loads(json.dumps(value))  # as it will be read
+    try:
+        with aside.open("w") as file:
+            json.dump({**plain, _CHECKSUM: _crc(plain)}, file, indent=1, sort_keys=True)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def read_json(path: Path, what: str, schema: int = 1, keys: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -65,10 +71,17 @@ def _crc(value: dict[str, Any]) -> int:
 
 
 def make_array(path: Path, size: int, dtype: str, value: float) -> None:
-    """A flat .npy file of one value, written without holding it in memory."""
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=(size,))
-    array[:] = value
-    array.flush()
+    """A flat .npy file of one value, written without holding it in memory.
+
+    Every byte is written, not only mapped: a map of a file with holes ends the process (SIGBUS) where the disk fills
+    while a value is stored in it, today or in a week.
+    """
+    piece = np.full(min(size, _PIECE), value, np.dtype(dtype))
+    header = {"descr": np.lib.format.dtype_to_descr(piece.dtype), "fortran_order": False, "shape": (size,)}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, size, _PIECE):
+            file.write(piece[: size - start].tobytes())
 
 
 def open_array(path: Path, shape: tuple[int, ...], dtype: str, *, writable: bool = False) -> NDArray[Any]:
@@ -105,7 +118,11 @@ def make_folder(path: Path, fill: Callable[[Path], None]) -> bool:
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
-    fill(aside)
+    try:
+        fill(aside)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     try:
         aside.rename(path)
     except OSError:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from harness.models import MODELS
 from harness.plan.figures import Figure, counted, estimated
 from harness.plan.memory import GB
 from harness.plan.work import lengths_in
@@ -57,20 +56,21 @@ def disk_figures(recipe: Recipe, plan: Plan, footprint: Footprint, lengths: Leng
     return figures
 
 
-def disk_needs(recipe: Recipe, plan: Plan, data: DataSet, *, reference_store: bool) -> Iterator[Need]:
+def disk_needs(
+    recipe: Recipe, plan: Plan, footprint: Footprint, data: DataSet, *, reference_store: bool
+) -> Iterator[Need]:
     """What the run has yet to write; nothing of what is there already.
 
     Args:
         reference_store: whether the reference losses are still to be computed.
     """
-    footprint = MODELS[recipe.model.adapter].footprint(recipe)
     run_dir = run_dir_of(recipe)
     checkpoints = run_dir / "checkpoints"
     missing = [step for step in plan.evaluation_steps if not (checkpoints / f"step-{step:06d}").is_dir()]
-    yield Need(run_dir, f"{len(missing)} kept models", len(missing) * model_bytes(footprint))
+    yield Need(run_dir, f"kept models ({len(missing)})", len(missing) * model_bytes(footprint))
     if finished_step(run_dir / "ledger.jsonl") != plan.steps:
         resumable = max(0, RESUMABLE - sum(1 for _ in checkpoints.glob("resume-*")))
-        yield Need(run_dir, f"{resumable} checkpoints to resume from", resumable * resume_bytes(footprint))
+        yield Need(run_dir, f"checkpoints to resume from ({resumable})", resumable * resume_bytes(footprint))
     store = int(STORE_BYTES * plan.samples * lengths_in(footprint, data).targets)
     if reference_store:
         yield Need(Path(recipe.paths.stores), "the reference losses", store)

@@ -12,6 +12,7 @@ process has a state of its own but the gate's, and those of all stand in one fil
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from typing import TYPE_CHECKING, Any, Final
@@ -55,10 +56,27 @@ def save(model: ParallelModel, folder: Path, *, step: int, gate_state: dict[str,
                 shutil.rmtree(old)
         work.mkdir(parents=True)
     accelerator.wait_for_everyone()
+    try:
+        _fill(model, work, step=step, gate_state=gate_state, identity=identity)
+    except BaseException:
+        if accelerator.is_main_process:
+            shutil.rmtree(work, ignore_errors=True)  # a full disk gets its bytes back
+        raise
+    if accelerator.is_main_process:
+        sync_tree(work)
+        replace_folder(work, final)
+    accelerator.wait_for_everyone()
+    return final
+
+
+def _fill(model: ParallelModel, work: Path, *, step: int, gate_state: dict[str, Any], identity: str) -> None:
+    accelerator = model.accelerator
     model.save(work / _TRAINED)
     gate_states = gather_object([gate_state])
     if accelerator.is_main_process:
-        torch.save(gate_states, work / _GATE)
+        content = io.BytesIO()
+        torch.save(gate_states, content)  # into memory: torch's own writer hides what is wrong with a disk
+        (work / _GATE).write_bytes(content.getbuffer())
         world, scaler = accelerator.num_processes, accelerator.scaler
         state = {"schema": SCHEMA, "step": step, "identity": identity, "world": world, "sharding": model.sharding}
         state["scaler"] = None if scaler is None else scaler.state_dict()
@@ -67,10 +85,6 @@ def save(model: ParallelModel, folder: Path, *, step: int, gate_state: dict[str,
     digests = _digests(accelerator, work)
     if accelerator.is_main_process:
         (work / _COMPLETE).write_text(json.dumps({"schema": SCHEMA, "sha256": digests}, sort_keys=True))
-        sync_tree(work)
-        replace_folder(work, final)
-    accelerator.wait_for_everyone()
-    return final
 
 
 def latest(folder: Path) -> Path | None:

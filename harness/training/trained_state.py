@@ -34,7 +34,7 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> No
     for name, parameter in _trained(model):
         # A parameter that no step has reached yet has no moments.
         state |= {f"optimizer/{key}/{name}": value for key, value in optimizer.state.get(parameter, {}).items()}
-    with _alone_without_warning():
+    with _alone_without_warning(), _failure_of_a_process():
         save_shards(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
 
 
@@ -52,7 +52,7 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> No
             _, key, name = entry.split("/", 2)
             state[entry] = _empty(stored, parameters[name])
             moments.setdefault(name, {})[key] = state[entry]
-    with _alone_without_warning():
+    with _alone_without_warning(), _failure_of_a_process():
         load_shards(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
     groups = optimizer.state_dict()["param_groups"]
     names = {id(parameter): name for name, parameter in parameters.items()}
@@ -67,6 +67,19 @@ def _alone_without_warning() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
         yield
+
+
+@contextmanager
+def _failure_of_a_process() -> Iterator[None]:
+    """torch puts what went wrong on each process into one exception that is no `Exception`: the first is raised as it
+    was, so that a full disk is told as one."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:
+        failure, _ = next(iter(error.failures.values()))
+        raise failure from error
 
 
 def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

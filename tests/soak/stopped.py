@@ -55,6 +55,11 @@ def go_on(folder: Path) -> None:
     pipeline.finish(prepared)
 
 
+def go_on_to_tables(folder: Path) -> None:
+    """The run's command with all that comes after the record."""
+    pipeline.run([recipe_in(folder)], Progress(quiet=True))
+
+
 def killed(folder: Path) -> None:
     """Work until the step that is the last, and be killed in it."""
     append: Callable[..., None] = Ledger.append
