@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, get_
 
 from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from harness.config.data import ShapesData
 from harness.config.plain_data import value_at, whole_at
 from harness.config.section import STRICT, Strict
 from harness.config.weight_files import SHARDED, Requirement, missing_files
@@ -80,6 +81,15 @@ class StageRecipe(Strict):
     lr: PositiveFloat = 2e-3
 
 
+_SIDE_OF_A_CELL: Final = 16
+"""Pixels: the tiny tower has four convolutions of stride 2."""
+
+
+def _two(value: Any) -> bool:
+    """Left out of the identity at its default, as `_automatic`."""
+    return bool(value == 2)
+
+
 class TinyModel(ModelSection):
     """A small vision tower, projector and Qwen2 decoder, made in the stages that the real models went through."""
 
@@ -89,6 +99,10 @@ class TinyModel(ModelSection):
     hidden: PositiveInt = 128
     layers: PositiveInt = 3
     heads: PositiveInt = 4
+    frames_a_token: PositiveInt = Field(default=2, exclude_if=_two)
+    cells_a_token: PositiveInt = Field(default=2, exclude_if=_two)
+    """A visual token is cells_a_token x cells_a_token cells, of 16 x 16 pixels, of frames_a_token neighbouring
+    frames. 2 and 2 are 16 visual tokens a clip of 8 frames of 64 x 64 pixels, 1 and 1 are 128."""
     tower: StageRecipe = StageRecipe(clips=800, steps=300, lr=1e-2)
     text: StageRecipe = StageRecipe(steps=200, lr=2e-3)
     align: StageRecipe = StageRecipe(clips=3000, steps=400, lr=2e-3)
@@ -109,6 +123,14 @@ class TinyModel(ModelSection):
                 ("model", "heads"),
                 f"model.heads {heads} does not divide model.hidden {hidden} into heads of an even size",
             )
+        for key, of, unit in (("frames_a_token", "frames", 1), ("cells_a_token", "size", _SIDE_OF_A_CELL)):
+            merged = whole_at(data, ("model", key), cls.model_fields[key].default)
+            whole = whole_at(data, ("data", of), ShapesData.model_fields[of].default)
+            if merged and whole and whole % (merged * unit):
+                yield (
+                    ("model", key),
+                    f"model.{key} {merged}: data.{of} {whole} is no multiple of {merged * unit}",
+                )
 
 
 # --- VideoLLaMA2 ---------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from harness.models.tiny.sizes import CELLS_A_TOKEN, CHANNELS, FRAMES_A_TOKEN, KERNELS, visual_tokens
+from harness.models.tiny.sizes import CHANNELS, KERNELS, visual_tokens
 
 
 class TinyTowerConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -40,13 +40,16 @@ class TinyVLMConfig(PreTrainedConfig):  # type: ignore[misc]
     vision_config: dict[str, Any] | PreTrainedConfig | None = None
     text_config: dict[str, Any] | PreTrainedConfig | None = None
     frames: int = 8
+    frames_a_token: int = 2
+    cells_a_token: int = 2
     placeholder_token_id: int = 1
     tie_word_embeddings: bool = True
 
     @property
     def visual_tokens(self) -> int:
         """P, of one clip."""
-        return visual_tokens(self.frames, self.vision_config.grid)  # type: ignore[union-attr]
+        grid = self.vision_config.grid  # type: ignore[union-attr]
+        return visual_tokens(self.frames, grid, self.frames_a_token, self.cells_a_token)
 
 
 def check_sizes(config: TinyVLMConfig) -> None:
@@ -56,9 +59,9 @@ def check_sizes(config: TinyVLMConfig) -> None:
         ValueError: with the numbers that do.
     """
     grid = config.vision_config.grid  # type: ignore[union-attr]
-    stride = 2 ** len(config.vision_config.channels) * CELLS_A_TOKEN  # type: ignore[union-attr]
-    if grid < CELLS_A_TOKEN or config.vision_config.image_size % stride:  # type: ignore[union-attr]
+    stride = 2 ** len(config.vision_config.channels) * config.cells_a_token  # type: ignore[union-attr]
+    if grid < config.cells_a_token or config.vision_config.image_size % stride:  # type: ignore[union-attr]
         size = config.vision_config.image_size  # type: ignore[union-attr]
         raise ValueError(f"image size {size} is not a multiple of {stride}")
-    if config.frames < FRAMES_A_TOKEN or config.frames % FRAMES_A_TOKEN:
-        raise ValueError(f"frames must be a multiple of {FRAMES_A_TOKEN}, got {config.frames}")
+    if config.frames < config.frames_a_token or config.frames % config.frames_a_token:
+        raise ValueError(f"frames must be a multiple of {config.frames_a_token}, got {config.frames}")

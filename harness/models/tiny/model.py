@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from harness.models.multimodal import MultimodalDecoder, MultimodalLM, MultimodalPreTrained
 from harness.models.tiny.config import TinyTowerConfig, TinyVLMConfig, check_sizes
-from harness.models.tiny.sizes import CELLS_A_TOKEN, FRAMES_A_TOKEN, PROJECTOR_WIDTH
+from harness.models.tiny.sizes import PROJECTOR_WIDTH, features_a_token
 
 NORM_GROUP = 8
 """Channels of a GroupNorm group."""
@@ -70,18 +70,19 @@ class TinyProjector(nn.Module):
 
     def __init__(self, config: TinyVLMConfig) -> None:
         super().__init__()
-        vision, text = config.vision_config, config.text_config
-        width = vision.channels[-1] * CELLS_A_TOKEN**2 * FRAMES_A_TOKEN  # type: ignore[union-attr]
+        text = config.text_config
+        width = features_a_token(config)
         inner = PROJECTOR_WIDTH * text.hidden_size  # type: ignore[union-attr]
         self.linear_1 = nn.Linear(width, inner)
         self.act = nn.GELU()
+        self.merges = (config.frames_a_token, config.cells_a_token)
         self.linear_2 = nn.Linear(inner, text.hidden_size)  # type: ignore[union-attr]
         self.place_PD = nn.Parameter(torch.randn(config.visual_tokens, text.hidden_size))  # type: ignore[union-attr]
 
     def forward(self, features_NTCHW: Tensor) -> Tensor:
         """Cell features to tokens [N, P, D], in (time, row, column) order."""
         n, t, c, h, w = features_NTCHW.shape
-        f, s = FRAMES_A_TOKEN, CELLS_A_TOKEN
+        f, s = self.merges
         blocks = features_NTCHW.reshape(n, t // f, f, c, h // s, s, w // s, s)
         merged_NPC = blocks.permute(0, 1, 4, 6, 2, 5, 7, 3).reshape(n, -1, f * s * s * c)
         tokens_NPD: Tensor = self.linear_2(self.act(self.linear_1(merged_NPC))) + self.place_PD

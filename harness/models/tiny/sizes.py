@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
     from harness.config.recipe import Recipe
 
-FRAMES_A_TOKEN: Final = 2
-CELLS_A_TOKEN: Final = 2
-"""A visual token is CELLS_A_TOKEN x CELLS_A_TOKEN cells of FRAMES_A_TOKEN neighbouring frames."""
 PROJECTOR_WIDTH: Final = 2
 """Inner width of the projector, as a multiple of the decoder's hidden size."""
 CHANNELS: Final = (16, 32, 64, 64)
@@ -46,12 +43,22 @@ class Config(Protocol):
     @property
     def frames(self) -> int: ...
     @property
+    def frames_a_token(self) -> int: ...
+    @property
+    def cells_a_token(self) -> int: ...
+    @property
     def visual_tokens(self) -> int: ...
 
 
-def visual_tokens(frames: int, grid: int) -> int:
-    """P: merged frame pairs times merged 2 x 2 cells."""
-    return (frames // FRAMES_A_TOKEN) * (grid // CELLS_A_TOKEN) ** 2
+def visual_tokens(frames: int, grid: int, frames_a_token: int, cells_a_token: int) -> int:
+    """P: a token is `cells_a_token` x `cells_a_token` cells of `frames_a_token` neighbouring frames."""
+    return (frames // frames_a_token) * (grid // cells_a_token) ** 2
+
+
+def features_a_token(config: Config) -> int:
+    """Tower features that the projector merges into one token."""
+    vision: Any = config.vision_config
+    return int(vision.channels[-1] * config.cells_a_token**2 * config.frames_a_token)
 
 
 def tower_flops(config: Config) -> float:
@@ -67,8 +74,7 @@ def tower_flops(config: Config) -> float:
 
 def projector_flops(config: Config) -> tuple[float, float]:
     """Forward pass of the projector's two layers for one clip."""
-    vision: Any = config.vision_config
-    width = vision.channels[-1] * CELLS_A_TOKEN**2 * FRAMES_A_TOKEN
+    width = features_a_token(config)
     hidden = config.text_config.hidden_size
     inner = PROJECTOR_WIDTH * hidden
     return 2.0 * config.visual_tokens * width * inner, 2.0 * config.visual_tokens * inner * hidden
@@ -89,6 +95,8 @@ class PlainConfig:
     text: Mapping[str, Any]
     frames: int
     size: int
+    frames_a_token: int
+    cells_a_token: int
 
     @property
     def vision_config(self) -> Any:
@@ -100,7 +108,8 @@ class PlainConfig:
 
     @property
     def visual_tokens(self) -> int:
-        return visual_tokens(self.frames, self.size // 2 ** len(CHANNELS))
+        grid = self.size // 2 ** len(CHANNELS)
+        return visual_tokens(self.frames, grid, self.frames_a_token, self.cells_a_token)
 
 
 def footprint_of(recipe: Recipe) -> Footprint:
@@ -117,9 +126,10 @@ def footprint_of(recipe: Recipe) -> Footprint:
         "vocab_size": VOCABULARY,
         "tie_word_embeddings": True,
     }
-    config = PlainConfig(text, recipe.data.frames, getattr(recipe.data, "size", 64))
+    size = getattr(recipe.data, "size", 64)
+    config = PlainConfig(text, recipe.data.frames, size, model.frames_a_token, model.cells_a_token)
     first, second = projector_flops(config)
-    width = CHANNELS[-1] * CELLS_A_TOKEN**2 * FRAMES_A_TOKEN
+    width = features_a_token(config)
     inner = PROJECTOR_WIDTH * model.hidden
     tower = Part("vision tower", _tower_parameters(), trained=False, forward=tower_flops(config))
     projector = Part(

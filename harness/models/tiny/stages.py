@@ -107,7 +107,7 @@ def _backbone(
         train_tokenizer(corpus(data)),
         frames=source.frames,
         size=source.size,
-        visual_tokens=visual_tokens(source.frames, grid),
+        visual_tokens=visual_tokens(source.frames, grid, model.frames_a_token, model.cells_a_token),
     )
     rows = [processor.encode(sample, None) for sample in data.samples]
     with (
@@ -134,7 +134,7 @@ def _aligned(
     samples = tag_samples(clips, processor, seed)
     rows = [processor.encode(sample, None) for sample in samples]
     with training.own_randomness(seed) as generator:
-        student = assemble(stages, processor)
+        student = assemble(stages, processor, model)
         with progress.task("read clips for the projector", len(clips)) as advance:
             pixels_NTCHW = training.read_clips(clips, source.frames, advance)
         features_NTCGG = training.cell_features(student.model.vision_tower, pixels_NTCHW)
@@ -145,7 +145,7 @@ def _aligned(
     return figures
 
 
-def assemble(stages: ArtifactFolder, processor: TinyProcessor) -> TinyVLMForConditionalGeneration:
+def assemble(stages: ArtifactFolder, processor: TinyProcessor, model: TinyModel) -> TinyVLMForConditionalGeneration:
     """The whole model out of the tower and backbone checkpoints, with a new projector; the tower is frozen."""
     tower = TinyTower.from_pretrained(stages.folder("tower"))
     decoder = AutoModelForCausalLM.from_pretrained(stages.folder("backbone"), trust_remote_code=False)
@@ -153,18 +153,20 @@ def assemble(stages: ArtifactFolder, processor: TinyProcessor) -> TinyVLMForCond
         vision_config=tower.config.to_dict(),
         text_config=decoder.config.to_dict(),
         frames=processor.frames,
+        frames_a_token=model.frames_a_token,
+        cells_a_token=model.cells_a_token,
         placeholder_token_id=processor.placeholder_id,
         tie_word_embeddings=decoder.config.tie_word_embeddings,
         pad_token_id=processor.pad_id,
         eos_token_id=processor.end_id,
     )
-    model = TinyVLMForConditionalGeneration(config)
-    model.model.vision_tower.load_state_dict(tower.state_dict())
-    model.model.language_model.load_state_dict(decoder.model.state_dict())
-    model.lm_head.load_state_dict(decoder.lm_head.state_dict())
-    for parameter in tower_parameters(model):
+    whole = TinyVLMForConditionalGeneration(config)
+    whole.model.vision_tower.load_state_dict(tower.state_dict())
+    whole.model.language_model.load_state_dict(decoder.model.state_dict())
+    whole.lm_head.load_state_dict(decoder.lm_head.state_dict())
+    for parameter in tower_parameters(whole):
         parameter.requires_grad_(False)
-    return model
+    return whole
 
 
 def decoder_config(model: TinyModel, processor: TinyProcessor) -> Qwen2Config:

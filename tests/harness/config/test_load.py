@@ -83,6 +83,8 @@ def test_a_good_recipe_loads_with_overrides(folder: Path) -> None:
         (("adapter: tiny", "layers: 2"), "2:1", "model.adapter is missing"),
         (("adapter: tiny", "adapter: tiny, hiden: 64"), "2:24", "did you mean hidden?"),
         (("adapter: tiny", "adapter: tiny, heads: 3"), "2:31", "does not divide model.hidden"),
+        (("adapter: tiny", "adapter: tiny, frames_a_token: 3"), "2:40", "data.frames 8 is no multiple of 3"),
+        (("adapter: tiny", "adapter: tiny, cells_a_token: 3"), "2:39", "data.size 64 is no multiple of 48"),
         (("source: shapes", "source: shapes, damaged: off"), "3:33", "not one of refuse, exclude"),
         (("source: shapes", "source: llava, annotations: [a], media: m"), "2:18", "tiny is made from"),
         (("keep_ratio: 0.5", "keep_ratio: 1.5"), "9:20", "gate.keep_ratio must be in (0, 1], got 1.5"),

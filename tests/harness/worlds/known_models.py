@@ -45,7 +45,7 @@ CORPUS = (
 
 def processor() -> TinyProcessor:
     tokenizer = train_tokenizer(CORPUS)
-    return TinyProcessor(tokenizer, frames=FRAMES, size=SIZE, visual_tokens=visual_tokens(FRAMES, GRID))
+    return TinyProcessor(tokenizer, frames=FRAMES, size=SIZE, visual_tokens=visual_tokens(FRAMES, GRID, 2, 2))
 
 
 def model(text: Mapping[str, Any], seed: int = 0) -> TinyVLMForConditionalGeneration:

@@ -147,10 +147,35 @@ def test_sizes_that_do_not_divide_are_refused(frames: int, size: int) -> None:
         TinyVLMForConditionalGeneration(config(frames=frames, vision_config={"image_size": size}))
 
 
-def test_vision_flops_are_those_that_torch_counts(model: TinyVLMForConditionalGeneration) -> None:
+@pytest.mark.parametrize("changes", [{"frames_a_token": 3}, {"cells_a_token": 3}, {"cells_a_token": 8}])
+def test_a_token_that_does_not_divide_frames_or_cells_is_refused(changes: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="multiple of"):
+        TinyVLMForConditionalGeneration(config(**changes))
+
+
+def test_a_token_of_one_cell_of_one_frame_is_that_cell_through_the_projector() -> None:
+    """128 visual tokens behind the same tower, in (time, row, column) order."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        fine = TinyVLMForConditionalGeneration(config(frames_a_token=1, cells_a_token=1)).model
+    pixels = batch(rows=1)["pixel_values"]
+    with torch.no_grad():
+        tokens_PD = fine.get_video_features(pixels)[0]
+        cells_TCHW = fine.vision_tower(pixels[0]).last_hidden_state
+        linear = fine.projector
+        for token, (t, row, column) in ((0, (0, 0, 0)), (7, (0, 1, 3)), (127, (7, 3, 3))):
+            cell_C = cells_TCHW[t, :, row, column]
+            by_hand_D = linear.linear_2(linear.act(linear.linear_1(cell_C))) + linear.place_PD[token]
+            torch.testing.assert_close(tokens_PD[token], by_hand_D)
+    assert len(tokens_PD) == fine.config.visual_tokens == 128
+
+
+@pytest.mark.parametrize("merged", [1, 2])
+def test_vision_flops_are_those_that_torch_counts(merged: int) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
+    model = TinyVLMForConditionalGeneration(config(frames_a_token=merged, cells_a_token=merged))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.model.get_video_features(batch(rows=1)["pixel_values"])
     assert counter.get_total_flops() == vision_flops(model.config)
-    assert visual_tokens(model.config.frames, model.config.vision_config.grid) == P
+    assert visual_tokens(8, 4, merged, merged) == model.config.visual_tokens == {1: 128, 2: P}[merged]
