@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     import regate
+    from harness.analysis.runs import Run
     from harness.common.progress import Progress
     from harness.config.recipe import Recipe
     from harness.config.suite import Suite
@@ -302,22 +303,22 @@ def run(
             progress.say(f"record: {finish(prepared)}")
     closings = []
     for results in dict.fromkeys(Path(recipe.paths.results) for recipe in recipes):
-        # A damaged file of another run is no reason to end this one's command.
-        result_tables = tables.make_tables(results, suites, lambda error: _report_left_out(error, progress))
-        tables.write_tables(result_tables, results)
-        figures.build_figures(results, damaged=lambda _: None)
-        closings += _close(results, [recipe.run_id for recipe in recipes], suites or {})
+        # A damaged file of another run is no reason to end this one's command. Records and items are read once.
+        finished = load_runs(results, lambda error: _report_left_out(error, progress))
+        tables.write_tables(tables.make_tables(results, suites, finished=finished), results)
+        figures.build_figures(results, definitions=suites, finished=finished)
+        closings += _close(results, finished, [recipe.run_id for recipe in recipes], suites or {})
     return closings
 
 
 def _close(
-    results: Path, run_ids: Sequence[str], suites: Mapping[str, Suite]
+    results: Path, finished: Sequence[Run], run_ids: Sequence[str], suites: Mapping[str, Suite]
 ) -> list[tuple[tuple[str, str], ...]]:
     """Write the report of each suite and pair of these runs, and say what they showed. What is damaged was named with
     the tables."""
     answer = []
-    for ending in endings(load_runs(results, lambda _: None), run_ids, suites):
-        report = write_report(results, ending.runs)
+    for ending in endings(finished, run_ids, suites):
+        report = write_report(results, ending.runs, suites)
         command = next_command(ending, results)
         answer.append(closing(ending, suites, report=report, results=results, next_command=command))
     return answer

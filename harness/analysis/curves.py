@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Final
 from harness.analysis.paper import GPUS, MODELS, load_paper
 from harness.analysis.runs import Run, chance, mean_of_tasks
 from harness.analysis.seeds import spread
+from harness.analysis.statistics import Interval
 from harness.common.errors import StaleError
 from regate.selection import SELECTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from harness.analysis.statistics import Interval
+    from harness.analysis.runs import Evaluation
 
 ARMS: Final = ("baseline", "baseline_equal_targets", "regate", "random")
 """Arms of a suite that are drawn unless others are asked for."""
@@ -86,16 +87,28 @@ class PaperPoint:
     accuracy: float
 
 
-def curve(run: Run, benchmark: str) -> list[Point]:
-    """The run's evaluations in order of step, as far as their mean can be given an interval."""
+def curve(run: Run, benchmark: str, *, intervals: bool = True) -> list[Point]:
+    """The run's evaluations in order of step, as far as their mean can be given an interval.
+
+    Args:
+        intervals: False gives the score alone, as an interval of no width, and draws no item: among several seeds
+            the seeds are the units, and no interval of one of them is shown.
+    """
     points = []
     for evaluation in run.evaluations(benchmark):
-        mean = mean_of_tasks(evaluation, run.items(evaluation))
+        mean = mean_of_tasks(evaluation, run.items(evaluation)) if intervals else _score(evaluation)
         if mean is not None:
             done = evaluation["progress"]
             amounts = done["scored"], done["train_seconds"], done["train_device_hours"]
             points.append(Point(evaluation["step"], *amounts, mean, done.get("train_cpu_seconds")))
     return points
+
+
+def _score(evaluation: Evaluation) -> Interval | None:
+    if not any(task["in_mean"] for task in evaluation["tasks"]):
+        return None
+    value = float(evaluation["mean"]["value"])
+    return Interval(value, value, value, int(evaluation["counts"]["scored"]))
 
 
 def suites(runs: Iterable[Run]) -> dict[str, dict[str, tuple[Run, ...]]]:
@@ -128,10 +141,12 @@ def suites(runs: Iterable[Run]) -> dict[str, dict[str, tuple[Run, ...]]]:
 
 def arm_of(name: str, runs: Sequence[Run], benchmark: str) -> Arm | None:
     """An arm's curves, or None where no run of it was evaluated on the benchmark."""
-    measured = [(run, tuple(curve(run, benchmark))) for run in runs]
+    measured = [(run, tuple(curve(run, benchmark, intervals=len(runs) == 1))) for run in runs]
     measured = [(run, points) for run, points in measured if points]
     if not measured:
         return None
+    if len(measured) == 1 < len(runs):
+        measured = [(run, tuple(curve(run, benchmark))) for run, _ in measured]
     seeds = tuple(points for _, points in measured)
     return Arm(name, tuple(run for run, _ in measured), seeds, mean_curve(seeds))
 
@@ -165,7 +180,6 @@ def _seed_interval(values: Sequence[float]) -> Interval:
     interval = spread(values).interval
     assert interval is not None
     return interval
-
 
 
 def adapter_of(run: Run) -> str:
@@ -225,11 +239,9 @@ __all__ = [
     "curve",
     "guess_of",
     "mean_curve",
-
     "paper_hardware",
     "paper_points",
     "scale_of",
-
     "several_devices",
     "suites",
 ]

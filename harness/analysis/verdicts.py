@@ -52,7 +52,8 @@ RULES: Final = {
     "differs where the upper end is below minus the margin; else within noise where the mean is above minus the "
     "margin, and undecided where it is not.",
 }
-_ORDER: Final[tuple[Verdict, ...]] = ("missing", "differs", "undecided", "within noise", "reproduced")
+ORDER: Final[tuple[Verdict, ...]] = ("reproduced", "within noise", "undecided", "differs", "missing")
+"""From the best to the worst, as they are counted."""
 
 
 def of_score(
@@ -126,10 +127,11 @@ def bound_of(expect: Expect, margin: float) -> float:
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
     """The verdict of a claim of several parts: missing before differs before undecided before within
     noise before reproduced."""
-    return min(verdicts, key=_ORDER.index, default="missing")
+    return max(verdicts, key=ORDER.index, default="missing")
 
 
 __all__ = [
+    "ORDER",
     "POINTS",
     "RULES",
     "Expect",

@@ -197,6 +197,7 @@ def tables(
     json: Json = False,
 ) -> None:
     """Write the tables and figures of all finished runs. The tables are printed."""
+    from harness.analysis.runs import load_runs
     from harness.cli.arguments import results_folder
     from harness.cli.run_names import earlier_records, known_suites, left_out
     from harness.report import tables as report_tables
@@ -216,9 +217,10 @@ def tables(
         _echo(f"{len(files)} files below {results / 'tables'} are what the records give")
         return
     problems: list[HarnessError] = []
-    built = report_tables.make_tables(results, suites, problems.append, without_runs=everything)
+    finished = load_runs(results, problems.append)
+    built = report_tables.make_tables(results, suites, without_runs=everything, finished=finished)
     report_tables.write_tables(built, results)
-    figures.build_figures(results, damaged=lambda _: None)
+    figures.build_figures(results, definitions=suites, finished=finished)
     if json:
         _print_json(as_json([table for table in built if everything or table.printed]))
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from harness.analysis.curves import suites
 from harness.analysis.runs import pair_runs
 from harness.analysis.selection import runs_to_replay
-from harness.cli.run_names import resolve_runs
+from harness.cli.run_names import known_suites, resolve_runs
 from harness.common.errors import DataError
 from harness.report.pages.build import write_report
 
@@ -32,7 +32,7 @@ def make_figures(arguments: Sequence[str], arms: Sequence[str], progress: Progre
 
     meant = resolve_runs(arguments)
     replay_choices(meant.runs if meant.named else runs_to_replay(meant.finished), meant.paths, progress)
-    return build_figures(Path(meant.paths.results), arms=arms)
+    return build_figures(Path(meant.paths.results), arms=arms, definitions=known_suites(arguments))
 
 
 def make_reports(arguments: Sequence[str], progress: Progress) -> list[Path]:
@@ -42,16 +42,16 @@ def make_reports(arguments: Sequence[str], progress: Progress) -> list[Path]:
         As `make_figures`.
     """
     meant = resolve_runs(arguments)
-    results, finished = Path(meant.paths.results), meant.finished
+    results, finished, definitions = Path(meant.paths.results), meant.finished, known_suites(arguments)
     if not finished:
         raise DataError(f"no finished run below {results / 'runs'}", hint="start one: harness run RECIPE.yaml")
     if meant.named:
         replay_choices(runs_to_replay(meant.runs) if len(meant.runs) > 2 else meant.runs, meant.paths, progress)
-        return [write_report(results, meant.runs)]
+        return [write_report(results, meant.runs, definitions)]
     replay_choices(runs_to_replay(finished), meant.paths, progress)
     groups = [[run for runs in arms.values() for run in runs] for arms in suites(finished).values()]
     groups += [list(pair.runs) for pair in pair_runs([run for run in finished if not run.record.get("suite")])]
-    return [write_report(results, group) for group in groups]
+    return [write_report(results, group, definitions) for group in groups]
 
 
 def replay_choices(runs: Sequence[Run], paths: Paths, progress: Progress) -> None:

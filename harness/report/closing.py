@@ -230,8 +230,7 @@ def _suite_verdict(arms: Arms, suite: Suite | None, main: str | None, benchmark:
         interval = difference.interval if difference else None
         verdict = verdicts.of_claim(claim.expect, interval, margin=claim.margin)
         words[verdict] = words.get(verdict, 0) + 1
-    order = ("reproduced", "within noise", "undecided", "differs", "missing")
-    counted = ", ".join(f"{words[verdict]} {verdict}" for verdict in order if verdict in words)
+    counted = ", ".join(f"{words[verdict]} {verdict}" for verdict in verdicts.ORDER if verdict in words)
     return f"Of {len(suite.claims)} claims on {benchmark}: {counted} (each by its own interval, uncorrected)."
 
 

@@ -1,4 +1,5 @@
-"""Figures: pure functions of the records, the item files and selection.json, as SVG (text stays text), PNG and HTML.
+"""Figures: pure functions of the records, the item files and selection.json, as SVG and PDF (text stays text), PNG
+and HTML.
 
 Drawn with matplotlib's Agg canvas and no global state of it; the same results give the same bytes with the same
 matplotlib.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from harness.analysis.arms import group_by_arm
 from harness.analysis.curves import ARMS, Arm, arm_of, suites
 from harness.analysis.runs import benchmarks_of, load_runs, pair_runs
 from harness.analysis.selection import read_selection
@@ -15,20 +17,27 @@ from harness.common.errors import HarnessError, RecipeError
 from harness.common.files import write_atomic
 from harness.config.explain import nearest
 from harness.report.figures.accuracy import accuracy_figure, suite_figure
+from harness.report.figures.arms import arms_figure
 from harness.report.figures.reference_losses import losses_figure
 from harness.report.figures.style import save
 from harness.report.pages.html import losses_page, to_html
 from harness.report.tables.selection import write_tables
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from harness.analysis.runs import Run
+    from harness.config.suite import Suite
 
 
 def build_figures(
-    results_dir: Path, *, arms: Sequence[str] = (), damaged: Callable[[HarnessError], None] | None = None
+    results_dir: Path,
+    *,
+    arms: Sequence[str] = (),
+    damaged: Callable[[HarnessError], None] | None = None,
+    definitions: Mapping[str, Suite] | None = None,
+    finished: Sequence[Run] | None = None,
 ) -> list[Path]:
     """Write every figure to results_dir/figures, and the tables of elided words to results_dir/selection.
 
@@ -38,6 +47,8 @@ def build_figures(
         arms: of each suite, what to draw; empty takes `harness.analysis.curves.ARMS`, or every arm of a suite that
             has none of them.
         damaged: gets the error of each run whose record or items cannot be read, which is not drawn; None raises it.
+        definitions: suite name -> its definition, which names the baseline and the order of the arms.
+        finished: the runs below results_dir, where they were read before; None reads them.
 
     Returns:
         The files written; none where no run has an evaluation or a selection.json.
@@ -47,7 +58,8 @@ def build_figures(
             arm of a suite has two runs of one seed.
         RecipeError: no suite has an arm of that name.
     """
-    runs = [run for run in load_runs(results_dir, damaged) if run.trained]
+    read = load_runs(results_dir, damaged) if finished is None else finished
+    runs = [run for run in read if run.trained]
     folder = results_dir / "figures"
     written: list[Path] = []
     for pair in pair_runs([run for run in runs if not run.record.get("suite")]):
@@ -61,6 +73,10 @@ def build_figures(
             if drawn:
                 figure = suite_figure(suite, drawn, benchmark)
                 written += save(figure, folder / f"accuracy_suite_{suite}_{benchmark}")
+            whole = [run for runs_of_arm in members.values() for run in runs_of_arm]
+            dots = arms_figure(group_by_arm(suite, whole, (definitions or {}).get(suite)), benchmark)
+            if dots is not None and len(members) > 1:
+                written += save(dots, folder / f"arms_suite_{suite}_{benchmark}")
     for run in runs:
         written += _choices(results_dir, run)
     return written

@@ -21,6 +21,7 @@ PAPER: Final = "#ffffff"
 STYLE: Final[dict[str, Any]] = {
     "svg.hashsalt": "regate",
     "svg.fonttype": "none",
+    "pdf.fonttype": 42,
     "text.parse_math": False,
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -65,11 +66,12 @@ def svg_of(figure: Figure) -> str:
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
-    """Write a figure as `path` with .svg and .png; the files written."""
-    svg, png = path.with_name(f"{path.name}.svg"), path.with_name(f"{path.name}.png")
+    """Write a figure as `path` with .svg, .png and .pdf (for a paper: its text stays text); the files written."""
+    svg, png, pdf = (path.with_name(f"{path.name}.{suffix}") for suffix in ("svg", "png", "pdf"))
     write_atomic(svg, svg_of(figure))
     write_atomic(png, _saved(figure, "png", {"Software": None}))
-    return [svg, png]
+    write_atomic(pdf, _saved(figure, "pdf", {"Creator": None, "Producer": None, "CreationDate": None}))
+    return [svg, png, pdf]
 
 
 def _saved(figure: Figure, suffix: str, metadata: dict[str, None]) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final
 
+from harness.analysis.arms import group_by_arm
 from harness.analysis.curves import ARMS, Arm, arm_of, scale_of
 from harness.analysis.runs import Run, asked_otherwise, benchmarks_of
 from harness.analysis.seeds import spread
@@ -19,27 +20,39 @@ from harness.analysis.summary import (
     train_device_hours,
     train_seconds,
 )
+from harness.analysis.verdicts import ORDER
 from harness.report import table as render
 from harness.report.figures.accuracy import panels_of, suite_figure
+from harness.report.figures.arms import arms_figure
 from harness.report.pages.html import Block, Page, Pictures, Section, Tabular, Text, Tile
 from harness.report.pages.runs import chosen, made_from, provenance
 from harness.report.table import Cell, Column, Table
+from harness.report.tables.suites import claims_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from harness.analysis.arms import Arms as Grouped
     from harness.analysis.statistics import Interval
+    from harness.config.suite import Suite
 
 Arms = dict[str, tuple[Run, ...]]
 _AGAINST: Final = ("baseline", "baseline_equal_targets", "random")
 """Arms that the others are compared with, where the suite has them."""
 
 
-def suite_page(suite: str, arms: Arms) -> Page:
-    """The report of a suite."""
+def suite_page(suite: str, arms: Arms, definition: Suite | None = None) -> Page:
+    """The report of a suite.
+
+    Args:
+        definition: of the suite. Without one there are no claims, and the baseline is that of `group_by_arm`.
+    """
     runs = [run for members in arms.values() for run in members]
     seeds = sorted({run.seed for run in runs})
+    claims = _claims(suite, runs, definition)
     tiles = [Tile("runs", str(len(runs)), f"{len(arms)} arms, seeds {', '.join(map(str, seeds))}")]
+    if claims is not None:
+        tiles = [*_verdicts(claims), *tiles]
     for benchmark in benchmarks_of(runs):
         scale, _ = scale_of(runs, benchmark)
         for name in ("baseline", "regate"):
@@ -50,25 +63,54 @@ def suite_page(suite: str, arms: Arms) -> Page:
                 tiles.append(Tile(arm.label, f"{scale * last.value:.1f}", note))
     shown = [selection for run in runs_to_replay(runs) if (selection := read_selection(run.folder)) is not None]
     lead = "Several seeds of each arm; differences are taken within a seed."
-    return Page(f"Suite {suite}", lead, tuple(tiles), tuple(suite_sections(suite, arms, shown)), made_from(runs))
+    if definition is not None and definition.description:
+        lead = f"{definition.description.strip()} {lead}"
+    first = [] if claims is None else [Section("claims", "Claims", (Tabular(claims),))]
+    sections = [*first, *suite_sections(suite, arms, shown, definition)]
+    return Page(f"Suite {suite}", lead, tuple(tiles), tuple(sections), made_from(runs))
 
 
-def suite_sections(name: str, arms: Arms, selections: Sequence[dict[str, Any]]) -> list[Section]:
-    """Every section of a suite's report."""
+def suite_sections(
+    name: str, arms: Arms, selections: Sequence[dict[str, Any]], definition: Suite | None = None
+) -> list[Section]:
+    """Every section of a suite's report but the claims."""
     runs = [run for members in arms.values() for run in members]
-    sections = [_cost(arms)]
+    grouped = group_by_arm(name, runs, definition)
+    sections = []
     for benchmark in benchmarks_of(runs):
         measured = [arm for key, members in arms.items() if (arm := arm_of(key, members, benchmark)) is not None]
-        sections.append(_accuracy(name, measured, benchmark))
+        sections.append(_accuracy(grouped, measured, benchmark))
+    sections.append(_cost(arms))
     sections += [chosen(selection) for selection in selections]
     return [*sections, _list(arms), *_mixed(runs), provenance(runs[:1])]
 
 
-def _accuracy(name: str, arms: Sequence[Arm], benchmark: str) -> Section:
+def _claims(suite: str, runs: Sequence[Run], definition: Suite | None) -> Table | None:
+    """The claims with what decides them; None for a suite that states none, or was asked nothing."""
+    benchmarks = benchmarks_of(runs)
+    if definition is None or not definition.claims or not benchmarks:
+        return None
+    return claims_table(group_by_arm(suite, runs, definition), definition.claims, benchmarks)
+
+
+def _verdicts(claims: Table) -> list[Tile]:
+    """How many claims came to each verdict."""
+    verdicts = [row[-1].text for row in claims.rows]
+    counted = {word: verdicts.count(word) for word in ORDER if word in verdicts}
+    return [Tile(f"claims {word}", str(number), f"of {len(verdicts)}") for word, number in counted.items()]
+
+
+def _accuracy(grouped: Grouped, arms: Sequence[Arm], benchmark: str) -> Section:
+    name = grouped.name
     runs = [run for arm in arms for run in arm.runs]
     scale, _ = scale_of(runs, benchmark)
     main = [arm for arm in arms if arm.name in ARMS]
     blocks: list[Block] = []
+    dots = arms_figure(grouped, benchmark) if len(arms) > 1 else None
+    if dots is not None:
+        alt = "; ".join(f"{arm.label}: {_shown(arm.points[-1].accuracy, scale)}" for arm in arms if arm.points)
+        words = f"Each arm on {benchmark} after the last step, and its difference from the baseline within a seed."
+        blocks.append(Pictures(((f"{words} {alt}.", dots),), words))
     drawn = [(main or list(arms), "The main arms.")]
     if main and len(main) < len(arms):
         drawn.append((list(arms), "All arms."))

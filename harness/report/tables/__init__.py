@@ -102,6 +102,7 @@ def make_tables(
     damaged: Callable[[HarnessError], None] | None = None,
     *,
     without_runs: bool = False,
+    finished: Sequence[Run] | None = None,
 ) -> list[Table]:
     """All tables, in the order they are shown.
 
@@ -111,12 +112,13 @@ def make_tables(
             None raises it.
         suites: suite name -> its definition: order of the arms, baseline, claims. A suite without one is shown with
             the arms that its records name.
+        finished: the runs below results_dir, where they were read before; None reads them.
 
     Raises:
         DataError: there is no record (see `without_runs`), or one is damaged.
         StaleError: a record or its items are not what they say they are.
     """
-    runs = load_runs(results_dir, damaged)
+    runs = load_runs(results_dir, damaged) if finished is None else finished
     if not runs and not without_runs:
         raise DataError(
             f"no finished run below {results_dir / 'runs'}",

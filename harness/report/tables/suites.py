@@ -404,4 +404,4 @@ def _names(stem: str, *ends: str) -> tuple[str, ...]:
     return tuple(f"{stem}_{end}" if end else stem for end in ends)
 
 
-__all__ = ["seeds_table", "suite_tables"]
+__all__ = ["claims_table", "seeds_table", "suite_tables"]

@@ -22,7 +22,7 @@ EVIDENCE = Path(__file__).parents[3] / "results" / "evidence" / "tiny_claim"
 
 
 def _told(results: Path, ids: list[str]) -> list[dict[str, str]]:
-    return [dict(lines) for lines in pipeline._close(results, ids, known_suites())]
+    return [dict(lines) for lines in pipeline._close(results, load_runs(results), ids, known_suites())]
 
 
 def test_a_pair_ends_in_six_lines(tmp_path: Path) -> None:

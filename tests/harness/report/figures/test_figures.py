@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from scipy.stats import t
 
+from harness.analysis.arms import group_by_arm
 from harness.analysis.curves import ARMS, Point, arm_of, curve, mean_curve, paper_points, suites
 from harness.analysis.replay import study
 from harness.analysis.runs import load_runs, pair_runs
@@ -20,6 +21,7 @@ from harness.analysis.statistics import Interval
 from harness.common.errors import RecipeError, StaleError
 from harness.common.progress import Progress
 from harness.report.figures.accuracy import accuracy_figure, panels_of, suite_figure
+from harness.report.figures.arms import arms_figure
 from harness.report.figures.build import build_figures
 from tests.harness.worlds.run_builder import build_pair, build_run, finish, recipe
 
@@ -141,18 +143,22 @@ def test_files_are_the_same_bytes_each_time_and_hold_searchable_text(results: Pa
     first = {path.name: path.read_bytes() for path in build_figures(results)}
     second = {path.name: path.read_bytes() for path in build_figures(results)}
     assert first == second
-    assert first.keys() == {"accuracy_demo_regate_shapes.svg", "accuracy_demo_regate_shapes.png"}
+    assert first.keys() == {f"accuracy_demo_regate_shapes.{suffix}" for suffix in ("svg", "png", "pdf")}
     svg = first["accuracy_demo_regate_shapes.svg"].decode()
     for text in ("targets computed in training", "training (CPU s)", "mean accuracy (%)", "ReGATE"):
         assert text in svg
     assert not re.search(r"20\d\d-\d\d-\d\d", svg), "no date"
     assert first["accuracy_demo_regate_shapes.png"].startswith(b"\x89PNG")
+    pdf = first["accuracy_demo_regate_shapes.pdf"]
+    assert pdf.startswith(b"%PDF-")
+    assert b"/FontFile2" in pdf, "its letters are TrueType, which printers take"
+    assert b"CreationDate" not in pdf
 
 
 def test_one_arm_and_one_evaluation_are_enough(tmp_path: Path) -> None:
     lonely = recipe(tmp_path, "lonely", evaluate={"benchmarks": ["shapes"], "at": [1.0]})
     finish(lonely, build_run(lonely))
-    assert len(build_figures(tmp_path)) == 2
+    assert len(build_figures(tmp_path)) == 3, "one figure in three forms"
 
 
 def test_no_evaluation_no_figure(tmp_path: Path) -> None:
@@ -236,7 +242,8 @@ def test_one_seed_keeps_the_interval_of_its_items(suite: Path) -> None:
 
 def test_suites_are_figures_of_their_own_and_arms_can_be_chosen(suite: Path) -> None:
     names = {path.name for path in build_figures(suite)}
-    assert names == {"accuracy_suite_demo_shapes.svg", "accuracy_suite_demo_shapes.png"}, "and no pair of 3 seeds"
+    stems = {name.rpartition(".")[0] for name in names}
+    assert stems == {"accuracy_suite_demo_shapes", "arms_suite_demo_shapes"}, "and no pair of 3 seeds"
     svg = (suite / "figures" / "accuracy_suite_demo_shapes.svg").read_text()
     assert all(label in svg for label in ("baseline ", "ReGATE ", "random "))
     assert "mine " not in svg
@@ -247,6 +254,28 @@ def test_suites_are_figures_of_their_own_and_arms_can_be_chosen(suite: Path) -> 
     assert "random " not in svg
     with pytest.raises(RecipeError, match="did you mean regate"):
         build_figures(suite, arms=["regatte"])
+
+
+def test_arms_are_dots_with_the_intervals_of_their_seeds(suite: Path) -> None:
+    arms = group_by_arm("demo", load_runs(suite), None)
+    figure = arms_figure(arms, "shapes")
+    assert figure is not None
+    scores, differences = figure.axes
+    rows = [label.get_text() for label in scores.get_yticklabels()]
+    assert rows == ["baseline", "mine", "random", "ReGATE"]
+    for axes, row, expected in (
+        (scores, 3, spread(list(arms.scores("regate", "shapes").values()))),
+        (differences, 2, arms.difference("regate", "baseline", "shapes")),
+    ):
+        assert expected is not None
+        point, _, (bars,) = axes.containers[row]
+        assert point.get_xydata().tolist() == [[pytest.approx(100 * expected.mean), 3]]
+        ends = bars.get_segments()[0][:, 0].tolist()
+        assert ends == pytest.approx([100 * expected.low, 100 * expected.high])
+    mine = scores.containers[1]
+    assert mine.lines[2] == (), "one seed has no interval"
+    single = [line.get_xdata().tolist() for line in scores.lines if line.get_marker() == "|" and line.get_alpha()]
+    assert [100 * value for value in arms.scores("random", "shapes").values()] in single
 
 
 def test_two_runs_of_one_seed_are_not_two_seeds(suite: Path) -> None:

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from harness.analysis.arms import group_by_arm
 from harness.analysis.runs import difference_of_means, load_runs, mean_of_tasks, pair_runs
 from harness.analysis.selection import runs_to_replay
 from harness.cli.report import make_figures, make_reports
 from harness.common.errors import DataError, RecipeError
 from harness.common.progress import Progress
+from harness.config.suite import Suite
 from harness.report import table as render
 from harness.report.pages.build import make_page, write_report
-from harness.report.pages.html import inline_svg
+from harness.report.pages.html import Tabular, inline_svg
+from harness.report.tables.suites import claims_table
 from tests.harness.worlds.run_builder import build_pair, build_run, finish, recipe
 
 if TYPE_CHECKING:
@@ -184,6 +187,28 @@ def test_a_suite_compares_its_arms_within_a_seed(suite: Path) -> None:
     assert "ReGATE, keep 0.25" in read.text
     assert all(run.id in read.text for run in runs)
     assert [run.name for run in runs_to_replay(runs)] == ["demo.regate.seed0"], "one is enough to look at"
+
+
+def test_a_suites_report_begins_with_its_claims(suite: Path) -> None:
+    claim = {"text": "The gate costs no more than a point.", "first": "regate", "second": "baseline"}
+    arms = {arm: {"recipe": "tiny_regate"} for arm in ("baseline", "regate", "keep25")}
+    claims = (
+        {"id": "kept", **claim, "expect": "not_worse", "margin": 0.01},
+        {"id": "won", **claim, "text": "It wins.", "expect": "better"},
+    )
+    asked = {"suite": "demo", "description": "Why.", "seeds": (0, 1), "baseline": "baseline"}
+    definition = Suite.model_validate({**asked, "arms": arms, "claims": claims})
+    runs = load_runs(suite)
+    _, page = make_page(runs, {"demo": definition})
+    assert [section.title for section in page.sections][:2] == ["Claims", "Accuracy on shapes"]
+    (tabular,) = page.sections[0].blocks
+    assert tabular == Tabular(claims_table(group_by_arm("demo", runs, definition), definition.claims, ["shapes"]))
+    verdicts = [row[-1].text for row in tabular.table.rows]
+    tiles = {tile.label: tile.value for tile in page.tiles}
+    assert {word: tiles[f"claims {word}"] for word in verdicts} == {w: str(verdicts.count(w)) for w in verdicts}
+    read = check_page(write_report(suite, runs, {"demo": definition}).read_text())
+    assert read.text.index("The gate costs no more than a point.") < read.text.index("What each arm computed")
+    assert "claims " not in check_page(write_report(suite, runs).read_text()).text, "without a definition, no claim"
 
 
 def test_the_choices_of_a_run_are_part_of_its_report(choice_world: World) -> None:
