@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping  # noqa: TC003 - an entry is read back from the job file by its types
 from dataclasses import asdict, dataclass, field
+from string import Formatter
 from typing import Any, Final, Literal
 
 from harness.benchmarks.scoring import Scoring
@@ -193,6 +194,13 @@ class PaperBenchmark:
     def group(self) -> bool:
         """Whether each part is a task of lmms-eval."""
         return self.by == TASK
+
+    @property
+    def medium_columns(self) -> list[str]:
+        """Columns of a row that name what is shown, where several rows may show the same; empty where none do."""
+        if self.video is not None:
+            return [column for _, column, _, _ in Formatter().parse(self.video) if column]
+        return [self.unit_column] if self.media == "image" and self.unit_column else []
 
     @property
     def lmms_tasks(self) -> tuple[str, ...]:

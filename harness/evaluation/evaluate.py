@@ -108,7 +108,8 @@ def evaluate_checkpoints(
     )
     for task in tasks:
         keep_questions(run_dir, task)
-    all_wanted = [make_wanted(run_dir, job, task) for task in tasks for job in jobs]
+    digests = {job: checkpoint_digest(job.checkpoint) for job in jobs}  # once: it reads all of the weights
+    all_wanted = [make_wanted(run_dir, job, task, digests[job]) for task in tasks for job in jobs]
     pending = [wanted for wanted in all_wanted if not _current(wanted, progress)]
     if pending:
         with timed or nullcontext():
@@ -141,14 +142,18 @@ def checkpoint_digest(directory: Path | None) -> str:
     return hashes["model.safetensors"] if list(hashes) == ["model.safetensors"] else digest(hashes)
 
 
-def make_wanted(run_dir: Path, job: Job, task: EvalTask) -> Wanted:
-    """Where a result belongs and what it must be made of."""
+def make_wanted(run_dir: Path, job: Job, task: EvalTask, checkpoint: str) -> Wanted:
+    """Where a result belongs and what it must be made of.
+
+    Args:
+        checkpoint: `checkpoint_digest` of the job's.
+    """
     identity = {
         "schema": SCHEMA,
         "benchmark": task.name,
         "step": job.step,
         "fraction": job.fraction,
-        "checkpoint": checkpoint_digest(job.checkpoint),
+        "checkpoint": checkpoint,
         **task.identity(),
     }
     path = run_dir / "eval" / f"step-{job.step:06d}" / f"{task.name}.json"
@@ -198,7 +203,7 @@ def ask_again(
     child: Sequence[str] = CHILD,
 ) -> list[dict[str, Any]]:
     """The items of a task, asked anew by a checkpoint; the result is written below `folder`, not to the run."""
-    wanted = make_wanted(folder, job, task)
+    wanted = make_wanted(folder, job, task, checkpoint_digest(job.checkpoint))
     _evaluate(recipe, folder / "eval", [wanted], progress, child)
     result = read_result(wanted)
     lines = read_item_bytes(wanted.path.parent / result["items"])

@@ -49,6 +49,11 @@ class EvalTask(Protocol):
         ...
 
     @property
+    def benchmark(self) -> AnyBenchmark:
+        """What is asked."""
+        ...
+
+    @property
     def expected(self) -> int:
         """How many items are asked."""
         ...
@@ -139,7 +144,11 @@ class LmmsEvalTask:
 
     @property
     def name(self) -> str:
-        return self.data.benchmark.name
+        return self.benchmark.name
+
+    @property
+    def benchmark(self) -> PaperBenchmark:
+        return self.data.benchmark
 
     @property
     def expected(self) -> int:
@@ -148,8 +157,8 @@ class LmmsEvalTask:
     def identity(self) -> dict[str, Any]:
         return {
             "questions": digest([self.data.digest, self.data.limit]),
-            "definition": digest(self.data.benchmark.definition()),
-            "scoring": asdict(self.data.benchmark.scoring),
+            "definition": digest(self.benchmark.definition()),
+            "scoring": asdict(self.benchmark.scoring),
             "prompts": self.prompts,
             "lmms_eval": importlib.metadata.version("lmms_eval"),
         }
@@ -157,7 +166,7 @@ class LmmsEvalTask:
     def job(self) -> dict[str, Any]:
         return {
             "kind": "published",
-            "benchmark": asdict(self.data.benchmark),
+            "benchmark": asdict(self.benchmark),
             "root": str(self.data.root.absolute()),
             "prompts": self.prompts,
             "limit": self.data.limit,
@@ -185,7 +194,7 @@ class LmmsEvalTask:
             raise HarnessError(f"items scored: {', '.join(f'{task} {words}' for task, words in few.items())} asked")
         if items and all(item["empty"] for item in items):
             raise HarnessError(f"all {len(items)} answers are empty: the model said nothing")
-        summary = summarise_published(self.data.benchmark, items)
+        summary = summarise_published(self.benchmark, items)
         return {**summary, "counts": {"expected": self.expected, **summary["counts"], "errors": 0}}
 
 

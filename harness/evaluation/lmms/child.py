@@ -24,7 +24,7 @@ from harness.common.errors import EnvironmentProblem, HarnessError
 from harness.common.files import write_atomic, write_json
 from harness.config.evaluation import EvaluationRecipe, LmmsEvalModel
 from harness.config.recipe import Recipe
-from harness.evaluation.task import MultipleChoiceTask, task_of
+from harness.evaluation.task import task_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -67,7 +67,7 @@ def run(job: Mapping[str, Any], events: Events, make_adapter: Callable[[Recipe],
     recipe = read_recipe(job["recipe"])
     use_threads(job["threads"])
     work = Path(job["work"])
-    subject = make_subject(recipe, make_adapter)
+    subject = make_subject(recipe, make_adapter, readers=max(1, (os.cpu_count() or 1) // job["share"][1]))
     tasks = {entry["name"]: write_task_files(task_of(entry["task"]), work / "tasks") for entry in job["tasks"]}
     process, processes = job["share"]
     for index, wanted in enumerate(job["results"]):
@@ -76,10 +76,7 @@ def run(job: Mapping[str, Any], events: Events, make_adapter: Callable[[Recipe],
         made_by = {**subject.made_by(), "checkpoint": wanted["identity"]["checkpoint"], "data": wanted["data"]}
         with Answers(path, process) as answers:
             collector = AnswerCollector(answers, made_by, events.progress(index), (process, processes))
-            is_project_benchmark = isinstance(written[0], MultipleChoiceTask)
-            model = subject.model(
-                Path(wanted["checkpoint"]), collector, is_project_benchmark=is_project_benchmark
-            )
+            model = subject.model(Path(wanted["checkpoint"]), collector, written[0].benchmark)
             try:
                 result, items = run_task(written, collector, model)
             except ShareAnswered:
@@ -95,8 +92,14 @@ def read_recipe(plain: Mapping[str, Any]) -> Recipe | EvaluationRecipe:
     return kind.model_validate_json(json.dumps(plain))
 
 
-def make_subject(recipe: Recipe | EvaluationRecipe, make_adapter: Callable[[Recipe], Adapter]) -> Any:
-    """What is evaluated: `Checkpoints`, or a `Builtin` model of lmms-eval's."""
+def make_subject(
+    recipe: Recipe | EvaluationRecipe, make_adapter: Callable[[Recipe], Adapter], *, readers: int = 1
+) -> Any:
+    """What is evaluated: `Checkpoints`, or a `Builtin` model of lmms-eval's.
+
+    Args:
+        readers: threads that decode media, which they do outside of Python's lock.
+    """
     import torch
 
     from harness.evaluation.lmms.scorer import compute_dtype
@@ -107,11 +110,11 @@ def make_subject(recipe: Recipe | EvaluationRecipe, make_adapter: Callable[[Reci
     batch_size = recipe.evaluate.batch
     if isinstance(recipe, Recipe):
         dtype = compute_dtype(recipe.train.precision, device)
-        return Checkpoints(make_adapter(recipe), recipe.data.frames, batch_size, device, dtype)
+        return Checkpoints(make_adapter(recipe), recipe.data.frames, batch_size, device, dtype, readers)
     if isinstance(recipe.model, LmmsEvalModel):
         return Builtin(recipe.model, batch_size)
     dtype = compute_dtype(recipe.precision, device)
-    return Checkpoints(evaluated_for(recipe), recipe.frames, batch_size, device, dtype)
+    return Checkpoints(evaluated_for(recipe), recipe.frames, batch_size, device, dtype, readers)
 
 
 def write_result(

@@ -15,6 +15,7 @@ from lmms_eval.models import MODEL_REGISTRY_V2, get_model
 from lmms_eval.models.registry_v2 import ModelManifest
 from loguru import logger
 
+from harness.benchmarks import Benchmark, PaperBenchmark
 from harness.common.errors import HarnessError, RecipeError
 from harness.evaluation.lmms.generation import Limits
 from harness.evaluation.lmms.scorer import Request, chunked
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from harness.benchmarks import AnyBenchmark
     from harness.evaluation.lmms.answer_cache import AnswerCollector, Chunk
     from harness.evaluation.lmms.scorer import Checkpoint, Shown
 
@@ -45,18 +47,17 @@ class HarnessModel(lmms):  # type: ignore[misc]
     """Scores options and generates answers with a checkpoint of this project. An instance serves one result.
 
     Args:
-        is_project_benchmark: whether the documents are questions of this project's data, which name their media.
+        benchmark: what is asked. The documents of one of this project's are its questions, which name their media.
     """
 
     is_simple = True
 
-    def __init__(
-        self, collector: AnswerCollector, checkpoint: Checkpoint, *, is_project_benchmark: bool
-    ) -> None:
+    def __init__(self, collector: AnswerCollector, checkpoint: Checkpoint, benchmark: AnyBenchmark) -> None:
         super().__init__()
         self.collector = collector
         self.checkpoint = checkpoint
-        self.is_project_benchmark = is_project_benchmark
+        self.benchmark = benchmark
+        self._names: dict[tuple[str, str], Any] = {}
 
     @property
     def device(self) -> torch.device:
@@ -121,7 +122,7 @@ class HarnessModel(lmms):  # type: ignore[misc]
         """This project's questions name their media; what a published benchmark shows is read when the item's turn
         comes."""
         docs = self.task_dict[task][split]
-        if self.is_project_benchmark:
+        if isinstance(self.benchmark, Benchmark):
             doc = docs[doc_id]
             request = Request(doc["key"], tuple(media_of(fields) for fields in doc_to_visual(doc)), prompt, **more)
         else:
@@ -131,9 +132,20 @@ class HarnessModel(lmms):  # type: ignore[misc]
             def see() -> Shown:
                 return shown(doc_to_visual(docs[doc_id]), frames, count, f"{task} {doc_id}", rule)
 
-            request = Request(str(doc_id), (), prompt, **more, show=see)
+            medium = self._medium(docs, doc_id, task, split)
+            request = Request(str(doc_id), (), prompt, **more, show=see, medium=medium)
         self.collector.sent.append((task, request.key, prompt, request.options))
         return request
+
+    def _medium(self, docs: Any, doc_id: int, task: str, split: str) -> str | None:
+        """What the columns of a published benchmark say of what a document shows; no picture is opened for it."""
+        assert isinstance(self.benchmark, PaperBenchmark)
+        named = self.benchmark.medium_columns
+        if not named:
+            return None
+        if (task, split) not in self._names:
+            self._names[task, split] = docs.select_columns(named)
+        return repr((task, self._names[task, split][doc_id]))
 
 
 class BuiltinModel(lmms):  # type: ignore[misc]

@@ -68,7 +68,7 @@ def run_task(
         benchmark: Any = task.benchmark
         items, more = _multiple_choice_items(task, output)
     else:
-        benchmark = task.data.benchmark  # type: ignore[attr-defined]
+        benchmark = task.benchmark
         items, more = _lmms_eval_items(task, output)  # type: ignore[arg-type]
     return {
         "prompt_hash": prompt_hash(collector.sent),
@@ -93,7 +93,7 @@ def _multiple_choice_items(
 
 def _lmms_eval_items(task: LmmsEvalTask, output: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The items, and the further numbers that lmms-eval makes of the same answers."""
-    benchmark = task.data.benchmark
+    benchmark = task.benchmark
     items = items_of(benchmark, output["samples"])
     check_aggregate(benchmark, items, output["results"])
     (first, *_) = benchmark.lmms_tasks

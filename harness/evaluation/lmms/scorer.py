@@ -11,7 +11,10 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import chain, islice, pairwise
+from threading import Lock
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -23,7 +26,8 @@ from harness.evaluation.lmms.shared_tower import one_tower_pass
 from regate.types import IGNORE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, MutableMapping, Sequence
+    from concurrent.futures import Future
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -49,6 +53,7 @@ class Request:
     Attributes:
         show: reads media that are no files of their own, such as the pictures in a benchmark's table; it runs when
             the item's turn comes. `media` is empty then, and the media's tags go in front of the prompt.
+        medium: names what `show` reads, the same for items that are shown the same; None where nothing says so.
     """
 
     key: str
@@ -57,6 +62,7 @@ class Request:
     options: tuple[str, ...] = ()
     limits: Limits | None = None
     show: Callable[[], Shown] | None = field(default=None, compare=False)
+    medium: str | None = None
 
 
 Chunk = dict[int, Request]
@@ -77,6 +83,8 @@ class OptionLoss:
 class FrameCache:
     """Decoded media, kept up to a number of bytes: several questions, tasks and checkpoints ask for the same clip.
 
+    Of those beyond that number each is decoded once for all that hold it at the time. Threads may ask together.
+
     Attributes:
         read: decodes one media to uint8 T3HW; raises an error that names the file.
     """
@@ -84,16 +92,23 @@ class FrameCache:
     read: Callable[[Media], Tensor]
     max_bytes: int = 512 * 2**20
     _kept: dict[Media, Tensor] = field(default_factory=dict)
+    _held: MutableMapping[Media, Tensor] = field(default_factory=WeakValueDictionary)
     _bytes: int = 0
+    _lock: Lock = field(default_factory=Lock)
+    _turns: dict[Media, Lock] = field(default_factory=dict)
 
     def __call__(self, media: Media) -> Tensor:
-        kept_T3HW = self._kept.get(media)
-        if kept_T3HW is not None:
-            return kept_T3HW
-        frames_T3HW = self.read(media)
-        if self._bytes + frames_T3HW.nbytes <= self.max_bytes:
-            self._kept[media] = frames_T3HW
-            self._bytes += frames_T3HW.nbytes
+        with self._lock:
+            turn = self._turns.setdefault(media, Lock())
+        with turn:  # who asks for a clip that is being decoded waits for it
+            frames_T3HW = self._held.get(media)
+            if frames_T3HW is None:
+                frames_T3HW = self.read(media)
+                with self._lock:
+                    self._held[media] = frames_T3HW
+                    if self._bytes + frames_T3HW.nbytes <= self.max_bytes:
+                        self._kept[media] = frames_T3HW
+                        self._bytes += frames_T3HW.nbytes
         return frames_T3HW
 
 
@@ -106,6 +121,7 @@ class Scorer:
         batch_size: most sequences of one forward pass; the options of one item are never split, so an item with
             more options than that makes a larger one.
         dtype: autocast type, None for none.
+        readers: threads that decode media while the model computes.
     """
 
     adapter: Evaluated
@@ -113,6 +129,7 @@ class Scorer:
     frames: Callable[[Media], Tensor]
     batch_size: int = 64
     dtype: torch.dtype | None = None
+    readers: int = 1
 
     def __post_init__(self) -> None:
         self.model.eval()
@@ -213,22 +230,28 @@ class Scorer:
         return torch.autocast(next(self.model.parameters()).device.type, dtype=self.dtype)
 
     def _read_ahead(self, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, dict[int, Shown]]]:
-        """The chunks with their decoded media; the next one is decoded while this one is computed."""
+        """The chunks with their decoded media; those of later ones are decoded while this one is computed: two for
+        each thread, and of the next chunk all."""
 
         def show(request: Request) -> Shown:
             if request.show:
                 return request.show()
             return Shown(request.media, [self.frames(media) for media in request.media])
 
-        def read(chunk: Chunk) -> dict[int, Shown]:
-            return {i: show(request) for i, request in chunk.items()}
+        items = chain.from_iterable(chunk.items() for chunk in chunks)
+        reading: dict[int, Future[Shown]] = {}
+        pool = ThreadPoolExecutor(self.readers)
 
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            ahead = [pool.submit(read, chunk) for chunk in chunks[:1]]
-            for k, chunk in enumerate(chunks):
-                shown = ahead.pop().result()
-                ahead += [pool.submit(read, later) for later in chunks[k + 1 : k + 2]]
-                yield chunk, shown
+        def read_on(until: int) -> None:
+            reading.update((i, pool.submit(show, request)) for i, request in islice(items, until - len(reading)))
+
+        try:
+            read_on(len(chunks[0]) if chunks else 0)
+            for chunk, later in pairwise([*chunks, {}]):
+                read_on(len(chunk) + max(2 * self.readers, len(later)))
+                yield chunk, {i: reading.pop(i).result() for i in chunk}
+        finally:  # who asks may have stopped, or a medium be damaged
+            pool.shutdown(cancel_futures=True)
 
 
 @dataclass
@@ -241,6 +264,7 @@ class Checkpoint:
         count: frames of a clip, chosen by the adapter's `frame_rule`.
         batch_size: most sequences of a forward pass.
         dtype: autocast type, None for none.
+        readers: threads that decode media while the model computes.
     """
 
     adapter: Evaluated
@@ -250,13 +274,14 @@ class Checkpoint:
     batch_size: int
     device: torch.device
     dtype: torch.dtype | None
+    readers: int = 1
     _scorer: Scorer | None = field(default=None, repr=False)
 
     def scorer(self) -> Scorer:
         """The model and its processor, on their device."""
         if self._scorer is None:
             model = self.adapter.load(self.directory).to(self.device)
-            self._scorer = Scorer(self.adapter, model, self.frames, batch_size=self.batch_size, dtype=self.dtype)
+            self._scorer = Scorer(self.adapter, model, self.frames, self.batch_size, self.dtype, self.readers)
         return self._scorer
 
 
@@ -297,8 +322,8 @@ def clips_of(chunk: Chunk) -> list[int]:
 
 
 def _clip(i: int, request: Request) -> object:
-    """What an item shows; itself where that is nothing, or no file of its own."""
-    return request.media if request.media and request.show is None else i
+    """What an item shows; itself where that is nothing, or nothing names it."""
+    return (request.media if request.show is None else request.medium) or i
 
 
 def _length(request: Request) -> int:

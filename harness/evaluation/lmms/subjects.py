@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from lmms_eval.api.model import lmms
 
+    from harness.benchmarks import AnyBenchmark
     from harness.config.evaluation import LmmsEvalModel
     from harness.evaluation.lmms.answer_cache import AnswerCollector
     from harness.models.adapter import Evaluated
@@ -29,13 +30,26 @@ class Checkpoints:
 
     Args:
         count: frames of a clip.
+        readers: threads that decode media.
     """
 
     def __init__(
-        self, adapter: Evaluated, count: int, batch_size: int, device: torch.device, dtype: torch.dtype | None
+        self,
+        adapter: Evaluated,
+        count: int,
+        batch_size: int,
+        device: torch.device,
+        dtype: torch.dtype | None,
+        readers: int = 1,
     ) -> None:
         self._adapter = adapter
-        self._settings = {"count": count, "batch_size": batch_size, "device": device, "dtype": dtype}
+        self._settings = {
+            "count": count,
+            "batch_size": batch_size,
+            "device": device,
+            "dtype": dtype,
+            "readers": readers,
+        }
         rule = adapter.frame_rule
         self._frames = FrameCache(lambda media: read_frames(media, frames=count, rule=rule))
         self._open: Checkpoint | None = None
@@ -50,12 +64,12 @@ class Checkpoints:
             "dtype": str(self._settings["dtype"]),
         }
 
-    def model(self, directory: Path, collector: AnswerCollector, *, is_project_benchmark: bool) -> lmms:
+    def model(self, directory: Path, collector: AnswerCollector, benchmark: AnyBenchmark) -> lmms:
         """lmms-eval's view of a checkpoint. The weights of the last one are freed before the next ones are loaded."""
         if self._open is None or self._open.directory != directory:
             self._open = None
             self._open = Checkpoint(self._adapter, directory, self._frames, **self._settings)  # type: ignore[arg-type]
-        return model_class()(collector, self._open, is_project_benchmark=is_project_benchmark)
+        return model_class()(collector, self._open, benchmark)
 
 
 class Builtin:
@@ -85,7 +99,7 @@ class Builtin:
         settings = {key: getattr(self._model, key) for key in ("name", "args")}
         return {**settings, "lmms_eval": importlib.metadata.version("lmms_eval")}
 
-    def model(self, directory: Path, collector: AnswerCollector, *, is_project_benchmark: bool) -> lmms:
+    def model(self, directory: Path, collector: AnswerCollector, benchmark: AnyBenchmark) -> lmms:
         """The model behind our own, which keeps its answers."""
 
         def load() -> Any:

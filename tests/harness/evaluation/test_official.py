@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from harness.benchmarks import BENCHMARKS, PaperBenchmark
 from harness.cli.status import run_status
 from harness.common.errors import DataError, EnvironmentProblem, HarnessError, RecipeError
 from harness.common.progress import Progress
@@ -256,6 +257,14 @@ def test_several_pictures_are_one_clip_and_strangers_are_named() -> None:
     assert shown(pictures, no_video, 3, "a film", "mvbench").frames[0][:, 0, 0, 0].tolist() == [1, 4, 6]
 
 
+def test_what_names_a_medium_is_a_column_of_its_benchmark() -> None:
+    published = {name: entry for name, entry in BENCHMARKS.items() if isinstance(entry, PaperBenchmark)}
+    named = {name: entry.medium_columns for name, entry in published.items()}
+    assert all(set(columns) <= set(published[name].columns.split()) for name, columns in named.items())
+    assert (named["videomme"], named["nextqa"], named["mme_cognition"]) == (["videoID"], ["video"], ["question_id"])
+    assert named["scienceqa"] == [] == named["vinoground"]
+
+
 @pytest.mark.parametrize("rule", ["spread", "mvbench"])
 def test_a_model_sees_the_frames_of_its_own_rule(folder: Path, cases: dict[str, Case], rule: FrameRule) -> None:
     """Two rules never share an answer: the rule is among what the answers are kept by."""
@@ -267,7 +276,7 @@ def test_a_model_sees_the_frames_of_its_own_rule(folder: Path, cases: dict[str, 
     checkpoints = Checkpoints(adapter, 3, 1, torch.device("cpu"), None)
     assert checkpoints.made_by()["frame_rule"] == rule
     collector = AnswerCollector(Answers(folder / "none.json"), {}, lambda done: None)
-    model: Any = checkpoints.model(folder, collector, is_project_benchmark=False)
+    model: Any = checkpoints.model(folder, collector, BENCHMARKS["scienceqa"])
     clip = Media("video", next((folder / "data/benchmarks/mvbench").rglob("*.mp4")))
     assert torch.equal(model.checkpoint.frames(clip), read_frames(clip, frames=3, rule=rule))
     model.task_dict = {"film": {"test": [[Image.new("RGB", (6, 4), (i, 0, 0)) for i in range(9)]]}}

@@ -55,7 +55,7 @@ def checkpoint(folder: Path, weights: bytes = b"weights") -> Path:
 def wanted_of(data: DataSet, folder: Path, name: str = "known") -> Wanted:
     tasks = select(KNOWN[name], data.source, data.questions, None)
     job = Job(3, 0.5, checkpoint(folder / "step-3"))
-    return make_wanted(folder / "run", job, MultipleChoiceTask(KNOWN[name], tasks))
+    return make_wanted(folder / "run", job, MultipleChoiceTask(KNOWN[name], tasks), checkpoint_digest(job.checkpoint))
 
 
 def task(wanted: Wanted) -> MultipleChoiceTask:
@@ -111,7 +111,8 @@ def test_another_checkpoint_question_prompt_or_scoring_is_stale(data: DataSet, t
         with pytest.raises(StaleError, match=f"made from another {name}"):
             read_result(other)
     newer = replace(KNOWN["known"], version=2)
-    again = make_wanted(tmp_path / "run", wanted.job, MultipleChoiceTask(newer, task(wanted).tasks))
+    asked = MultipleChoiceTask(newer, task(wanted).tasks)
+    again = make_wanted(tmp_path / "run", wanted.job, asked, wanted.identity["checkpoint"])
     with pytest.raises(StaleError, match="another definition"):
         read_result(again)
 
@@ -170,7 +171,8 @@ def test_an_empty_answer_is_named_unless_the_benchmark_counts_it(data: DataSet, 
     with pytest.raises(HarnessError, match="letters_motion m1: the answer is empty"):
         read_result(wanted)
     lenient = replace(KNOWN["letters"], empty="count")
-    counting = make_wanted(tmp_path / "run", wanted.job, MultipleChoiceTask(lenient, task(wanted).tasks))
+    asked = MultipleChoiceTask(lenient, task(wanted).tasks)
+    counting = make_wanted(tmp_path / "run", wanted.job, asked, wanted.identity["checkpoint"])
     write(counting, items)
     assert read_result(counting)["counts"]["empty"] == 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from threading import Barrier
 from typing import TYPE_CHECKING
 
 import pytest
@@ -253,8 +254,45 @@ def test_media_are_decoded_once_while_they_fit(data: DataSet) -> None:
 
     clip_bytes = 2 * 3 * 32 * 32
     assert run(FrameCache(counting)) == 3
-    assert run(FrameCache(counting, max_bytes=clip_bytes)) > 3
-    assert run(FrameCache(counting, max_bytes=0)) == 2 * len(data.questions)
+    assert run(FrameCache(counting, max_bytes=clip_bytes)) == 3 + 2
+    assert run(FrameCache(counting, max_bytes=0)) == 3 + 3, "once for the questions that stand together"
+
+
+def test_clips_are_decoded_side_by_side_and_each_once(data: DataSet) -> None:
+    """Three threads wait for each other within the decoder, so one alone would never come out of it."""
+    together, read = Barrier(3, timeout=60), []
+
+    def waiting(media: Media) -> torch.Tensor:
+        read.append(media.path.name)
+        together.wait()
+        return read_frames(media, frames=known.FRAMES)
+
+    model, wanted = known.random_model(3), asks(data)
+    for size in (1, 4, 1000):
+        read.clear()
+        side_by_side = Scorer(known.KnownAdapter(), model, FrameCache(waiting), size, readers=len(wanted))
+        assert losses_of(side_by_side, wanted) == losses_of(scorer(model, size), wanted)
+        assert sorted(read) == sorted({request.media[0].path.name for request in wanted})
+
+
+def test_a_damaged_clip_ends_the_reading_of_those_behind_it(data: DataSet, tmp_path: Path) -> None:
+    (tmp_path / "damaged.mp4").write_bytes(b"not a video")
+    broken = replace(data.questions[0].media[0], path=tmp_path / "damaged.mp4", sha256="other")
+    read: list[str] = []
+
+    def counting(media: Media) -> torch.Tensor:
+        read.append(media.path.name)
+        return read_frames(media, frames=known.FRAMES)
+
+    first, *others = asks(data)
+    parts = [replace(request, media=(replace(request.media[0], start=i / 8),)) for i, request in enumerate(others)]
+    asked = [replace(first, media=(broken,)), *parts]
+    with pytest.raises(DataError, match=r"damaged\.mp4"):
+        for _ in Scorer(known.KnownAdapter(), known.random_model(0), FrameCache(counting), readers=2).option_losses(
+            [{i: request} for i, request in enumerate(asked)]
+        ):
+            pass
+    assert len(read) < len(asked)
 
 
 @pytest.mark.parametrize(
@@ -299,6 +337,8 @@ def test_questions_about_one_clip_are_asked_together_and_its_tower_pass_is_share
     assert len(set(clips_of(together[0]))) == len(wanted) - 1
     unlike = [replace(request, show=lambda: None) for request in about_first]  # type: ignore[arg-type,return-value]
     assert clips_of(dict(enumerate(unlike))) == [0, 1], "pictures that are no files are not compared"
+    named = [replace(request, medium="one film") for request in unlike]
+    assert clips_of(dict(enumerate(named))) == [0, 0], "but for those that the benchmark names"
 
     seen: list[int] = []
     inside = model.model.vision_tower.layers[0]
