@@ -40,10 +40,11 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> No
 
 def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Read what any number of processes wrote into a model and its optimizer; every process comes here."""
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 
-    entries = FileSystemReader(folder).read_metadata().state_dict_metadata
+    from harness.training.shard_reader import ShardReader
+
+    entries = ShardReader(folder).read_metadata().state_dict_metadata
     state = _model_tensors(model)
     moments: dict[str, dict[str, Tensor]] = {}
     parameters = dict(_trained(model))
@@ -53,7 +54,7 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> No
             state[entry] = _empty(stored, parameters[name])
             moments.setdefault(name, {})[key] = state[entry]
     with _alone_without_warning(), _failure_of_a_process():
-        load_shards(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
+        load_shards(state, storage_reader=ShardReader(folder), no_dist=not dist.is_initialized())
     groups = optimizer.state_dict()["param_groups"]
     names = {id(parameter): name for name, parameter in parameters.items()}
     order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
