@@ -14,6 +14,7 @@ import torch
 
 from harness.analysis.runs import load_runs
 from harness.common.errors import HarnessError, RecipeError, StaleError
+from harness.common.file_digests import content_digest
 from harness.common.files import read_json, write_atomic, write_json
 from harness.common.hashing import digest
 from harness.data.conversion import RefusedSamples, remember
@@ -108,9 +109,17 @@ def prepare(recipe: Recipe, progress: Progress, planner: Planner | None = None) 
     _keep_own_files(recipe, run_dir)
     pin(run_dir, "data", data.fingerprint)
     pin(run_dir, "weights", adapter.weights_fingerprint)
+    if (content := _content(recipe, adapter.weight_files(), progress)) is not None:
+        pin(run_dir, "content of the weights", content)
     run = Prepared(recipe, planner.plan(recipe), data, adapter, run_dir, progress)
     _check_room(run)
     return run
+
+
+def _content(recipe: Recipe, files: Sequence[Path], progress: Progress) -> str | None:
+    """Digest of every byte of files of weights: their fingerprint is of beginnings and ends. None of no files."""
+    memory = Path(recipe.paths.stores) / "weights-sha256.json"
+    return content_digest(files, memory, say=progress.say) if files else None
 
 
 def _check_room(run: Prepared) -> None:
@@ -160,7 +169,10 @@ def reference(run: Prepared) -> regate.ReferenceStore | None:
     if place is None:
         return None
     pin(run.run_dir, "reference", digest(place.made_from))
-    if not place.complete:
+    teacher = _content(run.recipe, run.adapter.teacher_files(), run.progress)
+    if place.complete:
+        place.check_teacher(teacher)
+    else:
         began = time.perf_counter()
         devices = processes.count(run.recipe)
         with stage(run.run_dir, "reference", "reference", devices=devices):
@@ -169,7 +181,7 @@ def reference(run: Prepared) -> regate.ReferenceStore | None:
             else:
                 create_reference(run)  # by one process, so that the others find it
                 launch.run_workers(run.recipe, run.run_dir, "reference", devices)
-        place.complete_with(seconds=time.perf_counter() - began, devices=devices)
+        place.complete_with(seconds=time.perf_counter() - began, devices=devices, teacher=teacher)
     return open_reference(run)
 
 

@@ -107,6 +107,15 @@ class Adapter(Protocol):
         """Hash of the teacher's weights, for the reference store."""
         ...
 
+    def weight_files(self) -> list[Path]:
+        """The files of the starting weights, to hold a run to every byte of them; none where each load holds them to
+        digests."""
+        ...
+
+    def teacher_files(self) -> list[Path]:
+        """Those of the teacher, likewise."""
+        ...
+
     def processor(self) -> Processor: ...
 
     def student(self) -> nn.Module:

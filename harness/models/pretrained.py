@@ -177,7 +177,13 @@ class PretrainedAdapter(ABC, Generic[Files]):
 
     @property
     def teacher_fingerprint(self) -> str:
-        return fingerprint(weight_files(self._teacher_folder()))
+        return fingerprint(self.teacher_files())
+
+    def weight_files(self) -> list[Path]:
+        return self.files.weights()
+
+    def teacher_files(self) -> list[Path]:
+        return weight_files(self._teacher_folder())
 
     def teacher(self) -> nn.Module:
         """The language model alone, without what was trained beside it."""

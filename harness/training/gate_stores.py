@@ -46,10 +46,28 @@ class ReferencePlace:
     def complete(self) -> bool:
         return (self.path / _COST).exists()
 
-    def complete_with(self, *, seconds: float, devices: int) -> None:
-        """Mark the losses as complete, with what the pass took: for the runs that find them here."""
-        cost = {"schema": 1, "seconds": seconds, "devices": devices}
+    def complete_with(self, *, seconds: float, devices: int, teacher: str | None) -> None:
+        """Mark the losses as complete, with what the pass took: for the runs that find them here.
+
+        Args:
+            teacher: digest of all bytes of its files; None where its loading has compared them.
+        """
+        cost = {"schema": 1, "seconds": seconds, "devices": devices, "teacher": teacher}
         write_json(self.path / _COST, cost, durable=True, sealed=True)
+
+    def check_teacher(self, teacher: str | None) -> None:
+        """Hold complete losses to the teacher's bytes, of which `made_from` names a part; those of an earlier version
+        do not say them.
+
+        Raises:
+            StaleError: they were computed with other weights.
+        """
+        stored = _read_cost(self.path).get("teacher")
+        if teacher is not None and stored is not None and stored != teacher:
+            raise StaleError(
+                f"{self.path}: was computed by a teacher whose files differ from those here (sha256)",
+                hint=f"bring its weights back, or move {self.path} away to compute the losses anew",
+            )
 
 
 def reference_place(run: Prepared) -> ReferencePlace | None:
@@ -167,9 +185,7 @@ def reference_facts(run: Prepared) -> dict[str, Any] | None:
     store = open_reference(run)
     if store is None:
         return None
-    shape = {"seconds": int | float, "devices": int}
-    remedy = "delete it and give the command again: the losses are kept, what they cost is then not known"
-    cost = read_json(store.path / _COST, "the cost of reference losses", schema=1, shape=shape, hint=remedy)
+    cost = _read_cost(store.path)
     made_from = store.manifest["fingerprint"]
     return {
         "fingerprint": digest(made_from),
@@ -178,3 +194,9 @@ def reference_facts(run: Prepared) -> dict[str, Any] | None:
         "seconds": cost["seconds"],
         "devices": cost["devices"],
     }
+
+
+def _read_cost(store: Path) -> dict[str, Any]:
+    shape = {"seconds": int | float, "devices": int}
+    remedy = "delete it and give the command again: the losses are kept, what they cost is then not known"
+    return read_json(store / _COST, "the cost of reference losses", schema=1, shape=shape, hint=remedy)

@@ -70,6 +70,12 @@ class TinyAdapter:
     def teacher_fingerprint(self) -> str:
         return self.stages.weights("backbone")
 
+    def weight_files(self) -> list[Path]:
+        return []
+
+    def teacher_files(self) -> list[Path]:
+        return []
+
     def processor(self) -> TinyProcessor:
         return TinyProcessor.load(self.stages.folder("backbone"))
 

@@ -11,14 +11,16 @@ import pytest
 import torch
 
 import regate
-from harness.common.errors import DataError, EnvironmentProblem, RecipeError
+from harness import pipeline
+from harness.common.errors import DataError, EnvironmentProblem, RecipeError, StaleError
 from harness.common.progress import Progress
 from harness.config.load import load_recipe
 from harness.data.sample import Sample, Turn
 from harness.data.sources import DataSet, open_data
-from harness.models import adapter_for
+from harness.models import adapter_for, checkpoint_files
 from harness.models.videollama2.adapter import VideoLLaMA2Adapter
 from harness.models.videollama2.processor import VideoLLaMA2Conversations
+from harness.training.gate_stores import reference_place
 from regate.types import Kind
 from tests.harness.worlds.videollama2 import user_supplied, write_world
 
@@ -224,3 +226,30 @@ def test_one_training_step_reaches_connector_and_decoder(adapter: VideoLLaMA2Ada
     regate.token_loss(logits_NV, targets_N).mean().backward()
     for name, value in model.named_parameters():
         assert (value.grad is not None) == value.requires_grad, name
+
+
+def test_a_byte_in_the_middle_of_the_weights_is_seen(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fingerprint reads beginnings and ends; a run is held to every byte, and so are the teacher's losses."""
+    monkeypatch.setattr(checkpoint_files, "_PIECE", 4096)  # of files that are small here
+    moved = shutil.copytree(world, tmp_path / "moved")
+    recipe, progress = user_supplied(moved), Progress(quiet=True)
+    language_model = adapter_for(recipe, None).teacher_files()[0]
+    run = pipeline.prepare(recipe, progress)
+    place = reference_place(run)
+    assert place is not None
+    place.path.mkdir(parents=True)
+    place.complete_with(seconds=1.0, devices=1, teacher="0" * 64)
+    with pytest.raises(StaleError, match="computed by a teacher whose files differ"):
+        pipeline.reference(run)
+    fingerprint = run.adapter.weights_fingerprint
+    size = language_model.stat().st_size
+    with language_model.open("r+b") as file:
+        file.seek(size // 2)
+        byte = file.read(1)[0]
+        file.seek(size // 2)
+        file.write(bytes([byte ^ 1]))
+    assert adapter_for(recipe, None).weights_fingerprint == fingerprint
+    with pytest.raises(StaleError, match="started with other content of the weights"):
+        pipeline.prepare(recipe, progress)
