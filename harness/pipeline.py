@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from harness.analysis.runs import load_runs
-from harness.common.errors import HarnessError, RecipeError, StaleError
+from harness.common.errors import HarnessError, StaleError
 from harness.common.file_digests import content_digest
 from harness.common.files import read_json, write_atomic, write_json
 from harness.common.hashing import digest
 from harness.data.conversion import RefusedSamples, remember
 from harness.data.sources import make_data
 from harness.evaluation import evaluate as evaluation
+from harness.evaluation.lmms.process import visible_gpus
 from harness.models import MODELS, adapter_for
 from harness.plan import Planner, require
 from harness.plan.disk import disk_needs
@@ -47,9 +48,11 @@ from harness.training.checkpoint import latest
 from harness.training.gate_stores import (
     compute_reference_losses,
     create_reference,
+    gather_reference,
     open_reference,
     reference_facts,
     reference_place,
+    scored_samples,
 )
 from harness.training.kept_models import check_before_resuming, check_model
 from harness.training.run import Prepared, use_settings
@@ -66,25 +69,31 @@ if TYPE_CHECKING:
     from harness.data.sources import DataSet
     from harness.models.adapter import Adapter
     from harness.plan.disk import Need
+    from harness.training.nodes import Coordinator
 
 _PROVENANCE: Final = "provenance.json"
 
 
-def prepare(recipe: Recipe, progress: Progress, planner: Planner | None = None) -> Prepared:
+def prepare(
+    recipe: Recipe, progress: Progress, planner: Planner | None = None, others: Coordinator | None = None
+) -> Prepared:
     """Make the data and weights that can be made here; name every one that the user must supply.
 
     Args:
         planner: holds what the command has planned and opened before; None for a command that only prepares.
+        others: the other nodes that will work on the run; None where there are none.
 
     Raises:
-        EnvironmentProblem: weights are missing, or a disk has less than the run will write.
+        EnvironmentProblem: weights are missing, a disk has less than the run will write, or the nodes do not see the
+            same folders.
         DataError: data are missing or damaged, or the ledger of a training that has begun is gone.
         StaleError: the run was started with other data or weights.
     """
     use_settings(recipe)
     check_ledger_kept(run_dir_of(recipe))
-    if finished_step(run_dir_of(recipe) / "ledger.jsonl") is None and not processes.under_torchrun():
-        processes.count(recipe)  # a batch that cannot be split is refused before anything is made
+    if finished_step(run_dir_of(recipe) / "ledger.jsonl") is None:
+        # A batch that cannot be split is refused before anything is made.
+        processes.count(recipe, 1 if others is None else others.nodes)
         check_attention(recipe)
     planner = planner or Planner()
     plan = planner.plan(recipe)
@@ -96,6 +105,8 @@ def prepare(recipe: Recipe, progress: Progress, planner: Planner | None = None) 
         Path(recipe.paths.stores),
     ):
         check_disk(folder)
+    if others is not None:
+        others.check_shared([Path(recipe.paths.results), Path(recipe.paths.stores)])
     run_dir = run_dir_of(recipe)
     run_dir.mkdir(parents=True, exist_ok=True)
     if plan.to_make:
@@ -111,7 +122,7 @@ def prepare(recipe: Recipe, progress: Progress, planner: Planner | None = None) 
     pin(run_dir, "weights", adapter.weights_fingerprint)
     if (content := _content(recipe, adapter.weight_files(), progress)) is not None:
         pin(run_dir, "content of the weights", content)
-    run = Prepared(recipe, planner.plan(recipe), data, adapter, run_dir, progress)
+    run = Prepared(recipe, planner.plan(recipe), data, adapter, run_dir, progress, others)
     _check_room(run)
     return run
 
@@ -163,8 +174,8 @@ def _prepare_model(recipe: Recipe, planner: Planner, run_dir: Path, progress: Pr
 
 
 def reference(run: Prepared) -> regate.ReferenceStore | None:
-    """The reference losses of Eq. 1 for every target of the data set, in as many processes as the recipe says; None
-    where the gate reads none."""
+    """The reference losses of Eq. 1 for every target of the data set, in as many processes of each node as the recipe
+    says; None where the gate reads none."""
     place = reference_place(run)
     if place is None:
         return None
@@ -174,13 +185,17 @@ def reference(run: Prepared) -> regate.ReferenceStore | None:
         place.check_teacher(teacher)
     else:
         began = time.perf_counter()
-        devices = processes.count(run.recipe)
+        each = processes.count(run.recipe, run.nodes)
+        devices = each * run.nodes
+        gather_reference(run)  # what several nodes have left, of which there may be fewer now
         with stage(run.run_dir, "reference", "reference", devices=devices):
-            if devices == 1:
+            if devices == 1 and not run.recipe.devices.restarts:
                 compute_reference_losses(run)
             else:
                 create_reference(run)  # by one process, so that the others find it
-                launch.run_workers(run.recipe, run.run_dir, "reference", devices)
+                launch.run_workers(run, "reference", each, lambda: scored_samples(run))
+                gather_reference(run)
+                create_reference(run).finish()
         place.complete_with(seconds=time.perf_counter() - began, devices=devices, teacher=teacher)
     return open_reference(run)
 
@@ -197,6 +212,8 @@ def train(run: Prepared) -> None:
 def _write_provenance(run: Prepared) -> None:
     path, ledger_path = run.run_dir / _PROVENANCE, run.run_dir / "ledger.jsonl"
     here = provenance.collect(threads=torch.get_num_threads())
+    if run.others is not None:
+        here["hardware"]["other_nodes"] = run.others.hardware
     if not path.exists():
         write_json(path, here, sealed=True)
         return
@@ -222,13 +239,15 @@ def evaluate(run: Prepared) -> list[dict[str, Any]]:
         raise StaleError(f"no checkpoint to evaluate: {', '.join(absent)}", hint="run `harness train` first")
     for folder in folders.values():
         check_model(folder)
+    devices = len(visible_gpus(run.recipe.devices.processes)) * run.nodes
     return evaluation.evaluate_checkpoints(
         run.recipe,
         run.run_dir,
         jobs,
         data=run.data,
         progress=run.progress,
-        timed=stage(run.run_dir, "eval", "eval"),
+        timed=stage(run.run_dir, "eval", "eval", devices=devices),
+        nodes=run.others,
     )
 
 
@@ -255,18 +274,19 @@ def finish(run: Prepared) -> Path:
     return path
 
 
-def run_stage(recipe: Recipe, name: str | None, progress: Progress, planner: Planner) -> Path | None:
+def run_stage(
+    recipe: Recipe, name: str | None, progress: Progress, planner: Planner, others: Coordinator | None = None
+) -> Path:
     """Prepare a run and do one of its stages (None: no more than that), alone in its folder.
 
+    Args:
+        others: other nodes that work on it.
+
     Returns:
-        The run's folder; None on all but the main process of those that torchrun started.
+        The run's folder.
     """
-    if processes.under_torchrun():
-        if name != "train":
-            raise _not_under_torchrun()
-        return launch.train_under_torchrun(recipe, lambda: _prepare_training(recipe, progress, planner))
     with lock_run(run_dir_of(recipe)):
-        prepared = prepare(recipe, progress, planner)
+        prepared = prepare(recipe, progress, planner, others)
         if name is not None:
             _STAGES[name](prepared)
     return prepared.run_dir
@@ -275,41 +295,28 @@ def run_stage(recipe: Recipe, name: str | None, progress: Progress, planner: Pla
 _STAGES: Final[dict[str, Callable[[Prepared], Any]]] = {"reference": reference, "train": train, "evaluate": evaluate}
 
 
-def _prepare_training(recipe: Recipe, progress: Progress, planner: Planner) -> Prepared:
-    run = prepare(recipe, progress, planner)
-    _write_provenance(run)
-    return run
-
-
-def _not_under_torchrun() -> RecipeError:
-    return RecipeError(
-        "torchrun started this command in several processes, and only `harness train` works so",
-        hint="start the same command without torchrun before it (reference) and after it (run); see docs/devices.md",
-    )
-
-
 def run(
     recipes: Sequence[Recipe],
     progress: Progress,
     suites: Mapping[str, Suite] | None = None,
     *,
     planner: Planner | None = None,
+    others: Coordinator | None = None,
 ) -> list[tuple[tuple[str, str], ...]]:
     """Every stage of every recipe, then the tables and figures of all results and the reports of these runs.
 
     Args:
+        others: other nodes that work on them.
         suites: definitions of the suites that the runs belong to, by name, for the tables.
         planner: holds what the command has planned and opened before.
 
     Returns:
         What the runs showed, a closing for each suite and pair: see `harness.report.closing`.
     """
-    if processes.under_torchrun():
-        raise _not_under_torchrun()
     planner = planner or Planner()
     for recipe in recipes:
         with lock_run(run_dir_of(recipe)):
-            prepared = prepare(recipe, progress, planner)
+            prepared = prepare(recipe, progress, planner, others)
             train(prepared)
             evaluate(prepared)
             progress.say(f"record: {finish(prepared)}")

@@ -17,7 +17,10 @@ from harness.common.streams import spell_what_is_missing
 from harness.common.threads import settle
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from harness.common.errors import HarnessError
+    from harness.training.nodes import Coordinator
 
 
 def _examples(*commands: str) -> str:
@@ -105,13 +108,16 @@ def run(recipes: Recipes) -> None:
     from harness.common.progress import Progress
     from harness.plan import Planner
 
-    planner = Planner()
-    loaded = recipes_to_run(recipes, planner)
-    from harness import pipeline
-    from harness.report.terminal import labelled
+    def work(others: Coordinator | None) -> None:
+        planner = Planner()
+        loaded = recipes_to_run(recipes, planner)
+        from harness import pipeline
+        from harness.report.terminal import labelled
 
-    closings = pipeline.run(loaded, Progress(), known_suites(recipes), planner=planner)
-    _echo("\n\n".join(map(labelled, closings)))
+        closings = pipeline.run(loaded, Progress(), known_suites(recipes), planner=planner, others=others)
+        _echo("\n\n".join(map(labelled, closings)))
+
+    _on_every_node(work)
 
 
 @app.command(epilog=_examples("harness prepare tiny_regate"))
@@ -149,16 +155,19 @@ def evaluate(recipes: Recipes) -> None:
     from harness.common.progress import Progress
     from harness.config.load import EVALUATION, load
 
-    names, others = evaluations_apart(recipes)
-    runs, overrides = split(others)
+    names, runs_named = evaluations_apart(recipes)
+    runs, overrides = split(runs_named)
     as_they_are = [load(EVALUATION, name, overrides) for name in names]
     if runs or not as_they_are:
-        _stage(others, "evaluate")
+        _stage(runs_named, "evaluate")
     if as_they_are:
         from harness.evaluation.standalone import evaluate_standalone
 
-        for recipe in as_they_are:
-            _echo(evaluate_standalone(recipe, Progress()))
+        def work(others: Coordinator | None) -> None:
+            for recipe in as_they_are:
+                _echo(evaluate_standalone(recipe, Progress(), nodes=others))
+
+        _on_every_node(work)
 
 
 def _stage(arguments: list[str], name: str | None = None) -> None:
@@ -168,14 +177,26 @@ def _stage(arguments: list[str], name: str | None = None) -> None:
     from harness.common.progress import Progress
     from harness.plan import Planner
 
-    planner, progress = Planner(), Progress()
-    recipes = recipes_to_run(arguments, planner)
-    from harness import pipeline
+    def work(others: Coordinator | None) -> None:
+        planner, progress = Planner(), Progress()
+        recipes = recipes_to_run(arguments, planner)
+        from harness import pipeline
 
-    for recipe in recipes:
-        run_dir = pipeline.run_stage(recipe, name, progress, planner)
-        if run_dir is not None:
+        for recipe in recipes:
+            run_dir = pipeline.run_stage(recipe, name, progress, planner, others)
             _echo("\n".join(status_lines([run_status(run_dir)])))
+
+    _on_every_node(work)
+
+
+def _on_every_node(work: Callable[[Coordinator | None], None]) -> None:
+    """Do it once for all nodes that this command was started on; the others' processes end as node 0 does."""
+    from harness.common.progress import Progress
+    from harness.training.every_node import on_every_node
+
+    code = on_every_node(work, Progress().say)
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command(

@@ -143,7 +143,7 @@ class Devices(Strict):
     """What a run computes on. Not part of its identity: the same run may go on elsewhere, and its record tells."""
 
     processes: PositiveInt | None = None
-    """Training processes; None takes one for each visible GPU, and one where there is none."""
+    """Training processes of each node; None takes one for each visible GPU, and one where there is none."""
     sharding: Literal["none", "full"] = "none"
     """none: every process holds the whole model. full: weights, gradients and the optimizer's state are spread over
     the processes (FSDP)."""
@@ -156,6 +156,9 @@ class Devices(Strict):
     """Keep the checkpoints to resume from once the record is written; the kept models stay in any case."""
     timeout_minutes: PositiveFloat = 60.0
     """How long a training process waits for another one; then the run ends and says which one hangs."""
+    restarts: NonNegativeInt = 0
+    """How often processes are started again after one was killed, or its GPU or network failed, if the run has come
+    further since the last time."""
 
 
 class SuiteMark(Strict):

@@ -2,8 +2,9 @@
 
 lmms-eval takes five to ten seconds to import and a gigabyte of memory, exits with 0 after a failure and swallows
 errors. So one child scores every checkpoint that has no current result, each result is on disk as soon as it is
-there, and no result counts before `read_result` has counted its items. Where there are several GPUs, a child on each
-answers its share of the items first; the answers lie on disk one by one, and whoever scores finds them there.
+there, and no result counts before `read_result` has counted its items. Where there are several GPUs, of this machine
+or of several nodes, a child on each answers its share of the items first (`harness.evaluation.shares`); the answers
+lie on disk one by one, and whoever scores finds them there.
 """
 
 from __future__ import annotations
@@ -11,11 +12,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
-import queue
-import threading
 import zlib
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +21,7 @@ from harness.benchmarks import BENCHMARKS, AnyBenchmark
 from harness.common.errors import DataError, HarnessError, StaleError
 from harness.common.files import read_json, write_atomic
 from harness.common.hashing import digest
+from harness.evaluation import shares
 from harness.evaluation.lmms.process import CHILD, run_child, visible_gpus
 from harness.evaluation.task import LmmsEvalTask, build_tasks, task_of
 from harness.records.evaluations import SCHEMA, read_item_bytes
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from harness.config.evaluation import EvaluationRecipe
     from harness.config.recipe import Recipe
     from harness.data.sources import DataSet
+    from harness.evaluation.shares import OtherNodes
     from harness.evaluation.task import EvalTask
 
 
@@ -79,6 +79,7 @@ def evaluate_checkpoints(
     timed: AbstractContextManager[Any] | None = None,
     benchmarks: Mapping[str, AnyBenchmark] = BENCHMARKS,
     child: Sequence[str] = CHILD,
+    nodes: OtherNodes | None = None,
 ) -> list[dict[str, Any]]:
     """Score the checkpoints on the recipe's benchmarks, in the order of `jobs` and benchmarks.
 
@@ -91,6 +92,7 @@ def evaluate_checkpoints(
         timed: held open while the child works, and not entered when every result is current.
         benchmarks: what the names in the recipe mean.
         child: the command that gets the job file and the number of the events' file descriptor.
+        nodes: other nodes that answer their shares; None where there are none.
 
     Raises:
         RecipeError: an unknown benchmark, or one for other data.
@@ -113,7 +115,7 @@ def evaluate_checkpoints(
     pending = [wanted for wanted in all_wanted if not _current(wanted, progress)]
     if pending:
         with timed or nullcontext():
-            _evaluate(recipe, run_dir / "eval", pending, progress, child)
+            _evaluate(recipe, run_dir / "eval", pending, progress, child, nodes)
     results = {(wanted.job.step, wanted.task.name): read_result(wanted) for wanted in all_wanted}
     return [results[job.step, name] for job in jobs for name in settings.names]
 
@@ -272,62 +274,23 @@ def _evaluate(
     pending: Sequence[Wanted],
     progress: Progress,
     child: Sequence[str],
+    nodes: OtherNodes | None = None,
 ) -> None:
     """Children for everything that is pending; each result is judged as soon as it is there."""
     ordered = sorted(pending, key=lambda wanted: wanted.job.step)
     gpus = visible_gpus(recipe.devices.processes)
     threads = recipe.devices.threads
-    if len(gpus) > 1:
-        threads_each = threads or max(1, (os.cpu_count() or 1) // len(gpus))
-        shares = [(_job(recipe, ordered, (i, len(gpus)), threads_each), gpu) for i, gpu in enumerate(gpus)]
-        _answer(recipe, folder, ordered, shares, progress, child)
     job = _job(recipe, ordered, (0, 1), threads)
-    with run_child(child, folder, job, gpu=gpus[0]) as events:
-        _follow(recipe, ordered, ((0, event) for event in events), progress)
-
-
-def _answer(
-    recipe: Recipe | EvaluationRecipe,
-    folder: Path,
-    ordered: Sequence[Wanted],
-    shares: Sequence[tuple[Mapping[str, Any], str | None]],
-    progress: Progress,
-    child: Sequence[str],
-) -> None:
-    """A child for each share, side by side. The first one that fails ends all; what was answered stays on disk."""
-    received: queue.SimpleQueue[tuple[int, dict[str, Any] | Exception | None]] = queue.SimpleQueue()
-
-    def receive(number: int, events: Iterator[dict[str, Any]]) -> None:
-        try:
-            for event in events:
-                received.put((number, event))
-            received.put((number, None))
-        except Exception as error:  # noqa: BLE001 - the thread that listens raises it
-            received.put((number, error))
-
-    def merged() -> Iterator[tuple[int, dict[str, Any]]]:
-        working = set(range(len(shares)))
-        while working:
-            number, event = received.get()
-            if isinstance(event, HarnessError):
-                gpu = shares[number][1]
-                where = f"process {number + 1} of {len(shares)}" + ("" if gpu is None else f" (GPU {gpu})")
-                raise type(event)(f"{where}: {event}", hint=event.hint) from event
-            if isinstance(event, Exception):
-                raise event
-            if event is None:
-                working.discard(number)
-            else:
-                yield number, event
-
-    with ExitStack() as stack:
-        for number, (job, gpu) in enumerate(shares):
-            log = f"lmms_eval-{number}.log"
-            events = stack.enter_context(run_child(child, folder, job, log_name=log, gpu=gpu))
-            threading.Thread(
-                target=receive, args=(number, events), daemon=True, name=f"events-{number}"
-            ).start()
-        _follow(recipe, ordered, merged(), progress)
+    if len(gpus) > 1 or nodes is not None:
+        with ExitStack() as stack:
+            others: list[Iterator[dict[str, Any]]] = []
+            if nodes is not None:
+                others = stack.enter_context(nodes.answer(folder, job, len(gpus), threads))
+            mine = shares.of_node(job, gpus, 0, 1 if nodes is None else nodes.nodes, threads)
+            events = stack.enter_context(closing(shares.answer(child, folder, mine, others)))
+            _follow(recipe, ordered, events, progress)
+    with run_child(child, folder, job, gpu=gpus[0]) as alone:
+        _follow(recipe, ordered, ((0, event) for event in alone), progress)
 
 
 def _follow(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from harness.common.progress import Progress
     from harness.config.evaluation import EvaluationRecipe
+    from harness.evaluation.shares import OtherNodes
 
 
 def evaluate_standalone(
@@ -30,11 +31,12 @@ def evaluate_standalone(
     *,
     benchmarks: Mapping[str, AnyBenchmark] = BENCHMARKS,
     child: Sequence[str] = CHILD,
+    nodes: OtherNodes | None = None,
 ) -> Path:
     """Score the model on every benchmark and write its record; results that are current are not made again.
 
     Args:
-        benchmarks, child: as for `evaluate_checkpoints`.
+        benchmarks, child, nodes: as for `evaluate_checkpoints`.
 
     Returns:
         The record's file.
@@ -50,11 +52,15 @@ def evaluate_standalone(
     check_disk(Path(recipe.paths.results))
     run_dir = run_dir_of(recipe)
     job = Job(0, 0.0, _checkpoint(recipe))
+    if nodes is not None:
+        nodes.check_shared([Path(recipe.paths.results)])
     with lock_run(run_dir):
         write_json(run_dir / "recipe.json", recipe.identity(), sealed=True)
         weights = weights_of(recipe)
         pin(run_dir, "weights", weights)
-        evaluate_checkpoints(recipe, run_dir, [job], data=None, progress=progress, benchmarks=benchmarks, child=child)
+        evaluate_checkpoints(
+            recipe, run_dir, [job], data=None, progress=progress, benchmarks=benchmarks, child=child, nodes=nodes
+        )
         where = provenance.collect(threads=recipe.devices.threads)
         finished = datetime.now(UTC).isoformat(timespec="milliseconds")
         record = evaluation_record(recipe, run_dir, weights_fingerprint=weights, where=where, finished=finished)

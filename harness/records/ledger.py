@@ -35,6 +35,7 @@ _EVENTS: Final[dict[str, dict[str, Any]]] = {
     "stage": {"stage": str, "seconds": dict},
     "end": {"step": int},
     "surroundings": {"where": dict},
+    "restart": {"why": str},
 }
 """What a line of each event must hold to be read at all; `totals.check_steps` looks at what a step counts."""
 _SEAL: Final = re.compile(rb',"crc32":([0-9]+)}\s*$')

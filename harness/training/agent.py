@@ -43,6 +43,9 @@ _FAILURE_GRACE_S: Final = 2.0
 """Seconds in which the others may still say what happened to them, once one has failed."""
 _SHUTDOWN_GRACE_S: Final = 60.0
 """Seconds in which the others may finish what they write, once one has stopped as it was asked to."""
+_ABANDON_S: Final = 10.0
+"""Seconds that the agent is given once its processes are dead. It may still wait for another machine's, which will
+never come; processes that it would start then find their lifeline gone."""
 _FOREIGN: Final = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_", "MASTER_")
 """Environment variables that would change what a worker does."""
 
@@ -78,13 +81,16 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def run(run_dir: Path, group: Group, stop: Callable[[], bool]) -> dict[int, tuple[int, float]]:
+def run(
+    run_dir: Path, group: Group, stop: Callable[[], bool], over: Callable[[], bool] = lambda: False
+) -> dict[int, tuple[int, float]]:
     """Run this machine's processes to their end.
 
     They end with this call, however it is left, and by themselves when this process dies.
 
     Args:
         stop: whether they are asked to stop; each is told once.
+        over: whether those of another machine have failed: these here would wait for them, and are killed.
 
     Returns:
         Exit code and time of every process that did not end with 0, by rank.
@@ -97,17 +103,18 @@ def run(run_dir: Path, group: Group, stop: Callable[[], bool]) -> dict[int, tupl
         agent = _Agent(group, folder, [str(run_dir), str(lifeline)])
         try:
             agent.start()
-            _watch(agent, folder, group.ranks, stop)
+            _watch(agent, folder, group.ranks, stop, over)
         finally:
-            while agent.is_alive():  # it may be about to start some
+            gives_up = time.monotonic() + _ABANDON_S
+            while agent.is_alive() and time.monotonic() < gives_up:  # it may be about to start some
                 _signal(folder, group.ranks, signal.SIGKILL)
                 agent.join(_POLL_S)
             _signal(folder, group.ranks, signal.SIGKILL)  # also those that load data for them
     if agent.error is not None:
         raise EnvironmentProblem(
-            f"the training processes of {group.nodes} machines did not meet at {group.address}:{group.port}: "
+            f"the training processes of {group.nodes} nodes did not meet at {group.address}:{group.port}: "
             f"{agent.error}",
-            hint="machine 0 must be reached from the others by that name and on any port above 1024",
+            hint="node 0 must be reached from the others by that name and on any port above 1024",
         ) from agent.error
     return {rank: (failure.exitcode, float(failure.timestamp)) for rank, failure in agent.failures.items()}
 
@@ -151,9 +158,11 @@ class _Agent(threading.Thread):
             self.error = error
 
 
-def _watch(agent: _Agent, folder: Path, ranks: range, stop: Callable[[], bool]) -> None:
+def _watch(
+    agent: _Agent, folder: Path, ranks: range, stop: Callable[[], bool], over: Callable[[], bool]
+) -> None:
     """Until the agent has ended: pass on a request to stop, and kill what is left some time after the first end that
-    was not success."""
+    was not success, here or elsewhere."""
     asked: set[int] = set()
     until = None
     while agent.is_alive():
@@ -163,8 +172,12 @@ def _watch(agent: _Agent, folder: Path, ranks: range, stop: Callable[[], bool]) 
         if until is None and any(codes):
             grace = _SHUTDOWN_GRACE_S if Preempted.exit_code in codes else _FAILURE_GRACE_S
             until = time.monotonic() + grace
+        if until is None and over():
+            until = time.monotonic() + _FAILURE_GRACE_S
         if until is not None and time.monotonic() > until:
             _signal(folder, ranks, signal.SIGKILL)
+            if time.monotonic() > until + _ABANDON_S:
+                return
         agent.join(_POLL_S)
 
 

@@ -8,17 +8,19 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import torch
 
 import regate
 from harness.common.errors import StaleError
-from harness.common.files import read_json, write_json
+from harness.common.files import atomic_folder, read_json, write_json
 from harness.common.hashing import digest
 from harness.data.loading.batches import text_batches
 from harness.data.loading.text_rows import TextRows, path_of
 from harness.models import device
 from harness.training.checkpoint import latest
 from regate import process
+from regate.teacher import write_losses
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
 
 _COST: Final = "cost.json"
 """In the folder of a reference store once it is complete: what the pass took."""
+_NODES: Final = "nodes"
+"""In the folder of a reference store while several nodes fill it: a copy for each but the first."""
+_ROWS: Final = 4096
+"""Samples that are taken from a copy at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +111,14 @@ def create_reference(run: Prepared) -> regate.ReferenceWriter:
     """The store that the reference losses are written to, made unless it is there; for a gate that reads them."""
     place = reference_place(run)
     assert place is not None
-    index = run.index
+    return _create_at(run, place.path)
+
+
+def _create_at(run: Prepared, path: Path) -> regate.ReferenceWriter:
+    place, index = reference_place(run), run.index
+    assert place is not None
     return regate.ReferenceWriter.create(
-        place.path,
+        path,
         sample_ids=index.sample_ids.tolist(),
         num_targets=index.num_targets.tolist(),
         checksums=index.checksums.tolist(),
@@ -120,10 +131,80 @@ def compute_reference_losses(run: Prepared) -> None:
 
     Batches are dealt out whole, so the values do not depend on the number of processes.
     """
+    writer = create_reference(run)
+    _write_reference_losses(run, writer)
+    process.barrier()
+    writer.finish()
+
+
+def compute_node_losses(run: Prepared, node: int, nodes: int) -> None:
+    """The same on one of several nodes, whose processes fill a store of their own: see `spread_reference`."""
+    place = reference_place(run)
+    assert place is not None
+    path = place.path if node == 0 else _node_path(place.path, node)
+    _write_reference_losses(run, _create_at(run, path), nodes)
+    process.barrier()
+
+
+def spread_reference(run: Prepared, nodes: int) -> None:
+    """Make a copy of the unfinished store for each node but the first.
+
+    A store is mapped into memory, and a node writes whole pages of it: two nodes that fill one file on a network
+    file system would write over each other's losses.
+    """
+    place = reference_place(run)
+    assert place is not None
+    gather_reference(run)
+    create_reference(run)
+    for node in range(1, nodes):
+        copy = _node_path(place.path, node)
+        with atomic_folder(copy) as folder:
+            for path in place.path.iterdir():
+                if path.is_file():
+                    shutil.copyfile(path, folder / path.name)
+
+
+def gather_reference(run: Prepared) -> None:
+    """Take the losses of the nodes' copies into the store, also those that an earlier attempt left; the copies are
+    removed."""
+    place = reference_place(run)
+    assert place is not None
+    copies = sorted((place.path / _NODES).glob("[0-9]*"))
+    if copies:
+        writer = create_reference(run)
+        for copy in copies:
+            _take(writer, _create_at(run, copy))
+    shutil.rmtree(place.path / _NODES, ignore_errors=True)
+
+
+def scored_samples(run: Prepared) -> int:
+    """How many samples have their reference losses, those in the nodes' copies included."""
+    place = reference_place(run)
+    assert place is not None
+    folders = [place.path, *(place.path / _NODES).glob("[0-9]*")]
+    marks = [np.load(folder / "done.npy") for folder in folders if (folder / "done.npy").exists()]
+    return int(np.any(np.stack(marks) == 1, axis=0).sum()) if marks else 0
+
+
+def _take(writer: regate.ReferenceWriter, copy: regate.ReferenceWriter) -> None:
+    """Write down the samples that a copy has and the store has not."""
+    rows = np.flatnonzero((np.asarray(copy.done_M) == 1) & (np.asarray(writer.done_M) != 1))
+    offsets = copy.index.offsets_M1
+    for start in range(0, len(rows), _ROWS):
+        some = rows[start : start + _ROWS].tolist()
+        losses = [torch.from_numpy(np.array(copy.losses[offsets[row] : offsets[row + 1]])) for row in some]
+        writer.write(copy.index.ids_M[some].tolist(), losses)
+
+
+def _node_path(path: Path, node: int) -> Path:
+    return path / _NODES / str(node)
+
+
+def _write_reference_losses(run: Prepared, writer: regate.ReferenceWriter, nodes: int = 1) -> None:
     gate, place = run.recipe.gate, reference_place(run)
     assert gate is not None
     assert place is not None
-    writer, dtype = create_reference(run), place.made_from["dtype"]
+    dtype = place.made_from["dtype"]
     if dtype != gate.reference.dtype:
         run.progress.say(f"the teacher computes in {dtype}: this device has no fast bfloat16")
     processor = run.adapter.processor()
@@ -131,8 +212,9 @@ def compute_reference_losses(run: Prepared) -> None:
     # All batches, also those that a killed pass has done: which rows share a batch decides the last bits.
     batches = _text_batches(run, processor, gate.reference.tokens_per_batch)
     scored = len(writer.done_ids())
-    with run.progress.task(f"reference losses {run.recipe.name}", len(writer.index), start=scored) as advance:
-        regate.score_reference(
+    mine = scored + -(-(len(writer.index) - scored) // nodes)  # a node counts its own store's
+    with run.progress.task(f"reference losses {run.recipe.name}", mine, start=scored) as advance:
+        write_losses(
             teacher,
             batches,
             writer,
@@ -140,7 +222,7 @@ def compute_reference_losses(run: Prepared) -> None:
             placeholders=gate.reference.placeholders,
             dtype=dtype,
             candidates=gate.candidates,
-            progress=lambda _: advance(int(writer.done_M.sum())),
+            progress=lambda _: advance(min(mine, int(writer.done_M.sum()))),
         )
 
 

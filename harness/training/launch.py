@@ -1,5 +1,6 @@
-"""The processes of a training: this one, or several of torch's elastic agent (`harness.training.agent`), or those
-that torchrun started; and which of their endings is the run's error.
+"""The processes of a training: this one, or several of torch's elastic agent (`harness.training.agent`), on this
+node and on others (`harness.training.nodes`); which of their endings is the run's error, and whether they are started
+again.
 """
 
 from __future__ import annotations
@@ -8,26 +9,24 @@ import re
 import shutil
 import signal
 import time
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Final, Literal
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from harness.common.errors import DataError, EnvironmentProblem, HarnessError, Preempted, RecipeError, StaleError
+from harness.common.errors import HarnessError, Preempted
 from harness.common.files import write_json
-from harness.common.progress import Progress
 from harness.common.signals import stop_requests
-from harness.records.run_folder import lock_run, run_dir_of
+from harness.records.ledger import Ledger, read_steps
 from harness.training import agent, loop, processes
 from harness.training.agent import FOLDER, JOB
-from harness.training.gate_stores import make_gate, open_reference
-from harness.training.run import join
-from regate import process
+from harness.training.gate_stores import make_gate, open_reference, spread_reference
+from harness.training.nodes import FAMILY, compute
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import regate
-    from harness.config.recipe import Recipe
     from harness.training.run import Prepared
 
 Task = Literal["reference", "train"]
@@ -38,25 +37,34 @@ _SAME_TIME_S: Final = 1.0
 """Endings within this of the first one may be its cause; the agent's clock counts whole seconds."""
 _TIMED_OUT: Final = re.compile(r"[Tt]imed out waiting|collective operation timeout|Watchdog caught")
 """What gloo and NCCL say where another process did not come."""
-_FAMILY: Final = (RecipeError, EnvironmentProblem, DataError, StaleError, Preempted)
+_BROKEN: Final = re.compile(
+    r"CUDA error: (?!device-side assert|out of memory|invalid)|uncorrectable ECC|NCCL error|ncclUnhandledCudaError|"
+    r"ncclSystemError|ncclRemoteError|ncclInternalError|Watchdog caught|[Tt]imed out waiting|"
+    r"collective operation timeout"
+)
+"""What CUDA, NCCL and gloo say of a GPU or a network that failed; a program's own mistakes are none."""
+_KILLED: Final = frozenset(-number for number in (signal.SIGABRT, signal.SIGBUS, signal.SIGKILL, signal.SIGSEGV))
+"""Exit codes of processes that a machine or a library ended."""
+_PAUSES_S: Final = (10.0, 60.0, 300.0)
+"""Seconds before the first, the second and each further restart."""
 
 
 # --- the training on its processes -----------------------------------------------------------------------
 
 
 def train(run: Prepared, store: regate.ReferenceStore | None) -> None:
-    """Fine-tune, in as many processes of this machine as the recipe says. A finished training is left alone.
+    """Fine-tune, in as many processes of each node as the recipe says. A finished training is left alone.
 
     Args:
         store: the reference losses; None where the gate reads none.
     """
     job = _train_job(run, store)
-    count = processes.count(run.recipe)
-    if count == 1 or job.finished:
+    each = processes.count(run.recipe, run.nodes)
+    if job.finished or (each * run.nodes == 1 and not run.recipe.devices.restarts):
         loop.train(job)
         return
     _count_targets(run)
-    run_workers(run.recipe, run.run_dir, "train", count)
+    run_workers(run, "train", each, lambda: _last_step(run))
 
 
 def train_here(run: Prepared, *, began: float | None = None) -> None:
@@ -66,30 +74,6 @@ def train_here(run: Prepared, *, began: float | None = None) -> None:
         began: see `TrainJob.began`.
     """
     loop.train(_train_job(run, open_reference(run), began=began))
-
-
-def train_under_torchrun(recipe: Recipe, prepare: Callable[[], Prepared]) -> Path | None:
-    """The training on every process that torchrun started, on one machine or several; every one calls this.
-
-    Args:
-        prepare: makes the run ready; called on the main process alone, which holds the run's lock.
-
-    Returns:
-        The run's folder; None on all but the main process.
-    """
-    processes.init_process_group(recipe.devices.timeout_minutes)
-    main = process.rank() == 0
-    processes.check_split(recipe, process.world())
-    with ExitStack() as stack:
-        if main:
-            stack.enter_context(lock_run(run_dir_of(recipe)))
-            run = prepare()
-            open_reference(run)
-            _count_targets(run)
-        process.barrier()
-        train_here(run if main else join(recipe, Progress(quiet=True)))
-        processes.destroy_process_group()
-    return run.run_dir if main else None
 
 
 def _train_job(run: Prepared, store: regate.ReferenceStore | None, *, began: float | None = None) -> loop.TrainJob:
@@ -113,43 +97,126 @@ def _count_targets(run: Prepared) -> None:
         _ = run.index
 
 
-# --- processes started here ------------------------------------------------------------------------------
+def _last_step(run: Prepared) -> int:
+    """The newest step that the ledger holds; -1 where none is done."""
+    steps = read_steps(run.run_dir / "ledger.jsonl")
+    return int(steps[-1]["step"]) if steps else -1
 
 
-def run_workers(recipe: Recipe, run_dir: Path, task: Task, world: int) -> None:
-    """Do one task of a prepared run in `world` processes, and return when all have done it.
+# --- processes started here, and on the other nodes -------------------------------------------------------
 
-    A request to stop is passed on to each; a second Ctrl-C ends them at once.
+
+def run_workers(run: Prepared, task: Task, each: int, reached: Callable[[], int]) -> None:
+    """Do one task of a prepared run in `each` processes of every node, and return when all have done it.
+
+    A request to stop is passed on to each; a second Ctrl-C ends them at once. Where a process was killed, or a GPU or
+    the network failed, they are started again as `devices.restarts` allows.
+
+    Args:
+        reached: how far the task is, as a number that grows.
 
     Raises:
         HarnessError: what the first process that failed reported, of the same kind.
         Preempted: they stopped after a checkpoint.
     """
-    folder = run_dir / FOLDER
+    restarts = Restarts(run.recipe.devices.restarts, reached())
+    while True:
+        try:
+            _attempt(run, task, each)
+            return
+        except MachineFailure as failure:
+            pause = restarts.pause(reached())
+            if pause is None:
+                raise
+            line = str(failure).splitlines()[0]
+            times = f"{restarts.made} of {restarts.allowed}"
+            run.progress.say(f"{line}\n  starting again in {pause:.0f} s (devices.restarts: {times})")
+            with Ledger(run.run_dir / "ledger.jsonl") as ledger:
+                ledger.append("restart", task=task, why=line, reached=restarts.reached)
+            time.sleep(pause)
+
+
+def _attempt(run: Prepared, task: Task, each: int) -> None:
+    folder, others = run.run_dir / FOLDER, run.others
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    write_json(folder / JOB, {"schema": 1, "task": task, "began": time.perf_counter()})
-    group = agent.Group(0, 1, "127.0.0.1", agent.free_port(), world, recipe.devices.threads)
+    attempt = uuid.uuid4().hex
+    write_json(folder / JOB, {"schema": 1, "task": task, "began": time.perf_counter(), "attempt": attempt})
+    if others is not None and task == "reference":
+        spread_reference(run, run.nodes)
+    address = "127.0.0.1" if others is None else others.address
+    group = agent.Group(0, run.nodes, address, agent.free_port(), each, run.recipe.devices.threads)
+    order = None if others is None else others.begin(compute(run.run_dir, attempt, group))
     # The handlers stand before the processes start and until the last has ended: no request is lost in between.
     with stop_requests() as stopping:
-        failures = agent.run(run_dir, group, stopping)
-        stopped = stopping()
+
+        def stop() -> bool:
+            asked = stopping() or (order is not None and order.stops())
+            if asked and order is not None:
+                order.tell_stop()
+            return asked
+
+        failures = agent.run(run.run_dir, group, stop, lambda: order is not None and order.failed())
+        stopped = stop()
+        outcomes = {rank: agent.read_outcome(folder, rank) for rank in group.ranks}
+        if order is not None:
+            failed = any(code != Preempted.exit_code for code, _ in failures.values())
+            elsewhere = order.end_compute(stopped=stopped or bool(failures), failed=failed)
+            failures |= elsewhere.failures
+            outcomes |= elsewhere.outcomes
+            stopped = stopped or elsewhere.stopped
     if failures:
         first = min(when for _, when in failures.values())
-        codes = [failures[rank][0] if rank in failures else 0 for rank in range(world)]
+        codes = [failures[rank][0] if rank in failures else 0 for rank in range(each * run.nodes)]
         first_failed = [rank for rank, (_, when) in failures.items() if when <= first + _SAME_TIME_S]
-        raise _failure(folder, codes, first_failed, stopped=stopped)
+        raise _failure(folder, codes, first_failed, outcomes, stopped=stopped)
+    if others is not None and stopped:
+        raise Preempted("stopped when all was done")
 
 
-def _failure(folder: Path, codes: Sequence[int | None], first_failed: list[int], *, stopped: bool) -> HarnessError:
+class MachineFailure(HarnessError):
+    """A process was killed, or its GPU or network failed: another attempt may do better."""
+
+
+@dataclass(slots=True)
+class Restarts:
+    """How often, and after what a time, a failed attempt is made again.
+
+    Attributes:
+        allowed: `devices.restarts`.
+        reached: how far the run was at the last start.
+        made: restarts so far.
+    """
+
+    allowed: int
+    reached: int
+    made: int = 0
+
+    def pause(self, reached: int) -> float | None:
+        """Seconds until the next attempt; None where there is none: all are used up, or the last one came no further
+        than the one before."""
+        if self.made >= self.allowed or reached <= self.reached:
+            return None
+        self.reached, self.made = reached, self.made + 1
+        return _PAUSES_S[min(self.made, len(_PAUSES_S)) - 1]
+
+
+def _failure(
+    folder: Path,
+    codes: Sequence[int | None],
+    first_failed: list[int],
+    outcomes: Mapping[int, dict[str, Any] | None],
+    *,
+    stopped: bool,
+) -> HarnessError:
     """The one error of several processes: of the one that failed first, whose failure the others only felt.
 
     Args:
         codes: exit codes by rank; None of a process that was still running, negative of one that was killed.
         first_failed: those that had failed when a failure was first seen; empty if all ended at once.
+        outcomes: what each says of its end, by rank; None where it could not say it.
         stopped: the processes were asked to stop.
     """
-    outcomes = {rank: agent.read_outcome(folder, rank) for rank in range(len(codes))}
     if stopped and all(outcome is None or outcome["code"] == Preempted.exit_code for outcome in outcomes.values()):
         messages = (outcome["message"] for outcome in outcomes.values() if outcome)
         return Preempted(next(messages, "stopped before the first step"))
@@ -162,14 +229,16 @@ def _failure(folder: Path, codes: Sequence[int | None], first_failed: list[int],
     absent = [rank for rank, outcome in outcomes.items() if outcome is None]
     if absent and _TIMED_OUT.search(earliest["message"]):
         return _stuck(next(rank for rank, outcome in outcomes.items() if outcome is earliest), absent)
-    kind = next((kind for kind in _FAMILY if kind.exit_code == earliest["code"]), HarnessError)
-    return kind(str(earliest["message"]))
+    message = str(earliest["message"])
+    unknown = MachineFailure if _BROKEN.search(message) else HarnessError
+    kind = next((kind for kind in FAMILY if kind.exit_code == earliest["code"]), unknown)
+    return kind(message)
 
 
 def _stuck(waiting: int, ranks: list[int]) -> HarnessError:
     """Of processes that the others waited for in vain."""
     names = ", ".join(map(str, ranks))
-    return HarnessError(
+    return MachineFailure(
         f"training process {names} did not answer: process {waiting} waited devices.timeout_minutes for it",
         hint="it hangs: its log is beside those of the others, and a GPU that hangs says so in the system's log; the "
         "same command resumes from the newest checkpoint",
@@ -190,4 +259,4 @@ def _silent_failure(folder: Path, rank: int, code: int | None) -> HarnessError:
     hint = "the same command resumes from the newest checkpoint"
     if code == -signal.SIGKILL:
         hint += "; the system kills a process like this when memory runs out"
-    return HarnessError(message, hint=hint)
+    return (MachineFailure if code in _KILLED else HarnessError)(message, hint=hint)

@@ -1,7 +1,6 @@
 """The processes that compute one run together: how many there are, and the process group that they form.
 
-`harness.training.launch` starts them on one machine; under torchrun they are there already, on one machine or
-several.
+`harness.training.launch` starts them, on this machine and, where the command was started on several nodes, on those.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from harness.common.errors import EnvironmentProblem, RecipeError
 if TYPE_CHECKING:
     from harness.config.recipe import Recipe
 
-def count(recipe: Recipe) -> int:
-    """How many processes the recipe's training gets on this machine.
+def count(recipe: Recipe, nodes: int = 1) -> int:
+    """How many processes the recipe's training gets on each node, of which this is one.
 
     Raises:
         EnvironmentProblem: more are asked for than there are GPUs.
@@ -31,7 +30,7 @@ def count(recipe: Recipe) -> int:
             f"devices.processes is {processes}, and {gpus} GPUs are visible: each process needs its own",
             hint="leave devices.processes out to use every visible GPU",
         )
-    check_split(recipe, processes)
+    check_split(recipe, processes * nodes)
     return processes
 
 
@@ -50,11 +49,6 @@ def check_split(recipe: Recipe, processes: int) -> None:
             f"{train.micro_batch} x {processes}",
             hint="choose micro_batch so that it divides global_batch / processes, or set devices.processes",
         )
-
-
-def under_torchrun() -> bool:
-    """Whether torchrun (or accelerate launch, which is built on it) started this process."""
-    return bool(dist.is_torchelastic_launched())
 
 
 def init_process_group(timeout_minutes: float) -> None:

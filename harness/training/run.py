@@ -19,11 +19,17 @@ if TYPE_CHECKING:
     from harness.data.sources import DataSet
     from harness.models.adapter import Adapter
     from harness.plan import Plan
+    from harness.training.nodes import Coordinator
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A run whose data and starting weights are there."""
+    """A run whose data and starting weights are there.
+
+    Attributes:
+        others: the other nodes that work on it; None where this is the only one, and on all but node 0.
+        nodes: how many there are.
+    """
 
     recipe: Recipe
     plan: Plan
@@ -31,6 +37,11 @@ class Prepared:
     adapter: Adapter
     run_dir: Path
     progress: Progress
+    others: Coordinator | None = None
+
+    @property
+    def nodes(self) -> int:
+        return 1 if self.others is None else self.others.nodes
 
     @property
     def index(self) -> TargetIndex:

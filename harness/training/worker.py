@@ -53,7 +53,7 @@ def _work(run_dir: Path) -> None:
     from harness.common.progress import Progress
     from harness.records.run_folder import read_recipe
     from harness.training import launch, processes
-    from harness.training.gate_stores import compute_reference_losses
+    from harness.training.gate_stores import compute_node_losses, compute_reference_losses
     from harness.training.run import join
     from regate import process
 
@@ -61,8 +61,9 @@ def _work(run_dir: Path) -> None:
     recipe = read_recipe(run_dir)
     processes.init_process_group(recipe.devices.timeout_minutes)
     first = process.rank() == 0
+    node, nodes = int(os.environ["GROUP_RANK"]), int(os.environ["GROUP_WORLD_SIZE"])
     tasks: dict[str, Callable[[Prepared], None]] = {
-        "reference": compute_reference_losses,
+        "reference": compute_reference_losses if nodes == 1 else lambda run: compute_node_losses(run, node, nodes),
         # The clock of another machine counts from another moment.
         "train": lambda run: launch.train_here(run, began=job["began"] if first else None),
     }

@@ -18,6 +18,7 @@ FUNCTION_LINES = 60
 READS_ENVIRONMENT = {
     "harness/common/threads.py",
     "harness/training/agent.py",
+    "harness/training/every_node.py",  # which node of a job this is
     "harness/training/worker.py",  # its rank
     "harness/evaluation/lmms/process.py",
     "harness/evaluation/lmms/official_tasks.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 CHILD: Final = (sys.executable, "-m", "harness.evaluation.lmms.child")
 LOG: Final = "lmms_eval.log"
-_WORK: Final = ".work-"
 _TAIL: Final = 20
 """Lines of the child's log that an error shows."""
 _EXIT_GRACE_S: Final = 30.0
@@ -85,7 +85,7 @@ def run_child(
     folder.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
     log = folder / log_name
-    work = Path(tempfile.mkdtemp(prefix=f"{_WORK}{os.getpid()}-", dir=folder)).absolute()
+    work = Path(tempfile.mkdtemp(prefix=f"{_work()}{os.getpid()}-", dir=folder)).absolute()
     try:
         job_file = work / "job.json"
         job_file.write_text(json.dumps({**job, "work": str(work)}))
@@ -197,8 +197,13 @@ def _error(failure: Mapping[str, Any], log: Path, before: int) -> HarnessError:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what killed evaluations left behind."""
-    for work in folder.glob(f"{_WORK}*"):
-        owner = int(work.name.removeprefix(_WORK).split("-")[0])
+    """Remove what killed evaluations of this machine left behind."""
+    for work in folder.glob(f"{glob.escape(_work())}*"):
+        owner = int(work.name.removeprefix(_work()).split("-")[0])
         if not is_alive(owner):
             shutil.rmtree(work, ignore_errors=True)
+
+
+def _work() -> str:
+    """Begins the names of this machine's folders: another one may evaluate beside it, with processes unseen here."""
+    return f".work-{os.uname().nodename}-"

@@ -358,10 +358,10 @@ def test_what_a_killed_evaluation_left_is_removed(data: DataSet, tmp_path: Path)
     dead.wait()
     folder = tmp_path / "run" / "eval"
     for owner in (dead.pid, os.getpid()):
-        (folder / f".work-{owner}-x").mkdir(parents=True)
+        (folder / f".work-{os.uname().nodename}-{owner}-x").mkdir(parents=True)
     with pytest.raises(HarnessError):
         evaluate(data, tmp_path, python(""))
-    assert [path.name for path in folder.glob(".work-*")] == [f".work-{os.getpid()}-x"]
+    assert [path.name for path in folder.glob(".work-*")] == [f".work-{os.uname().nodename}-{os.getpid()}-x"]
 
 
 def test_the_child_ends_with_a_killed_parent(tmp_path: Path) -> None:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.common.errors import DataError, EnvironmentProblem, HarnessError, Preempted
-from harness.common.files import write_json
 from harness.config.load import load_recipe
-from harness.training.launch import _failure
+from harness.training.launch import MachineFailure, Restarts, _failure
 from harness.training.processes import count
 
 if TYPE_CHECKING:
@@ -20,6 +19,9 @@ KILLED = -int(signal.SIGKILL)
 ABORTED = -int(signal.SIGABRT)
 DATA = (4, 1.0, "the media of 9 of 99 samples cannot be read")
 FELT = (1, 2.0, "Traceback: connection closed by peer")
+ECC = (1, 1.0, "Traceback: torch.AcceleratorError: CUDA error: uncorrectable ECC error encountered")
+ASSERTED = (1, 1.0, "Traceback: torch.AcceleratorError: CUDA error: device-side assert triggered")
+FULL = (1, 1.0, "Traceback: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB")
 STOPPED = (75, 1.0, "stopped after step 7 of 60")
 WAITED = (1, 3600.0, "Traceback: RuntimeError: [..] Timed out waiting 3600000ms for recv operation to complete")
 
@@ -29,13 +31,17 @@ WAITED = (1, 3600.0, "Traceback: RuntimeError: [..] Timed out waiting 3600000ms 
     [
         ([1, 4], [0, 1], False, {0: FELT, 1: DATA}, DataError, "the media of 9"),
         ([1, 4], [1], False, {0: FELT, 1: DATA}, DataError, "the media of 9"),
-        ([1, KILLED], [0, 1], False, {0: FELT}, HarnessError, "process 1 ended early .killed by SIGKILL"),
+        ([1, KILLED], [0, 1], False, {0: FELT}, MachineFailure, "process 1 ended early .killed by SIGKILL"),
         ([ABORTED, 4], [0, 1], False, {1: DATA}, DataError, "the media of 9"),
-        ([ABORTED, None], [0], False, {}, HarnessError, "process 0 ended early .killed by SIGABRT"),
+        ([ABORTED, None], [0], False, {}, MachineFailure, "process 0 ended early .killed by SIGABRT"),
         ([75, 75], [0], True, {0: STOPPED, 1: STOPPED}, Preempted, "stopped after step 7"),
         ([-int(signal.SIGTERM), None], [0], True, {}, Preempted, "before the first step"),
-        ([1, KILLED], [0], False, {0: WAITED}, HarnessError, "process 1 did not answer: process 0 waited"),
+        ([1, KILLED], [0], False, {0: WAITED}, MachineFailure, "process 1 did not answer: process 0 waited"),
         ([75, 4], [1], True, {0: STOPPED, 1: DATA}, DataError, "the media of 9"),
+        ([1, 1], [0], False, {0: ECC, 1: FELT}, MachineFailure, "uncorrectable ECC"),
+        ([1, 1], [0], False, {0: ASSERTED, 1: FELT}, HarnessError, "device-side assert"),
+        ([1, 1], [0], False, {0: FULL, 1: FELT}, HarnessError, "out of memory"),
+        ([-int(signal.SIGTERM), None], [0], False, {}, HarnessError, "killed by SIGTERM"),
     ],
 )
 def test_the_first_that_failed_is_the_error(
@@ -47,9 +53,13 @@ def test_the_first_that_failed_is_the_error(
     kind: type[HarnessError],
     message: str,
 ) -> None:
-    for rank, (code, time, text) in outcomes.items():
-        write_json(tmp_path / f"outcome-{rank}.json", {"schema": 1, "message": text, "code": code, "time": time})
-    error = _failure(tmp_path, codes, first_failed, stopped=stopped)
+    said = {
+        rank: {"message": outcomes[rank][2], "code": outcomes[rank][0], "time": outcomes[rank][1]}
+        if rank in outcomes
+        else None
+        for rank in range(len(codes))
+    }
+    error = _failure(tmp_path, codes, first_failed, said, stopped=stopped)
     assert type(error) is kind
     with pytest.raises(kind, match=message):
         raise error
@@ -57,8 +67,18 @@ def test_the_first_that_failed_is_the_error(
 
 def test_what_a_silent_process_printed_last_is_shown(tmp_path: Path) -> None:
     (tmp_path / "log-1.txt").write_text("first line\n\nterminate called after throwing\n")
-    error = _failure(tmp_path, [None, ABORTED], [1], stopped=False)
+    error = _failure(tmp_path, [None, ABORTED], [1], {0: None, 1: None}, stopped=False)
     assert f"The end of {tmp_path / 'log-1.txt'}:\n  first line\n  terminate called" in str(error)
+
+
+def test_restarts_are_counted_wait_longer_each_time_and_need_progress() -> None:
+    restarts = Restarts(allowed=5, reached=-1)
+    assert restarts.pause(-1) is None, "nothing was done: it would fail there again"
+    assert restarts.pause(0) == 10
+    assert restarts.pause(0) is None, "no step further than at the last restart"
+    assert [restarts.pause(step) for step in (3, 4, 9, 20)] == [60, 300, 300, 300]
+    assert restarts.pause(99) is None, "all are used up"
+    assert Restarts(allowed=0, reached=-1).pause(7) is None
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
