@@ -23,6 +23,11 @@ _OUTSIDE_THE_PAPER: Final[tuple[AnyBenchmark, ...]] = (
         source="shapes",
         abilities=("colour", "shape", "direction", "count", "order", "change", "collision"),
     ),
+    Benchmark(
+        name="shapes_2",
+        source="shapes",
+        abilities=("colour", "shape", "direction", "count", "order", "change"),
+    ),
 )
 
 BENCHMARKS: Final[dict[str, AnyBenchmark]] = {

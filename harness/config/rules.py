@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from harness.common.addresses import address_problem
+from harness.config.data import SHAPES_VERSIONS
 from harness.config.explain import Problem
 from harness.config.model import SECTIONS
 from harness.config.plain_data import value_at, whole_at
@@ -92,7 +93,7 @@ def _evaluate(data: Any, known: Mapping[str, str | None]) -> Iterator[Finding]:
     names = value_at(data, path)
     if not isinstance(names, list):
         return
-    source = value_at(data, ("data", "source"))
+    source, version = value_at(data, ("data", "source")), whole_at(data, ("data", "version"), 1)
     for index, name in enumerate(names):
         if not isinstance(name, str):
             continue
@@ -102,6 +103,11 @@ def _evaluate(data: Any, known: Mapping[str, str | None]) -> Iterator[Finding]:
             yield (*path, index), f"benchmark {name} is given twice"
         elif isinstance(source, str) and known[name] not in (None, source):
             yield (*path, index), f"benchmark {name} asks about the data of source {known[name]}, not of {source}"
+        elif source == "shapes" and SHAPES_VERSIONS.get(name, version) != version:
+            yield (
+                (*path, index),
+                f"benchmark {name} asks about data.version {SHAPES_VERSIONS[name]} of the shapes, not {version}",
+            )
 
 
 def _model(data: Any) -> Iterator[Finding]:

@@ -13,7 +13,9 @@ import yaml
 
 from harness.benchmarks import BENCHMARKS, Benchmark, find
 from harness.common.errors import DataError, RecipeError
+from harness.config.data import SHAPES_VERSIONS
 from harness.data.sample import Media, Question
+from harness.data.shapes.questions import ASKED
 from harness.data.shapes.text import ABILITIES
 from harness.evaluation.lmms.own_tasks import process_results, write_tasks
 from harness.evaluation.multiple_choice import (
@@ -58,7 +60,9 @@ def test_an_entry_is_named_as_it_is_found_and_counts_something(benchmark: Benchm
 
 
 def test_shapes_asks_every_ability_that_its_data_have() -> None:
-    assert set(OWN["shapes"].abilities) == set(ABILITIES)
+    assert set(OWN["shapes"].abilities) == set(ABILITIES) == set(ASKED[1])
+    assert set(OWN["shapes_2"].abilities) == set(ASKED[2])
+    assert {name for name, benchmark in OWN.items() if benchmark.source == "shapes"} == set(SHAPES_VERSIONS)
 
 
 def test_an_unknown_name_gives_the_nearest() -> None:

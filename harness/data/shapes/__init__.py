@@ -41,8 +41,8 @@ GENERATOR: Final = 1
 """Version of scenes, pictures and words: raise it when they change, and old sets are made anew."""
 CONVERSATIONS: Final = 3
 """Conversations for each training clip."""
-_SHARE: Final = (0.4, 0.2, 0.2, 0.2)
-"""Part of each kind, in the order of KINDS, among training and stage clips."""
+_SHARE: Final = {1: (0.4, 0.2, 0.2, 0.2), 2: (0.5, 0.25, 0.25, 0.0)}
+"""Part of each kind, in the order of KINDS, among training and stage clips, by version of the set."""
 _SINGLE: Final = 0.5
 """Part of the stage clips that show one object only: which word goes with which object is learned from these in
 half as many steps. Nothing is asked about stage clips, so this tells nothing about the number of objects."""
@@ -138,7 +138,7 @@ def _make(data: ShapesData, root: Path, seed: int, progress: Progress) -> None:
     identity = _identity(data, seed)
     seed = identity["seed"]
     train = _scenes(data, seed, "train", data.train_clips)
-    test = make_test(seed, data.test_clips, frames=data.frames, size=data.size)
+    test = make_test(seed, data.test_clips, frames=data.frames, size=data.size, version=data.version)
     scenes: dict[Split, Sequence[Scene]] = {
         "train": train,
         "test": [scene for scene, _ in test],
@@ -170,11 +170,12 @@ def _scenes(data: ShapesData, seed: int, split: Split, count: int) -> list[Scene
     scenes = []
     for index in range(count):
         rng = random.Random(f"shapes/{seed}/{split}/{index}")
-        if split == "stage" and rng.random() < _SINGLE:
-            scene = make_scene(rng, "basic", frames=data.frames, size=data.size, want=Want(count=1))
-        else:
-            scene = make_scene(rng, rng.choices(KINDS, _SHARE)[0], frames=data.frames, size=data.size)
-        scenes.append(scene)
+        single = split == "stage" and rng.random() < _SINGLE
+        kind = "basic" if single else rng.choices(KINDS, _SHARE[data.version])[0]
+        want = Want(count=1) if single else None
+        scenes.append(
+            make_scene(rng, kind, frames=data.frames, size=data.size, want=want, version=data.version)
+        )
     return scenes
 
 

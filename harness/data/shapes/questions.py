@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 KIND: Final[dict[str, Kind]] = {"order": "order", "change": "change", "collision": "collide"}
 """Kind of the clip that an ability is asked on; basic for the rest."""
+ASKED: Final = {1: ABILITIES, 2: tuple(ability for ability in ABILITIES if ability != "collision")}
+"""Abilities by version of the set."""
 _FIELD: Final = {"change": "becomes", "collision": "contact"}
 _CLASSES: Final[dict[str, tuple[str, ...]]] = {
     "colour": COLOURS,
@@ -42,21 +44,24 @@ class Asked:
     answer: int
 
 
-def make_test(seed: int, clips: int, *, frames: int, size: int) -> list[tuple[Scene, Asked]]:
-    """One question a clip, the abilities in turn."""
+def make_test(seed: int, clips: int, *, frames: int, size: int, version: int = 1) -> list[tuple[Scene, Asked]]:
+    """One question a clip, the abilities in turn; those of the set's version."""
+    abilities = ASKED[version]
     asked: list[tuple[Scene, Asked]] = []
-    share = {ability: len(range(place, clips, len(ABILITIES))) for place, ability in enumerate(ABILITIES)}
+    share = {ability: len(range(place, clips, len(abilities))) for place, ability in enumerate(abilities)}
     lanes = []
     for ability, count in share.items():
         rng = random.Random(f"shapes/{seed}/test/{ability}")
         make = _pairs if ability in ("order", "collision") else _choices
-        lanes.append(make(rng, ability, count, frames, size))
+        lanes.append(make(rng, ability, count, frames, size, version))
     for row in itertools.zip_longest(*lanes):
         asked.extend(item for item in row if item is not None)
     return asked
 
 
-def _choices(rng: random.Random, ability: str, count: int, frames: int, size: int) -> list[tuple[Scene, Asked]]:
+def _choices(
+    rng: random.Random, ability: str, count: int, frames: int, size: int, version: int
+) -> list[tuple[Scene, Asked]]:
     """Questions with three or four options out of a closed set of words."""
     classes = _CLASSES[ability]
     places = min(4, len(classes))
@@ -64,7 +69,12 @@ def _choices(rng: random.Random, ability: str, count: int, frames: int, size: in
     asked = []
     for right, wrong, place in _deal(rng, classes, places, count):
         scene = make_scene(
-            rng, KIND.get(ability, "basic"), frames=frames, size=size, want=_want(ability, right, wrong)
+            rng,
+            KIND.get(ability, "basic"),
+            frames=frames,
+            size=size,
+            want=_want(ability, right, wrong),
+            version=version,
         )
         values = facts(scene, scene.things[0])
         assert values[field] == right, (values, right)
@@ -106,7 +116,9 @@ def _deal(rng: random.Random, classes: tuple[str, ...], places: int, count: int)
     return dealt
 
 
-def _pairs(rng: random.Random, ability: str, count: int, frames: int, size: int) -> list[tuple[Scene, Asked]]:
+def _pairs(
+    rng: random.Random, ability: str, count: int, frames: int, size: int, version: int
+) -> list[tuple[Scene, Asked]]:
     """Two-way questions in mirrored pairs: same text and same options, the other one right.
 
     Every second pair shows its options in the other order, so that places are balanced too.
@@ -127,7 +139,7 @@ def _pairs(rng: random.Random, ability: str, count: int, frames: int, size: int)
                 if ability == "order"
                 else Want(looks=looks, hit=not right)
             )
-            scene = make_scene(rng, KIND[ability], frames=frames, size=size, want=want)
+            scene = make_scene(rng, KIND[ability], frames=frames, size=size, want=want, version=version)
             shown = options[::-1] if flip else options
             asked.append((scene, Asked(ability, question, tuple(shown), right ^ flip)))
     return asked[:count]

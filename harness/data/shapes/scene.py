@@ -24,6 +24,8 @@ KINDS: Final[tuple[Kind, ...]] = ("basic", "order", "change", "collide")
 _STEP: Final = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "nowhere": (0, 0)}
 _MARGIN: Final = 9.0
 """Pixels between a centre and the edge, for a picture of 64 pixels."""
+_RADII: Final = {1: (6.0, 7.5), 2: (3.5, 5.0)}
+"""Least and greatest radius of an object, for a picture of 64 pixels, by version of the set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +146,14 @@ class Want:
     looks: tuple[tuple[str, str], ...] = ()
 
 
-def make_scene(rng: random.Random, kind: Kind, *, frames: int, size: int, want: Want | None = None) -> Scene:
-    """A scene of one to three objects, of different colours and different shapes, that never overlap."""
+def make_scene(
+    rng: random.Random, kind: Kind, *, frames: int, size: int, want: Want | None = None, version: int = 1
+) -> Scene:
+    """A scene of one to three objects, of different colours and different shapes, that never overlap.
+
+    Args:
+        version: of the set, as `harness.config.data.ShapesData` has it.
+    """
     want = want or Want()
     background = rng.randrange(len(BACKGROUNDS))
     if kind == "collide":
@@ -156,9 +164,9 @@ def make_scene(rng: random.Random, kind: Kind, *, frames: int, size: int, want: 
     looks = _looks(rng, count, want)
     motions = [rng.choice(MOTIONS) for _ in looks]
     motions[0] = want.motion or motions[0]
-    things = _place(rng, looks, motions, frames, size)
+    things = _place(rng, looks, motions, frames, size, _RADII[version])
     if kind == "order":
-        first, second = rng.randint(0, frames // 8), rng.randint(frames // 2, frames // 2 + frames // 8)
+        first, second = _entries(rng, frames, version)
         things = (_shown(things[0], first, frames), _shown(things[1], second, frames))
     elif kind == "change":
         things = (_turned(rng, things[0], want, things[1:]), *things[1:])
@@ -168,6 +176,14 @@ def make_scene(rng: random.Random, kind: Kind, *, frames: int, size: int, want: 
         start, stop = rng.choice(((cut, frames), (0, frames - cut)))
         things = (*things[:-1], _shown(things[-1], start, stop))
     return Scene(kind, size, background, things)
+
+
+def _entries(rng: random.Random, frames: int, version: int) -> tuple[int, int]:
+    """The frames in which the two objects of an order appear."""
+    if version == 1:
+        return rng.randint(0, frames // 8), rng.randint(frames // 2, frames // 2 + frames // 8)
+    first = rng.randint(0, frames - 5)
+    return first, first + rng.randint(1, 2)
 
 
 def _looks(rng: random.Random, count: int, want: Want) -> list[tuple[str, str]]:
@@ -189,14 +205,19 @@ def _looks(rng: random.Random, count: int, want: Want) -> list[tuple[str, str]]:
 
 
 def _place(
-    rng: random.Random, looks: list[tuple[str, str]], motions: list[str], frames: int, size: int
+    rng: random.Random,
+    looks: list[tuple[str, str]],
+    motions: list[str],
+    frames: int,
+    size: int,
+    radii: tuple[float, float],
 ) -> tuple[Thing, ...]:
     """Paths that keep clear of each other in every frame."""
     while True:
         things: list[Thing] = []
         for (colour, shape), motion in zip(looks, motions, strict=True):
             for _ in range(20):
-                thing = _moving(rng, colour, shape, motion, frames, size)
+                thing = _moving(rng, colour, shape, motion, frames, size, radii)
                 if all(_clear(thing, other) for other in things):
                     things.append(thing)
                     break
@@ -206,7 +227,9 @@ def _place(
             return tuple(things)
 
 
-def _moving(rng: random.Random, colour: str, shape: str, motion: str, frames: int, size: int) -> Thing:
+def _moving(
+    rng: random.Random, colour: str, shape: str, motion: str, frames: int, size: int, radii: tuple[float, float]
+) -> Thing:
     scale = size / 64
     dx, dy = _STEP[motion]
     way = rng.uniform(28, 38) * scale
@@ -219,7 +242,7 @@ def _moving(rng: random.Random, colour: str, shape: str, motion: str, frames: in
     part = [t / (frames - 1) for t in range(frames)]
     return Thing(
         shape=shape,
-        radius=_round(rng.uniform(6.0, 7.5) * scale),
+        radius=_round(rng.uniform(*radii) * scale),
         motion=motion,
         colour=(colour,) * frames,
         x=tuple(_round(x + dx * way * p) for p in part),
@@ -244,7 +267,7 @@ def _approach(
     Objects that turned back after one frame of touch were hardly told from passing ones by a model of this size.
     """
     scale = size / 64
-    radii = [_round(rng.uniform(6.0, 7.5) * scale) for _ in looks]
+    radii = [_round(rng.uniform(*_RADII[1]) * scale) for _ in looks]
     low, high = _MARGIN * scale, size - _MARGIN * scale
     apart = 0.0 if hit else rng.uniform(20, 28) * scale
     lane = rng.uniform(low, high - apart)

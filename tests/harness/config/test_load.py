@@ -93,6 +93,7 @@ def test_a_good_recipe_loads_with_overrides(folder: Path) -> None:
         (("keep_ratio: 0.5", "reference: {tokens_per_batch: 0}"), "9:38", "at least 1"),
         (("gate: {keep_ratio: 0.5}\n", ""), "1:1", "gate: null"),
         (("[shapes]", "[shape]"), "10:25", "did you mean shapes"),
+        (("[shapes]", "[shapes_2]"), "10:25", "asks about data.version 2 of the shapes, not 1"),
         (("[shapes]", "[shapes, shapes]"), "10:33", "given twice"),
         (("[shapes]", "[shapes], at: [1.0, 0.5]"), "10:44", "must go up"),
         (("[shapes]", "[shapes], at: [1.5]"), "10:39", "at most 1"),
