@@ -101,7 +101,7 @@ def test_list(harness: Command, folder: Path) -> None:
     for words in ("mlvu_dev", "2,174", "mlvu_percetion_score", "sy1998/MLVU_dev", "143 GB", "CC BY-NC-SA 4.0"):
         assert words in mlvu
     listed = {entry["name"]: entry for entry in harness.json("list", "benchmarks")["benchmarks"]}
-    assert len(listed) == 15
+    assert len(listed) == 16
     assert (listed["mvbench"]["task"], listed["mvbench"]["items"], listed["mvbench"]["gigabytes"]) == (
         "mvbench",
         4000,
