@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp, ttest_rel
 
+from harness.analysis.option_loss import option_losses
 from harness.analysis.runs import Run, load_runs
 from harness.analysis.statistics import holm
 from harness.common.errors import DataError
 from harness.config.suite import Claim, Suite
+from harness.records.evaluations import items_digest
 from harness.report import table as render
 from harness.report.tables import make_tables, suite_tables
 from tests.harness.worlds.run_builder import build_run, finish, recipe
@@ -203,6 +205,64 @@ def test_abilities_and_time_to_target(runs: list[Run], tables: dict[str, Table])
     assert reach["random"]["targets"] == "inf"
     assert "not reached" in render.to_markdown(tables["suite_claim_target_shapes"])
     assert reach["regate"]["seeds"] == 4
+
+
+def _cross_entropy(run: Run) -> float:
+    """By hand, from the lines of the item file: the mean over the abilities that count of the items' means."""
+    evaluation = run.record["evaluations"][-1]
+    lines = run.folder / "eval" / f"step-{evaluation['step']:06d}" / evaluation["items"]
+    by_ability: dict[str, list[float]] = {}
+    for line in lines.read_text().splitlines():
+        item = json.loads(line)
+        logits = -np.array(item["option_loss"])
+        probability = np.exp(logits) / np.exp(logits).sum()
+        by_ability.setdefault(item["ability"], []).append(-np.log(probability[item["answer"]]))
+    return float(np.mean([np.mean(losses) for name, losses in by_ability.items() if name != "collision"]))
+
+
+def test_the_cross_entropy_of_the_right_option_is_paired_by_seed(runs: list[Run], tables: dict[str, Table]) -> None:
+    table = tables["suite_claim_option_loss_shapes"]
+    content = json.loads(render.to_json(table))["rows"]
+    assert [(row["first"], row["second"]) for row in content] == [
+        ("baseline", ""),
+        ("short", "baseline"),
+        ("regate", "baseline"),
+        ("random", "baseline"),
+        ("regate", "random"),
+        ("random", "regate"),
+    ], "an arm each, then what only a claim compares; not what was not run"
+    by_hand = {
+        arm: {run.seed: _cross_entropy(run) for run in runs if run.suite == ("claim", arm)}
+        for arm in ("baseline", "regate", "random")
+    }
+    base, gated, against_random = content[0], content[2], content[4]
+    assert base["mean"] == pytest.approx(np.mean(list(by_hand["baseline"].values())))
+    assert gated["sd"] == pytest.approx(np.std(list(by_hand["regate"].values()), ddof=1))
+    test = ttest_rel(list(by_hand["regate"].values()), list(by_hand["baseline"].values()))
+    assert (gated["seeds"], gated["p"]) == (4, pytest.approx(test.pvalue))
+    interval = test.confidence_interval(0.95)
+    assert (gated["difference_low"], gated["difference_high"]) == pytest.approx((interval.low, interval.high))
+    assert against_random["seeds"] == 3, "random was not run with seed 3"
+    differences = [by_hand["regate"][seed] - by_hand["random"][seed] for seed in (0, 1, 2)]
+    assert against_random["difference"] == pytest.approx(np.mean(differences))
+    tested = [row for row in content if row["second"]]
+    assert [row["p_holm"] for row in tested] == pytest.approx(holm([row["p"] for row in tested]))
+
+
+def test_answers_that_were_written_have_no_cross_entropy(tmp_path: Path) -> None:
+    """One item without the losses of its options, and the suite has no such table."""
+    for arm in ("baseline", "regate"):
+        _build(tmp_path, arm, 0)
+    for path in tmp_path.glob("runs/*/eval/*/shapes.items.jsonl"):
+        first, *others = path.read_text().splitlines()
+        item = json.loads(first)
+        path.write_text("\n".join([json.dumps({**item, "option_loss": None}), *others]) + "\n")
+    for run in load_runs(tmp_path):
+        evaluation = run.record["evaluations"][-1]
+        items = [json.loads(line) for line in (run.folder / "eval" / "step-000040" / "shapes.items.jsonl").open()]
+        evaluation["items_digest"] = items_digest(items)
+        evaluation["items_sha256"] = None
+        assert option_losses(run, evaluation) is None
 
 
 def test_every_run_is_named_with_its_numbers(runs: list[Run], tables: dict[str, Table]) -> None:
