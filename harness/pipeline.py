@@ -114,7 +114,7 @@ def prepare(
             make_data(recipe.data, recipe.paths, recipe.seed, progress)
     data, adapter = _prepare_model(recipe, planner, run_dir, progress)
     if finished_step(run_dir / "ledger.jsonl") is None:
-        check_attachable(adapter.outline(), recipe)
+        check_attachable(adapter, recipe)
     _report_excluded(data, progress)
     write_json(run_dir / "recipe.json", shown_recipe(recipe), sealed=True)
     _keep_own_files(recipe, run_dir)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from regate.candidates import target_checksum as target_checksum
     from regate.config import GateConfig as GateConfig
     from regate.config import ReferenceConfig as ReferenceConfig
+    from regate.config import VisualConfig as VisualConfig
     from regate.difficulty import DifficultyStore as DifficultyStore
     from regate.elision import Elision as Elision
     from regate.elision import attach as attach
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from regate.schedule import DualCycle as DualCycle
     from regate.teacher import score_reference as score_reference
     from regate.types import Decision as Decision
+    from regate.types import Grid as Grid
     from regate.types import Kind as Kind
     from regate.types import Layout as Layout
     from regate.types import TokenCounts as TokenCounts
@@ -46,6 +48,7 @@ _HOME = {
     "target_checksum": "candidates",
     "GateConfig": "config",
     "ReferenceConfig": "config",
+    "VisualConfig": "config",
     "DifficultyStore": "difficulty",
     "Elision": "elision",
     "attach": "elision",
@@ -69,6 +72,7 @@ _HOME = {
     "DualCycle": "schedule",
     "score_reference": "teacher",
     "Decision": "types",
+    "Grid": "types",
     "Kind": "types",
     "Layout": "types",
     "TokenCounts": "types",

@@ -22,6 +22,7 @@ Execution = Literal["compact", "layerwise", "loss_only"]
 Rows = Literal["padded", "packed"]
 Outputs = Literal["active", "predictors"]
 Placeholders = Literal["masked", "compact", "attended"]
+VisualHow = Literal["pool", "pattern", "random", "frames"]
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -60,6 +61,28 @@ class ReferenceConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class VisualConfig:
+    """Which visual positions a sparse step keeps. Not the paper's; see `regate.visual`.
+
+    Attributes:
+        keep: the part of a clip's cells that stays, in (0, 1]; 1, 1/2, 1/4 or 1/8 for pool and pattern.
+        how: means of blocks of 2 frames, 2 x 2 cells or both ("pool"); one cell of each such block, another one in
+            each step ("pattern"); cells drawn anew for each step ("random"); whole frames, evenly spaced ("frames").
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+
+    keep: float = 0.25
+    how: VisualHow = "pool"
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.keep <= 1.0:
+            raise ConfigError(f"visual.keep must be in (0, 1], got {self.keep}")
+        if self.how in ("pool", "pattern") and self.keep not in (1.0, 0.5, 0.25, 0.125):
+            raise ConfigError(f"visual.how {self.how} keeps 1, 0.5, 0.25 or 0.125 of the cells, not {self.keep}")
+
+
+@dataclass(frozen=True, slots=True)
 class GateConfig:
     """The gate of sections 3.1 to 3.4.
 
@@ -86,6 +109,8 @@ class GateConfig:
             number of layers, or a part of them as a float. None is 0, the paper's, and with `deep` no layer at all.
         deep: not the paper's. The layer above which the predictors of selected targets alone are computed, while
             every other position offers keys and values from the state in which it came there; likewise.
+        visual: not the paper's. The visual positions that sparse steps keep; None keeps all of them. With keep_ratio
+            1 sparse steps score every target.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
@@ -106,6 +131,7 @@ class GateConfig:
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     from_layer: int | float | None = None
     deep: int | float | None = None
+    visual: VisualConfig | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.keep_ratio <= 1.0:
@@ -140,10 +166,17 @@ class GateConfig:
                 raise ConfigError(f"{name} elides by layer, and execution: loss_only elides nothing")
         if self.deep is not None and self.execution != "compact":
             raise ConfigError("deep needs execution: compact")
+        if self.visual is not None and self.execution == "loss_only":
+            raise ConfigError("visual elides, and execution: loss_only elides nothing")
+
+    @property
+    def has_sparse_steps(self) -> bool:
+        """Whether the steps outside the dense part of a cycle compute less."""
+        return self.keep_ratio < 1.0 or (self.visual is not None and self.visual.keep < 1.0)
 
     @property
     def elides(self) -> bool:
-        """Whether a sparse step leaves positions out of some layer."""
+        """Whether a sparse step leaves words out of some layer."""
         return self.execution != "loss_only" and (self.deep is None or self.from_layer is not None)
 
     @property

@@ -41,13 +41,14 @@ from regate.inputs import (
 )
 from regate.last_layer import LastLayer
 from regate.transfer import on_device
+from regate.visual import averaged
 from regate.wrapping import decoder_of, final_norm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from regate.config import Execution, GateConfig, Outputs, Rows
-    from regate.types import Decision
+    from regate.types import Decision, VisualKept
 
 
 @dataclass(slots=True)
@@ -66,6 +67,7 @@ class _Plan:
         levels: where the positions differ by layer: first layer and mask of the levels above the first one.
         deep: the first layer that computes what is read alone; None for none.
         layers: what every layer does, where layers differ.
+        kept: the visual positions that are active, where not all of them are.
         used: whether the decoder ran.
     """
 
@@ -80,6 +82,7 @@ class _Plan:
     levels: tuple[tuple[int, Packing], ...] = ()
     deep: int | None = None
     layers: LayerPlan | None = None
+    kept: VisualKept | None = None
     used: bool = False
 
 
@@ -155,7 +158,9 @@ class Elision:
         mask = decision.active_BS if active_LBS is None else active_LBS
         outputs_BS = decision.predictor_BS & active_BS
         visual = decision.counts.visual > 0
-        with self.only(mask, read_BS, visual=visual, outputs_BS=outputs_BS, levels=levels, deep=deep):
+        with self.only(
+            mask, read_BS, visual=visual, outputs_BS=outputs_BS, levels=levels, deep=deep, kept=decision.visual
+        ):
             yield
 
     def check(self, config: GateConfig) -> None:
@@ -221,6 +226,7 @@ class Elision:
         outputs_BS: Tensor | None = None,
         levels: tuple[tuple[int, Tensor], ...] = (),
         deep: int | None = None,
+        kept: VisualKept | None = None,
     ) -> Iterator[None]:
         """Run the decoder on the positions of a mask (bool BS), whoever decided it.
 
@@ -232,13 +238,14 @@ class Elision:
             levels: where they differ by layer: first layer and mask, ascending, each mask within the one before; in
                 place of `active_BS` (packed rows).
             deep: the first layer that computes `outputs_BS` alone (packed rows).
+            kept: the visual positions of the mask, where not all of them are in it.
         """
         any_layer_BS = active_BS if active_BS.dim() == 2 else active_BS.any(dim=0)
         if levels:
             any_layer_BS = levels[0][1]
         arrange = pack if self.rows == "packed" else compact
         arrangement: Compaction | Packing = arrange(any_layer_BS, multiple=self._multiple)
-        plan = _Plan(any_layer_BS, read_BS, arrangement, visual, deep=deep)
+        plan = _Plan(any_layer_BS, read_BS, arrangement, visual, deep=deep, kept=kept)
         plan.levels = tuple((first, pack(mask_BS, multiple=self._multiple)) for first, mask_BS in levels[1:])
         if (self._last_layer is not None or deep is not None) and outputs_BS is not None:
             last = plan.levels[-1][1] if plan.levels else arrangement
@@ -370,6 +377,8 @@ class Elision:
             )
         if plan.visual:
             check_rotary_axes(module, inputs.get("position_ids"))
+        if plan.kept is not None:
+            inputs, embeds_BSD = self._keep_visual(module, inputs, embeds_BSD, plan.kept)
         plan.embeds_BSD = embeds_BSD
         if self._execution == "layerwise":
             return (), inputs
@@ -387,6 +396,25 @@ class Elision:
             if self._last_layer is not None:
                 self._limited.enter_context(self._last_layer.only(plan.outputs_n))
         return (), packed
+
+    def _keep_visual(
+        self, module: nn.Module, inputs: dict[str, Any], embeds_BSD: Tensor, kept: VisualKept
+    ) -> tuple[dict[str, Any], Tensor]:
+        """The stack's arguments and embeddings with the blocks averaged, and without the features of elided cells."""
+        added = inputs.get("deepstack_visual_embeds")
+        if added is not None and kept.member_m is not None:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} adds features of the pictures after its first layers, for each cell: cells "
+                "cannot be averaged; set visual.how to pattern, random or frames"
+            )
+        embeds_BSD = averaged(embeds_BSD, kept)
+        if self._execution == "layerwise":
+            inputs = {name: value for name, value in inputs.items() if name != "input_ids"}
+            return {**inputs, "inputs_embeds": embeds_BSD}, embeds_BSD
+        if added is not None:
+            kept_v = on_device(kept.kept_v, embeds_BSD.device)
+            inputs = {**inputs, "deepstack_visual_embeds": [level_vD.index_select(0, kept_v) for level_vD in added]}
+        return inputs, embeds_BSD
 
     def _plan_layers(self, plan: _Plan, packed: dict[str, Any], inputs: dict[str, Any]) -> None:
         """Let the layers differ. What leaves the last one is that of the last level."""

@@ -20,6 +20,7 @@ from regate.scoring import score
 from regate.top_k import budget, top_k
 from regate.transfer import on_device
 from regate.types import Decision, Kind, Layout, Level, TokenCounts
+from regate.visual import keep_visual
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -123,7 +124,13 @@ class Gate:
             chosen_BS = top_k(self._score(candidates, sample_ids_B, step), candidates.mask_BS, keep_ratio)
         else:
             chosen_BS = candidates.mask_BS
-        active_BS = valid_BS = layout.valid_BS
+        valid_BS = layout.valid_BS
+        visual = None
+        pictures = self.config.visual
+        if pictures is not None and pictures.keep < 1.0 and not self.schedule.dense_at(step):
+            visual = keep_visual(layout, pictures, step=step, seed=self.seed)
+            valid_BS = valid_BS & ((layout.kind_BS != Kind.VISUAL) | visual.kept_BS)
+        active_BS = valid_BS
         levels: tuple[Level, ...] = ()
         if keep_ratio < 1.0 and self.config.elides:
             active_BS = valid_BS & (~candidates.mask_BS | ALIGN[self.config.align](chosen_BS))
@@ -133,7 +140,16 @@ class Gate:
         counts = count_tokens(layout, active_BS, targets_BS)
         deep = self.config.deep if keep_ratio < 1.0 else None
         decision = Decision(
-            active_BS, targets_BS, sample_ids_B, layout, keep_ratio, counts, step, levels=levels, deep=deep
+            active_BS,
+            targets_BS,
+            sample_ids_B,
+            layout,
+            keep_ratio,
+            counts,
+            step,
+            levels=levels,
+            deep=deep,
+            visual=visual,
         )
         if self.config.selects_after_forward and keep_ratio < 1.0:
             scored = int(budget(targets_BS.sum(dim=1), keep_ratio).sum())
@@ -260,7 +276,7 @@ class Gate:
                 f"step {decision.step}: a loss of sample {int(decision.sample_ids_B[row])} is "
                 f"{float(losses_N[~finite_N][0])}; lower the learning rate or check the sample"
             )
-        if self._difficulty is None or (self.config.ema_observe == "all_dense" and decision.keep_ratio < 1.0):
+        if self._difficulty is None or (self.config.ema_observe == "all_dense" and decision.sparse):
             return
         candidates = candidates_of(decision.layout, self.config.candidates)
         slots = self._difficulty.index.slots(candidates, decision.sample_ids_B, self._difficulty.path)

@@ -41,10 +41,13 @@ class DualCycle:
 
     def keep_ratio_at(self, step: int) -> float:
         """The part of a sample's candidates that stays at optimizer step `step` (>= 0)."""
+        return 1.0 if self.dense_at(step) else self.keep_ratio
+
+    def dense_at(self, step: int) -> bool:
+        """Whether optimizer step `step` (>= 0) is in the warm-up or in the dense part of its cycle."""
         if step < 0:
             raise ConfigError(f"a step counts from 0, got {step}")
-        dense = step < self.warmup_steps or step % self.cycle_steps < self.dense_steps
-        return 1.0 if dense else self.keep_ratio
+        return step < self.warmup_steps or step % self.cycle_steps < self.dense_steps
 
     def expected_keep(self, total_steps: int) -> float:
         """Mean of p(t) over t = 0 .. total_steps - 1, in closed form.

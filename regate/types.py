@@ -56,6 +56,48 @@ class TokenCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class Grid:
+    """What a run of a row's visual positions shows: cells of a clip, frame by frame and row by row.
+
+    Attributes:
+        elidable: False for visual positions that are no cells (a learned line break): they always stay.
+    """
+
+    frames: int
+    rows: int
+    columns: int
+    elidable: bool = True
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.frames, self.rows, self.columns
+
+    @property
+    def cells(self) -> int:
+        return self.frames * self.rows * self.columns
+
+
+@dataclass(frozen=True, slots=True)
+class VisualKept:
+    """The visual positions that a sparse step keeps (`regate.visual`).
+
+    Attributes:
+        kept_BS: bool, visual positions that stay.
+        kept_v: int64, their numbers among the batch's visual positions, row by row.
+        member_m, block_m: int64, cells that are averaged, by their place in a flattened B x S array, and the block of
+            each; None where cells are left out and not averaged.
+        first_b, size_b: int64, likewise the place where a block's mean stands, and how many cells it has.
+    """
+
+    kept_BS: Tensor
+    kept_v: Tensor
+    member_m: Tensor | None = None
+    block_m: Tensor | None = None
+    first_b: Tensor | None = None
+    size_b: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """Which position of a batch is what, in expanded length, before the forward pass.
 
@@ -65,12 +107,14 @@ class Layout:
         ordinal_BS: int64, j for the sample's j-th target in canonical order (the order of the data file,
             whatever order the turns were shown in), -1 where there is no target.
         tokens_BS: int64, the token id of every text position; only `candidates: text` reads it.
+        grids: of each row, what its visual positions show, in their order; only visual elision reads it.
     """
 
     labels_BS: Tensor
     kind_BS: Tensor
     ordinal_BS: Tensor
     tokens_BS: Tensor | None = None
+    grids: tuple[tuple[Grid, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.labels_BS.shape == self.kind_BS.shape == self.ordinal_BS.shape:
@@ -89,7 +133,8 @@ class Layout:
 
     def to(self, device: torch.device | str) -> Layout:
         tokens_BS = None if self.tokens_BS is None else self.tokens_BS.to(device)
-        return Layout(self.labels_BS.to(device), self.kind_BS.to(device), self.ordinal_BS.to(device), tokens_BS)
+        labels_BS, kind_BS, ordinal_BS = (x_BS.to(device) for x_BS in (self.labels_BS, self.kind_BS, self.ordinal_BS))
+        return Layout(labels_BS, kind_BS, ordinal_BS, tokens_BS, self.grids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +169,7 @@ class Decision:
         levels: where the positions differ by layer: the lower levels, the first one from layer 0 on, each holding the
             next; the last is that of `active_BS`. Empty for one mask in every layer, as in the paper.
         deep: the first layer (or part of the layers) that computes the predictors of the losses alone; None for none.
+        visual: the visual positions that stay; None where all of them do.
     """
 
     active_BS: Tensor
@@ -137,6 +183,12 @@ class Decision:
     observed_BS: Tensor | None = None
     levels: tuple[Level, ...] = ()
     deep: float | None = None
+    visual: VisualKept | None = None
+
+    @property
+    def sparse(self) -> bool:
+        """Whether the schedule's step is a sparse one: of targets, of visual positions, or of both."""
+        return self.keep_ratio < 1.0 or self.visual is not None
 
     @property
     def losses_BS(self) -> Tensor:
@@ -185,6 +237,7 @@ def layout_from_labels(
     visual_BS: Tensor | None = None,
     special_BS: Tensor | None = None,
     input_ids_BS: Tensor | None = None,
+    grids: tuple[tuple[Grid, ...], ...] | None = None,
 ) -> Layout:
     """The layout of a batch in the usual transformers form.
 
@@ -197,6 +250,7 @@ def layout_from_labels(
         visual_BS: bool, positions that hold visual features.
         special_BS: bool, template markers.
         input_ids_BS: int64, kept for `candidates: text`.
+        grids: of each row, what its visual positions show, in their order; for visual elision.
 
     Raises:
         LayoutError: a supervised position is padding or visual, or shapes differ.
@@ -225,4 +279,4 @@ def layout_from_labels(
     kind_BS[target_BS] = Kind.TARGET
     kind_BS[~valid_BS] = Kind.PAD
     ordinal_BS = torch.where(target_BS, target_BS.long().cumsum(dim=1) - 1, -1)
-    return Layout(torch.where(target_BS, labels_BS, IGNORE), kind_BS, ordinal_BS, input_ids_BS)
+    return Layout(torch.where(target_BS, labels_BS, IGNORE), kind_BS, ordinal_BS, input_ids_BS, grids)

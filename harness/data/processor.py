@@ -89,7 +89,9 @@ def pad_rows(rows: Sequence[Encoded], pad_id: int, further: Mapping[str, Any]) -
 
     kind_BS = padded("kind_S", int(Kind.PAD))
     input_ids_BS = padded("input_ids_S", pad_id)
+    grids = [row.grids for row in rows if row.grids is not None]
     layout = Layout(
+        grids=tuple(grids) if len(grids) == len(rows) else None,
         labels_BS=padded("labels_S", IGNORE),
         kind_BS=kind_BS,
         ordinal_BS=padded("ordinal_S", -1),

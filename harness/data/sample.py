@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from harness.data.loading.frames import FrameRule
-    from regate.types import Layout
+    from regate.types import Grid, Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +113,7 @@ class Encoded:
         failed: the media could not be read at run time; every label is -100 then.
         unshuffled: the turns were to be shown in another order and are in that of the file.
         cut: how many targets stood beyond the processor's limit and are not in the row; None if nothing was cut.
+        grids: what the visual positions show, in their order; None where the adapter does not say.
         extra: further tensors of the adapter.
     """
 
@@ -125,6 +126,7 @@ class Encoded:
     failed: bool = False
     unshuffled: bool = False
     cut: int | None = None
+    grids: tuple[Grid, ...] | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
 
 

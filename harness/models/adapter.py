@@ -83,6 +83,11 @@ class Adapter(Protocol):
         """Which frames of a clip an evaluation reads; `spread` where the model's own code says nothing else."""
         ...
 
+    @property
+    def tells_grids(self) -> bool:
+        """Whether its rows say what their visual positions show, which `gate.visual` needs."""
+        ...
+
     def missing(self) -> list[str]:
         """One line a file that is not there, with where it comes from; empty when `student` can run."""
         ...

@@ -86,6 +86,11 @@ class PretrainedAdapter(ABC, Generic[Files]):
     tells_places: ClassVar[bool] = False
     """Whether the model is one of this package's classes; see `scored_forward`."""
 
+    @property
+    def tells_grids(self) -> bool:
+        """Not unless a family says so."""
+        return False
+
     def __init__(self, recipe: Recipe, data: DataSet | None) -> None:
         self.recipe = recipe
         self.data = data

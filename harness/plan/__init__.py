@@ -220,7 +220,7 @@ def closed_form(gate: GateConfig, steps: int) -> float:
 
 def _schedule(gate: GateConfig | None, steps: int) -> tuple[int, float]:
     """The number of sparse steps, and the mean keep ratio; in closed form, so that no length of a run takes long."""
-    if gate is None or gate.keep_ratio >= 1:
+    if gate is None or not gate.has_sparse_steps:
         return 0, 1.0
     cycle = DualCycle.from_config(gate)
     return cycle.sparse_steps(steps), cycle.expected_keep(steps)

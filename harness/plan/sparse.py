@@ -24,6 +24,11 @@ def differs_by_layer(gate: GateConfig | None) -> bool:
     return gate is not None and (bool(gate.from_layer) or gate.deep is not None)
 
 
+def visual_part(gate: GateConfig | None) -> float:
+    """The part of the visual positions that a sparse step computes."""
+    return 1.0 if gate is None or gate.visual is None else gate.visual.keep
+
+
 def sparse_forward(
     gate: GateConfig,
     shape: DecoderShape,
@@ -37,7 +42,7 @@ def sparse_forward(
     """Forward pass of samples in a sparse step. The predictors of selected targets count as evenly spread among them.
 
     Args:
-        other_N: positions before the targets.
+        other_N: positions before the targets, without those that no layer computes.
         target_N, scored_N: targets, and those that are selected.
         first_layers: count so many of the layers, from the first on; None for all.
         last_limited: the last layer computes what is read alone, as packed rows do.

@@ -15,7 +15,7 @@ import numpy as np
 from harness.models.decoder_flops import forward_flops, recomputed_flops
 from harness.plan.figures import Basis, Figure, counted, estimated
 from harness.plan.memory import gpus_of, recomputed_layers
-from harness.plan.sparse import differs_by_layer, sparse_forward
+from harness.plan.sparse import differs_by_layer, sparse_forward, visual_part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -176,18 +176,19 @@ def dense_and_sparse(recipe: Recipe, footprint: Footprint, lengths: Lengths) -> 
     """A mean sample in a dense step and in a sparse one; the same twice for a baseline."""
     recomputed = recomputed_layers(recipe, footprint, lengths, *gpus_of(recipe))
 
-    def work(ratio: float) -> Work:
+    def work(ratio: float, gone: float = 0.0) -> Work:
         scored = max(1.0, ratio * lengths.targets)
         elides = recipe.gate is not None and recipe.gate.execution != "loss_only"
-        positions = lengths.positions - (lengths.targets - scored if elides else 0.0)
+        positions = lengths.positions - gone - (lengths.targets - scored if elides else 0.0)
         return sample_work(footprint, positions, scored, recomputed=recomputed, clips=lengths.clips)
 
     gate = recipe.gate
+    gone = (1 - visual_part(gate)) * lengths.visual
     if gate is None or not differs_by_layer(gate):
-        return work(1.0), work(gate.keep_ratio if gate else 1.0)
+        return work(1.0), work(gate.keep_ratio if gate else 1.0, gone)
     scored = max(1.0, gate.keep_ratio * lengths.targets)
     other_N, target_N, scored_N = (
-        np.array([number]) for number in (lengths.positions - lengths.targets, lengths.targets, scored)
+        np.array([number]) for number in (lengths.positions - lengths.targets - gone, lengths.targets, scored)
     )
     forward = sparse_forward(gate, footprint.decoder, other_N, target_N, scored_N)
     sparse = sample_work(
@@ -223,13 +224,14 @@ def sparse_ratios(recipe: Recipe, footprint: Footprint, lengths: Lengths) -> tup
     scored_N = np.maximum(1, np.floor(keep * target_N)).astype(np.int64)
     other_N = (lengths.visual_N + lengths.prompt_N)[order]
     elides = recipe.gate is not None and recipe.gate.execution != "loss_only"
-    dense_N, sparse_N = other_N + target_N, other_N + (scored_N if elides else target_N)
+    seen_N = np.ceil(visual_part(recipe.gate) * lengths.visual_N[order]).astype(np.int64) + lengths.prompt_N[order]
+    dense_N, sparse_N = other_N + target_N, seen_N + (scored_N if elides else target_N)
 
     recomputed = recomputed_layers(recipe, footprint, lengths, *gpus_of(recipe))
     sparse_by_layer = None
     if recipe.gate is not None and differs_by_layer(recipe.gate):
         limited = recipe.train.last_layer == "scored"
-        forward = partial(sparse_forward, recipe.gate, footprint.decoder, other_N, target_N, scored_N)
+        forward = partial(sparse_forward, recipe.gate, footprint.decoder, seen_N, target_N, scored_N)
         again = min(recomputed, footprint.decoder.layers - 1)
         sparse_by_layer = forward(last_limited=limited), forward(first_layers=again)
 

@@ -140,8 +140,8 @@ def totals(ledger: Split, *, global_batch: int, expected_reduction: float | None
 def step_seconds(steps: Sequence[Event]) -> dict[str, Any]:
     """Median training seconds of dense and of sparse steps (waiting for data and writing left out), by the wall and,
     where a CPU trained, in CPU seconds."""
-    dense = [step for step in steps if step["keep_ratio"] >= 1.0]
-    sparse = [step for step in steps if step["keep_ratio"] < 1.0]
+    dense = [step for step in steps if not _is_sparse(step)]
+    sparse = [step for step in steps if _is_sparse(step)]
     cpu = all("cpu" in step for step in steps)
     return {
         "dense_median": median(step["seconds"]["train"] for step in dense) if dense else None,
@@ -151,6 +151,11 @@ def step_seconds(steps: Sequence[Event]) -> dict[str, Any]:
         "n_dense": len(dense),
         "n_sparse": len(sparse),
     }
+
+
+def _is_sparse(step: Event) -> bool:
+    """Of targets, or, as the step says then, of visual positions alone."""
+    return bool(step.get("sparse", step["keep_ratio"] < 1.0))
 
 
 def _cpu_seconds(steps: Sequence[Event], key: str) -> float | None:
@@ -163,7 +168,7 @@ def _cpu_seconds(steps: Sequence[Event], key: str) -> float | None:
 def sparse_flops_ratio(steps: Sequence[Event]) -> float | None:
     """FLOPs of the sparse steps over those of the same batches with nothing elided: the ideal that the ratio of
     step times is read against. None without sparse steps."""
-    sparse = [step for step in steps if step["keep_ratio"] < 1.0]
+    sparse = [step for step in steps if _is_sparse(step)]
     dense_flops = sum(step["flops_dense"] for step in sparse)
     return sum(step["flops"] for step in sparse) / dense_flops if dense_flops else None
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from harness.config.recipe import Recipe
+    from harness.models.adapter import Adapter
     from regate.config import Outputs
 
 _NAMES: Final = {"flex": "flex_attention"}
@@ -42,16 +43,20 @@ def check_attention(recipe: Recipe) -> None:
         )
 
 
-def check_attachable(outline: nn.Module, recipe: Recipe) -> None:
+def check_attachable(adapter: Adapter, recipe: Recipe) -> None:
     """Refuse a model that the training will not be able to elide, or whose logits it cannot split, before the teacher
     reads a word.
-
-    Args:
-        outline: `Adapter.outline()`; its attention is changed where the recipe names another.
 
     Raises:
         UnsupportedModelError, ConfigError, RecipeError: say what of the model or the recipe stands against it.
     """
+    if recipe.gate is not None and recipe.gate.visual is not None and not adapter.tells_grids:
+        raise RecipeError(
+            f"{recipe.name}: gate.visual elides cells of a clip's grid, and the visual tokens of {adapter.name} are "
+            "not such cells, or its processor does not say which",
+            hint="leave gate.visual out, or train another model",
+        )
+    outline = adapter.outline()
     regate.ScoredLM(outline)
     attach(outline, recipe, _nothing).remove()
 

@@ -178,6 +178,7 @@ class Loop:
             rows=self.elide.rows,
             kernel=self.elide.kernel,
             keep_ratio=decisions[0].keep_ratio,
+            sparse=decisions[0].sparse,
             loss_sum=loss_sum,
             flops=flops,
             flops_dense=flops_dense,

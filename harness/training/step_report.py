@@ -58,6 +58,7 @@ class StepResult:
     rows: str
     kernel: str | None
     keep_ratio: float
+    sparse: bool
     loss_sum: Tensor
     flops: float
     flops_dense: float
@@ -102,6 +103,8 @@ class StepReport:
             "rows": self.result.rows,
             "kernel": self.result.kernel,
             "keep_ratio": self.result.keep_ratio,
+            # A sparse step scores every target where it elides visual positions alone.
+            **({"sparse": True} if self.result.sparse and self.result.keep_ratio >= 1.0 else {}),
             "loss": loss,
             "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
             "skipped": self.result.skipped,

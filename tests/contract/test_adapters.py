@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import regate
-from harness.common.errors import EnvironmentProblem
+from harness.common.errors import EnvironmentProblem, RecipeError
 from harness.common.progress import Progress
 from harness.config.model import (
     CHECKPOINTS,
@@ -95,11 +95,27 @@ def test_the_outline_is_the_student_without_weights(adapter: Any) -> None:
     trained = {name.replace(".base_layer", ""): parameter for name, parameter in student.named_parameters()}
     shapes = {name.replace("base_model.model.", ""): p.shape for name, p in trained.items() if "lora_" not in name}
     assert {name: p.shape for name, p in outline.named_parameters()} == shapes
-    check_attachable(outline, adapter.recipe)
+    check_attachable(adapter, adapter.recipe)
     for key in ("from_layer", "deep"):
         too_many = replace(GATE, **{key: 40})
         with pytest.raises(regate.ConfigError, match=rf"{key}.* 40"):
-            check_attachable(outline, adapter.recipe.model_copy(update={"gate": too_many}))
+            check_attachable(adapter, adapter.recipe.model_copy(update={"gate": too_many}))
+
+
+def test_visual_positions_are_cells_of_grids_or_elision_of_them_is_refused(adapter: Any) -> None:
+    gate = replace(GATE, warmup_steps=0, dense_steps=0, keep_ratio=1.0, visual=regate.VisualConfig(0.25, "random"))
+    recipe = adapter.recipe.model_copy(update={"gate": gate})
+    if not adapter.tells_grids:
+        with pytest.raises(RecipeError, match=r"gate\.visual elides cells"):
+            check_attachable(adapter, recipe)
+        return
+    check_attachable(adapter, recipe)
+    batch = adapter.processor().collate(rows(adapter))
+    decision = regate.Gate(replace(gate, selection="random"), None).decide(batch.layout, batch.sample_ids_B, step=0)
+    visual_B = (batch.layout.kind_BS == Kind.VISUAL).sum(dim=1)
+    kept_B = decision.visual.kept_BS.sum(dim=1)
+    assert (visual_B > 0).any()
+    assert ((kept_B <= visual_B / 4 + 1) & (kept_B >= visual_B / 4)).all()
 
 
 def rows(adapter: Any, count: int = 4, *, media: bool = True) -> list[Encoded]:

@@ -55,6 +55,10 @@ class HFAdapter(PretrainedAdapter[ModelFiles]):
         toy_internvl = isinstance(model, TinyHFModel) and model.family == "internvl"
         return "mvbench" if toy_internvl or is_internvl(self.files.folder) else "spread"
 
+    @property
+    def tells_grids(self) -> bool:
+        return self.processor().tells_grids
+
     def locate(self) -> ModelFiles:
         model = self.recipe.model
         if isinstance(model, TinyHFModel):

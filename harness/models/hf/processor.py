@@ -10,6 +10,7 @@ Legend: B rows, S expanded length, T frames, H and W pixels.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
@@ -22,7 +23,7 @@ from harness.data.loading.errors import VideoError
 from harness.data.loading.video import ClipFacts, clip_facts
 from harness.data.processor import make_row, pad_rows, refuse_missing_pixels
 from harness.models.hf.chat import marker_places
-from regate.types import Kind
+from regate.types import Grid, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -430,7 +431,36 @@ class HFConversations:
         if frames is not None and inputs:
             extra |= inputs
             pixels = next(value for name, value in inputs.items() if name.startswith("pixel_values"))
-        return make_row(sample, ids, kinds, pixels=pixels, cut=cut, extra=extra)
+        grids = self._grids(sample, inputs) if frames is not None else None
+        return make_row(sample, ids, kinds, pixels=pixels, cut=cut, grids=grids, extra=extra)
+
+    def _grids(self, sample: Sample, inputs: Mapping[str, Tensor]) -> tuple[Grid, ...] | None:
+        """What the visual positions show; None where the family's processor does not say it.
+
+        InternVL's are tiles, each a square of tokens; those of a sample's only medium count as its frames. Qwen's
+        processors give the patches, of which a square is merged into a token.
+        """
+        order = self.chat.order(sample)
+        if not order:
+            return ()
+        if self.tiles is not None:
+            side, tiles = math.isqrt(self.tiles.tokens), len(inputs["pixel_values"])
+            return (Grid(tiles, side, side),) if len(order) == 1 else (Grid(1, side, side),) * tiles
+        kinds = [sample.media[place].kind for place in order]
+        if not all(f"{kind}_grid_thw" in inputs for kind in kinds):
+            return None
+        waiting = {kind: iter(inputs[f"{kind}_grid_thw"].tolist()) for kind in set(kinds)}
+        grids: list[Grid] = []
+        for kind in kinds:
+            times, rows, columns = next(waiting[kind])
+            merge = getattr(self.processor, f"{kind}_processor").merge_size
+            grids.append(Grid(times, rows // merge, columns // merge))
+        return tuple(grids)
+
+    @property
+    def tells_grids(self) -> bool:
+        """Whether the rows say what their visual positions show."""
+        return self.tiles is not None or hasattr(self.processor.image_processor, "merge_size")
 
     def _type(self, token: int) -> int:
         return _VIDEO if token in self.visual_ids[1:] else _IMAGE

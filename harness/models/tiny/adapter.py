@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoModelForCausalLM
 
 from harness.common.errors import EnvironmentProblem, RecipeError
+from harness.config.model import TinyModel
 from harness.models.flops import decoder_shape
 from harness.models.forward import scored_forward
 from harness.models.tiny.config import TinyVLMConfig
@@ -40,6 +42,7 @@ class TinyAdapter:
 
     name = "tiny"
     frame_rule: FrameRule = "spread"
+    tells_grids = True
 
     def __init__(self, recipe: Recipe, data: DataSet | None) -> None:
         if recipe.gate is not None and recipe.gate.reference.model is not None:
@@ -77,7 +80,9 @@ class TinyAdapter:
         return []
 
     def processor(self) -> TinyProcessor:
-        return TinyProcessor.load(self.stages.folder("backbone"))
+        processor = TinyProcessor.load(self.stages.folder("backbone"))
+        assert isinstance(self.recipe.model, TinyModel)
+        return replace(processor, frames_a_token=self.recipe.model.frames_a_token)
 
     def student(self) -> nn.Module:
         """The aligned model; projector and decoder are trained, the tower is not."""

@@ -9,6 +9,7 @@ Legend: B rows, S expanded length, N clips of a batch, T frames, H and W pixels.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from harness.common.errors import DataError
 from harness.common.files import read_json, write_atomic
 from harness.common.hashing import digest
 from harness.data.processor import make_row, pad_rows, refuse_missing_pixels
-from regate.types import Kind
+from regate.types import Grid, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -95,6 +96,7 @@ class TinyProcessor:
         size: H and W, pixels.
         visual_tokens: placeholders of one clip.
         max_length: longest expanded row; a longer sample is an error, nothing is truncated.
+        frames_a_token: neighbouring frames that a visual token merges.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -102,6 +104,7 @@ class TinyProcessor:
     size: int
     visual_tokens: int
     max_length: int = 512
+    frames_a_token: int = 2
     _text: Tokenizer = field(init=False, repr=False, compare=False)
     _ids: dict[str, int] = field(init=False, repr=False, compare=False)
 
@@ -250,7 +253,14 @@ class TinyProcessor:
             )
         if len(row_ids) > self.max_length:
             raise DataError(f"sample {sample.key}: {len(row_ids)} positions, more than {self.max_length}")
-        return make_row(sample, row_ids, row_kinds, pixels=self._clip(sample, frames))
+        grids = (self._grid(),) if clips else ()
+        return make_row(sample, row_ids, row_kinds, pixels=self._clip(sample, frames), grids=grids)
+
+    def _grid(self) -> Grid:
+        """Of a clip: merged frames, and as many rows as columns."""
+        frames = max(1, self.frames // self.frames_a_token)
+        side = math.isqrt(self.visual_tokens // frames)
+        return Grid(frames, side, side)
 
     def _clip(self, sample: Sample, frames: Sequence[Tensor] | None) -> Tensor | None:
         if frames is None or not sample.media:

@@ -16,8 +16,9 @@ from harness.models.videollama2 import toy
 from harness.models.videollama2.image_processing import read_pixels
 from harness.models.videollama2.model import VideoLLaMA2ForConditionalGeneration
 from harness.models.videollama2.processor import VideoLLaMA2Conversations
-from harness.models.videollama2.sizes import vision_flops
+from harness.models.videollama2.sizes import vision_flops, visual_grid
 from harness.models.videollama2.weights import ModelFiles, assemble, config_of
+from regate.types import Grid
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,6 +33,10 @@ class VideoLLaMA2Adapter(PretrainedAdapter[ModelFiles]):
     frame_rule: FrameRule = "spread"
     toy = toy.TOY
     tells_places = True
+
+    @property
+    def tells_grids(self) -> bool:
+        return True
 
     def locate(self) -> ModelFiles:
         model, frames = self._model(), self.recipe.data.frames
@@ -61,6 +66,7 @@ class VideoLLaMA2Adapter(PretrainedAdapter[ModelFiles]):
             config.num_frames,
             config.visual_tokens,
             self._model().max_length,
+            Grid(*visual_grid(config.mm_projector_type, config.num_frames, config.grid)),
         )
 
     def student(self) -> nn.Module:

@@ -18,7 +18,7 @@ import torch
 from harness.common.errors import DataError
 from harness.common.hashing import digest
 from harness.data.processor import make_row, pad_rows, refuse_missing_pixels
-from regate.types import Kind
+from regate.types import Grid, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,6 +60,7 @@ class VideoLLaMA2Conversations:
     Attributes:
         frames: T, of every clip.
         visual_tokens: placeholders of one clip or image.
+        grid: what they show; None where the caller does not need it.
         max_length: most tokens of a conversation, its media counted as one; what is beyond is cut off.
     """
 
@@ -68,6 +69,7 @@ class VideoLLaMA2Conversations:
     frames: int
     visual_tokens: int
     max_length: int = 2048
+    grid: Grid | None = None
 
     @property
     def placeholder_id(self) -> int:
@@ -250,7 +252,8 @@ class VideoLLaMA2Conversations:
             place = ids.index(MEDIA_TOKEN)
             ids[place : place + 1] = [self.placeholder_id] * self.visual_tokens
             kinds[place : place + 1] = [int(Kind.VISUAL)] * self.visual_tokens
-        return make_row(sample, ids, kinds, pixels=self._clip(sample, frames))
+        grids = (self.grid,) if media and self.grid is not None else None if media else ()
+        return make_row(sample, ids, kinds, pixels=self._clip(sample, frames), grids=grids)
 
     def _clip(self, sample: Sample, frames: Sequence[Tensor] | None) -> Tensor | None:
         """uint8 [T, 3, Z, Z], T being 1 for an image."""

@@ -72,20 +72,27 @@ TOY_SIZE: Final = 64
 
 
 def visual_tokens(kind: str, frames: int, grid: int) -> int:
-    """Q, of a clip of `frames` frames with grid x grid patches; an image counts as `frames` equal frames.
+    """Q, of a clip of `frames` frames with grid x grid patches; an image counts as `frames` equal frames. Errors as
+    `visual_grid`."""
+    time, rows, columns = visual_grid(kind, frames, grid)
+    return time * rows * columns
+
+
+def visual_grid(kind: str, frames: int, grid: int) -> tuple[int, int, int]:
+    """Times, rows and columns of the tokens, in the order in which they stand.
 
     Raises:
         ValueError: an unknown connector, or a clip too short or a grid too small for it.
     """
     if kind in ("linear", "mlp2x_gelu"):
-        return grid * grid
+        return 1, grid, grid
     if kind not in CONNECTORS:
         raise ValueError(f"connector {kind!r} is not one of {', '.join(CONNECTORS)}")
     pad = sampler_padding(kind)
     time, side = ((size + 2 * pad - STRIDE) // STRIDE + 1 for size in (frames, grid))
     if time < 1 or side < 1:
         raise ValueError(f"{kind} makes no token of {frames} frames of {grid} x {grid} patches")
-    return time * side * side
+    return time, side, side
 
 
 def sampler_padding(kind: str) -> int:

@@ -95,7 +95,7 @@ def test_a_decoder_that_cannot_be_elided(broken: Any) -> None:
     gpt2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2}
     adapter = broken(family="internvl", file="config.json", text_config=gpt2)
     with pytest.raises(regate.UnsupportedModelError, match="GPT2Model has no rotary position embedding"):
-        check_attachable(adapter.outline(), adapter.recipe)
+        check_attachable(adapter, adapter.recipe)
 
 
 def test_a_head_tied_against_the_flag(broken: Any, monkeypatch: pytest.MonkeyPatch) -> None:

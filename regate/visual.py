@@ -1,0 +1,148 @@
+"""Visual elision in sparse steps: which cells of a clip's grid the decoder gets. Not the paper's.
+
+The visual tokens of a clip are the cells of a grid of frames, rows and columns. In a sparse step a part of them
+stays, at its own positions; dense steps and evaluations see all of them. Which cells stay follows from the grid, the
+step and the seed alone, in whole numbers on the CPU: every process and every resumed run chooses the same ones.
+
+Legend: B rows, S expanded length, D hidden size, m cells that are averaged, b blocks of them, v visual positions.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import ceil
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regate.errors import LayoutError
+from regate.transfer import on_device
+from regate.types import Kind, VisualKept
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from regate.config import VisualConfig
+    from regate.types import Layout
+
+_BLOCKS: Final = {1: (1, 1, 1), 2: (2, 1, 1), 4: (1, 2, 2), 8: (2, 2, 2)}
+"""Cells of a block -> its frames, rows and columns; at a grid's edge a block has what is left."""
+
+
+def keep_visual(layout: Layout, config: VisualConfig, *, step: int, seed: int) -> VisualKept:
+    """The visual positions that stay in a sparse step.
+
+    Args:
+        layout: on the CPU, with the grids of its clips.
+
+    Raises:
+        LayoutError: the layout does not say them, or they do not have as many cells as the row has visual positions.
+    """
+    if layout.grids is None:
+        raise LayoutError("visual elision needs the grids of the clips: this batch's layout has none")
+    length = layout.kind_BS.shape[1]
+    kept_BS = torch.zeros(layout.kind_BS.shape, dtype=torch.bool)
+    members: list[NDArray[np.int64]] = []
+    blocks: list[NDArray[np.int64]] = []
+    firsts: list[NDArray[np.int64]] = []
+    count = 0
+    for row, grids in enumerate(layout.grids):
+        place_v = (layout.kind_BS[row] == Kind.VISUAL).nonzero().squeeze(1).numpy()
+        if len(place_v) != sum(grid.cells for grid in grids):
+            raise LayoutError(
+                f"row {row} has {len(place_v)} visual positions, and its grids have "
+                f"{sum(grid.cells for grid in grids)} cells"
+            )
+        begin = 0
+        for grid in grids:
+            place_n = place_v[begin : begin + grid.cells]
+            begin += grid.cells
+            if not grid.elidable:
+                kept_BS[row, torch.from_numpy(place_n)] = True
+                continue
+            first_b, block_n = _blocks_of(grid.shape, config.keep, config.how, step, seed)
+            kept_BS[row, torch.from_numpy(place_n[first_b])] = True
+            if config.how == "pool":
+                members.append(place_n + row * length)
+                blocks.append(block_n + count)
+                firsts.append(place_n[first_b] + row * length)
+                count += len(first_b)
+    visual_BS = layout.kind_BS == Kind.VISUAL
+    # A target right behind a picture is predicted by its last cell.
+    kept_BS |= visual_BS & torch.nn.functional.pad(layout.target_BS[:, 1:], (0, 1), value=False)
+    kept_v = kept_BS[visual_BS].nonzero().squeeze(1)
+    if not members:
+        return VisualKept(kept_BS, kept_v)
+    joined = (torch.from_numpy(np.concatenate(part)) for part in (members, blocks, firsts))
+    return VisualKept(kept_BS, kept_v, *_several(*joined))
+
+
+def _several(member_m: Tensor, block_m: Tensor, first_b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Without the blocks of one cell, which is its own mean: members, their blocks, first cells and sizes."""
+    size_b = torch.bincount(block_m, minlength=len(first_b))
+    several_b = size_b > 1
+    number_b = several_b.long().cumsum(0) - 1
+    of_several_m = several_b[block_m]
+    return member_m[of_several_m], number_b[block_m[of_several_m]], first_b[several_b], size_b[several_b]
+
+
+@lru_cache(maxsize=512)
+def _blocks_of(
+    shape: tuple[int, int, int], keep: float, how: str, step: int, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The cells of a grid that stay, ascending, and, where blocks are averaged, the block of every cell.
+
+    At least one cell stays.
+    """
+    cells = int(np.prod(shape))
+    if keep >= 1.0:
+        every = np.arange(cells)
+        return every, every
+    t_n, r_n, c_n = (axis.reshape(-1) for axis in np.indices(shape))
+    none = np.empty(0, np.int64)
+    if how == "pool":
+        frames, rows, columns = _BLOCKS[round(1 / keep)]
+        wide, high = -(-shape[2] // columns), -(-shape[1] // rows)
+        number_n = ((t_n // frames) * high + r_n // rows) * wide + c_n // columns
+        _, first_b, block_n = np.unique(number_n, return_index=True, return_inverse=True)
+        order = np.argsort(first_b)
+        return first_b[order], np.argsort(order)[block_n]
+    if how == "pattern":
+        kept = np.flatnonzero(_pattern(round(1 / keep), t_n, r_n, c_n, step) == 0)
+        return (kept if len(kept) else np.array([step % cells])), none
+    if how == "frames":
+        count = ceil(keep * shape[0])
+        frame_k = (np.arange(count) * shape[0] // count + step) % shape[0]
+        return np.flatnonzero(np.isin(t_n, frame_k)), none
+    assert how == "random"
+    count = ceil(keep * cells)
+    return np.sort(np.random.default_rng([seed, step, *shape]).permutation(cells)[:count]), none
+
+
+def _pattern(cells: int, t_n: Any, r_n: Any, c_n: Any, step: int) -> Any:
+    """0 at one cell of every block of `cells`; another one in each frame and each step."""
+    if cells == 1:
+        return np.zeros_like(t_n)
+    if cells == 2:
+        return (t_n + r_n + c_n + step) % 2
+    if cells == 4:
+        return (2 * (r_n % 2) + c_n % 2 + t_n + step) % 4
+    return (4 * (t_n % 2) + 2 * (r_n % 2) + c_n % 2 + t_n // 2 + step) % 8
+
+
+def averaged(embeds_BSD: Tensor, kept: VisualKept) -> Tensor:
+    """The embeddings with the mean of each block at its first cell; the sums are made in float32 or better."""
+    if kept.member_m is None:
+        return embeds_BSD
+    assert kept.block_m is not None
+    assert kept.first_b is not None
+    assert kept.size_b is not None
+    device, flat = embeds_BSD.device, embeds_BSD.flatten(0, 1)
+    member_mD = flat.index_select(0, on_device(kept.member_m, device))
+    member_mD = member_mD.to(torch.promote_types(flat.dtype, torch.float32))
+    sum_bD = member_mD.new_zeros(kept.first_b.shape[0], flat.shape[1])
+    sum_bD = sum_bD.index_add(0, on_device(kept.block_m, device), member_mD)
+    mean_bD = sum_bD / on_device(kept.size_b, device)[:, None]
+    return flat.index_copy(0, on_device(kept.first_b, device), mean_bD.to(flat.dtype)).view_as(embeds_BSD)
