@@ -113,7 +113,7 @@ class InternVLData(Strict):
     (the official `rand`)."""
     least_frames: PositiveInt | None = Field(default=None, exclude_if=_is_none)
     """With frame_sampling random: in each epoch a video's number of frames is drawn too, from this one to `frames`
-    (official: 8 to 32). The reference losses are computed for `frames`."""
+    (official: 8 to 32). Their lines in the text change with it, so no gate that reads reference losses takes it."""
     samples: PositiveInt | None = None
     """How many samples the paper or the data card states; `plan` uses it while the files are not there."""
     targets_per_sample: PositiveFloat | None = None

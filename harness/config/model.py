@@ -409,6 +409,9 @@ class HFModel(ModelSection):
     max_tiles: PositiveInt | None = Field(default=None, exclude_if=_unset)
     """Most tiles of an InternVL picture, the whole picture not counted; several pictures of a sample share them.
     None takes the checkpoint's."""
+    drop_path: Annotated[float | None, Field(gt=0, lt=1, exclude_if=_unset)] = None
+    """Stochastic depth of an InternVL tower in training: the part of the pictures that the last layer's attention and
+    MLP each leave out; it grows evenly from 0 at the first layer. None leaves nothing out."""
     tower: PartRecipe = _FROZEN
     projector: PartRecipe = _TRAINED
     """Everything between tower and decoder: whatever belongs to neither of them, and the mergers within the tower."""
@@ -448,6 +451,9 @@ class HFModel(ModelSection):
             if whole and len(bounds) == 2 and bounds[0] > bounds[1]:
                 yield ("model", name), f"model.{name}: the least, {bounds[0]}, is more than the most, {bounds[1]}"
         yield from _trains_nothing(data)
+        drops, trained = (value_at(data, ("model", *keys)) for keys in (("drop_path",), ("tower", "train")))
+        if drops is not None and trained is not True:
+            yield ("model", "drop_path"), "model.drop_path is for a tower that is trained; leave it out"
         if value_at(data, ("data", "source")) == "internvl":
             return  # InternVL's frames are numbered; another family is refused when its checkpoint is read
         if value_at(data, ("data", "frame_sampling")) == "random":

@@ -229,6 +229,21 @@ class Recipe(Strict):
     track: Track = Track()
     suite: SuiteMark | None = None
 
+    @model_validator(mode="after")
+    def _texts_that_stay(self) -> Recipe:
+        """What is kept of a sample's text must be of the text that is trained on."""
+        if getattr(self.data, "least_frames", None) is None or self.gate is None:
+            return self
+        kept = "the reference losses are computed once" if self.gate.needs_reference else None
+        if self.gate.candidates == "text":
+            kept = "gate.candidates text keeps a loss for each token by its place"
+        if kept is not None:
+            raise ValueError(
+                "data.least_frames draws the number of a video's frames anew in each epoch, a line of its text names "
+                f"each frame, and {kept}; leave least_frames out, or take a gate.selection without a teacher"
+            )
+        return self
+
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same run: everything but devices, folders, descriptions and tracking."""
         excluded = {"devices", "paths", "track", "suite", "description", "hardware"}

@@ -21,6 +21,7 @@ from harness.models.hf.chat import Chat
 from harness.models.hf.config import check_tied, check_typed, is_internvl, read_config, visual_ids
 from harness.models.hf.flops import patches_of, sizes_of
 from harness.models.hf.internvl.chat import InternVLChat
+from harness.models.hf.internvl.drop_path import add_drop_path
 from harness.models.hf.internvl.image_processing import Tiles, tiles_of
 from harness.models.hf.model import PARTS, TextDecoder, decayed_names, parts_of, prepare_training
 from harness.models.hf.processor import HFConversations
@@ -171,11 +172,11 @@ class HFAdapter(PretrainedAdapter[ModelFiles]):
                 f"the text of {config.model_type}",
                 hint="leave it out",
             )
-        if pixels == "official" or most is not None:
+        if pixels == "official" or most is not None or getattr(model, "drop_path", None) is not None:
             raise EnvironmentProblem(
-                f"{self.files.folder}: model.pixels official and model.max_tiles are for InternVL, and this is a "
-                f"{config.model_type}",
-                hint="leave both out",
+                f"{self.files.folder}: model.pixels official, model.max_tiles and model.drop_path are for InternVL, "
+                f"and this is a {config.model_type}",
+                hint="leave them out",
             )
         return None
 
@@ -191,6 +192,8 @@ class HFAdapter(PretrainedAdapter[ModelFiles]):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.recipe.seed)
             prepare_training(model, settings, _taken(model, white))
+        if isinstance(settings, HFModel) and settings.drop_path is not None:
+            add_drop_path(model.get_encoder(modality="image"), settings.drop_path)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()

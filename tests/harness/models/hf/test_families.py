@@ -18,6 +18,7 @@ from harness.models.hf.sizes import FAMILIES, Plain, VisionFlops, footprint_of, 
 from harness.training import checkpoint
 from harness.training.optimizer import make_optimizer
 from harness.training.parallel import Replicated
+from harness.training.recompute import recompute_first
 from regate.types import IGNORE, Kind
 from tests.contract.test_adapters import (  # noqa: F401 - what every adapter promises, asked of every family here
     test_checkpoint_round_trip,
@@ -313,6 +314,7 @@ def test_the_formula_counts_what_the_vision_side_computes(adapter: Any) -> None:
     backward = read.backward_ratio(tower=True, projector=True) * read.forward
     assert plain == pytest.approx(work.forward + backward, rel=0.05)
     model.activation_checkpointing_enable({"use_reentrant": False})
+    recompute_first(model, 0)  # train.recompute speaks of the decoder; the tower's layers are computed again
     again = counted(model, inputs, backward=True) - plain
     # torch ends a second pass where nothing more is needed: mostly before a layer's last matrix.
     last = 4 * (patches + pictures) * section.tower_hidden**2 * section.tower_layers

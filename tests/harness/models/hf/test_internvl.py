@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import regate
 from harness.common.errors import DataError, EnvironmentProblem
 from harness.config.data import InternVLData
 from harness.config.model import HFModel
+from harness.config.recipe import Recipe
 from harness.data.loading.epoch_view import EpochView, clips
 from harness.data.sample import Media, Sample, SamplingPolicy, Turn
 from harness.data.sources import make_data, open_data
@@ -23,7 +26,7 @@ from harness.models import adapter_for
 from harness.models.hf.internvl.image_processing import tile_grid, tiles_of
 from regate.types import IGNORE, Kind
 from tests.harness.worlds.tiny import tiny_recipe
-from tests.harness.worlds.transformers_models import EVERY_PART, encoded, loss_of, samples
+from tests.harness.worlds.transformers_models import EVERY_PART, encoded, gradients, loss_of, samples
 
 FIXTURE = Path(__file__).parents[3] / "fixtures" / "internvl"
 
@@ -61,7 +64,7 @@ def test_tiles_of_the_recipe(adapter: Any) -> None:
     sample = talk(("user", "it?"), ("assistant", "a cat"), media=("image",))
     assert usual.tokens(sample) - fewer.tokens(sample) == 2 * usual.tiles.tokens
     assert len({fewer.fingerprint, usual.fingerprint}) == 2
-    with pytest.raises(EnvironmentProblem, match=r"model\.max_tiles are for InternVL, and this is a qwen2_5_vl"):
+    with pytest.raises(EnvironmentProblem, match=r"model\.max_tiles and .* for InternVL, and this is a qwen2_5_vl"):
         other._tiles(None, Qwen2_5_VLConfig())
 
 
@@ -184,6 +187,80 @@ def test_drawn_frames_of_the_recipe(adapter: Any) -> None:
     assert other.processor().tiles is not None
     with pytest.raises(EnvironmentProblem, match="the times of the frames stand in the text of qwen2_5_vl"):
         other._tiles(None, Qwen2_5_VLConfig())
+    dropping = adapter.recipe.model_copy(update={"model": adapter.recipe.model.model_copy(update={"drop_path": 0.1})})
+    with pytest.raises(EnvironmentProblem, match=r"model\.drop_path are for InternVL, and this is a qwen2_5_vl"):
+        adapter_for(dropping, None)._tiles(None, Qwen2_5_VLConfig())
+
+
+@pytest.mark.parametrize(
+    ("gate", "message"),
+    [({}, "the reference losses are computed once"), ({"candidates": "text"}, "a loss for each token by its place")],
+)
+def test_a_drawn_number_of_frames_is_refused_where_the_text_must_stay(
+    adapter: Any, gate: dict[str, Any], message: str
+) -> None:
+    plain = adapter.recipe.model_dump(mode="json")
+    drawn = {"source": "internvl", "meta": "meta.json", "frame_sampling": "random"}
+    with pytest.raises(ValidationError, match=message):
+        Recipe.model_validate_json(json.dumps({**plain, "data": {**drawn, "least_frames": 8}, "gate": gate}))
+    for data, allowed in ((drawn, gate), ({**drawn, "least_frames": 8}, None), (drawn, {"selection": "random"})):
+        Recipe.model_validate_json(json.dumps({**plain, "data": data, "gate": allowed}))
+
+
+def test_a_row_s_text_names_as_many_frames_as_were_drawn(adapter: Any) -> None:
+    """Which is why the losses of the text with all frames are no losses of it."""
+    processor, sample = adapter.processor(), adapter.data.samples[0]
+    rows = [processor.encode(sample, [torch.zeros((count, 3, 8, 8), dtype=torch.uint8)]) for count in (2, 8)]
+    prompts = [int((row.kind_S != Kind.VISUAL).sum()) for row in rows]
+    assert prompts[0] < prompts[1] == int((processor.encode(sample, None).kind_S != Kind.VISUAL).sum())
+
+
+def test_branches_of_the_tower_are_left_out_for_some_pictures_in_training(tmp_path: Path) -> None:
+    """Each picture of the last layer is one of the four that the formula gives, and nothing is left out elsewhere."""
+    trained = adapter_of(tmp_path, drop_path=0.5)
+    model, plain = trained.student(), adapter_of(tmp_path).student()
+    tower = model.get_encoder(modality="image")
+    layer, rate = tower.encoder.layer[-1], 0.5
+    x_BPD = torch.randn(1, 5, tower.config.hidden_size, generator=torch.Generator().manual_seed(1)).expand(64, -1, -1)
+
+    def expected(attended: bool, thought: bool) -> torch.Tensor:
+        branch = layer.lambda_1 * plain_layer.attention(plain_layer.layernorm_before(x_BPD))[0]
+        hidden = x_BPD + attended * branch / (1 - rate)
+        return hidden + thought * layer.lambda_2 * plain_layer.mlp(plain_layer.layernorm_after(hidden)) / (1 - rate)
+
+    plain_layer = plain.get_encoder(modality="image").encoder.layer[-1]
+    with torch.no_grad():
+        assert torch.equal(layer(x_BPD), plain_layer(x_BPD)), "no training, no depth left out"
+        layer.train()
+        torch.manual_seed(3)
+        out_BPD = layer(x_BPD)
+        torch.manual_seed(3)
+        assert torch.equal(layer(x_BPD), out_BPD)
+        pairs = product((False, True), repeat=2)
+        seen = [torch.isclose(out_BPD, expected(*kept), atol=1e-5).all(dim=(1, 2)) for kept in pairs]
+    assert torch.stack(seen).sum(dim=0).tolist() == [1] * 64
+    assert all(8 <= int(some.sum()) <= 26 for some in seen)
+    first = tower.encoder.layer[0].train()
+    assert torch.equal(first(x_BPD), plain.get_encoder(modality="image").encoder.layer[0].train()(x_BPD))
+
+
+def test_what_is_left_out_stays_out_where_layers_are_computed_again(tmp_path: Path) -> None:
+    trained = adapter_of(tmp_path, drop_path=0.5)
+    model = trained.student().train()
+    batch = trained.processor().collate(encoded(trained, samples(trained)[:2]))
+    losses, grads = [], []
+    for again in (False, True):
+        if again:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        torch.manual_seed(7)
+        decision = regate.DenseGate().decide(batch.layout, batch.sample_ids_B, step=0)
+        loss = loss_of(trained, regate.ScoredLM(model), batch, decision)
+        model.zero_grad()
+        loss.backward()
+        losses.append(loss.item())
+        grads.append(gradients(model))
+    assert losses[0] == losses[1]
+    assert all(torch.allclose(grads[0][name], grads[1][name], atol=1e-6) for name in grads[0])
 
 
 def test_several_pictures_share_the_tiles(adapter: Any) -> None:

@@ -18,10 +18,11 @@ from safetensors.torch import load_file
 from transformers import MistralConfig
 
 from harness.common.errors import EnvironmentProblem, StaleError
+from harness.models.drop_path import DropPath
 from harness.models.videochat2 import checkpoint_names as names
 from harness.models.videochat2.config import LORA_TARGETS, VideoChat2Config
 from harness.models.videochat2.model import VideoChat2ForConditionalGeneration
-from harness.models.videochat2.qformer import BRANCHES, DropPath
+from harness.models.videochat2.qformer import BRANCHES
 from harness.models.videochat2.weights import (
     Lora,
     ModelFiles,
