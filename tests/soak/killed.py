@@ -1,0 +1,107 @@
+"""A run that is killed or asked to stop at a random moment of its own work, and given again.
+
+A moment is a number: how many files the run has opened, made, renamed or removed, and lines of the ledger it has
+written, in all of its stages. The same seed gives the same moments, so a failure can be had again.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from harness.common.exits import STOPPED, guarded
+from harness.records.ledger import Ledger
+from tests.forked import context
+
+from .stopped import go_on, outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+EVENTS: Final = frozenset({"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"})
+KINDS: Final = (
+    *[(signal.SIGKILL, False)] * 15,
+    *[(signal.SIGKILL, True)] * 5,
+    *[(signal.SIGTERM, False), (signal.SIGTERM, True)] * 5,
+    *[(signal.SIGINT, True), (signal.SIGINT, False)] * 2,
+    (signal.SIGINT, True),
+)
+"""Signals with whether they go to the whole process group: 20, 10 and 5."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """A signal at a moment."""
+
+    number: signal.Signals
+    group: bool
+    moment: int
+
+    def __str__(self) -> str:
+        return f"{self.number.name} to the {'group' if self.group else 'process'} at moment {self.moment}"
+
+
+def stops(moments: int, seed: int) -> Iterator[Stop]:
+    rng = random.Random(seed)
+    return (Stop(number, group, rng.randint(1, moments)) for number, group in KINDS)
+
+
+def attempt(folder: Path, stop: Stop | None) -> int | None:
+    """The exit code of the run's command in a process group of its own; negative where a signal ended it."""
+    child = context().Process(target=_attempt, args=(folder, stop))
+    child.start()
+    child.join()
+    return child.exitcode
+
+
+def moments_of(folder: Path) -> int:
+    """In how many moments a run that nobody stops comes to its end."""
+    assert attempt(folder, None) == 0
+    return int((folder / "moments").read_text())
+
+
+def _attempt(folder: Path, stop: Stop | None) -> None:
+    os.setsid()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    count = 0
+
+    def step() -> None:
+        nonlocal count
+        count += 1
+        if stop is not None and count == stop.moment and os.getpid() == pid:
+            (os.killpg if stop.group else os.kill)(os.getpid(), stop.number)
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in EVENTS and str(arguments[0]).startswith(str(folder)):
+            step()
+
+    append: Callable[..., None] = Ledger.append
+
+    def append_and_count(ledger: Ledger, event: str, **fields: Any) -> None:
+        append(ledger, event, **fields)
+        step()
+
+    pid = os.getpid()
+    Ledger.append = append_and_count  # type: ignore[method-assign]
+    sys.addaudithook(watch)
+    guarded(go_on)(folder)
+    (folder / "moments").write_text(str(count))
+
+
+def survives_stop(stop: Stop, folder: Path, whole: dict[str, Any]) -> str | None:
+    """What went wrong with a run that was stopped; None where the same command then came to the same end."""
+    code = attempt(folder, stop)
+    wanted = (-signal.SIGKILL,) if stop.number == signal.SIGKILL else (STOPPED, 0)
+    if code not in wanted:
+        return f"{stop}: exit {code}"
+    code = attempt(folder, None)
+    if code != 0:
+        return f"{stop}: the second attempt: exit {code}"
+    after = outcome(folder)
+    differing = [key for key in whole if after[key] != whole[key]]
+    return f"{stop}: other {', '.join(differing)}" if differing else None
