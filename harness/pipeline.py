@@ -210,14 +210,20 @@ def train(run: Prepared) -> None:
 
 
 def _write_provenance(run: Prepared) -> None:
+    """What the first attempt ran on, in a file and in the ledger, which gives the file back where it is gone; and in
+    the ledger what another attempt ran on."""
     path, ledger_path = run.run_dir / _PROVENANCE, run.run_dir / "ledger.jsonl"
-    here = provenance.collect(threads=torch.get_num_threads())
+    here, events = provenance.collect(threads=torch.get_num_threads()), read_events(ledger_path)
     if run.others is not None:
         here["hardware"]["other_nodes"] = run.others.hardware
     if not path.exists():
-        write_json(path, here, sealed=True)
-        return
-    before = provenance.last(_read_provenance(path), read_events(ledger_path))
+        first = provenance.first(events)
+        write_json(path, here if first is None else first, sealed=True)
+        if first is None:
+            with Ledger(ledger_path) as ledger:
+                ledger.append(provenance.EVENT, where=here)
+            return
+    before = provenance.last(_read_provenance(path), events)
     if before != here and finished_step(ledger_path) is None:
         with Ledger(ledger_path) as ledger:
             ledger.append(provenance.EVENT, where=here)
@@ -225,7 +231,7 @@ def _write_provenance(run: Prepared) -> None:
 
 def _read_provenance(path: Path) -> dict[str, Any]:
     shape = {"packages": dict, "python": str, "platform": dict, "git": dict | None, "hardware": dict}
-    remedy = "delete it and give the command again: the record then says what this machine is"
+    remedy = "delete it and give the command again: it is written anew from the run's ledger"
     content = read_json(path, "what a run ran on", shape=shape, hint=remedy)
     return {key: content[key] for key in shape}
 

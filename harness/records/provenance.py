@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 EVENT: Final = "surroundings"
-"""The ledger's event of an attempt that runs on something else than the one before it."""
+"""The ledger's event of what the first attempt runs on, and of an attempt that runs on something else than the one
+before it. Ledgers of earlier versions have no first one."""
 PACKAGES: Final = (
     "regate",
     "torch",
@@ -59,6 +60,11 @@ def collect(*, threads: int | None = None) -> dict[str, Any]:
     }
 
 
+def first(events: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """What the first attempt of a run ran on; None where its ledger does not say it."""
+    return next((event["where"] for event in events if event["event"] == EVENT and event["attempt"] == 1), None)
+
+
 def last(first: Mapping[str, Any], events: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
     """What the newest attempt of a run ran on: what it was started on, or what a later attempt found changed."""
     return next((e["where"] for e in reversed([*events]) if e["event"] == EVENT), first)
@@ -73,7 +79,8 @@ def changes(first: Mapping[str, Any], events: Iterable[Mapping[str, Any]]) -> li
             now = _leaves(event["where"])
             names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
             changed = {name: [before.get(name), now.get(name)] for name in names}
-            found.append({"attempt": event["attempt"], "changed": changed})
+            if changed:
+                found.append({"attempt": event["attempt"], "changed": changed})
             before = now
     return found
 

@@ -97,3 +97,20 @@ def test_an_attempt_on_something_else_is_in_the_record_and_under_the_table(tmp_p
     assert "packages.torch, python" in notes[-1]
     same = recipe(tmp_path, "stayed")
     assert "changes" not in finish(same, build_run(same, killed_at=27))["provenance"]
+
+
+def test_the_ledger_also_says_what_the_first_attempt_ran_on(tmp_path: Path) -> None:
+    other = {**WHERE, "python": "3.12.1"}
+    with Ledger(tmp_path / "ledger.jsonl") as ledger:
+        ledger.append(provenance.EVENT, where=WHERE)
+        ledger.append("start", step=0, steps=2, world=1)
+    first = read_events(tmp_path / "ledger.jsonl")
+    assert provenance.first(first) == provenance.last({}, first) == WHERE
+    assert provenance.changes(WHERE, first) == []
+    with Ledger(tmp_path / "ledger.jsonl") as ledger:
+        ledger.append(provenance.EVENT, where=other)
+    events = read_events(tmp_path / "ledger.jsonl")
+    assert provenance.first(events) == WHERE
+    (change,) = provenance.changes(WHERE, events)
+    assert change["changed"] == {"python": [WHERE["python"], "3.12.1"]}
+    assert provenance.first(events[1:]) is None, "a ledger of an earlier version says changes alone"
