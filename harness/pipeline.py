@@ -24,6 +24,7 @@ from harness.evaluation.lmms.process import visible_gpus
 from harness.models import MODELS, adapter_for
 from harness.plan import Planner, require
 from harness.plan.disk import disk_needs
+from harness.plan.memory import tower_bytes
 from harness.records import provenance, tracking
 from harness.records.ledger import Ledger, finished_step, read_events
 from harness.records.record import build_record, write_record
@@ -56,6 +57,7 @@ from harness.training.gate_stores import (
 )
 from harness.training.kept_models import check_before_resuming, check_model
 from harness.training.run import Prepared, use_settings
+from harness.training.tower_cache import keep_tower_features, lacks_tower_features
 from regate.selection_file import SelectionFile
 
 if TYPE_CHECKING:
@@ -124,6 +126,7 @@ def prepare(
         pin(run_dir, "content of the weights", content)
     run = Prepared(recipe, planner.plan(recipe), data, adapter, run_dir, progress, others)
     _check_room(run)
+    _keep_tower(run)
     return run
 
 
@@ -149,6 +152,18 @@ def _check_room(run: Prepared) -> None:
     for together in by_disk.values():
         words = ", ".join(f"{need.size / 1024**3:.2f} GiB for {need.what}" for need in together if need.size)
         check_disk(together[0].folder, sum(need.size for need in together), words)
+
+
+def _keep_tower(run: Prepared) -> None:
+    """What the training reads in place of frames, where that is kept."""
+    trained = finished_step(run.run_dir / "ledger.jsonl") is not None
+    if trained or not lacks_tower_features(run):
+        return
+    size = tower_bytes(MODELS[run.recipe.model.adapter].footprint(run.recipe), run.plan.samples)
+    assert size is not None
+    check_disk(Path(run.recipe.paths.stores), size, f"{size / 1024**3:.2f} GiB for the tower's features")
+    with stage(run.run_dir, "tower features", "prepare"):
+        keep_tower_features(run)
 
 
 def _prepare_model(recipe: Recipe, planner: Planner, run_dir: Path, progress: Progress) -> tuple[DataSet, Adapter]:

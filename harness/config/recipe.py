@@ -152,6 +152,10 @@ class Devices(Strict):
     sums, so runs that are compared take the same."""
     checkpoint_minutes: PositiveFloat | None = 30.0
     """A checkpoint to resume from at least this often, beside those of train.checkpoint_every; None: those alone."""
+    tower_cache_gb: NonNegativeFloat = 2.0
+    """Most disk for what a frozen vision tower says of the clips, computed once for all runs that share data and
+    weights, where every epoch shows the same frames and the losses stay the same to the bit (a CPU that computes in
+    float32); `plan` says how large it is. 0 keeps none."""
     keep_resume: bool = False
     """Keep the checkpoints to resume from once the record is written; the kept models stay in any case."""
     timeout_minutes: PositiveFloat = 60.0

@@ -6,7 +6,7 @@ Legend: B rows, S expanded length, N scored targets, V vocabulary, T frames, H a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -35,6 +35,7 @@ class DecoderShape:
             fine-tuning, 0 for LoRA over frozen weights.
         adapter_parameters: LoRA parameters of the decoder (0 without LoRA).
         vision_flops: forward FLOPs of tower and projector for one sample.
+        tower_flops: those of it that are a frozen tower's, and are not computed where its features are kept.
         vision_backward: backward FLOPs of the same, as a multiple of vision_flops (0 for a frozen tower).
     """
 
@@ -49,6 +50,7 @@ class DecoderShape:
     adapter_parameters: int = 0
     vision_flops: float = 0.0
     vision_backward: float = 0.0
+    tower_flops: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,17 @@ class Adapter(Protocol):
 
     def load(self, directory: Path) -> nn.Module:
         """The model of a checkpoint that `save` wrote, for evaluation."""
+        ...
+
+
+@runtime_checkable
+class KeepsTower(Protocol):
+    """An adapter whose vision tower is frozen and reads every clip alike, so that what it says can be kept: the model
+    takes it as `tower_features` in place of `pixel_values`."""
+
+    def tower_features(self, student: nn.Module, clips: Sequence[Tensor]) -> Tensor:
+        """What the tower of `student` says of decoded clips, each uint8 T3HW: [clips, ...], as a training step
+        computes it in float32."""
         ...
 
 

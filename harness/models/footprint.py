@@ -52,6 +52,8 @@ class Footprint:
         head_adapters: those of the head.
         visual_tokens: of one clip or image.
         side: pixels along a side of a frame as the model reads it.
+        tower_output: values that a frozen tower gives for one sample, where they can be kept for later steps; None
+            where the tower is trained, or the family cannot take them.
         prompt, targets: tokens of an ordinary sample, where nobody counted or stated them.
         sources: where the sizes are from, one sentence each.
     """
@@ -67,6 +69,7 @@ class Footprint:
     prompt: int
     targets: int
     sources: tuple[str, ...]
+    tower_output: int | None = None
 
     @property
     def decoder_parameters(self) -> int:
@@ -99,6 +102,7 @@ def footprint(
     sources: tuple[str, ...],
     adapters: int = 0,
     head_adapters: int = 0,
+    tower_output: int | None = None,
 ) -> Footprint:
     """Of a language model by the fields of its config.json.
 
@@ -121,6 +125,7 @@ def footprint(
         prompt=prompt,
         targets=targets,
         sources=sources,
+        tower_output=tower_output,
     )
 
 

@@ -73,6 +73,9 @@ class MultimodalDecoder:
         A training batch of text alone calls the vision side on a black clip and adds nothing of it: the same modules
         run as for all others, so processes that share gradients or weights stay in step.
 
+        Where a family has `tower_features` among its `visual_inputs`, they stand for the frames: what its
+        frozen tower said of them before.
+
         Raises:
             ValueError: placeholders and visual tokens differ in number, or there are no frames for them.
         """
@@ -84,7 +87,7 @@ class MultimodalDecoder:
         embeds_BSD: Tensor = self.get_input_embeddings()(known_BS)
         embeds_BSD = self.begin_rows(embeds_BSD, visual)
         features = None
-        if visual["pixel_values"] is not None:
+        if visual["pixel_values"] is not None or visual.get("tower_features") is not None:
             features = self.get_video_features(**visual)
         elif self.training and not visual_places.numel():
             return embeds_BSD + self.get_video_features(**self.black_clip()).sum() * 0.0

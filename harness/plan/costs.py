@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Final
 
@@ -10,7 +11,7 @@ from harness.models import MODELS
 from harness.plan.disk import disk_figures
 from harness.plan.fetch import fetch_commands
 from harness.plan.figures import Costs, Figure, estimated, stated
-from harness.plan.memory import gpu_figures, gpus_of, host_figures
+from harness.plan.memory import GB, gpu_figures, gpus_of, host_figures, tower_bytes
 from harness.plan.questions import asked, difference_figures, question_figures
 from harness.plan.work import GOOD_USE, PAPER_USE, PEAK, dense_and_sparse, lengths_of, time_figures, work_figures
 
@@ -35,7 +36,7 @@ CLIP_SOURCE: Final = "0.62 to 1.27 CPU-s for 16 frames of 360p, clips of 30 to 1
 
 def costs_of(recipe: Recipe, plan: Plan, data: DataSet | None) -> Costs:
     """Every figure of a run, each with its basis."""
-    footprint = MODELS[recipe.model.adapter].footprint(recipe)
+    footprint = _as_trained(MODELS[recipe.model.adapter].footprint(recipe), recipe, plan)
     lengths = lengths_of(recipe, plan, footprint, data)
     gpus, memory = gpus_of(recipe)
     sections = {
@@ -55,6 +56,17 @@ def costs_of(recipe: Recipe, plan: Plan, data: DataSet | None) -> Costs:
         contradictions=tuple(contradictions(recipe)),
         warnings=tuple(_warnings(recipe, figures, memory)),
     )
+
+
+def _as_trained(footprint: Footprint, recipe: Recipe, plan: Plan) -> Footprint:
+    """The model as a step computes it: without a frozen tower whose features are kept, as on the CPU that a model
+    made here trains on (`harness.training.tower_cache`)."""
+    size = tower_bytes(footprint, plan.samples)
+    kept = size is not None and size <= recipe.devices.tower_cache_gb * GB and plan.epochs > 1
+    if not kept or not recipe.model.generated:
+        return footprint
+    parts = tuple(part if part.trained else replace(part, forward=0.0) for part in footprint.parts)
+    return replace(footprint, parts=parts)
 
 
 def decoding_figures(recipe: Recipe, footprint: Footprint, lengths: Lengths, gpus: int) -> list[Figure]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from harness.plan.figures import Figure, counted, estimated
-from harness.plan.memory import GB
+from harness.plan.memory import GB, tower_bytes
 from harness.plan.work import lengths_in
 from harness.records.ledger import finished_step
 from harness.records.run_folder import run_dir_of
@@ -53,6 +53,12 @@ def disk_figures(recipe: Recipe, plan: Plan, footprint: Footprint, lengths: Leng
         figures.append(
             estimated(what, stores * STORE_BYTES * targets / GB, "GB", f"{STORE_BYTES} bytes a target and store")
         )
+    size = tower_bytes(footprint, plan.samples)
+    if size is not None:
+        limit = recipe.devices.tower_cache_gb
+        judged = "kept on a CPU, within" if size <= limit * GB else "not kept, more than"
+        source = f"float32, at most a clip a sample; {judged} devices.tower_cache_gb {limit:g}"
+        figures.append(counted("tower features", size / GB, "GB", source))
     return figures
 
 

@@ -183,3 +183,9 @@ def host_figures(
         source = f"{ROW_BYTES} bytes and {CHARACTERS} a target, assumed; shared by the processes of a machine"
         figures.append(estimated("conversations", packed / GB, "GB", source))
     return figures
+
+
+def tower_bytes(footprint: Footprint, samples: int) -> int | None:
+    """What a frozen tower says of so many samples, as it is kept (`harness.training.tower_cache`); None where it
+    cannot be kept."""
+    return None if footprint.tower_output is None else 4 * footprint.tower_output * samples

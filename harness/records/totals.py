@@ -113,6 +113,7 @@ def totals(ledger: Split, *, global_batch: int, expected_reduction: float | None
             part: sum(step.get("truncated", {}).get(part, 0) for step in steps) for part in ("samples", "targets")
         },
         "unshuffled_samples": sum(step.get("unshuffled", 0) for step in steps),
+        "tower_kept_samples": sum(step.get("tower_kept", 0) for step in steps),
         "skipped_steps": sum(bool(step.get("skipped")) for step in steps),
         "epochs_begun": 1 + max((step["epoch"] for step in steps), default=-1),
         "counts": counts,

@@ -40,6 +40,7 @@ from harness.training.optimizer import lr_at, set_lr
 from harness.training.parallel import wrap_model
 from harness.training.recompute import recompute_first
 from harness.training.step_report import StepResult, send_report
+from harness.training.tower_cache import kept_tower_features
 from regate.transfer import on_device
 
 if TYPE_CHECKING:
@@ -171,7 +172,8 @@ class Loop:
         set_lr(self.parallel.optimizer, lr_at(self.recipe.optimizer, step, self.job.steps))
         self.parallel.optimizer.step()
         self.parallel.optimizer.zero_grad()
-        flops, flops_dense = self._flops(decisions)
+        tower_kept = sum(len(batch.sample_ids_B) for batch in window if "tower_features" in batch.inputs)
+        flops, flops_dense = self._flops(decisions, tower_kept)
         return StepResult(
             counts=sum((decision.counts for decision in decisions), regate.TokenCounts()),
             executed=sum(self.elide.executed(decision) for decision in decisions),
@@ -182,6 +184,7 @@ class Loop:
             loss_sum=loss_sum,
             flops=flops,
             flops_dense=flops_dense,
+            tower_kept=tower_kept,
             grad_norm=grad_norm,
             skipped=bool(self.accelerator.optimizer_step_was_skipped),
         )
@@ -193,9 +196,13 @@ class Loop:
         entropy = np.random.SeedSequence([self.job.recipe.seed, step, number])
         torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
 
-    def _flops(self, decisions: list[regate.Decision]) -> tuple[float, float]:
-        """FLOPs of this process's step as decided, and of the same batch with nothing elided."""
-        decided = dense = 0.0
+    def _flops(self, decisions: list[regate.Decision], tower_kept: int) -> tuple[float, float]:
+        """FLOPs of this process's step as decided, and of the same batch with nothing elided.
+
+        Args:
+            tower_kept: samples for which the vision tower computed nothing.
+        """
+        decided = dense = -self.shape.tower_flops * tower_kept
         limited = self.elide.outputs == "predictors"
         for decision in decisions:
             active_B = decision.active_BS.sum(dim=1).tolist()
@@ -255,7 +262,13 @@ def train(job: TrainJob, *, now: Callable[[], float] = time.perf_counter) -> Non
     start = _resume(loop)
     device.reset_peak(loop.accelerator.device)
     batches = windows(
-        job.data, job.adapter.processor(), loop.sampler, start=start, stop=job.steps, workers=loop.recipe.workers
+        job.data,
+        job.adapter.processor(),
+        loop.sampler,
+        start=start,
+        stop=job.steps,
+        workers=loop.recipe.workers,
+        features=kept_tower_features(job.recipe, job.data, job.adapter),
     )
     path = job.ledger_path if loop.accelerator.is_main_process else None
     with Ledger(path) as ledger, stop_requests() as stopping:

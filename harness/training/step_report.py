@@ -30,6 +30,7 @@ _KNOWN: Final = (
     "flops",
     "flops_dense",
     "executed",
+    "tower_kept",
     "peak_bytes",
     "failed",
     "cut_samples",
@@ -48,6 +49,7 @@ class StepResult:
     Attributes:
         executed: positions that the decoder computed, padding among them.
         rows, kernel: how it computed them, as of `regate.Elision`.
+        tower_kept: samples whose tower features were read in place of frames.
         loss_sum: float64, of this process's scored targets; on the device.
         grad_norm: over all parameters and processes, before it was clipped; on the device.
         skipped: float16 only: a gradient overflowed, and the weights are as they were.
@@ -62,6 +64,7 @@ class StepResult:
     loss_sum: Tensor
     flops: float
     flops_dense: float
+    tower_kept: int
     grad_norm: Tensor
     skipped: bool
 
@@ -100,6 +103,7 @@ class StepReport:
         report = {
             "counts": {name: getattr(counts, name) for name in _COUNTED},
             "executed": int(total["executed"]),
+            "tower_kept": int(total["tower_kept"]),
             "rows": self.result.rows,
             "kernel": self.result.kernel,
             "keep_ratio": self.result.keep_ratio,
@@ -136,7 +140,7 @@ def send_report(
     """
     failed = [sample for batch in window for sample in batch.failed]
     cut = [targets for batch in window for targets in batch.cut]
-    known = [*astuple(result.counts), result.flops, result.flops_dense, result.executed]
+    known = [*astuple(result.counts), result.flops, result.flops_dense, result.executed, result.tower_kept]
     known += [device.peak_bytes(accelerator.device) or 0, len(failed), len(cut), sum(cut)]
     known += [sum(len(batch.unshuffled) for batch in window), stop, save]
     assert len(known) == len(_KNOWN)

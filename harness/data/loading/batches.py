@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from harness.data.loading.tower_features import TowerFeatures
     from harness.data.processor import Processor
     from harness.data.sample import Batch, Encoded, Sample
     from harness.data.sampler import Sampler
@@ -47,6 +48,7 @@ def windows(
     stop: int,
     workers: int,
     with_media: bool = True,
+    features: TowerFeatures | None = None,
 ) -> Generator[list[Batch], None, None]:
     """This rank's micro-batches of each optimizer step in start..stop-1, one list a step, in order.
 
@@ -57,6 +59,8 @@ def windows(
     Args:
         workers: loading processes, which work ahead; 0 loads in this process.
         with_media: False gives the text-only encodings of the same rows.
+        features: what the frozen tower said of the samples' clips. A batch whose samples all have some holds them as
+            `tower_features` in place of pictures.
 
     Raises:
         DataError: more than 0.5 % of the data set's samples could not be read, or the processor refuses one.
@@ -69,7 +73,7 @@ def windows(
     # The loader draws a number for its workers' seeds: from a generator of its own, so that the training's random
     # stream is the same whether or not the run was stopped and resumed.
     loader: DataLoader[Any] = DataLoader(
-        _MicroBatches(dataset, processor, sampler, start, stop, with_media),
+        _MicroBatches(dataset, processor, sampler, start, stop, with_media, features),
         batch_size=None,
         shuffle=False,
         num_workers=workers,
@@ -221,6 +225,7 @@ class _MicroBatches(Dataset[Any]):
     start: int
     stop: int
     with_media: bool
+    features: TowerFeatures | None
 
     def __len__(self) -> int:
         return (self.stop - self.start) * self.sampler.micro_batches
@@ -230,11 +235,14 @@ class _MicroBatches(Dataset[Any]):
         step = self.start + within
         view = EpochView(self.sampler.seed, self.sampler.epoch_of(step))
         try:
-            samples = [self.dataset.samples[i] for i in self.sampler.window(step)[place]]
-            rows = [
-                load(sample, self.dataset, self.processor, view, with_media=self.with_media) for sample in samples
-            ]
+            places = self.sampler.window(step)[place]
+            features = None if self.features is None else self.features.of(places)
+            with_media = self.with_media and features is None
+            samples = [self.dataset.samples[i] for i in places]
+            rows = [load(sample, self.dataset, self.processor, view, with_media=with_media) for sample in samples]
             batch = self.processor.collate(rows)
+            if features is not None:
+                batch.inputs["tower_features"] = features
             kept = tuple(row.sample_id for row in rows if row.unshuffled)
             complete: Batch = shared(replace(batch, unshuffled=kept) if kept else batch)
         except HarnessError as error:

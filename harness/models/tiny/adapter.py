@@ -14,8 +14,8 @@ from harness.models.flops import decoder_shape
 from harness.models.forward import scored_forward
 from harness.models.tiny.config import TinyVLMConfig
 from harness.models.tiny.model import TinyVLMForConditionalGeneration, tower_parameters
-from harness.models.tiny.processor import TinyProcessor
-from harness.models.tiny.sizes import vision_flops
+from harness.models.tiny.processor import TinyProcessor, normalise
+from harness.models.tiny.sizes import tower_flops, vision_flops
 from harness.models.tiny.stages import make_stages, quiet_transformers, stages_of
 
 if TYPE_CHECKING:
@@ -106,7 +106,15 @@ class TinyAdapter:
 
     def shape(self) -> DecoderShape:
         config = self._config()
-        return decoder_shape(config.text_config, vision_flops=vision_flops(config))
+        return decoder_shape(
+            config.text_config, vision_flops=vision_flops(config), tower_flops=tower_flops(config)
+        )
+
+    @torch.no_grad()
+    def tower_features(self, student: nn.Module, clips: Sequence[Tensor]) -> Tensor:
+        """float32 [clips, T, C, grid, grid]."""
+        features: Tensor = student.model.tower_features(normalise(torch.stack(list(clips))))  # type: ignore[union-attr, operator]
+        return features
 
     def _config(self) -> TinyVLMConfig:
         config: TinyVLMConfig = TinyVLMConfig.from_pretrained(self.stages.folder("aligned"))

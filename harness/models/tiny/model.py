@@ -24,6 +24,8 @@ from harness.models.tiny.sizes import PROJECTOR_WIDTH, features_a_token
 
 NORM_GROUP = 8
 """Channels of a GroupNorm group."""
+INPUTS = ("pixel_values", "tower_features")
+"""What goes in once, with the prompt: frames, or what the frozen tower said of them before."""
 
 
 class TinyTower(PreTrainedModel):  # type: ignore[misc]
@@ -94,6 +96,7 @@ class TinyVLMModel(MultimodalDecoder, MultimodalPreTrained):
 
     config_class = TinyVLMConfig
     input_modalities = ("video", "text")
+    visual_inputs = INPUTS
 
     def __init__(self, config: TinyVLMConfig) -> None:
         super().__init__(config)
@@ -103,12 +106,19 @@ class TinyVLMModel(MultimodalDecoder, MultimodalPreTrained):
         self.language_model = AutoModel.from_config(config.text_config, trust_remote_code=False)
         self.post_init()
 
-    def get_video_features(self, pixel_values: Tensor) -> Tensor:
-        """Clips [N, T, 3, H, W] to visual tokens [N, P, D]."""
-        n, t = pixel_values.shape[:2]
-        cells = self.vision_tower(pixel_values.flatten(0, 1)).last_hidden_state
-        features_NPD: Tensor = self.projector(cells.unflatten(0, (n, t)))
+    def get_video_features(self, pixel_values: Tensor | None, tower_features: Tensor | None = None) -> Tensor:
+        """Clips [N, T, 3, H, W], or what `tower_features` gave for them, to visual tokens [N, P, D]."""
+        if tower_features is None:
+            assert pixel_values is not None
+            tower_features = self.tower_features(pixel_values)
+        features_NPD: Tensor = self.projector(tower_features)
         return features_NPD
+
+    def tower_features(self, pixel_values: Tensor) -> Tensor:
+        """Clips [N, T, 3, H, W] to what the tower says of them [N, T, C, grid, grid]."""
+        n, t = pixel_values.shape[:2]
+        cells: Tensor = self.vision_tower(pixel_values.flatten(0, 1)).last_hidden_state
+        return cells.view(n, t, *cells.shape[1:])
 
     def black_clip(self) -> dict[str, Any]:
         size = self.config.vision_config.image_size
@@ -129,6 +139,7 @@ class TinyVLMForConditionalGeneration(MultimodalLM, MultimodalPreTrained, Genera
 
     config_class = TinyVLMConfig
     input_modalities = ("video", "text")
+    visual_inputs = INPUTS
 
     def __init__(self, config: TinyVLMConfig) -> None:
         super().__init__(config)

@@ -148,6 +148,7 @@ def footprint_of(recipe: Recipe) -> Footprint:
         prompt=PROMPT,
         targets=TARGETS,
         sources=(f"sizes of the recipe, and a vocabulary of {VOCABULARY} entries",),
+        tower_output=config.frames * CHANNELS[-1] * (config.size // 2 ** len(CHANNELS)) ** 2,
     )
 
 
