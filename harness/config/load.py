@@ -147,7 +147,7 @@ def suite_recipes(suite: Suite, overrides: Sequence[str] = ()) -> list[Recipe]:
     Raises:
         RecipeError: every mistake in the arms' recipes and in what is set in them.
     """
-    checks = [(arm, _check_arm(suite, arm, seed, overrides)) for seed in suite.seeds for arm in suite.arms]
+    checks = [(arm, _check_arm(suite, arm, seed, overrides)) for arm, seed in suite.members]
     raise_problems([problem for _, checked in checks for problem in checked.problems])
     return [
         checked.document.model_copy(update={"suite": SuiteMark(name=suite.name, arm=arm)})

@@ -27,6 +27,8 @@ class Arm(Strict):
 
     recipe: str
     set: dict[str, Any] = Field(default_factory=dict)
+    seeds: tuple[NonNegativeInt, ...] | None = Field(default=None, min_length=1)
+    """Some of the suite's seeds, for an arm that no claim needs with all of them; None takes all."""
     description: str = ""
     """What the arm shows."""
 
@@ -57,9 +59,19 @@ class Suite(Strict):
     def name(self) -> str:
         return self.suite
 
+    @property
+    def members(self) -> list[tuple[str, int]]:
+        """Arm and seed of every run, arms of a seed together."""
+        return [
+            (name, seed)
+            for seed in self.seeds
+            for name, arm in self.arms.items()
+            if arm.seeds is None or seed in arm.seeds
+        ]
+
 
 def suite_rules(document: Document, wrong: Set[Path]) -> Iterator[Problem]:
-    """Names of arms that the suite does not have, and seeds that are given twice.
+    """Names of arms that the suite does not have, seeds given twice, and seeds of an arm that the suite lacks.
 
     Args:
         wrong: unused; every rule reads values of the right type only.
@@ -69,11 +81,20 @@ def suite_rules(document: Document, wrong: Set[Path]) -> Iterator[Problem]:
         if isinstance(arms, dict) and isinstance(name, str) and name not in arms:
             yield Problem(document.value_at(path), path, f"there is no arm {name}{nearest(name, arms)}")
     seeds = document.data.get("seeds")
+    yield from _seeds(document, ("seeds",), seeds, None)
+    for name, arm in arms.items() if isinstance(arms, dict) else ():
+        if isinstance(arm, dict):
+            yield from _seeds(document, ("arms", name, "seeds"), arm.get("seeds"), seeds)
+
+
+def _seeds(document: Document, path: Path, seeds: Any, known: Any) -> Iterator[Problem]:
+    """Seeds that stand twice in a list, or that are none of the suite's."""
     for index, seed in enumerate(seeds if isinstance(seeds, list) else ()):
+        place = (*path, index)
         if seed in seeds[:index]:
-            yield Problem(
-                document.value_at(("seeds", index)), ("seeds", index), f"a seed is given twice: {seed}"
-            )
+            yield Problem(document.value_at(place), place, f"a seed is given twice: {seed}")
+        elif isinstance(known, list) and seed not in known:
+            yield Problem(document.value_at(place), place, f"seed {seed} is none of the suite's seeds")
 
 
 def _named_arms(data: dict[str, Any]) -> Iterator[tuple[Path, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,13 @@ from typer.testing import CliRunner
 from harness.cli.arguments import recipes_of
 from harness.cli.main import app
 from harness.common.errors import RecipeError
+from harness.config.data import ShapesData
 from harness.config.load import EVALUATION, RECIPE, SUITE, check, kind_of, load, load_recipe, shipped, suite_recipes
+from harness.data import shapes
+from harness.data.sample import Media, Sample, Turn
+from harness.models.tiny.sizes import footprint_of
 from harness.plan import make_plan
+from harness.plan.work import lengths_in, sparse_ratios
 
 SMALL = {
     "suite": "small",
@@ -175,6 +181,67 @@ def test_the_arm_at_equal_targets_computes_what_regate_does() -> None:
     by_arm = {recipe.suite.arm: recipe for recipe in suite_recipes(load(SUITE, "suites/tiny_claim")) if recipe.suite}
     regate, short = make_plan(by_arm["regate"]), make_plan(by_arm["baseline_equal_targets"])
     assert short.steps / regate.steps == pytest.approx(1 - regate.expected_reduction, abs=0.02)
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """What the account reads of a data set."""
+
+    samples: list[Sample]
+
+
+@pytest.mark.parametrize(
+    ("suite", "full", "short"),
+    [("tiny_claim_2", "regate", "baseline_equal_flops")]
+    + [("frontier", arm, f"baseline_flops_{arm}") for arm in ("regate", "deep1", "deep2", "pool25", "pool125")]
+    + [("frontier", "pool25_deep1", "baseline_flops_pool25_deep1")]
+    + [("frontier", "pool25_regate", "baseline_flops_pool125")],
+)
+def test_the_arms_at_equal_flops_compute_as_much(suite: str, full: str, short: str) -> None:
+    """By the account of `harness plan` over the conversations of a set, to within a few parts in a thousand; the arm
+    that shares a baseline with another one to within a hundredth or two."""
+    by_arm = {recipe.suite.arm: recipe for recipe in suite_recipes(load(SUITE, f"suites/{suite}")) if recipe.suite}
+    gated, plan = by_arm[full], make_plan(by_arm[full])
+    assert isinstance(gated.data, ShapesData)
+    records = shapes._conversations(shapes._scenes(gated.data, 0, "train", 400), 0)
+    samples = [
+        Sample(
+            index,
+            str(index),
+            (Media("video", Path("clip.mp4")),),
+            (Turn("user", asked["value"].replace("<video>", "")), Turn("assistant", answer["value"])),
+        )
+        for index, (asked, answer) in enumerate(record["conversations"] for record in records)
+    ]
+    footprint = footprint_of(gated)
+    ratio, _ = sparse_ratios(gated, footprint, lengths_in(footprint, Conversations(samples)))  # type: ignore[arg-type]
+    steps = make_plan(by_arm[short]).steps
+    tolerance = 0.015 if full == "pool25_regate" else 0.004
+    assert steps == pytest.approx(plan.dense_steps + plan.sparse_steps * ratio, rel=tolerance)
+    assert ratio < 0.96
+
+
+def test_the_arm_at_equal_positions_computes_what_the_records_count() -> None:
+    records = (Path(__file__).parents[3] / "results" / "evidence" / "tiny_claim" / "runs").glob("*/record.json")
+    active: dict[str, list[int]] = {}
+    for record in map(json.loads, (path.read_text() for path in records)):
+        active.setdefault(record["suite"]["arm"], []).append(record["totals"]["counts"]["active"])
+    recipes = suite_recipes(load(SUITE, "suites/tiny_claim_2"))
+    by_arm = {recipe.suite.arm: recipe for recipe in recipes if recipe.suite}
+    part = sum(active["regate"]) / sum(active["baseline"])
+    short, whole = make_plan(by_arm["baseline_equal_positions"]).steps, make_plan(by_arm["regate"]).steps
+    assert short / whole == pytest.approx(part, abs=0.001)
+
+
+def test_an_arm_may_have_some_of_the_seeds(tmp_path: Path) -> None:
+    arms = {"one": {"recipe": "tiny_smoke_baseline"}, "two": {"recipe": "tiny_smoke_regate", "seeds": [1]}}
+    made = suite_recipes(load(SUITE, written(tmp_path, arms=arms, claims=[], baseline="one", seeds=[0, 1])))
+    members = [(recipe.suite.arm, recipe.seed) for recipe in made if recipe.suite]
+    assert members == [("one", 0), ("one", 1), ("two", 1)]
+    for wrong, words in (([1, 1], "a seed is given twice: 1"), ([7], "seed 7 is none of the suite's seeds")):
+        arms["two"]["seeds"] = wrong
+        with pytest.raises(RecipeError, match=words):
+            load(SUITE, written(tmp_path, arms=arms, claims=[], baseline="one", seeds=[0, 1]))
 
 
 def test_validate_and_list_know_suites(tmp_path: Path) -> None:
