@@ -144,9 +144,15 @@ class Devices(Strict):
 
     processes: PositiveInt | None = None
     """Training processes of each node; None takes one for each visible GPU, and one where there is none."""
-    sharding: Literal["none", "full"] = "none"
+    sharding: Literal["none", "node", "full"] = "none"
     """none: every process holds the whole model. full: weights, gradients and the optimizer's state are spread over
-    the processes (FSDP)."""
+    the processes (FSDP). node: over those of each machine, and every machine holds a whole (HSDP)."""
+    offload: bool = False
+    """With sharding: the weights, gradients and optimizer's state that a GPU would hold lie in the machine's memory,
+    and AdamW computes on the CPU."""
+    reduce: Literal["micro_batch", "step"] = "micro_batch"
+    """With sharding: node: machines add their gradients after every micro-batch, or once a step, for which each GPU
+    keeps its part of them in float32 a second time."""
     threads: PositiveInt | None = None
     """Computing threads of a process on the CPU; None takes what torch chooses. The number changes the order of
     sums, so runs that are compared take the same."""
@@ -163,6 +169,14 @@ class Devices(Strict):
     restarts: NonNegativeInt = 0
     """How often processes are started again after one was killed, or its GPU or network failed, if the run has come
     further since the last time."""
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Devices:
+        if self.offload and self.sharding == "none":
+            raise ValueError("offload is about weights in parts: set sharding to full (with one process too) or node")
+        if self.reduce == "step" and self.sharding != "node":
+            raise ValueError(f"reduce: step is about machines that each hold a whole: sharding is {self.sharding}")
+        return self
 
 
 class SuiteMark(Strict):

@@ -139,6 +139,12 @@ class Adapter(Protocol):
         rate."""
         ...
 
+    def shard_units(self, student: nn.Module) -> Sequence[nn.Module]:
+        """Modules in front of the decoder that a model in parts puts together one by one. Only such as every
+        micro-batch calls exactly once, whatever media it has: processes that differ in the number of calls would wait
+        for each other for ever. All else in front of the decoder is put together for the whole pass."""
+        ...
+
     def teacher(self) -> nn.Module:
         """The frozen text-only causal LM of Eq. 1."""
         ...

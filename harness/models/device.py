@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from harness.common.errors import RecipeError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from harness.config.recipe import TrainRecipe
 
@@ -47,6 +47,13 @@ def to_device(value: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and value.device.type == "cpu":
         value = value.pin_memory()
     return value.to(device, non_blocking=True)
+
+
+def compute_device(model: nn.Module) -> torch.device:
+    """Where a model computes: what it says of itself (`computes_on`), since its weights may lie elsewhere, or where
+    they are."""
+    told: torch.device | None = getattr(model, "computes_on", None)
+    return next(model.parameters()).device if told is None else told
 
 
 def reset_peak(device: torch.device) -> None:

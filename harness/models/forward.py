@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from harness.models.device import to_device
+from harness.models.device import compute_device, to_device
 from regate.types import Kind
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def scored_forward(
         tells_places: the model is one of this package's, which does not look for its placeholders where it is told
             them (`visual_places` of `harness.models.multimodal`).
     """
-    device = next(model.parameters()).device
+    device = compute_device(model)
     inputs: dict[str, Any] = {
         name: to_device(value, device) if hasattr(value, "to") else value for name, value in batch.inputs.items()
     }

@@ -109,6 +109,11 @@ class PretrainedAdapter(ABC, Generic[Files]):
     @abstractmethod
     def outline(self) -> nn.Module: ...
 
+    def shard_units(self, student: nn.Module) -> Sequence[nn.Module]:
+        """None: clips of different lengths, or pictures and videos, go through the vision side one by one."""
+        del student
+        return ()
+
     def parameter_groups(self, student: nn.Module) -> Sequence[ParameterGroup]:
         """None by default: all that is trained shares one learning rate."""
         del student

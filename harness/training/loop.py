@@ -31,7 +31,7 @@ from harness.plan.memory import GB, recomputed_layers
 from harness.plan.work import lengths_in
 from harness.records.ledger import Clocks, Ledger, finished_step, read_steps
 from harness.records.tracking import MirrorBeside
-from harness.training import checkpoint
+from harness.training import checkpoint, processes
 from harness.training.attachment import attach
 from harness.training.cpu_time import CpuMeter
 from harness.training.kept_models import seal_model
@@ -103,7 +103,12 @@ class Loop:
         self.groups: dict[str, dict[str, Any]] = {}
         self.recomputed = 0
         self.parallel = wrap_model(
-            self.accelerator, job.recipe, job.adapter.student, self._prepare_student, self._note_groups
+            self.accelerator,
+            job.recipe,
+            job.adapter.student,
+            self._prepare_student,
+            self._note_groups,
+            job.adapter.shard_units,
         )
         self.model = self.parallel.model
         self.gate = job.make_gate()
@@ -256,6 +261,11 @@ def train(job: TrainJob, *, now: Callable[[], float] = time.perf_counter) -> Non
     """
     if job.finished:
         return
+    with processes.group_of_one(job.recipe.devices):
+        _train(job, now)
+
+
+def _train(job: TrainJob, now: Callable[[], float]) -> None:
     clocks = Clocks(job.began, now=now)
     loop = Loop(job)
     devices = loop.accelerator.num_processes

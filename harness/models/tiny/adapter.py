@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -96,6 +96,11 @@ class TinyAdapter:
         """None: projector and decoder share one learning rate."""
         del student
         return ()
+
+    def shard_units(self, student: nn.Module) -> Sequence[nn.Module]:
+        """The projector: all clips of a micro-batch go through it together."""
+        model: Any = student
+        return (model.model.projector,)
 
     def teacher(self) -> nn.Module:
         """The text-only backbone as it was before alignment."""

@@ -21,6 +21,8 @@ from harness.models.videollama2.weights import ModelFiles, assemble, config_of
 from regate.types import Grid
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
     from harness.data.loading.frames import FrameRule
@@ -80,6 +82,11 @@ class VideoLLaMA2Adapter(PretrainedAdapter[ModelFiles]):
     def outline(self) -> nn.Module:
         with torch.device("meta"):
             return VideoLLaMA2ForConditionalGeneration(config_of(self.files))
+
+    def shard_units(self, student: nn.Module) -> Sequence[nn.Module]:
+        """The connector: all clips of a micro-batch go through it together."""
+        model: Any = student
+        return (model.model.mm_projector,)
 
     def shape(self) -> DecoderShape:
         config = config_of(self.files)

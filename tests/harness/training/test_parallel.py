@@ -1,4 +1,4 @@
-"""Weights in parts on two processes: the model of one process, also where one of them has text alone."""
+"""Weights in parts on one, two and four processes: the model of one process, also where some have text alone."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import regate
-from harness.common.errors import RecipeError
+from harness.common.errors import EnvironmentProblem, RecipeError
 from harness.common.progress import Progress
 from harness.data.loading.batches import load
 from harness.data.sources import open_data
@@ -20,6 +21,7 @@ from harness.training import checkpoint, processes
 from harness.training.agent import free_port
 from harness.training.loop import Loop, TrainJob
 from harness.training.processes import check_split
+from regate.wrapping import unwrap
 from tests import forked
 from tests.harness.worlds.videollama2 import user_supplied, write_world
 
@@ -42,22 +44,28 @@ class World:
     parts: list[dict[str, Any]]
 
 
-def recipe_of(folder: Path) -> Recipe:
-    """A global batch of two micro-batches: two passes of one process, or one of each of two."""
-    changes = ("train.loss_norm=global_tokens", "train.precision=float32", "train.optimizer.lr=1e-3")
-    return user_supplied(folder, *changes, "devices.sharding=full")
+def recipe_of(folder: Path, *more: str) -> Recipe:
+    """A global batch of two micro-batches: two passes of one process, or one of each of two. One holds it whole."""
+    changes: tuple[str, ...] = ("train.loss_norm=global_tokens", "train.precision=float32", "train.optimizer.lr=1e-3")
+    if not any(change.startswith("devices.sharding=") for change in more):
+        changes += (f"devices.sharding={'full' if dist.is_initialized() else 'none'}",)
+    return user_supplied(folder, *changes, *more)
 
 
-def loop_of(folder: Path) -> tuple[Loop, list[Batch]]:
-    """A dense training, and the two micro-batches of its step: a video's, and one of text alone."""
-    recipe = recipe_of(folder)
+def loop_of(folder: Path, *more: str, micro_batches: int = 2) -> tuple[Loop, list[Batch]]:
+    """A dense training of steps of so many micro-batches, and two of them: a video's, and one of text alone."""
+    recipe = recipe_of(folder, *more)
+    if dist.is_initialized() and dist.get_world_size() > 2:  # no more samples than that
+        recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"micro_batch": 1})})
     data = open_data(recipe.data, recipe.paths, recipe.seed)
     adapter = adapter_for(recipe, data)
     text = next(sample for sample in data.samples if not sample.media)
     video = next(sample for sample in data.samples if sample.media and sample.media[0].kind == "video")
     batches = [adapter.processor().collate([load(sample, data, adapter.processor())]) for sample in (video, text)]
     job = TrainJob(recipe, 10, (), adapter, data, regate.DenseGate, folder / "run", Progress(quiet=True))
-    return Loop(job), batches
+    loop = Loop(job)
+    loop.accelerator.gradient_accumulation_steps = micro_batches // loop.accelerator.num_processes
+    return loop, batches
 
 
 def reports(loop: Loop, window: list[Batch], steps: range) -> list[tuple[float, float]]:
@@ -80,15 +88,30 @@ def keep(loop: Loop, folder: Path) -> Path:
     return checkpoint.save(loop.parallel, folder, step=STEPS, gate_state={"difficulty": None}, identity="a")
 
 
-def worker(rank: int, world: int, folder: Path, port: int) -> None:
-    """Three steps, a checkpoint, two more; the last two again from this checkpoint and from that of one process."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+def meet(rank: int, world: int, port: int, *, local: int) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank % local)}
+    os.environ |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(local)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     processes.init_process_group(timeout_minutes=30)
+
+
+def collectives_of_tower(loop: Loop) -> int:
+    from torch.distributed.tensor.debug import CommDebugMode
+
+    tower: Any = unwrap(loop.model).model.vision_tower
+    with CommDebugMode() as counted:
+        tower(torch.zeros(1, 3, *[tower.vision_tower.config.image_size] * 2))
+    return counted.get_total_counts()
+
+
+def worker(rank: int, world: int, folder: Path, port: int) -> None:
+    """Three steps, a checkpoint, two more; the last two again from this checkpoint and from that of one process."""
+    meet(rank, world, port, local=world)
     loop, batches = loop_of(folder)
     window = [batches[rank]]
-    held = sum(value.to_local().numel() for value in loop.model.parameters())
+    held = sum(value.to_local().numel() for value in loop.model.parameters() if value.requires_grad)
+    assert collectives_of_tower(loop) == 0
     done = reports(loop, window, range(STEPS))
     loop.parallel.export(lambda model: loop.job.adapter.save(model, folder / "exported"))
     path = keep(loop, folder / "kept")
@@ -120,7 +143,7 @@ def test_two_processes_train_the_model_of_one(world: World) -> None:
     torch.testing.assert_close(torch.tensor(one["done"][:STEPS]), torch.tensor(world.alone), rtol=1e-5, atol=0)
     whole: list[Any] = []
     world.loop.parallel.export(whole.append)
-    total = sum(value.numel() for value in whole[0].parameters())
+    total = sum(value.numel() for value in whole[0].parameters() if value.requires_grad)
     assert one["held"] + other["held"] == total
     assert max(one["held"], other["held"]) < 0.6 * total
     # What the main process gathered is an ordinary checkpoint of all weights, the frozen tower's too.
@@ -141,10 +164,78 @@ def test_a_resumed_training_is_the_same_training_also_in_another_number_of_proce
     torch.testing.assert_close(torch.tensor(alone), wanted, rtol=1e-5, atol=0)
 
 
+def worker_of_two_machines(rank: int, world: int, folder: Path, port: int) -> None:
+    """Four processes as two machines of two; two micro-batches of each."""
+    meet(rank, world, port, local=2)
+    done: dict[str, Any] = {}
+    for reduce in ("micro_batch", "step"):
+        loop, batches = loop_of(folder, "devices.sharding=node", f"devices.reduce={reduce}", micro_batches=8)
+        window = [batches[rank % 2]] * 2
+        done[reduce] = reports(loop, window, range(STEPS))
+    loop.parallel.export(lambda model: loop.job.adapter.save(model, folder / "exported-node"))
+    keep(loop, folder / "node")
+    done["held"] = sum(value.to_local().numel() for value in loop.model.parameters() if value.requires_grad)
+    torch.save(done, folder / f"node-{rank}.pt")
+    processes.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_machines_that_each_hold_a_whole_train_the_model_of_one_process(world: World) -> None:
+    folder = world.folder
+    loop, batches = loop_of(folder, micro_batches=8)
+    alone = torch.tensor(reports(loop, batches * 4, range(STEPS)))
+    assert forked.run(worker_of_two_machines, 4, folder, free_port()) == [0] * 4
+    parts = [torch.load(folder / f"node-{rank}.pt") for rank in range(4)]
+    for part in parts:
+        for reduce in ("micro_batch", "step"):
+            torch.testing.assert_close(torch.tensor(part[reduce]), alone, rtol=1e-5, atol=0)
+    whole: list[Any] = []
+    loop.parallel.export(whole.append)
+    trained = sum(value.numel() for value in whole[0].parameters() if value.requires_grad)
+    assert [sum(part["held"] for part in machine) for machine in (parts[:2], parts[2:])] == [trained, trained]
+    saved = loop.job.adapter.load(folder / "exported-node").state_dict()
+    for name, value in whole[0].state_dict().items():
+        torch.testing.assert_close(saved[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    after, _ = loop_of(folder, micro_batches=8)
+    step, _ = checkpoint.load(after.parallel, folder / "node" / f"resume-{STEPS:06d}", identity="a")
+    wanted = torch.tensor(reports(loop, batches * 4, range(STEPS, STEPS + 1)))
+    found = torch.tensor(reports(after, batches * 4, range(step, STEPS + 1)))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("offload", [False, True])
+def test_one_process_holds_all_parts_also_in_the_memory_of_the_machine(world: World, offload: bool) -> None:
+    sharding = ("devices.sharding=full", f"devices.offload={offload}")
+    with processes.group_of_one(recipe_of(world.folder, *sharding).devices):
+        loop, batches = loop_of(world.folder, *sharding)
+        assert loop.parallel.sharding == "full"
+        done = reports(loop, batches, range(STEPS))
+        folder = world.folder / f"one-{offload}"
+        step, _ = checkpoint.load(loop.parallel, keep(loop, folder), identity="a")
+        done += reports(loop, batches, range(step, STEPS + 2))
+    assert not dist.is_initialized()
+    torch.testing.assert_close(torch.tensor(done[:STEPS]), torch.tensor(world.alone), rtol=1e-6, atol=0)
+    after = resumed(world.folder, folder / f"resume-{STEPS:06d}", [0, 1])
+    torch.testing.assert_close(torch.tensor(after), torch.tensor(done[STEPS:]), rtol=1e-6, atol=0)
+
+
+def test_what_cannot_be_sharded_is_refused_by_name(tmp_path: Path) -> None:
+    """Nothing to spread over, or nothing to put aside."""
+    with pytest.raises(RecipeError, match="there is one"):
+        processes.check_nodes(user_supplied(tmp_path, "devices.sharding=node").devices, 1)
+    with pytest.raises(RecipeError, match="sharding is full"):
+        user_supplied(tmp_path, "devices.sharding=full", "devices.reduce=step")
+    with pytest.raises(RecipeError, match="offload is about weights in parts"):
+        user_supplied(tmp_path, "devices.sharding=none", "devices.offload=true")
+    if not torch.cuda.is_available():
+        with pytest.raises(EnvironmentProblem, match="no GPU is visible"):
+            check_split(user_supplied(tmp_path, "devices.sharding=full", "devices.offload=true"), 1)
+
+
 def test_loss_scaling_and_sharding_are_not_combined(tmp_path: Path) -> None:
     recipe = user_supplied(tmp_path, "devices.sharding=full", "train.precision=float16")
-    check_split(recipe, 1)
     with pytest.raises(RecipeError, match="float16"):
-        check_split(recipe, 2)
+        check_split(recipe, 1)
     with pytest.raises(RecipeError, match="2 x 3"):
         check_split(user_supplied(tmp_path), 3)

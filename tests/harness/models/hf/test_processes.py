@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import regate
 from harness.common.progress import Progress
@@ -45,7 +46,7 @@ def case_recipe(folder: Path, case: str) -> Recipe:
     optimizer = recipe.train.optimizer.model_copy(update={"lr": 1e-3})
     changes = {"global_batch": 2, "micro_batch": 1, "precision": "float32", "optimizer": optimizer}
     train = recipe.train.model_copy(update={**changes, "gradient_checkpointing": True})
-    devices = recipe.devices.model_copy(update={"sharding": sharding})
+    devices = recipe.devices.model_copy(update={"sharding": sharding if dist.is_initialized() else "none"})
     return recipe.model_copy(update={"train": train, "devices": devices})
 
 
