@@ -241,9 +241,12 @@ def _package(kernel: str) -> str:
 
 
 def _gpus_meant(recipe: Recipe) -> int:
-    from harness.plan.memory import gpus_of
+    """On each machine."""
+    from harness.plan.memory import gpus_of, machines_of
 
-    return 0 if recipe.model.generated or "GPU" not in (recipe.hardware or "") else gpus_of(recipe)[0]
+    if recipe.model.generated or "GPU" not in (recipe.hardware or ""):
+        return 0
+    return gpus_of(recipe)[0] // machines_of(recipe)
 
 
 def _codecs() -> Iterator[Check]:

@@ -11,7 +11,7 @@ from harness.models import MODELS
 from harness.plan.disk import disk_figures
 from harness.plan.fetch import fetch_commands
 from harness.plan.figures import Costs, Figure, estimated, stated
-from harness.plan.memory import GB, gpu_figures, gpus_of, host_figures, tower_bytes
+from harness.plan.memory import GB, check_devices, gpu_figures, gpus_of, host_figures, tower_bytes
 from harness.plan.questions import asked, difference_figures, question_figures
 from harness.plan.work import GOOD_USE, PAPER_USE, PEAK, dense_and_sparse, lengths_of, time_figures, work_figures
 
@@ -35,7 +35,12 @@ CLIP_SOURCE: Final = "0.62 to 1.27 CPU-s for 16 frames of 360p, clips of 30 to 1
 
 
 def costs_of(recipe: Recipe, plan: Plan, data: DataSet | None) -> Costs:
-    """Every figure of a run, each with its basis."""
+    """Every figure of a run, each with its basis.
+
+    Raises:
+        RecipeError: what the recipe asks of the hardware that it names cannot be.
+    """
+    check_devices(recipe)
     footprint = _as_trained(MODELS[recipe.model.adapter].footprint(recipe), recipe, plan)
     lengths = lengths_of(recipe, plan, footprint, data)
     gpus, memory = gpus_of(recipe)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from harness.common.errors import RecipeError
 from harness.models.footprint import kept_by_a_layer
 from harness.plan.figures import Figure, counted, estimated
 
@@ -31,14 +32,43 @@ CHARACTERS: Final = 5
 """Of a target, likewise."""
 USABLE: Final = 0.9
 """Part of a GPU's memory that `train.recompute: auto` fills; the rest is the allocator's waste."""
-_GPUS: Final = re.compile(r"(\d+) GPUs?(?: of (\d+) GB)?")
+_GPUS: Final = re.compile(r"(?:(\d+) machines? of )?(\d+) GPUs?(?: of (\d+) GB)?")
 
 
 def gpus_of(recipe: Recipe) -> tuple[int, float | None]:
-    """Number of GPUs, as `devices.processes` or the words of `hardware` say, and their GB where the words do."""
+    """Number of GPUs of all machines, as `devices.processes` or the words of `hardware` say, and their GB where the
+    words do."""
     words = _GPUS.search(recipe.hardware or "")
-    number = recipe.devices.processes or (int(words[1]) if words else 1)
-    return number, float(words[2]) if words and words[2] else None
+    number = recipe.devices.processes or (int(words[2]) if words else 1)
+    return number * machines_of(recipe), float(words[3]) if words and words[3] else None
+
+
+def machines_of(recipe: Recipe) -> int:
+    """As the words of `hardware` say; 1 where they do not."""
+    words = _GPUS.search(recipe.hardware or "")
+    return int(words[1]) if words and words[1] else 1
+
+
+def check_devices(recipe: Recipe) -> None:
+    """Refuse what cannot be on the hardware that the recipe names.
+
+    Raises:
+        RecipeError: weights are to be spread within each machine, and there is one; or the global batch is not a
+            whole number of micro-batches for each GPU.
+    """
+    gpus, machines, train = gpus_of(recipe)[0], machines_of(recipe), recipe.train
+    if recipe.devices.sharding == "node" and machines == 1:
+        raise RecipeError(
+            f"{recipe.name}: devices.sharding is node, which spreads the weights within each of several machines, "
+            f"and hardware names one ({recipe.hardware or 'nothing'})",
+            hint="set devices.sharding=full, or hardware to N machines of M GPUs of G GB",
+        )
+    if train.global_batch % (train.micro_batch * gpus):
+        raise RecipeError(
+            f"{recipe.name}: train.global_batch {train.global_batch} is not a multiple of micro_batch x GPUs = "
+            f"{train.micro_batch} x {gpus}",
+            hint="choose micro_batch so that it divides global_batch / GPUs, or another hardware",
+        )
 
 
 def recomputed_layers(
@@ -97,35 +127,55 @@ def gpu_figures(
 def _gpu_parts(
     recipe: Recipe, footprint: Footprint, lengths: Lengths, gpus: int, recomputed: int
 ) -> list[Figure]:
-    sharded = recipe.devices.sharding == "full" and gpus > 1
-    shards = gpus if sharded else 1
-    frozen_bytes = 2 if footprint.adapters and recipe.train.precision != "float32" else 4
-    where = f"spread over {gpus} GPUs" if sharded else "whole on every GPU"
+    devices = recipe.devices
+    sharded = devices.sharding != "none"
+    shards = shards_of(recipe, gpus)
+    half = recipe.train.precision != "float32"
+    where = f"spread over {shards} GPUs" if sharded else "whole on every GPU"
+    on_gpu = 0 if devices.offload else 1
+    tower = sum(part.parameters for part in footprint.parts if not part.trained)
+    decoder = footprint.frozen - tower
+    decoder_bytes = 2 if footprint.adapters and half else 4
+    bytes_before = 2 if half and (sharded or footprint.adapters) else 4
+    lie = "in the machine's memory" if devices.offload else where
     figures = [
         counted(
             "weights, gradients, AdamW",
-            TRAINED_BYTES * footprint.trained / shards / GB,
+            on_gpu * TRAINED_BYTES * footprint.trained / shards / GB,
             "GB",
-            f"{footprint.trained / GB:.2f} billion trained parameters of {TRAINED_BYTES} bytes, {where}",
+            f"{footprint.trained / GB:.2f} billion trained parameters of {TRAINED_BYTES} bytes, {lie}",
         ),
         counted(
             "frozen weights",
-            frozen_bytes * footprint.frozen / shards / GB,
+            (on_gpu * decoder_bytes * decoder / shards + bytes_before * tower) / GB,
             "GB",
-            f"{footprint.frozen / GB:.2f} billion parameters of {frozen_bytes} bytes, {where}",
+            f"{decoder / GB:.2f} billion parameters of the decoder of {decoder_bytes} bytes, {lie}; {tower / GB:.2f} "
+            f"billion before it of {bytes_before} bytes, whole on every GPU",
         ),
     ]
     if sharded:
-        figures.append(_gathered(footprint))
+        figures.append(_gathered(recipe, footprint))
+    if devices.reduce == "step":
+        size, source = 4 * footprint.trained / shards / GB, "float32, until machines add them once a step"
+        figures.append(counted("sums of gradients of this machine", size, "GB", source))
     return figures + _activations(recipe, footprint, lengths, recomputed)
 
 
-def _gathered(footprint: Footprint) -> Figure:
-    """Parts that are whole for a moment: two layers; what belongs to no layer, with its gradients."""
-    others = footprint.other_parameters + sum(part.parameters for part in footprint.parts)
-    trained = footprint.other_parameters + sum(part.parameters for part in footprint.parts if part.trained)
-    size = 2 * (2 * footprint.layer_parameters + others + trained)
-    source = "two layers and what belongs to none, in bfloat16"
+def shards_of(recipe: Recipe, gpus: int) -> int:
+    """Over how many of the GPUs one copy of the weights is spread."""
+    return {"none": 1, "node": max(1, gpus // machines_of(recipe)), "full": gpus}[recipe.devices.sharding]
+
+
+def _gathered(recipe: Recipe, footprint: Footprint) -> Figure:
+    """Units that are whole for a moment, at the most, when the backward pass begins: two layers, the head, what is
+    trained before the decoder; gradients of a layer, of the head and of that part, and their copies to be summed."""
+    value = 4 if recipe.train.precision == "float32" else 2
+    vocabulary = footprint.decoder.vocabulary * footprint.decoder.hidden
+    before = sum(part.parameters for part in footprint.parts if part.trained)
+    whole = 2 * footprint.layer_parameters + vocabulary + before
+    trained = before + (0 if footprint.adapters else footprint.layer_parameters + vocabulary)
+    size = value * whole + (value + 4) * trained
+    source = f"two layers, head and what is trained before the decoder: {value} bytes, and {value + 4} of gradients"
     return estimated("put together for their pass", size / GB, "GB", source)
 
 
@@ -162,22 +212,29 @@ def _activations(recipe: Recipe, footprint: Footprint, lengths: Lengths, recompu
 def host_figures(
     recipe: Recipe, plan: Plan, footprint: Footprint, lengths: Lengths, data: DataSet | None, gpus: int
 ) -> list[Figure]:
-    """Memory of the machine."""
-    whole = gpus if recipe.devices.sharding == "none" else 1
+    """Memory of one machine."""
+    here = gpus // machines_of(recipe)
+    whole = here if recipe.devices.sharding == "none" else 1
     weights = 4 * footprint.parameters * whole
     size = footprint.side
     clip = recipe.data.frames * 3 * size**2 * 4
-    clips = recipe.train.workers * AHEAD * recipe.train.micro_batch * gpus
+    clips = recipe.train.workers * AHEAD * recipe.train.micro_batch * here
     figures = [
         estimated("weights while they are read", weights / GB, "GB", f"float32, held by {whole} of the processes"),
         estimated(
             "clips made ready",
             clip * clips / GB,
             "GB",
-            f"{gpus} x {recipe.train.workers} loading processes, {AHEAD} micro-batches ahead, {recipe.data.frames} "
+            f"{here} x {recipe.train.workers} loading processes, {AHEAD} micro-batches ahead, {recipe.data.frames} "
             f"frames of {size} x {size}",
         ),
     ]
+    if recipe.devices.offload:
+        frozen = footprint.frozen - sum(part.parameters for part in footprint.parts if not part.trained)
+        size = TRAINED_BYTES * footprint.trained + (2 if footprint.adapters else 4) * frozen
+        part = here / shards_of(recipe, gpus)
+        source = f"devices.offload: {TRAINED_BYTES} bytes a trained parameter, pinned; {part:.3g} copies on a machine"
+        figures.append(counted("weights, gradients, AdamW", part * size / GB, "GB", source))
     if data is None:
         packed = plan.samples * (ROW_BYTES + CHARACTERS * lengths.targets)
         source = f"{ROW_BYTES} bytes and {CHARACTERS} a target, assumed; shared by the processes of a machine"

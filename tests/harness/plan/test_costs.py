@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from harness.common.errors import RecipeError
 from harness.config.load import load_recipe
 from harness.config.paper import read_paper
 from harness.data.sources import make_data
@@ -157,6 +158,28 @@ def test_memory_of_a_gpu() -> None:
     assert "devices.sharding=full" in whole.warnings[0]
     lora = figures(costs("videochat2_regate"), "memory of a GPU in training")
     assert lora["frozen weights GB"].high == pytest.approx(14.5, rel=0.01), "Mistral-7B in bfloat16, as published"
+
+
+def test_memory_follows_the_placement() -> None:
+    """Two machines that each hold a whole: an eighth on each GPU. With offload the machine holds the rest."""
+    gpu, machine = "memory of a GPU in training", "memory of the machine"
+    node, full = (costs("internvl3_5_14b_regate", f"devices.sharding={name}") for name in ("node", "full"))
+    state = "weights, gradients, AdamW GB"
+    assert figures(node, gpu)[state].high == pytest.approx(2 * figures(full, gpu)[state].high)
+    once = costs("internvl3_5_14b_regate", "devices.reduce=step")
+    sums = figures(once, gpu)["sums of gradients of this machine GB"].high
+    assert sums == pytest.approx(figures(node, gpu)[state].high / 4)
+    aside = costs("videollama2_regate", "devices.offload=true")
+    assert figures(aside, gpu)[state].high == 0
+    assert figures(aside, machine)[state].high == pytest.approx(128, rel=0.01)
+    assert figures(aside, gpu)["frozen weights GB"].high == pytest.approx(0.856, rel=0.01), "the tower stays"
+
+
+def test_a_placement_that_the_hardware_has_not_is_refused() -> None:
+    with pytest.raises(RecipeError, match="hardware names one"):
+        costs("videollama2_regate", "devices.sharding=node")
+    with pytest.raises(RecipeError, match="is not a multiple of micro_batch x GPUs"):
+        costs("videollama2_regate", "hardware=5 GPUs")
 
 
 def test_gpus_are_those_of_the_recipe() -> None:
