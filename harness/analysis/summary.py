@@ -100,8 +100,15 @@ def positions_reduction(runs: Sequence[Run]) -> float | None:
     return fmean(parts) if parts else None
 
 
+def flops_reduction(runs: Sequence[Run]) -> float | None:
+    """Mean part of the FLOPs of the same steps with nothing elided that was not computed, by the analytic account."""
+    parts = [1 - t["flops"] / t["flops_dense"] for run in runs if (t := run.totals)["flops_dense"]]
+    return fmean(parts) if parts else None
+
+
 __all__ = [
     "SHARED",
+    "flops_reduction",
     "on_cpu",
     "positions_computed",
     "positions_reduction",

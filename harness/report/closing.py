@@ -20,6 +20,7 @@ from harness.analysis.runs import (
 )
 from harness.analysis.seeds import spread
 from harness.analysis.summary import (
+    flops_reduction,
     positions_reduction,
     shared_machine,
     targets_reduction,
@@ -180,8 +181,16 @@ def _pair_saved(run: Run) -> str:
     counts = run.totals["counts"]
     return (
         f"{render.percent(targets_reduction([run])).text} of the targets ({counts['scored']:,} of "
-        f"{counts['target']:,} computed), {render.percent(positions_reduction([run])).text} of the positions"
+        f"{counts['target']:,} computed), {_positions_and_flops([run])}"
     )
+
+
+def _positions_and_flops(runs: Sequence[Run]) -> str:
+    """Where layers differ in what they compute, every position is computed somewhere, and FLOPs alone say what was
+    saved."""
+    positions = positions_reduction(runs)
+    shown = f"{render.percent(positions).text} of the positions, " if positions else ""
+    return f"{shown}{render.percent(flops_reduction(runs)).text} of the FLOPs"
 
 
 def _pair_time(pair: Pair) -> str:
@@ -255,7 +264,7 @@ def _suite_saved(arms: Arms, main: str | None) -> str:
     targets = render.count(round(fmean(scored(run) for run in runs))).text
     return (
         f"{main}: {render.percent(targets_reduction(runs)).text} of the targets ({targets} computed), "
-        f"{render.percent(positions_reduction(runs)).text} of the positions; means over the seeds"
+        f"{_positions_and_flops(runs)}; means over the seeds"
     )
 
 

@@ -214,9 +214,10 @@ def duration(seconds: float | None) -> Cell:
 
 
 def train_time(wall: float | None, cpu: float | None) -> Cell:
-    """Wall seconds, and CPU seconds beside them where a CPU trained and they are recorded."""
+    """Wall seconds; behind the CPU seconds, which alone are compared, where a CPU trained and they are recorded. The
+    value is the wall's."""
     cell = duration(wall)
-    return cell if cpu is None else Cell(f"{cell.text} (CPU {duration(cpu).text})", cell.values)
+    return cell if cpu is None else Cell(f"CPU {duration(cpu).text} (wall {cell.text})", cell.values)
 
 
 def amount(reach: float | None, low: float | None, high: float | None, show: Callable[[float], Cell]) -> Cell:

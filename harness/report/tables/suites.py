@@ -23,7 +23,7 @@ from harness.report import table as render
 from harness.report.table import Cell, Column, Table
 from harness.report.tables.common import attempts_notes
 from harness.report.tables.option_loss import option_loss_table
-from harness.report.tables.time_to_target import KINDS, SHOWN, reaches
+from harness.report.tables.time_to_target import KINDS, NOTES, SHOWN, reaches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -150,15 +150,21 @@ def reach_table(arms: Arms, benchmark: str) -> Table | None:
         by_seed = [crossings for baseline, run in pairs if (crossings := reaches(baseline, run, benchmark))]
         if not by_seed:
             continue
-        together = {kind: over_seeds([crossings[kind] for crossings in by_seed]) for kind in KINDS}
+        together = {
+            kind: over_seeds([crossings[kind] for crossings in by_seed])
+            for kind in KINDS
+            if all(kind in crossings for crossings in by_seed)
+        }
         first = together["targets"]
         counts = Cell(f"{first.reached} of {first.n}", (first.reached, first.n))
-        cells = [_reach_cell(together[kind].spread, kind) for kind in KINDS]
+        missing = Cell(render.MISSING, (None,) * 4)
+        cells = [_reach_cell(together[kind].spread, kind) if kind in together else missing for kind in KINDS]
         rows.append((_arm_cell(arms, arm, arms.baseline), counts, *cells))
     notes = (
         f"The accuracy of {arms.baseline} after its last step, in the same seed, on the straight line between "
         "evaluated checkpoints: mean ± standard deviation over the seeds [least, most]. Where one seed does not "
         "reach it there is no mean.",
+        NOTES[1],
     )
     title = f"Suite {arms.name}: time to target on {benchmark}"
     return Table(f"suite_{arms.name}_target_{benchmark}", title, columns, tuple(rows), notes) if rows else None

@@ -37,7 +37,7 @@ from harness.report.tables.paper.comparison import (
     per_cent,
 )
 from harness.report.tables.paper.efficiency import ARMS, efficiency_acl_table, efficiency_v1_table
-from harness.report.tables.time_to_target import reaches
+from harness.report.tables.time_to_target import compared, reaches
 
 if TYPE_CHECKING:
     from harness.analysis.verdicts import Verdict
@@ -194,7 +194,8 @@ def _speedups(runs: PaperRuns, model: str, arm: str, label: str, paper: float) -
 
 def _time_to_target(runs: PaperRuns, model: str, arm: str) -> Measured:
     """The baseline's whole training time over the time in which the run reaches its final MVBench accuracy: the
-    median over seeds, infinite where half of them do not reach it; missing without items."""
+    median over seeds, infinite where half of them do not reach it; missing without items, or where the two times
+    cannot be compared."""
     gated, baselines = runs.of(model, arm), runs.of(model, BASELINE)
     crossings = {seed: reaches(baselines[seed], run, "mvbench") for seed, run in gated.items() if seed in baselines}
     if not crossings or not all(crossings.values()):
@@ -202,8 +203,11 @@ def _time_to_target(runs: PaperRuns, model: str, arm: str) -> Measured:
     values = []
     for seed, crossing in crossings.items():
         last = baselines[seed].last("mvbench")
+        key = compared("seconds", baselines[seed], gated[seed], "mvbench")
+        if key is None:
+            return Measured()
         at = crossing["seconds"].at if crossing else None
-        values.append(0.0 if at is None or last is None else last["progress"]["train_seconds"] / at)
+        values.append(0.0 if at is None or last is None else last["progress"][key] / at)
     # Never reached is a speed-up of nothing, and is shown as not reached.
     middle = median(values)
     return Measured(middle or math.inf, runs=tuple(run.id for s in crossings for run in (gated[s], baselines[s])))

@@ -17,6 +17,7 @@ from harness.config.suite import Claim, Suite
 from harness.records.evaluations import items_digest
 from harness.report import table as render
 from harness.report.tables import make_tables, suite_tables
+from harness.report.tables.time_to_target import KINDS, compared, reaches
 from tests.harness.worlds.run_builder import build_run, finish, recipe
 
 if TYPE_CHECKING:
@@ -205,6 +206,27 @@ def test_abilities_and_time_to_target(runs: list[Run], tables: dict[str, Table])
     assert reach["random"]["targets"] == "inf"
     assert "not reached" in render.to_markdown(tables["suite_claim_target_shapes"])
     assert reach["regate"]["seeds"] == 4
+    first, second = (
+        next(run for run in runs if run.suite == ("claim", arm) and run.seed == 0) for arm in ("baseline", "regate")
+    )
+    evaluations = second.evaluations("shapes")
+    crossings = reaches(first, second, "shapes")
+    assert crossings is not None
+    assert crossings.keys() == {"targets", "seconds"}, "device-hours of a CPU are wall time"
+    longest = evaluations[-1]["progress"]
+    assert crossings["seconds"].at is None or crossings["seconds"].at <= longest["train_cpu_seconds"]
+
+
+def test_wall_seconds_of_a_cpu_are_compared_with_nothing(results: Path) -> None:
+    first, second = (run for run in load_runs(results) if run.suite in (("claim", "baseline"), ("claim", "regate"))
+                     and run.seed == 0)  # fmt: skip
+    assert [compared(kind, first, second, "shapes") for kind in KINDS] == ["scored", "train_cpu_seconds", None]
+    first.evaluations("shapes")[-1]["progress"]["train_cpu_seconds"] = None
+    assert [compared(kind, first, second, "shapes") for kind in KINDS] == ["scored", None, None], "an earlier record"
+    for run in (first, second):
+        run.record["provenance"]["hardware"]["gpus"] = [{"name": "a GPU"}]
+    every = [compared(kind, first, second, "shapes") for kind in KINDS]
+    assert every == ["scored", "train_seconds", "train_device_hours"]
 
 
 def _cross_entropy(run: Run) -> float:
