@@ -71,12 +71,15 @@ def evaluation_rows(evaluation: Mapping[str, Any], time: str) -> list[Row]:
 
 
 def total_rows(record: Mapping[str, Any]) -> list[Row]:
-    """The totals of a finished run."""
+    """The totals of a finished run. MLflow lists metrics by name, and shows the first of them beside each run:
+    `accuracy/` and `computed/` come before all others."""
     totals = record["totals"]
     values = {
         f"total/{key}": totals[key]
         for key in ("samples", "flops", "flops_dense", "peak_bytes", "targets_reduction", "expected_reduction")
     }
+    computed = {"targets": totals["counts"]["scored"], "positions": totals["counts"]["active"]}
+    values |= {f"computed/{kind}": number for kind, number in computed.items()}
     values |= {f"total/tokens/{kind}": number for kind, number in totals["counts"].items()}
     values |= {f"total/seconds/{phase}": number for phase, number in totals["seconds"].items()}
     values |= {f"total/device_hours/{phase}": number for phase, number in totals["device_hours"].items()}

@@ -4,15 +4,14 @@ The ledger and the record are what happened; a tracking server holds a copy. `mi
 hold yet and can be called at any time and again: a server that was down gets everything with the next call.
 
 The work is done in a child process (`python -m harness.records.tracking`). MLflow is steered by environment
-variables,
-reads some on import and others at every request: telemetry off, short time limits, and no MLFLOW_RUN_ID or other
-variable
-that would send this run into another one. Those are set in the child alone, so nothing leaks into the training
-process or into the processes that it starts, autologging has nothing to hook into, and a store that hangs can be
-left behind by ending the child.
+variables, reads some on import and others at every request: telemetry off, short time limits, and no MLFLOW_RUN_ID or
+other variable that would send this run into another one. Those are set in the child alone, so nothing leaks into the
+training process or into the processes that it starts, autologging has nothing to hook into, and a store that hangs
+can be left behind by ending the child.
 
-Runs are nested: recipe > reference, train, eval. What the store holds is asked from the store: the number of steps is
-a metric of the train run, committed in one transaction with the steps themselves.
+Runs are nested: NAME > NAME/reference, NAME/train, NAME/eval, each with the recipe's parameters. What the store holds
+is asked from the store: the number of steps is a metric of the train run, committed in one transaction with the steps
+themselves.
 """
 
 from __future__ import annotations
@@ -62,6 +61,8 @@ STATE_FILE: Final = "mirror.json"
 _LOCK_FILE: Final = "mirror.lock"
 _BATCH: Final = 1000
 """MLflow's limit of metrics in a request."""
+_PARAMETERS: Final = 100
+"""MLflow's limit of parameters in a request."""
 _REQUEST_SECONDS: Final = 5
 _BUDGET: Final = {True: 30.0, False: 300.0}
 """Seconds of sending: the caller waits for the final mirror, and for no other."""
@@ -304,6 +305,14 @@ class Store:
             tags["mlflow.parentRunId"] = parent
         return self.client.create_run(self.experiment, start_time=began, tags=tags, run_name=name)
 
+    def describe(self, run: Any, known: dict[str, str]) -> None:
+        """Parameters, as far as the run does not have them."""
+        from mlflow.entities import Param
+
+        new = [Param(key, value) for key, value in known.items() if key not in run.data.params]
+        for start in range(0, len(new), _PARAMETERS):
+            self.client.log_batch(run.info.run_id, params=new[start : start + _PARAMETERS])
+
     def log(self, run: Any, rows: Iterable[Row], tags: dict[str, str] | None = None) -> None:
         """Rows in one request, at most `_BATCH`; and tags, unless they are there."""
         from mlflow.entities import Metric, RunTag
@@ -342,19 +351,22 @@ def upload(job: Job) -> MirrorReport:
     parent = store.run(asked["name"], run_id=run_id, part="recipe", began=began)
     parent_id = parent.info.run_id
     _describe(store, parent, asked, record, run_dir)
+    name, known = asked["name"], _parameters(asked)
     parts = []
     reference = [event for event in ledger.stages if event["stage"] == "reference"]
     if reference or (record and record["reference"]):
-        parts.append(store.run("reference", run_id=run_id, part="reference", began=began, parent=parent_id))
+        parts.append(store.run(f"{name}/reference", run_id=run_id, part="reference", began=began, parent=parent_id))
         _reference(store, parts[-1], reference, record)
     complete = True
     if ledger.steps:
-        parts.append(store.run("train", run_id=run_id, part="train", began=began, parent=parent_id))
+        parts.append(store.run(f"{name}/train", run_id=run_id, part="train", began=began, parent=parent_id))
         complete = _steps(store, parts[-1], ledger.steps)
     evaluations = sorted((run_dir / "eval").glob("step-*/*.json"))
     if evaluations:
-        parts.append(store.run("eval", run_id=run_id, part="eval", began=began, parent=parent_id))
+        parts.append(store.run(f"{name}/eval", run_id=run_id, part="eval", began=began, parent=parent_id))
         _evaluations(store, parts[-1], evaluations, events)
+    for part in parts:
+        store.describe(part, known)
     if job.final and complete and record:
         for run in (*parts, parent):
             if run.info.status != "FINISHED":
@@ -367,13 +379,7 @@ def upload(job: Job) -> MirrorReport:
 
 def _describe(store: Store, parent: Any, asked: dict[str, Any], record: dict[str, Any] | None, run_dir: Path) -> None:
     """Parameters, tags, totals and files of the recipe's run, as far as they are not there."""
-    from mlflow.entities import Param
-
-    left_out = ("paths", "track", "description", "hardware", "name")
-    known = {key: value for key, value in asked.items() if key not in left_out}
-    new = [Param(key, value) for key, value in parameters(known).items() if key not in parent.data.params]
-    for start in range(0, len(new), 100):
-        store.client.log_batch(parent.info.run_id, params=new[start : start + 100])
+    store.describe(parent, _parameters(asked))
     tags = {"mlflow.note.content": asked["description"]} if asked["description"] else {}
     totals: list[Row] = []
     if record is not None:
@@ -391,6 +397,12 @@ def _describe(store: Store, parent: Any, asked: dict[str, Any], record: dict[str
             store.client.log_artifact(parent.info.run_id, str(path))
             tags[f"regate.sent.{name}"] = stamp
     store.log(parent, totals, tags)
+
+
+def _parameters(asked: dict[str, Any]) -> dict[str, str]:
+    """What a recipe asks for, flat: parameters of every part of a run, so that MLflow compares them."""
+    left_out = ("paths", "track", "description", "hardware", "name")
+    return parameters({key: value for key, value in asked.items() if key not in left_out})
 
 
 def _reference(store: Store, run: Any, stages: list[dict[str, Any]], record: dict[str, Any] | None) -> None:

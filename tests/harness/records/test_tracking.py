@@ -81,6 +81,11 @@ def test_the_store_holds_what_the_ledger_and_the_record_say(store: Path) -> None
     assert parent.data.metrics["total/tokens/scored"] == record["totals"]["counts"]["scored"]
     assert parent.data.metrics["total/device_hours/total"] == record["totals"]["device_hours"]["total"]
     assert parent.data.metrics["accuracy/shapes"] == record["evaluations"][-1]["mean"]["value"]
+    assert sorted(parent.data.metrics)[:3] == ["accuracy/shapes", "computed/positions", "computed/targets"]
+    assert parent.data.metrics["computed/targets"] == record["totals"]["counts"]["scored"]
+    for part, run in parts.items():
+        assert run.info.run_name == ("whole" if part == "recipe" else f"whole/{part}")
+        assert run.data.params == parent.data.params, "MLflow's comparison of parts says what differs"
     steps = read_steps(run_dir / "ledger.jsonl")
     train = parts["train"]
     assert _history(job, train, "loss") == [(step["step"], step["loss"]) for step in steps]
