@@ -65,7 +65,7 @@ def examine(arguments: Sequence[str]) -> list[Check]:
     """
     names, overrides = split(arguments)
     recipes = recipes_of(arguments) if names else []
-    checks = [_python(), *_packages(), *_torch(recipes), *_codecs()]
+    checks = [_python(), *_packages(), *_torch(recipes), _nodes(), *_codecs()]
     if not recipes:
         paths = load_paths(overrides)
         checks += [*_folders(paths), _disk(paths, LEAST_DISK, "the main job"), _shared_memory(0.0)]
@@ -195,6 +195,23 @@ def _torch(recipes: Sequence[Recipe]) -> Iterator[Check]:
             yield Check("NCCL", "ok", probed["nccl"])
     yield from _kernels(probed["kernels"])
     yield from _kernels_asked(recipes, probed["kernels"])
+
+
+def _nodes() -> Check:
+    """Where this process stands among the nodes of a job: `harness run` would take them all."""
+    from harness.training.every_node import here
+
+    try:
+        node = here()
+    except HarnessError as error:
+        return Check("nodes", "fail", str(error), error.hint)
+    if node.note:
+        return Check("nodes", "warn", node.note, "srun --ntasks-per-node 1 harness run RECIPE")
+    if node.nodes == 1:
+        by = "" if node.launcher == "none" else f", started by {node.launcher}"
+        return Check("nodes", "ok", f"one{by}")
+    place = f"node {node.rank} of {node.nodes}, started by {node.launcher}; node 0 is {node.host}:{node.port}"
+    return Check("nodes", "ok", place + (f"; process {node.local} has nothing to do" if node.local else ""))
 
 
 def probe() -> dict[str, Any] | str:

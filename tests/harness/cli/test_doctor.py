@@ -156,3 +156,16 @@ def test_lines_for_a_person() -> None:
         "            -> two",
         "1 ok, 1 fail",
     ]
+
+
+def test_the_nodes_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor._nodes() == doctor.Check("nodes", "ok", "one")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_NNODES", "2")
+    assert doctor._nodes().state == "warn"
+    step = {"NUM_NODES": "2", "NUM_TASKS": "2", "NODELIST": "gpu[07-08]"}
+    for name, value in {**{f"SLURM_STEP_{key}": value for key, value in step.items()}, "SLURM_NODEID": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert doctor._nodes().message == "node 1 of 2, started by SLURM; node 0 is gpu07:20007"
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "gpu[")
+    assert doctor._nodes().state == "fail"
