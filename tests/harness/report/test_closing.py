@@ -11,6 +11,7 @@ from harness.analysis.curves import LABELS as LABELS_OF_ARMS
 from harness.analysis.curves import suites
 from harness.analysis.runs import difference_of_means, load_runs, pair_runs
 from harness.cli.run_names import known_suites
+from harness.report import closing as closing_module
 from harness.report import table as render
 from harness.report.closing import LABELS, closing, endings, next_command
 from harness.report.pages.html import Tabular
@@ -101,3 +102,12 @@ def test_tables_and_report_give_one_number_for_an_arm() -> None:
     for row in costs.rows:
         told = [cell.text for cell in shown[row[0].text][2:7]]
         assert [row[index].text for index in (3, 4, 5, 6, 9)] == told, row[0].text
+
+
+def test_where_every_position_is_computed_somewhere_the_flops_say_what_was_saved() -> None:
+    run = next(run for run in load_runs(EVIDENCE) if run.gate is not None)
+    totals = run.totals
+    flops = render.percent(1 - totals["flops"] / totals["flops_dense"]).text
+    assert closing_module._positions_and_flops([run]).endswith(f" of the positions, {flops} of the FLOPs")
+    totals["counts"]["active"] = totals["counts"]["valid"]
+    assert closing_module._positions_and_flops([run]) == f"{flops} of the FLOPs"
