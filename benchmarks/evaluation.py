@@ -5,9 +5,10 @@
 
 A model of transformers at toy size is asked several questions on each clip of a data set that is rendered for it.
 The plain loop reads a question's clip, makes its inputs with the same processor and calls the model's `generate`,
-question by question. The harness's arms are `evaluation.lmms.scorer.Scorer`: media by a thread ahead of the model, a
-clip decoded once for its questions, and its tower pass shared by those of one batch. The arms alternate in one process,
-in another order every round; time is CPU time of all threads, with one computing thread. Every arm has to write the same texts.
+question by question. The harness's arms are `evaluation.lmms.scorer.Scorer`: media by a thread ahead of the model,
+a clip decoded once for its questions, and its tower pass shared by those of one batch. The arms alternate in one
+process, in another order every round; time is CPU time of all threads, with one computing thread. Every arm has to
+write the same texts.
 """
 
 from __future__ import annotations
@@ -119,7 +120,8 @@ def table(result: dict[str, Any]) -> str:
         f"Made by `python benchmarks/evaluation.py`: InternVL's classes at hidden {result['hidden']}, 4 layers, "
         f"{result['items']} questions on {result['clips']} clips, {result['most']} tokens at most, "
         f"{result['rounds']} alternating rounds after one that is not counted. {hardware.get('cpu', 'CPU')}, one "
-        "computing thread; CPU time of all threads, on a machine that other processes may share. Every arm wrote the same texts. A toy model: what a GPU gains by batches is not in it.",
+        "computing thread; CPU time of all threads, on a machine that other processes may share. Every arm wrote the "
+        "same texts. A toy model: what a GPU gains by batches is not in it.",
         "",
         "| arm | items a CPU second, median | beside the plain loop, median of rounds (least to most) |",
         "|---|---|---|",
