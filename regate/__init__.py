@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from regate.candidates import store_keys as store_keys
     from regate.candidates import target_checksum as target_checksum
     from regate.config import GateConfig as GateConfig
+    from regate.config import KeepBelow as KeepBelow
+    from regate.config import RampConfig as RampConfig
     from regate.config import ReferenceConfig as ReferenceConfig
     from regate.config import VisualConfig as VisualConfig
     from regate.difficulty import DifficultyStore as DifficultyStore
@@ -47,6 +49,8 @@ _HOME = {
     "store_keys": "candidates",
     "target_checksum": "candidates",
     "GateConfig": "config",
+    "KeepBelow": "config",
+    "RampConfig": "config",
     "ReferenceConfig": "config",
     "VisualConfig": "config",
     "DifficultyStore": "difficulty",

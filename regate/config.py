@@ -8,6 +8,7 @@ Defaults are the paper's (section 4.1) where it states a value, and this project
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from regate.errors import ConfigError
@@ -83,6 +84,55 @@ class VisualConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class RampConfig:
+    """A keep ratio that moves during the run, from `keep_ratio` to another one. Not the paper's.
+
+    Attributes:
+        to: the keep ratio at the end, in (0, 1]: below `keep_ratio` the gate tightens, above it relaxes.
+        steps: it moves evenly over so many optimizer steps after the warm-up, and stays there.
+        loss: in place of `steps`, it moves evenly while the loss goes from the first of these to the second, in nats:
+            the mean loss of the dense steps of the cycle before, which sees what is never elided.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+
+    to: float
+    steps: int | None = None
+    loss: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.to <= 1.0:
+            raise ConfigError(f"ramp.to must be in (0, 1], got {self.to}")
+        if (self.steps is None) == (self.loss is None):
+            raise ConfigError("ramp goes by steps or by loss: give one of the two")
+        if self.steps is not None and self.steps < 1:
+            raise ConfigError(f"ramp.steps must be at least 1, got {self.steps}")
+        if self.loss is not None and not self.loss[0] > self.loss[1] >= 0.0:
+            raise ConfigError(f"ramp.loss must be two losses, the second below the first, got {list(self.loss)}")
+
+
+@dataclass(frozen=True, slots=True)
+class KeepBelow:
+    """A keep ratio of the lower layers. Not the paper's.
+
+    Attributes:
+        layer: the layers below it: a number of layers, or a part of them as a float.
+        keep: the part of a sample's candidates that they compute, in (0, 1].
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+
+    layer: int | float
+    keep: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.keep <= 1.0:
+            raise ConfigError(f"keep_below.keep must be in (0, 1], got {self.keep}")
+        if self.layer <= 0 or (isinstance(self.layer, float) and self.layer > 1.0):
+            raise ConfigError(f"keep_below.layer must be a number of layers or a part of them, got {self.layer}")
+
+
+@dataclass(frozen=True, slots=True)
 class GateConfig:
     """The gate of sections 3.1 to 3.4.
 
@@ -111,6 +161,9 @@ class GateConfig:
             every other position offers keys and values from the state in which it came there; likewise.
         visual: not the paper's. The visual positions that sparse steps keep; None keeps all of them. With keep_ratio
             1 sparse steps score every target.
+        ramp: not the paper's. How the keep ratio moves during the run; None leaves it as it is.
+        keep_below: not the paper's. Keep ratios of the lower layers, from the bottom up, each smaller than the one
+            before; above the last one `keep_ratio` holds, whose targets alone are scored.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
@@ -132,6 +185,8 @@ class GateConfig:
     from_layer: int | float | None = None
     deep: int | float | None = None
     visual: VisualConfig | None = None
+    ramp: RampConfig | None = None
+    keep_below: tuple[KeepBelow, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0.0 < self.keep_ratio <= 1.0:
@@ -168,16 +223,52 @@ class GateConfig:
             raise ConfigError("deep needs execution: compact")
         if self.visual is not None and self.execution == "loss_only":
             raise ConfigError("visual elides, and execution: loss_only elides nothing")
+        self._check_ratios()
+
+    def _check_ratios(self) -> None:
+        if self.ramp is not None and self.ramp.loss is not None and self.dense_steps == 0:
+            raise ConfigError("ramp: a loss is read in the dense steps of a cycle, and dense_steps is 0")
+        if not self.keep_below:
+            return
+        if self.execution == "loss_only":
+            raise ConfigError("keep_below elides by layer, and execution: loss_only elides nothing")
+        if self.align == "target":
+            raise ConfigError(
+                "keep_below needs align: predictor or union; with target a loss would be read from a layer that its "
+                "position has left"
+            )
+        if self.from_layer is not None:
+            raise ConfigError("from_layer and keep_below both say which layers elide what: give one of them")
+        for lower, upper in pairwise(self.keep_below):
+            if isinstance(lower.layer, float) != isinstance(upper.layer, float):
+                raise ConfigError("keep_below names its layers all by number or all as a part of them")
+            if not (lower.layer < upper.layer and lower.keep > upper.keep):
+                raise ConfigError(
+                    f"keep_below goes from the bottom up, and upper layers keep less: {upper.keep} below layer "
+                    f"{upper.layer} follows {lower.keep} below layer {lower.layer}"
+                )
+        most = self.keep_ratio if self.ramp is None else max(self.keep_ratio, self.ramp.to)
+        if self.keep_below[-1].keep <= most:
+            raise ConfigError(
+                f"keep_below: lower layers keep more than keep_ratio and ramp.to ({most}), not "
+                f"{self.keep_below[-1].keep}"
+            )
+
+    @property
+    def least_keep_ratio(self) -> float:
+        """The smallest keep ratio of a sparse step."""
+        return self.keep_ratio if self.ramp is None else min(self.keep_ratio, self.ramp.to)
 
     @property
     def has_sparse_steps(self) -> bool:
         """Whether the steps outside the dense part of a cycle compute less."""
-        return self.keep_ratio < 1.0 or (self.visual is not None and self.visual.keep < 1.0)
+        return self.least_keep_ratio < 1.0 or (self.visual is not None and self.visual.keep < 1.0)
 
     @property
     def elides(self) -> bool:
         """Whether a sparse step leaves words out of some layer."""
-        return self.execution != "loss_only" and (self.deep is None or self.from_layer is not None)
+        by_layer = self.from_layer is not None or bool(self.keep_below)
+        return self.execution != "loss_only" and (self.deep is None or by_layer)
 
     @property
     def method(self) -> SelectionMethod:

@@ -170,7 +170,9 @@ class Elision:
             ConfigError, UnsupportedModelError: say why.
         """
         layers = len(self._decoder.layers)  # type: ignore[arg-type]
-        for name, layer in (("from_layer", config.from_layer), ("deep", config.deep)):
+        asked = [("from_layer", config.from_layer), ("deep", config.deep)]
+        asked += [("keep_below", level.layer) for level in config.keep_below]
+        for name, layer in asked:
             if layer is None:
                 continue
             index = layer_index(layer, layers, name)
@@ -178,8 +180,9 @@ class Elision:
                 raise ConfigError(f"{name} needs packed rows")
             if name == "deep" and index < layers:
                 self._start_depth(limited=True)
-        if config.from_layer is not None and config.deep is not None:
-            _check_order(*(layer_index(x, layers, "") for x in (config.from_layer, config.deep)))
+        leaves = config.keep_below[-1].layer if config.keep_below else config.from_layer
+        if leaves is not None and config.deep is not None:
+            _check_order(*(layer_index(x, layers, "") for x in (leaves, config.deep)))
 
     def _depth_of(self, decision: Decision) -> tuple[tuple[tuple[int, Tensor], ...], int | None]:
         """First layer and mask of every level, and the first deep layer, of a decision for this decoder."""
@@ -189,7 +192,8 @@ class Elision:
             return (), None
         layers = len(self._decoder.layers)  # type: ignore[arg-type]
         numbered = [(layer_index(level.first, layers, "from_layer"), level.active_BS) for level in decision.levels]
-        levels = tuple(level for level in numbered if level[0] < layers)
+        by_layer = dict(numbered)  # of two parts that mean the same layer the upper one
+        levels = tuple(level for level in by_layer.items() if level[0] < layers)
         deep = layer_index(decision.deep, layers, "deep") if decision.deep is not None else layers
         if (len(levels) > 1 or deep < layers) and self.rows == "padded":
             raise ConfigError(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from regate.candidates import Candidates, candidates_of
 from regate.errors import ConfigError, NonFiniteLossError
-from regate.schedule import DualCycle
+from regate.schedule import DenseLoss, DualCycle
 from regate.scoring import score
 from regate.top_k import budget, top_k
 from regate.transfer import on_device
@@ -23,9 +23,9 @@ from regate.types import Decision, Kind, Layout, Level, TokenCounts
 from regate.visual import keep_visual
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
-    from regate.config import Align, GateConfig
+    from regate.config import Align, GateConfig, KeepBelow
     from regate.difficulty import DifficultyStore
     from regate.reference import ReferenceStore
 
@@ -100,6 +100,7 @@ class Gate:
         self.config = config
         self.schedule = DualCycle.from_config(config)
         self.seed = seed
+        self._dense_loss = DenseLoss(self.schedule) if config.ramp is not None and config.ramp.loss else None
         self._reference = reference if config.needs_reference else None
         self._difficulty = difficulty if config.needs_difficulty else None
         self._pending: tuple[Decision, Tensor, Any] | None = None
@@ -116,14 +117,16 @@ class Gate:
         Raises:
             LayoutError: the layout contradicts itself.
             StoreError, MismatchError: a sample is unknown to a store, or its targets differ.
+            ConfigError: the settings go by the loss, and `note_loss` was not called.
         """
         sample_ids_B = sample_ids_B.cpu()
         candidates = candidates_of(layout, self.config.candidates)
-        keep_ratio = self.schedule.keep_ratio_at(step)
+        loss = self._dense_loss.before(step) if self._dense_loss is not None else None
+        keep_ratio = self.schedule.keep_ratio_at(step, loss=loss)
+        chosen_BS = candidates.mask_BS
         if keep_ratio < 1.0 and not self.config.selects_after_forward:
-            chosen_BS = top_k(self._score(candidates, sample_ids_B, step), candidates.mask_BS, keep_ratio)
-        else:
-            chosen_BS = candidates.mask_BS
+            score_BS = self._score(candidates, sample_ids_B, step)
+            chosen_BS = top_k(score_BS, candidates.mask_BS, keep_ratio)
         valid_BS = layout.valid_BS
         visual = None
         pictures = self.config.visual
@@ -133,9 +136,15 @@ class Gate:
         active_BS = valid_BS
         levels: tuple[Level, ...] = ()
         if keep_ratio < 1.0 and self.config.elides:
-            active_BS = valid_BS & (~candidates.mask_BS | ALIGN[self.config.align](chosen_BS))
+
+            def computed(kept_BS: Tensor) -> Tensor:
+                return valid_BS & (~candidates.mask_BS | ALIGN[self.config.align](kept_BS))
+
+            active_BS = computed(chosen_BS)
             if self.config.from_layer:
                 levels = (Level(0, valid_BS), Level(self.config.from_layer, active_BS))
+            elif self.config.keep_below:
+                levels = _nested(self.config.keep_below, keep_ratio, score_BS, candidates.mask_BS, computed)
         targets_BS = chosen_BS & layout.target_BS
         counts = count_tokens(layout, active_BS, targets_BS)
         deep = self.config.deep if keep_ratio < 1.0 else None
@@ -154,7 +163,7 @@ class Gate:
         if self.config.selects_after_forward and keep_ratio < 1.0:
             scored = int(budget(targets_BS.sum(dim=1), keep_ratio).sum())
             decision = replace(decision, counts=replace(counts, scored=scored), weighted=True)
-        elif self.config.candidates == "text" and self._difficulty is not None and self.schedule.keep_ratio < 1.0:
+        elif self.config.candidates == "text" and self._difficulty is not None and self.config.least_keep_ratio < 1.0:
             decision = replace(decision, observed_BS=chosen_BS & ~layout.target_BS, weighted=True)
         return decision
 
@@ -198,6 +207,12 @@ class Gate:
         if event is None:
             self._drain()
 
+    def note_loss(self, step: int, loss: float) -> None:
+        """The mean loss of a step's scored targets over all processes, in nats, for a ramp by loss: after every step
+        and on every process, in order. Without such a ramp nothing is noted."""
+        if self._dense_loss is not None:
+            self._dense_loss.note(step, loss)
+
     def end_epoch(self, group: Any = None) -> None:
         """Fold what the epoch observed into the difficulty. Call it on every process, at every epoch's end."""
         self._drain()
@@ -212,13 +227,16 @@ class Gate:
     def start_over(self, group: Any = None) -> None:
         """Forget what an earlier run observed. Call it on every process, before the first step of a new run."""
         self._pending = None
+        if self._dense_loss is not None:
+            self._dense_loss = DenseLoss(self.schedule)
         if self._difficulty is not None:
             self._difficulty.start_over(group)
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able; the same on every process but for the journal's length. Take it between two steps."""
         self._drain()
-        return {"schema": 1, "difficulty": None if self._difficulty is None else self._difficulty.state()}
+        state = {"schema": 1, "difficulty": None if self._difficulty is None else self._difficulty.state()}
+        return state if self._dense_loss is None else {**state, "dense_loss": self._dense_loss.state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a checkpoint, on every process; their number may differ from that of the checkpoint."""
@@ -227,6 +245,10 @@ class Gate:
             raise ConfigError("the checkpoint's gate and this gate have different settings: one keeps a difficulty")
         if self._difficulty is not None:
             self._difficulty.rewind(state["difficulty"])
+        if self._dense_loss is not None:
+            if "dense_loss" not in state:
+                raise ConfigError("the checkpoint's gate and this gate have different settings: one goes by the loss")
+            self._dense_loss.load(state["dense_loss"])
 
     def _score(self, candidates: Candidates, sample_ids_B: Tensor, step: int) -> Tensor:
         reference_BS = difficulty_BS = None
@@ -299,6 +321,9 @@ class DenseGate:
     def observe(self, decision: Decision, token_loss_N: Tensor) -> None:
         """Nothing to learn from."""
 
+    def note_loss(self, step: int, loss: float) -> None:
+        """Nothing goes by it."""
+
     def end_epoch(self, group: Any = None) -> None:
         """Nothing to fold."""
 
@@ -311,6 +336,27 @@ class DenseGate:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["difficulty"] is not None:
             raise ConfigError("the checkpoint belongs to a gated run, this run has no gate")
+
+
+def _nested(
+    below: Sequence[KeepBelow],
+    keep_ratio: float,
+    score_BS: Tensor,
+    candidate_BS: Tensor,
+    computed: Callable[[Tensor], Tensor],
+) -> tuple[Level, ...]:
+    """The positions of each level of layers. One score ranks them all, so those of an upper level are among those of
+    the level below it.
+
+    Args:
+        computed: the positions that kept candidates leave active.
+    """
+    ratios = [*(level.keep for level in below), keep_ratio]
+    firsts = [0, *(level.layer for level in below)]
+    kept = (top_k(score_BS, candidate_BS, ratio) if ratio < 1.0 else None for ratio in ratios)
+    # All of them are kept at 1, also the last one, which predicts nothing: as below `from_layer`.
+    masks = (computed(candidate_BS) | candidate_BS if kept_BS is None else computed(kept_BS) for kept_BS in kept)
+    return tuple(Level(first, mask_BS) for first, mask_BS in zip(firsts, masks, strict=True))
 
 
 def count_tokens(layout: Layout, active_BS: Tensor, targets_BS: Tensor) -> TokenCounts:

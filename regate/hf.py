@@ -261,6 +261,8 @@ class GatedTrainer(Trainer):  # type: ignore[misc]
             raise ConfigError(
                 "compute_loss_func and label smoothing would be ignored: GatedTrainer computes the loss"
             )
+        if isinstance(gate, Gate) and gate.config.ramp is not None and gate.config.ramp.loss is not None:
+            raise ConfigError("ramp.loss goes by the loss of a global batch, which Trainer does not say: ramp.steps")
         self.gate = gate
         execution = gate.config.execution if isinstance(gate, Gate) else "compact"
         outputs: Outputs = "predictors" if rows == "packed" else "active"
@@ -333,7 +335,7 @@ def _gate_logs(steps: Sequence[Sequence[Decision]]) -> dict[str, float]:
     counts = [decision.counts for decisions in steps for decision in decisions]
     return {
         "regate_keep_ratio": steps[-1][-1].keep_ratio,
-        "regate_sparse": sum(decisions[-1].keep_ratio < 1.0 for decisions in steps) / len(steps),
+        "regate_sparse": sum(decisions[-1].sparse for decisions in steps) / len(steps),
         "regate_scored": sum(count.scored for count in counts),
         "regate_targets": sum(count.target for count in counts),
         "regate_active": sum(count.active for count in counts),
@@ -356,7 +358,7 @@ class _EpochStart(TrainerCallback):  # type: ignore[misc]
         if state.global_step == 0:
             self.gate.start_over()
         config = self.gate.config
-        if config.keep_ratio < 1.0 and config.warmup_steps >= state.max_steps:
+        if config.has_sparse_steps and config.warmup_steps >= state.max_steps:
             warnings.warn(
                 f"the gate's warm-up ({config.warmup_steps} steps) covers the whole run ({state.max_steps} steps): "
                 "nothing is elided; lower GateConfig.warmup_steps",

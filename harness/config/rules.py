@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from harness.common.addresses import address_problem
 from harness.config.data import SHAPES_VERSIONS
@@ -13,7 +13,7 @@ from harness.config.explain import Problem
 from harness.config.model import SECTIONS
 from harness.config.plain_data import value_at, whole_at
 from harness.config.yaml_positions import dotted
-from regate.config import GateConfig, ReferenceConfig
+from regate.config import GateConfig, KeepBelow, RampConfig, ReferenceConfig, VisualConfig
 from regate.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
     from harness.config.plain_data import Finding
     from harness.config.yaml_positions import Document, Mark, Path
+
+
+_PARTS: Final = {"visual": VisualConfig, "ramp": RampConfig, "keep_below": KeepBelow}
+"""Keys of the gate that are sections themselves, or lists of them."""
 
 
 def broken_rules(document: Document, benchmarks: Mapping[str, str | None], wrong: Set[Path]) -> list[Problem]:
@@ -163,6 +167,7 @@ def _ranges(data: Any, path: Path, settings: type[Any], wrong: Set[Path]) -> Ite
     given = {key: value for key, value in section.items() if key in known and (*path, key) not in wrong}
     if isinstance(given.get("selection"), dict):
         del given["selection"]  # a file, which its own class has read and checked
+    given = _with_parts(given)
     while True:
         try:
             settings(**given)
@@ -175,6 +180,23 @@ def _ranges(data: Any, path: Path, settings: type[Any], wrong: Set[Path]) -> Ite
                 return
         else:
             return
+
+
+def _with_parts(given: dict[str, Any]) -> dict[str, Any]:
+    """Sections within the section as their classes, which have checked them; without those that are wrong."""
+    built: dict[str, Any] = {}
+    for key, value in given.items():
+        part = _PARTS.get(key)
+        try:
+            if part is None or value is None:
+                built[key] = value
+            elif isinstance(value, list):
+                built[key] = tuple(part(**entry) for entry in value)
+            else:
+                built[key] = part(**value)
+        except (ConfigError, TypeError):
+            continue
+    return built
 
 
 def _divisors(whole: int, near: int) -> str:

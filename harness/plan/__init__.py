@@ -192,7 +192,7 @@ def _resolve(recipe: Recipe, source: Source, data: DataSet | None, missing: tupl
         sparse_steps=sparse_steps,
         keep_ratio=keep_ratio,
         expected_reduction=1 - keep_ratio,
-        closed_form=closed_form(gate, steps) if gate else None,
+        closed_form=closed_form(gate, steps) if gate and gate.ramp is None else None,
         targets=_targets(source, data, steps * train.global_batch, keep_ratio),
         teacher_pass=gate is not None and gate.needs_reference,
         evaluations=tuple(Evaluation(at, step) for step, at in sorted(points.items())),
@@ -333,13 +333,18 @@ def _gate_warnings(plan: Plan, gate: GateConfig) -> Iterator[str]:
         yield f"one epoch or less: no target is met a second time, so its difficulty is never read and {_left(gate)}"
     if gate.execution == "loss_only":
         yield "gate.execution is loss_only: every position is computed, so targets are saved but no time"
+    if gate.ramp is not None and gate.ramp.loss is not None:
+        yield (
+            f"gate.ramp goes by the loss: targets and costs of the run are counted with gate.keep_ratio "
+            f"{gate.keep_ratio:g}, and a run that comes to the ramp's end keeps {gate.ramp.to:g} there"
+        )
     if plan.closed_form and abs(plan.expected_reduction - plan.closed_form) > _NOTABLE * plan.closed_form:
         yield (
             f"the schedule is cut: the last cycle ends after {plan.steps % gate.cycle_steps or gate.cycle_steps} of "
             f"{gate.cycle_steps} steps or the warm-up within a cycle, so {plan.expected_reduction:.2%} fewer targets "
             f"instead of the {plan.closed_form:.2%} of whole cycles"
         )
-    if plan.targets and plan.targets.per_sample * gate.keep_ratio < 1:
+    if plan.targets and plan.targets.per_sample * gate.least_keep_ratio < 1:
         yield "gate.keep_ratio leaves less than one target of a mean sample; one is always kept"
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from harness.models.decoder_flops import ForwardFlops, LayerSpan, layered_flops
 from regate.config import GateConfig, layer_index
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from harness.models.adapter import DecoderShape
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 
 def differs_by_layer(gate: GateConfig | None) -> bool:
-    return gate is not None and (bool(gate.from_layer) or gate.deep is not None)
+    return gate is not None and (
+        bool(gate.from_layer) or gate.deep is not None or bool(gate.keep_below)
+    )
 
 
 def visual_part(gate: GateConfig | None) -> float:
@@ -48,13 +51,13 @@ def sparse_forward(
         last_limited: the last layer computes what is read alone, as packed rows do.
     """
     layers = shape.layers
-    leaves = layer_index(gate.from_layer or 0, layers, "from_layer") if gate.elides else layers
+    words_of = _words_by_layer(gate, layers, target_N, scored_N)
     deep = layers if gate.deep is None else layer_index(gate.deep, layers, "deep")
     end_of_all = layers if first_layers is None else first_layers
-    bounds = sorted({min(bound, end_of_all) for bound in (0, leaves, deep, layers - 1, layers)})
+    bounds = sorted({min(bound, end_of_all) for bound in (*words_of, deep, layers - 1, layers)})
     spans = []
     for start, end in pairwise(bounds):
-        words_N = scored_N if start >= leaves else target_N
+        words_N = words_of[max(first for first in words_of if first <= start)]
         rows_N = other_N + words_N
         if start >= deep:
             computed, pairs = scored_N.sum(), (scored_N * (rows_N - words_N / 2)).sum()
@@ -63,3 +66,19 @@ def sparse_forward(
             computed, pairs = (scored_N if alone else rows_N).sum(), (rows_N * (rows_N + 1) / 2).sum()
         spans.append(LayerSpan(end - start, float(rows_N.sum()), float(computed), float(pairs)))
     return layered_flops(shape, spans, float(scored_N.sum()), rows=len(other_N))
+
+
+def _words_by_layer(gate: GateConfig, layers: int, target_N: Numbers, scored_N: Numbers) -> dict[int, Numbers]:
+    """Answer words that are computed, by the layer from which on they are."""
+    if not gate.elides:
+        return {0: target_N}
+    if not gate.keep_below:
+        return {0: target_N, layer_index(gate.from_layer or 0, layers, "from_layer"): scored_N}
+    whole = np.issubdtype(target_N.dtype, np.integer)
+    words: dict[int, Numbers] = {}
+    first = 0
+    for level in gate.keep_below:
+        kept_N = level.keep * target_N
+        words[first] = np.maximum(scored_N, np.floor(kept_N).astype(np.int64) if whole else kept_N)
+        first = layer_index(level.layer, layers, "keep_below")
+    return {**words, first: scored_N}

@@ -6,7 +6,7 @@ Legend: B rows of a micro-batch, N samples that were looked at.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -197,6 +197,15 @@ def dense_and_sparse(recipe: Recipe, footprint: Footprint, lengths: Lengths) -> 
     return work(1.0), sparse
 
 
+def at_mean_ratio(recipe: Recipe, plan: Plan) -> Recipe:
+    """The recipe without a ramp, at the mean keep ratio of the run's sparse steps; any other one as it is."""
+    gate = recipe.gate
+    if gate is None or gate.ramp is None or plan.sparse_steps == 0:
+        return recipe
+    mean = 1 - (1 - plan.keep_ratio) * plan.steps / plan.sparse_steps
+    return recipe.model_copy(update={"gate": replace(gate, keep_ratio=mean, ramp=None)})
+
+
 def run_flops(plan: Plan, dense: Work, sparse: Work) -> float:
     """All steps of the run."""
     return plan.global_batch * (plan.dense_steps * dense.total + plan.sparse_steps * sparse.total)
@@ -310,6 +319,10 @@ def work_figures(recipe: Recipe, footprint: Footprint, lengths: Lengths) -> list
         figures += [
             estimated("sparse / dense, packed rows", valid, "", f"ideal, no padding; {sources}"),
         ]
+        if recipe.gate.ramp is not None:
+            end = replace(recipe.gate, keep_ratio=recipe.gate.ramp.to, ramp=None)
+            valid, _ = sparse_ratios(recipe.model_copy(update={"gate": end}), footprint, lengths)
+            figures.append(estimated("sparse / dense, at the ramp's end", valid, "", f"packed rows; {sources}"))
         if not differs_by_layer(recipe.gate):  # that needs packed rows
             figures += [
                 estimated(
@@ -335,7 +348,7 @@ HOURS_SOURCE: Final = (
 
 def time_figures(recipe: Recipe, plan: Plan, footprint: Footprint, lengths: Lengths, gpus: int) -> list[Figure]:
     """FLOPs of the run, and for a model of published weights the GPU-hours that they are."""
-    dense, sparse = dense_and_sparse(recipe, footprint, lengths)
+    dense, sparse = dense_and_sparse(at_mean_ratio(recipe, plan), footprint, lengths)
     total = run_flops(plan, dense, sparse)
     teacher = teacher_flops(recipe, plan, footprint, lengths)
     unit, scale = _unit(total)

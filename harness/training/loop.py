@@ -362,6 +362,7 @@ class _StepNotes:
 
     def _write(self, step: int, report: StepReport) -> None:
         line, stop = report.read()
+        self._loop.gate.note_loss(step, line["loss"])
         line |= self.meter.fields()
         self.stop, self.save = self.stop or stop, self.save or report.save
         self._clocks.lap("train")

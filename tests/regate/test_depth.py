@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 
 import pytest
 import torch
 
 import regate
-from regate import ConfigError, GateConfig, UnsupportedModelError
+from regate import ConfigError, GateConfig, KeepBelow, RampConfig, UnsupportedModelError
 from regate.types import Level
 from tests.regate import families, tiny
 from tests.regate.test_equivalence import FAMILIES, LIMIT, assert_same, gradients
@@ -209,18 +210,18 @@ def test_deep_at_the_last_layer_is_loss_only(name, outputs):
 def test_deep_above_a_layer_that_words_leave(first, outputs):
     model, data = model_of("Llama"), tiny.rows(seed=7)
     decision = deepened(leaving(half(data), first), 2, elide=True)
-    slow = _frozen_by_layer(model, data, decision, first)
+    slow = _frozen_by_layer(model, data, decision)
     assert_same(packed(model, data.inputs, decision, outputs=outputs), slow)
 
 
-def _frozen_by_layer(model, data, decision, first):
-    """Keys of elided words closed from `first` on, and layer 2 computes what is read alone."""
+def _frozen_by_layer(model, data, decision):
+    """Keys of elided words closed from the layer on that they leave at, and layer 2 computes what is read alone."""
     causal = torch.ones(20, 20, dtype=torch.bool).tril()
     model.zero_grad()
     hidden_BSD = model.model.embed_tokens(data.input_ids_BS)
     cos_sin = model.model.rotary_emb(hidden_BSD, torch.arange(20)[None])
     for index, layer in enumerate(model.model.layers):
-        open_BS = decision.active_BS if index >= first else data.layout.valid_BS
+        open_BS = [level.active_BS for level in decision.levels if level.first <= index][-1]
         mask = causal & open_BS[:, None, :] | torch.eye(20, dtype=torch.bool)
         out_BSD = layer(hidden_BSD, attention_mask=mask[:, None], position_embeddings=cos_sin)
         kept_BS = decision.predictor_BS if index >= 2 else open_BS
@@ -327,7 +328,77 @@ def test_a_dense_step_after_a_deep_one_is_as_before():
     assert (logits[0] - plain).abs().max().item() <= LIMIT
 
 
+# Keep ratios of the lower layers.
+
+
+def nested(case, *below, **settings):
+    below = tuple(KeepBelow(layer, keep) for layer, keep in below)
+    return gated(case, keep_below=below, keep_ratio=0.25, **settings)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "Qwen3-VL"])
+@pytest.mark.parametrize("align", ["predictor", "union"])
+def test_nested_keep_ratios_equal_a_mask_for_each_layer(name, align):
+    case = case_of(name)
+    decision = nested(case, (1, 0.75), (2, 0.5), align=align)
+    assert [level.first for level in decision.levels] == [0, 1, 2]
+    for lower, upper in pairwise(decision.levels):
+        assert not bool((upper.active_BS & ~lower.active_BS).any())
+        assert int(upper.active_BS.sum()) < int(lower.active_BS.sum())
+    by_ratio = [gated(case, keep_ratio=ratio, align=align) for ratio in (0.75, 0.5, 0.25)]
+    for level, alone in zip(decision.levels, by_ratio, strict=True):
+        assert torch.equal(level.active_BS, alone.active_BS)
+    assert torch.equal(decision.targets_BS, by_ratio[-1].targets_BS)
+    slow = run(case.model, case.inputs, decision, execution="layerwise")
+    for outputs in ("active", "predictors"):
+        assert_same(packed(case.model, case.inputs, decision, outputs=outputs), slow)
+
+
+def test_everything_below_a_layer_is_from_layer():
+    case = case_of("InternVL")
+    leaves = packed(case.model, case.inputs, gated(case, from_layer=2, keep_ratio=0.25))
+    assert_same(packed(case.model, case.inputs, nested(case, (2, 1.0))), leaves, limit=0.0)
+
+
+def test_parts_that_mean_the_same_layer_are_the_upper_one():
+    case = case_of("InternVL")
+    once = packed(case.model, case.inputs, nested(case, (1, 0.5)))
+    twice = nested(case, (0.2, 0.75), (0.3, 0.5))  # of three layers, 0.6 and 0.9: both are layer 1
+    merged = packed(case.model, case.inputs, twice)
+    above = packed(case.model, case.inputs, nested(case, (1, 0.75)))
+    assert_same(merged, above, limit=0.0)
+    assert not torch.equal(once[0], above[0])
+
+
+def test_nested_keep_ratios_go_with_deep():
+    model, data = model_of("Llama"), tiny.rows(seed=7)
+    settings = {"keep_below": (KeepBelow(1, 0.75),), "keep_ratio": 0.25, "warmup_steps": 0, "dense_steps": 0}
+    gate = regate.Gate(GateConfig(selection="random", deep=2, **settings), None)
+    decision = gate.decide(data.layout, data.sample_ids_B, step=1)
+    assert int((decision.levels[0].active_BS & ~decision.active_BS).sum()) > 0
+    slow = _frozen_by_layer(model, data, decision)
+    assert_same(packed(model, data.inputs, decision, outputs="predictors"), slow)
+
+
 # What is refused, by name.
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"keep_below": (KeepBelow(1, 0.5),)}, "more than keep_ratio"),
+        ({"keep_below": (KeepBelow(1, 0.75),), "from_layer": 1}, "both say"),
+        ({"keep_below": (KeepBelow(1, 0.75),), "align": "target"}, "predictor or union"),
+        ({"keep_below": (KeepBelow(2, 0.9), KeepBelow(1, 0.75))}, "from the bottom up"),
+        ({"keep_below": (KeepBelow(1, 0.75), KeepBelow(2, 0.9))}, "upper layers keep less"),
+        ({"keep_below": (KeepBelow(0.5, 0.9), KeepBelow(2, 0.75))}, "all by number"),
+        ({"keep_below": (KeepBelow(1, 0.75),), "execution": "loss_only"}, "elides nothing"),
+        ({"keep_below": (KeepBelow(1, 0.75),), "ramp": RampConfig(to=0.8, steps=9)}, "ramp.to"),
+    ],
+)
+def test_nested_keep_ratios_that_contradict_themselves(settings, says):
+    with pytest.raises(ConfigError, match=says):
+        GateConfig(**settings)
 
 
 def test_padded_rows_are_refused():

@@ -278,3 +278,27 @@ def test_measured_reduction_is_the_expected_one(tmp_path):
     expected = gate.schedule.expected_keep(steps)
     rounding = 1 / 25  # floor() of a sample of 25 targets loses less than one of them
     assert expected - rounding < total.scored / total.target <= expected
+
+
+def test_a_ramp_by_loss_goes_on_from_a_checkpoint():
+    data = tiny.rows(pad="none")
+    ramp = regate.RampConfig(to=0.1, loss=(4.0, 2.0))
+    config = replace(SPARSE, cycle_steps=4, selection="random", ramp=ramp)
+    gate, resumed = Gate(config, None), Gate(config, None)
+
+    def ratio(one, step):
+        decision = one.decide(data.layout, data.sample_ids_B, step=step)
+        count_B = data.layout.target_BS.sum(dim=1)
+        assert torch.equal(decision.targets_BS.sum(dim=1), budget(count_B, decision.keep_ratio))
+        return decision.keep_ratio
+
+    assert ratio(gate, 1) == 0.5
+    for step in range(5):
+        gate.note_loss(step, 3.0 if step == 0 else 0.0)
+    resumed.load_state_dict(gate.state_dict())
+    assert ratio(gate, 5) == ratio(resumed, 5) == pytest.approx(0.3)
+    with pytest.raises(ConfigError, match="one goes by the loss"):
+        resumed.load_state_dict({"schema": 1, "difficulty": None})
+    resumed.start_over()
+    with pytest.raises(ConfigError, match="none was noted"):
+        resumed.decide(data.layout, data.sample_ids_B, step=5)

@@ -143,6 +143,8 @@ def test_layers_that_compute_less_in_a_sparse_step() -> None:
     assert paper < ratio("gate.from_layer=0.5") < loss_only
     assert ratio("gate.deep=7") < ratio("gate.deep=14") < ratio("gate.deep=21") < loss_only
     assert ratio("gate.deep=14", "gate.from_layer=0") < ratio("gate.deep=14")
+    below = "gate.keep_below=[{layer: 14, keep: %s}]"
+    assert paper < ratio(below % 0.75) < ratio(below % 1.0) == ratio("gate.from_layer=14")
 
 
 def test_memory_of_a_gpu() -> None:

@@ -13,7 +13,8 @@ from harness.common.progress import Progress
 from harness.data.loading.batches import load
 from harness.data.sources import open_data
 from harness.models import adapter_for
-from harness.training.loop import Loop, TrainJob
+from harness.records.ledger import read_steps
+from harness.training.loop import Loop, TrainJob, train
 from tests.harness.worlds.videollama2 import user_supplied, write_world
 
 if TYPE_CHECKING:
@@ -125,6 +126,32 @@ def test_layers_that_compute_less_stand_in_the_ledger(world: Path) -> None:
     assert paper[1]["flops"] < leaves[1]["flops"] < loss_only[1]["flops"]
     assert last[1]["flops"] < loss_only[1]["flops"]  # queries that nobody reads
     assert paper[1]["executed"] < leaves[1]["executed"] < loss_only[1]["executed"]
+
+
+def test_lower_layers_that_keep_more_stand_in_the_ledger(world: Path) -> None:
+    paper = run(world, SPARSE, Progress(quiet=True))
+    nested = run(world, replace(SPARSE, keep_below=(regate.KeepBelow(1, 0.75),)), Progress(quiet=True))
+    leaves = run(world, replace(SPARSE, from_layer=1), Progress(quiet=True))
+    for key in ("flops", "executed"):
+        assert paper[1][key] < nested[1][key] < leaves[1][key]
+        assert paper[0][key] == nested[0][key]
+    assert nested[1]["counts"] == paper[1]["counts"]
+
+
+def test_a_ramp_by_loss_goes_by_the_losses_of_the_ledger(world: Path, tmp_path: Path) -> None:
+    recipe = user_supplied(world, "train.precision=float32")
+    data = open_data(recipe.data, recipe.paths, recipe.seed)
+    ramp = regate.RampConfig(to=0.25, loss=(12.0, 2.0))
+    config = replace(SPARSE, cycle_steps=2, keep_ratio=0.75, ramp=ramp)
+    adapter, progress = adapter_for(recipe, data), Progress(quiet=True)
+    job = TrainJob(recipe, 6, (), adapter, data, lambda: regate.Gate(config, None), tmp_path, progress)
+    train(job)
+    rows = sorted(read_steps(job.ledger_path), key=lambda row: row["step"])
+    assert [row["keep_ratio"] for row in rows[:3]] == [1.0, 0.75, 1.0]
+    for dense, sparse in ((0, 3), (2, 5)):
+        part = (12.0 - rows[dense]["loss"]) / 10.0
+        assert 0 < part < 1
+        assert rows[sparse]["keep_ratio"] == pytest.approx(0.75 - 0.5 * part)
 
 
 def test_settings_that_a_model_cannot_carry_out_end_before_the_first_step(
