@@ -287,11 +287,19 @@ OTHERS: dict[str, Any] = {
     "gate.keep_ratio": 0.75,
     "gate.ema_decay": 0.5,
     "gate.selection": "random",
+    "gate.visual": {"keep": 0.5, "how": "pool"},
+    "gate.ramp": {"to": 0.25, "steps": 100},
+    "gate.keep_below": [{"layer": 0.5, "keep": 0.75}],
     "evaluate.benchmarks": ["mvbench"],
     "evaluate.at": [0.5, 1.0],
     "suite": {"name": "mine", "arm": "a"},
 }
 """Values of keys whose type does not say what else they may be."""
+NEEDED: dict[str, dict[str, Any]] = {
+    "devices.reduce": {"devices.sharding": "node"},
+    "devices.offload": {"devices.sharding": "full"},
+}
+"""Keys of which another value is accepted only beside others."""
 
 
 def _with_another(asked: dict[str, Any], key: str) -> Recipe:
@@ -303,10 +311,11 @@ def _with_another(asked: dict[str, Any], key: str) -> Recipe:
     tried = 0
     while tried < len(candidates):
         changed = json.loads(json.dumps(asked))
-        section = changed
-        for part in key.split(".")[:-1]:
-            section = section[part]
-        section[key.rpartition(".")[2]] = candidates[tried]
+        for name, other in {key: candidates[tried], **NEEDED.get(key, {})}.items():
+            section = changed
+            for part in name.split(".")[:-1]:
+                section = section[part]
+            section[name.rpartition(".")[2]] = other
         tried += 1
         try:
             return Recipe.model_validate_json(json.dumps(changed))

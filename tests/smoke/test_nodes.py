@@ -1,0 +1,115 @@
+"""Two nodes, simulated on this machine, are one run; a node that is told to stop or is killed ends it on both."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from harness.records.ledger import read_steps
+from harness.training.agent import free_port
+from tests import halting
+from tests.waiting import HUNG_S
+from tests.warm import warm_python
+
+from .test_processes import TRAIN, same_run, workers_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.halting import Halted
+
+    from .conftest import Ran
+
+pytestmark = pytest.mark.slow
+COMMAND = ("-m", "harness", *TRAIN, "devices.processes=1")
+
+
+def slurm(job: int, node: int, *, local: int = 0) -> dict[str, str]:
+    """The environment of a task of a step with two nodes."""
+    step = {"ID": "0", "NUM_NODES": "2", "NUM_TASKS": "2", "NODELIST": "127.0.0.[1-2]"}
+    place = {"SLURM_JOB_ID": str(job), "SLURM_NODEID": str(node), "SLURM_LOCALID": str(local)}
+    return {**os.environ, **{f"SLURM_STEP_{key}": value for key, value in step.items()}, **place}
+
+
+def job_of() -> int:
+    """The number of a job, another one each time: the nodes meet at a port that follows from it."""
+    return free_port() % 12000
+
+
+@contextmanager
+def node_1(pair: Ran, job: int, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    command = [warm_python(), *COMMAND, *arguments]
+    process = subprocess.Popen(
+        command, cwd=pair.folder, env=slurm(job, 1), text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    try:
+        yield process
+    finally:
+        halting.end(process)
+
+
+@contextmanager
+def both(
+    pair: Ran, step: int, monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> Iterator[tuple[Halted, subprocess.Popen[str]]]:
+    """Two nodes in training, the first process of which waits where a step has just been done."""
+    job = job_of()
+    with ExitStack() as stack:
+        other = stack.enter_context(node_1(pair, job, *arguments))
+        with monkeypatch.context() as patched:
+            for name, value in slurm(job, 0).items():
+                patched.setenv(name, value)
+            pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+            moment = halting.step(step)
+            first = halting.halted(moment, *COMMAND, *arguments, cwd=pair.folder, python=warm_python(), **pipes)
+            training = stack.enter_context(first)
+        yield training, other
+
+
+def test_two_nodes_are_one_run_whatever_ends_an_attempt(pair: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "name=nodes"
+    # A task beside the first one of its node has nothing to do.
+    beside = subprocess.run(
+        [warm_python(), *COMMAND, name], env=slurm(1, 0, local=1), cwd=pair.folder, timeout=HUNG_S, check=False
+    )
+    assert beside.returncode == 0
+    # A scheduler's notice to one node: one checkpoint of all, and the same code on both.
+    with both(pair, 9, monkeypatch, name) as (training, other):
+        other.send_signal(signal.SIGTERM)
+        training.go_on()
+        _, stderr = training.process.communicate(timeout=HUNG_S)
+        assert training.process.returncode == 75, stderr
+        assert other.wait(HUNG_S) == 75
+        assert "Traceback" not in stderr
+    kept = len(read_steps(pair.run_dir("nodes") / "ledger.jsonl"))
+    assert f"stopped after step {kept} of 60" in stderr
+    # A node dies: its processes die with it, and the other node says which one it was.
+    with both(pair, 25, monkeypatch, name) as (training, other):
+        workers = workers_of(pair, "nodes")
+        other.kill()
+        _, alive = psutil.wait_procs(workers[1:], timeout=5.0)
+        assert all(process.status() == psutil.STATUS_ZOMBIE for process in alive)
+        training.go_on()
+        _, stderr = training.process.communicate(timeout=HUNG_S)
+        assert training.process.returncode == 1, stderr
+        assert "node 1 of 2 is lost" in stderr
+        assert "Traceback" not in stderr
+    # torchrun, with the same recipe, goes on.
+    port = free_port()
+    launcher = ("-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--master-port", str(port))
+    command = [sys.executable, *launcher, "--master-addr", "127.0.0.1", "--node-rank"]
+    nodes = [
+        subprocess.Popen([*command, rank, *COMMAND, name], cwd=pair.folder, stderr=subprocess.PIPE, text=True)
+        for rank in ("0", "1")
+    ]
+    for node in nodes:
+        _, stderr = node.communicate(timeout=HUNG_S)
+        assert node.returncode == 0, stderr
+    same_run(pair, "nodes")
