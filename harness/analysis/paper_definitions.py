@@ -130,9 +130,14 @@ def _differing(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> list[s
         f"{key} {_short(actual[key]) if key in actual else 'not stated'} and not "
         f"{_short(expected[key]) if key in expected else 'stated'}"
         for key in keys
-        # A key of null switches nothing on, as does one that a record older than the key does not have.
-        if actual.get(key) != expected.get(key)
+        # A key of null or an empty list switches nothing on, as does one that a record older than the key does not
+        # have.
+        if _on(actual.get(key)) != _on(expected.get(key))
     ]
+
+
+def _on(value: Any) -> Any:
+    return None if value == [] else value
 
 
 def _short(value: Any) -> str:

@@ -96,7 +96,9 @@ def definitions() -> tuple[Definition, ...]:
 
 
 def paper_gate(**changes: Any) -> dict[str, Any]:
-    return {**asdict(GateConfig()), **changes}
+    """As a record holds it."""
+    gate: dict[str, Any] = json.loads(json.dumps({**asdict(GateConfig()), **changes}))
+    return gate
 
 
 def papers_own_runs(paper: Paper) -> list[Run]:
