@@ -173,7 +173,13 @@ def test_single_precision_kernels(attention):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # float32 sums differ by the number of threads that share them
     try:
-        assert_same(run(model, data, decision, "compact"), run(model, data, decision, "layerwise"), limit=2e-5)
+        compact, layerwise = (run(model, data, decision, execution) for execution in ("compact", "layerwise"))
+        for name, gradient in layerwise[2].items():
+            # Sums of float32 in another order are apart by some units in the last place of their largest terms; how
+            # many depends on the processor's kernels. Gradients here reach 20.
+            apart = max(2e-5, 5e-6 * float(gradient.abs().max()))
+            torch.testing.assert_close(compact[2][name], gradient, rtol=0, atol=apart)
+        assert_same((*compact[:2], {}), (*layerwise[:2], {}), limit=2e-5)
     finally:
         torch.set_num_threads(threads)
 

@@ -308,7 +308,8 @@ def test_the_page_on_models_says_what_the_plan_counts() -> None:
     assert len(rows) == 7
     for pair, gpus, gigabytes, ratio in rows:
         recipe, counted = load_recipe(f"{pair}_regate"), costs(f"{pair}_regate")
-        assert (recipe.hardware or "").startswith(f"{gpus} GPU")
+        machines, each = re.match(r"(?:(\d+) machines of )?(\d+) GPU", recipe.hardware or "").groups()  # type: ignore[union-attr]
+        assert int(gpus) == int(machines or 1) * int(each)
         together = figures(counted, "memory of a GPU in training")["together GB a GPU"]
         packed = figures(counted, "work")["sparse / dense, packed rows"]
         assert (f"{together.low:.1f}", f"{packed.low:.3f}") == (gigabytes, ratio), pair

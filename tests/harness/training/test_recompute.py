@@ -35,7 +35,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train_two_steps(folder: Path, *changes: str) -> tuple[list[float], int]:
     """Losses, gradient norms and operations of a dense and a sparse step, and the layers that the loop recomputes."""
-    recipe = user_supplied(folder, "train.precision=float32", *changes)
+    recipe = user_supplied(folder, "train.precision=float32", "devices.sharding=none", *changes)
     data = open_data(recipe.data, recipe.paths, recipe.seed)
     adapter = adapter_for(recipe, data)
     video = next(sample for sample in data.samples if sample.media and sample.media[0].kind == "video")

@@ -120,7 +120,8 @@ def window_of(recipe: Recipe, loop: Loop) -> list[Batch]:
 
 
 def loop_of(recipe: Recipe, gate: regate.GateConfig | None, folder: Path) -> Loop:
-    recipe = recipe.model_copy(update={"gate": gate})
+    devices = recipe.devices.model_copy(update={"sharding": "none"})
+    recipe = recipe.model_copy(update={"gate": gate, "devices": devices})
     data = open_data(recipe.data, recipe.paths, recipe.seed)
 
     def make_gate() -> regate.Gate | regate.DenseGate:
