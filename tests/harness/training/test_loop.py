@@ -52,7 +52,9 @@ def run(
     folder: Path, gate: regate.GateConfig | None, progress: Progress, *changes: str
 ) -> list[dict[str, Any]]:
     """Reports of some steps on one window: a micro-batch of a video and of text alone."""
-    recipe = user_supplied(folder, "train.precision=float32", "train.optimizer.lr=1e-3", *changes)
+    recipe = user_supplied(
+        folder, "train.precision=float32", "train.optimizer.lr=1e-3", "devices.sharding=none", *changes
+    )
     recipe = recipe.model_copy(update={"gate": gate})
     data = open_data(recipe.data, recipe.paths, recipe.seed)
     adapter = adapter_for(recipe, data)
