@@ -406,12 +406,13 @@ class Elision:
     ) -> tuple[dict[str, Any], Tensor]:
         """The stack's arguments and embeddings with the blocks averaged, and without the features of elided cells."""
         added = inputs.get("deepstack_visual_embeds")
-        if added is not None and kept.member_m is not None:
+        if added is not None and kept.blocks is not None:
             raise UnsupportedModelError(
                 f"{type(module).__name__} adds features of the pictures after its first layers, for each cell: cells "
                 "cannot be averaged; set visual.how to pattern, random or frames"
             )
-        embeds_BSD = averaged(embeds_BSD, kept)
+        if kept.blocks is not None:
+            embeds_BSD = averaged(embeds_BSD, kept.blocks)
         if self._execution == "layerwise":
             inputs = {name: value for name, value in inputs.items() if name != "input_ids"}
             return {**inputs, "inputs_embeds": embeds_BSD}, embeds_BSD

@@ -78,23 +78,33 @@ class Grid:
 
 
 @dataclass(frozen=True, slots=True)
+class Blocks:
+    """Cells that are averaged. Places are those of a flattened B x S array; all int64.
+
+    Attributes:
+        member_m, block_m: place of each cell, and the number of its block.
+        first_b, size_b: of each block the place where its mean stands, and how many cells it has.
+    """
+
+    member_m: Tensor
+    block_m: Tensor
+    first_b: Tensor
+    size_b: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class VisualKept:
     """The visual positions that a sparse step keeps (`regate.visual`).
 
     Attributes:
         kept_BS: bool, visual positions that stay.
         kept_v: int64, their numbers among the batch's visual positions, row by row.
-        member_m, block_m: int64, cells that are averaged, by their place in a flattened B x S array, and the block of
-            each; None where cells are left out and not averaged.
-        first_b, size_b: int64, likewise the place where a block's mean stands, and how many cells it has.
+        blocks: what is averaged; None where cells are left out alone.
     """
 
     kept_BS: Tensor
     kept_v: Tensor
-    member_m: Tensor | None = None
-    block_m: Tensor | None = None
-    first_b: Tensor | None = None
-    size_b: Tensor | None = None
+    blocks: Blocks | None = None
 
 
 @dataclass(frozen=True, slots=True)

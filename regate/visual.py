@@ -19,7 +19,7 @@ from torch import Tensor
 
 from regate.errors import LayoutError
 from regate.transfer import on_device
-from regate.types import Kind, VisualKept
+from regate.types import Blocks, Kind, VisualKept
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,16 +76,16 @@ def keep_visual(layout: Layout, config: VisualConfig, *, step: int, seed: int) -
     if not members:
         return VisualKept(kept_BS, kept_v)
     joined = (torch.from_numpy(np.concatenate(part)) for part in (members, blocks, firsts))
-    return VisualKept(kept_BS, kept_v, *_several(*joined))
+    return VisualKept(kept_BS, kept_v, _several(*joined))
 
 
-def _several(member_m: Tensor, block_m: Tensor, first_b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Without the blocks of one cell, which is its own mean: members, their blocks, first cells and sizes."""
+def _several(member_m: Tensor, block_m: Tensor, first_b: Tensor) -> Blocks:
+    """Without the blocks of one cell, which is its own mean."""
     size_b = torch.bincount(block_m, minlength=len(first_b))
     several_b = size_b > 1
     number_b = several_b.long().cumsum(0) - 1
     of_several_m = several_b[block_m]
-    return member_m[of_several_m], number_b[block_m[of_several_m]], first_b[several_b], size_b[several_b]
+    return Blocks(member_m[of_several_m], number_b[block_m[of_several_m]], first_b[several_b], size_b[several_b])
 
 
 @lru_cache(maxsize=512)
@@ -132,17 +132,12 @@ def _pattern(cells: int, t_n: Any, r_n: Any, c_n: Any, step: int) -> Any:
     return (4 * (t_n % 2) + 2 * (r_n % 2) + c_n % 2 + t_n // 2 + step) % 8
 
 
-def averaged(embeds_BSD: Tensor, kept: VisualKept) -> Tensor:
+def averaged(embeds_BSD: Tensor, blocks: Blocks) -> Tensor:
     """The embeddings with the mean of each block at its first cell; the sums are made in float32 or better."""
-    if kept.member_m is None:
-        return embeds_BSD
-    assert kept.block_m is not None
-    assert kept.first_b is not None
-    assert kept.size_b is not None
     device, flat = embeds_BSD.device, embeds_BSD.flatten(0, 1)
-    member_mD = flat.index_select(0, on_device(kept.member_m, device))
+    member_mD = flat.index_select(0, on_device(blocks.member_m, device))
     member_mD = member_mD.to(torch.promote_types(flat.dtype, torch.float32))
-    sum_bD = member_mD.new_zeros(kept.first_b.shape[0], flat.shape[1])
-    sum_bD = sum_bD.index_add(0, on_device(kept.block_m, device), member_mD)
-    mean_bD = sum_bD / on_device(kept.size_b, device)[:, None]
-    return flat.index_copy(0, on_device(kept.first_b, device), mean_bD.to(flat.dtype)).view_as(embeds_BSD)
+    sum_bD = member_mD.new_zeros(blocks.first_b.shape[0], flat.shape[1])
+    sum_bD = sum_bD.index_add(0, on_device(blocks.block_m, device), member_mD)
+    mean_bD = sum_bD / on_device(blocks.size_b, device)[:, None]
+    return flat.index_copy(0, on_device(blocks.first_b, device), mean_bD.to(flat.dtype)).view_as(embeds_BSD)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import regate
 from regate import ConfigError, Gate, GateConfig, Grid, LayoutError, UnsupportedModelError, VisualConfig
+from regate.candidates import candidates_of
 from regate.types import Kind, Layout
 from regate.visual import averaged, keep_visual
 from tests.regate import families, tiny
@@ -109,7 +110,7 @@ def test_means_of_blocks_by_hand():
     layout = layout_of((Grid(1, 3, 3),), ())
     embeds_BSD = torch.randn(2, 14, 5, dtype=torch.float64, requires_grad=True)
     kept = keep_visual(layout, VisualConfig(0.25, "pool"), step=1, seed=0)
-    pooled_BSD = averaged(embeds_BSD, kept)
+    pooled_BSD = averaged(embeds_BSD, kept.blocks)
     expected_BSD = embeds_BSD.detach().clone()
     for rows in ((0, 1), (2,)):
         for columns in ((0, 1), (2,)):
@@ -119,7 +120,7 @@ def test_means_of_blocks_by_hand():
     assert torch.equal(pooled_BSD[1], embeds_BSD[1])
     half_BSD = embeds_BSD.detach().bfloat16()
     mean_D = half_BSD[0, [1, 2, 4, 5]].float().mean(0).bfloat16()
-    assert torch.equal(averaged(half_BSD, kept)[0, 1], mean_D)
+    assert torch.equal(averaged(half_BSD, kept.blocks)[0, 1], mean_D)
 
 
 def slow(case: families.Case, decision: regate.Decision):
@@ -137,9 +138,9 @@ def slow(case: families.Case, decision: regate.Decision):
         case.model(**case.inputs)
     handle.remove()
     flat = list(taken["embeds"].flatten(0, 1))
-    if kept.member_m is not None:
-        for block, first in enumerate(kept.first_b.tolist()):
-            members = kept.member_m[kept.block_m == block].tolist()
+    if kept.blocks is not None:
+        for block, first in enumerate(kept.blocks.first_b.tolist()):
+            members = kept.blocks.member_m[kept.blocks.block_m == block].tolist()
             flat[first] = sum(taken["embeds"].flatten(0, 1)[member] for member in members) / len(members)
     embeds_BSD = torch.stack(flat).view_as(taken["embeds"])
     rows = []
@@ -264,8 +265,18 @@ def test_what_is_refused():
         GateConfig(visual=VisualConfig(), execution="loss_only")
 
 
-def test_running_losses_of_dense_steps_alone():
-    """`ema_observe: all_dense` leaves out steps that elide cells, whatever their keep ratio of targets."""
-    layout = layout_of((CUBE,))
-    assert decide(layout, visual=VisualConfig(0.25, "frames"), ema_observe="all_dense").sparse
-    assert not decide(layout, ema_observe="all_dense").sparse
+def test_running_losses_of_dense_steps_alone(tmp_path):
+    """`ema_observe: all_dense` leaves out the losses of steps that elide cells, though every target is scored."""
+    data = tiny.rows(visual=4, pad="right", seed=5)
+    layout = replace(data.layout, grids=((Grid(1, 2, 2),),) * 3)
+    reference = tiny.reference_store(tmp_path / "reference", [data])
+    for observe, noted in (("all_dense", False), ("scored", True)):
+        schedule = {"keep_ratio": 1.0, "warmup_steps": 0, "cycle_steps": 4, "dense_steps": 1}
+        config = GateConfig(visual=VisualConfig(0.25, "random"), ema_observe=observe, **schedule)
+        store = regate.DifficultyStore.for_gate(tmp_path / observe, config, reference=reference)
+        gate = Gate(config, reference, store)
+        decision = gate.decide(layout, data.sample_ids_B, step=1)
+        gate.observe(decision, torch.ones(decision.counts.scored))
+        gate.end_epoch()
+        values_BS = store.values(candidates_of(layout), data.sample_ids_B)
+        assert bool((values_BS[layout.target_BS] > 0).any()) == noted
