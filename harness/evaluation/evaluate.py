@@ -286,8 +286,8 @@ def _evaluate(
             others: list[Iterator[dict[str, Any]]] = []
             if nodes is not None:
                 others = stack.enter_context(nodes.answer(folder, job, len(gpus), threads))
-            mine = shares.of_node(job, gpus, 0, 1 if nodes is None else nodes.nodes, threads)
-            events = stack.enter_context(closing(shares.answer(child, folder, mine, others)))
+            own_shares = shares.of_node(job, gpus, 0, 1 if nodes is None else nodes.nodes, threads)
+            events = stack.enter_context(closing(shares.answer(child, folder, own_shares, others)))
             _follow(recipe, ordered, events, progress)
     with run_child(child, folder, job, gpu=gpus[0]) as alone:
         _follow(recipe, ordered, ((0, event) for event in alone), progress)

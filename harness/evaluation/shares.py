@@ -13,13 +13,12 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.common.errors import HarnessError
-from harness.evaluation.lmms.process import CHILD, run_child
+from harness.evaluation.lmms.process import run_child
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
-
 
 
 class OtherNodes(Protocol):
@@ -112,6 +111,3 @@ def _merged(sources: Sequence[tuple[str | None, Iterator[dict[str, Any]]]]) -> I
             working.discard(number)
         else:
             yield number, event
-
-
-__all__ = ["CHILD", "OtherNodes", "answer", "of_node"]

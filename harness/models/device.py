@@ -52,8 +52,8 @@ def to_device(value: Tensor, device: torch.device) -> Tensor:
 def compute_device(model: nn.Module) -> torch.device:
     """Where a model computes: what it says of itself (`computes_on`), since its weights may lie elsewhere, or where
     they are."""
-    told: torch.device | None = getattr(model, "computes_on", None)
-    return next(model.parameters()).device if told is None else told
+    stated: torch.device | None = getattr(model, "computes_on", None)
+    return next(model.parameters()).device if stated is None else stated
 
 
 def reset_peak(device: torch.device) -> None:

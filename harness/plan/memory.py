@@ -213,26 +213,26 @@ def host_figures(
     recipe: Recipe, plan: Plan, footprint: Footprint, lengths: Lengths, data: DataSet | None, gpus: int
 ) -> list[Figure]:
     """Memory of one machine."""
-    here = gpus // machines_of(recipe)
-    whole = here if recipe.devices.sharding == "none" else 1
+    of_machine = gpus // machines_of(recipe)
+    whole = of_machine if recipe.devices.sharding == "none" else 1
     weights = 4 * footprint.parameters * whole
     size = footprint.side
     clip = recipe.data.frames * 3 * size**2 * 4
-    clips = recipe.train.workers * AHEAD * recipe.train.micro_batch * here
+    clips = recipe.train.workers * AHEAD * recipe.train.micro_batch * of_machine
     figures = [
         estimated("weights while they are read", weights / GB, "GB", f"float32, held by {whole} of the processes"),
         estimated(
             "clips made ready",
             clip * clips / GB,
             "GB",
-            f"{here} x {recipe.train.workers} loading processes, {AHEAD} micro-batches ahead, {recipe.data.frames} "
-            f"frames of {size} x {size}",
+            f"{of_machine} x {recipe.train.workers} loading processes, {AHEAD} micro-batches ahead, "
+            f"{recipe.data.frames} frames of {size} x {size}",
         ),
     ]
     if recipe.devices.offload:
         frozen = footprint.frozen - sum(part.parameters for part in footprint.parts if not part.trained)
         size = TRAINED_BYTES * footprint.trained + (2 if footprint.adapters else 4) * frozen
-        part = here / shards_of(recipe, gpus)
+        part = of_machine / shards_of(recipe, gpus)
         source = f"devices.offload: {TRAINED_BYTES} bytes a trained parameter, pinned; {part:.3g} copies on a machine"
         figures.append(counted("weights, gradients, AdamW", part * size / GB, "GB", source))
     if data is None:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 from harness.common.errors import EnvironmentProblem, Preempted
 from harness.common.files import is_alive, read_json
 from harness.common.threads import settle
+from harness.training.place_in_job import PREFIXES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,7 +47,7 @@ _SHUTDOWN_GRACE_S: Final = 60.0
 _ABANDON_S: Final = 10.0
 """Seconds that the agent is given once its processes are dead. It may still wait for another machine's, which will
 never come; processes that it would start then find their lifeline gone."""
-_FOREIGN: Final = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_", "MASTER_")
+_FOREIGN: Final = (*PREFIXES, "MASTER_")
 """Environment variables that would change what a worker does."""
 
 

@@ -14,14 +14,14 @@ import threading
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from harness.common.errors import DataError, EnvironmentProblem, HarnessError
 from harness.common.exits import explained
 from harness.common.files import read_json, write_json
 from harness.common.signals import stop_requests
 from harness.evaluation import shares
-from harness.evaluation.lmms.process import visible_gpus
+from harness.evaluation.lmms.process import CHILD, visible_gpus
 from harness.training import agent
 from harness.training.nodes import BEAT_S, LOOK_S, LOST_S, SHARED_S, Heart, StoreGone, appears, introduction
 
@@ -146,9 +146,9 @@ class _Follower:
             raise _not_shared(job_file)
         job = read_json(job_file, "the job of an evaluation")
         gpus = visible_gpus(command["processes"])
-        mine = shares.of_node(job, gpus, self.node.rank, self.node.nodes, command["threads"])
+        own_shares = shares.of_node(job, gpus, self.node.rank, self.node.nodes, command["threads"])
         done: dict[int, dict[int, int]] = {}
-        with closing(shares.answer(shares.CHILD, Path(command["folder"]), mine)) as events:
+        with closing(shares.answer(CHILD, Path(command["folder"]), own_shares)) as events:
             for number, event in events:
                 if self._told("over") or self._ended():
                     return {}
@@ -165,16 +165,13 @@ class _Follower:
         return self.store.get("end") is not None
 
 
-_WAIT_S: Final = SHARED_S
-
-
 def _wait_for_attempt(job_file: Path, attempt: str) -> None:
     """Until node 0's job of this attempt is seen here, and no earlier one.
 
     Raises:
         EnvironmentProblem: it is not.
     """
-    gives_up = time.monotonic() + _WAIT_S
+    gives_up = time.monotonic() + SHARED_S
     while time.monotonic() < gives_up and appears(job_file, gives_up - time.monotonic()):
         try:
             if read_json(job_file, "the job of a worker").get("attempt") == attempt:

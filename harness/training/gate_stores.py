@@ -212,8 +212,8 @@ def _write_reference_losses(run: Prepared, writer: regate.ReferenceWriter, nodes
     # All batches, also those that a killed pass has done: which rows share a batch decides the last bits.
     batches = _text_batches(run, processor, gate.reference.tokens_per_batch)
     scored = len(writer.done_ids())
-    mine = scored + -(-(len(writer.index) - scored) // nodes)  # a node counts its own store's
-    with run.progress.task(f"reference losses {run.recipe.name}", mine, start=scored) as advance:
+    last = scored + -(-(len(writer.index) - scored) // nodes)  # a node counts its own store's
+    with run.progress.task(f"reference losses {run.recipe.name}", last, start=scored) as advance:
         write_losses(
             teacher,
             batches,
@@ -222,7 +222,7 @@ def _write_reference_losses(run: Prepared, writer: regate.ReferenceWriter, nodes
             placeholders=gate.reference.placeholders,
             dtype=dtype,
             candidates=gate.candidates,
-            progress=lambda _: advance(min(mine, int(writer.done_M.sum()))),
+            progress=lambda _: advance(min(last, int(writer.done_M.sum()))),
         )
 
 

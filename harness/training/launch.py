@@ -129,7 +129,7 @@ def run_workers(run: Prepared, task: Task, each: int, reached: Callable[[], int]
             if pause is None:
                 raise
             line = str(failure).splitlines()[0]
-            times = f"{restarts.made} of {restarts.allowed}"
+            times = f"{restarts.count} of {restarts.allowed}"
             run.progress.say(f"{line}\n  starting again in {pause:.0f} s (devices.restarts: {times})")
             with Ledger(run.run_dir / "ledger.jsonl") as ledger:
                 ledger.append("restart", task=task, why=line, reached=restarts.reached)
@@ -185,20 +185,20 @@ class Restarts:
     Attributes:
         allowed: `devices.restarts`.
         reached: how far the run was at the last start.
-        made: restarts so far.
+        count: restarts so far.
     """
 
     allowed: int
     reached: int
-    made: int = 0
+    count: int = 0
 
     def pause(self, reached: int) -> float | None:
         """Seconds until the next attempt; None where there is none: all are used up, or the last one came no further
         than the one before."""
-        if self.made >= self.allowed or reached <= self.reached:
+        if self.count >= self.allowed or reached <= self.reached:
             return None
-        self.reached, self.made = reached, self.made + 1
-        return _PAUSES_S[min(self.made, len(_PAUSES_S)) - 1]
+        self.reached, self.count = reached, self.count + 1
+        return _PAUSES_S[min(self.count, len(_PAUSES_S)) - 1]
 
 
 def _failure(

@@ -203,7 +203,7 @@ class Coordinator:
 
     def _join(self) -> None:
         """Wait for every node, and hold it to this one."""
-        mine = introduction()
+        own = introduction()
         gives_up = time.monotonic() + self._join_s
         while len(self._introductions) < len(self.others):
             for other in self.others:
@@ -218,7 +218,7 @@ class Coordinator:
                 )
             time.sleep(LOOK_S)
         for other, said in sorted(self._introductions.items()):
-            check_alike(other, said, mine)
+            check_alike(other, said, own)
         self.store.put("welcome", True)
 
     def _watch(self) -> None:
@@ -273,10 +273,10 @@ class Coordinator:
             write_json(folder / mark, {"node": 0})
         try:
             order = self.begin({"do": "look", "folders": list(map(str, folders)), "mark": mark})
-            seen = order.finish()
+            answers = order.finish()
             for other in self.others:
                 for folder in folders:
-                    if str(folder) not in seen[other]["seen"] or not appears(folder / f"{mark}-{other}"):
+                    if str(folder) not in answers[other]["seen"] or not appears(folder / f"{mark}-{other}"):
                         raise EnvironmentProblem(
                             f"{folder}: node {other} does not see the same folder there as node 0",
                             hint="put paths.results and paths.stores on a file system that all nodes share, under "
@@ -420,13 +420,13 @@ class Order:
         Raises:
             HarnessError: as for `finish`.
         """
-        told: dict[str, int] = {}
+        reported: dict[str, int] = {}
         while True:
             self.look()
             done = self._store.get(f"progress/{self._number}/{other}") or {}
             for result, count in done.items():
-                if told.get(result) != count:
-                    told[result] = count
+                if reported.get(result) != count:
+                    reported[result] = count
                     yield {"event": "progress", "result": int(result), "done": int(count)}
             if other in self.answers:
                 raise_told(other, self.answers[other])
@@ -481,24 +481,24 @@ def raise_told(other: int, answer: Mapping[str, Any]) -> None:
         raise kind(f"node {other}: {answer['error']}")
 
 
-def check_alike(other: int, said: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+def check_alike(other: int, said: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """Raises EnvironmentProblem where a node has other code, packages, another working directory or number of GPUs
     than this one."""
-    if said["directory"] != mine["directory"]:
+    if said["directory"] != own["directory"]:
         raise EnvironmentProblem(
-            f"node {other} works in {said['directory']} and node 0 in {mine['directory']}",
+            f"node {other} works in {said['directory']} and node 0 in {own['directory']}",
             hint="start the command in the same directory on every node: the recipe's paths are relative to it",
         )
-    pairs = _differences(said["where"], mine["where"])
+    pairs = _differences(said["where"], own["where"])
     differing = [f"{name} {there!r} there and {ours!r} here" for name, there, ours in pairs]
     if differing:
         raise EnvironmentProblem(
             f"node {other} is not like node 0: {'; '.join(differing[:3])}",
             hint="use one environment on all nodes, on a shared file system or in one container image",
         )
-    if said["gpus"] != mine["gpus"]:
+    if said["gpus"] != own["gpus"]:
         raise EnvironmentProblem(
-            f"node {other} sees {said['gpus']} GPUs and node 0 {mine['gpus']}",
+            f"node {other} sees {said['gpus']} GPUs and node 0 {own['gpus']}",
             hint="give every node the same number: CUDA_VISIBLE_DEVICES, or srun --gpus-per-node",
         )
 

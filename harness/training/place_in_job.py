@@ -148,12 +148,12 @@ def _expand(name: str, text: str) -> Iterator[str]:
         return
     inside, _, after = rest.partition("]")
     for item in inside.split(","):
-        found = _RANGE.fullmatch(item)
-        if found is None or not 0 <= int(found[2] or found[1]) - int(found[1]) < _MOST:
+        match = _RANGE.fullmatch(item)
+        if match is None or not 0 <= int(match[2] or match[1]) - int(match[1]) < _MOST:
             raise _no_list(text)
-        for number in range(int(found[1]), int(found[2] or found[1]) + 1):
+        for number in range(int(match[1]), int(match[2] or match[1]) + 1):
             for ending in _expand(after, text):
-                yield f"{before}{number:0{len(found[1])}d}{ending}"
+                yield f"{before}{number:0{len(match[1])}d}{ending}"
 
 
 def _number(environment: Mapping[str, str], name: str, default: int) -> int:

@@ -69,9 +69,9 @@ def nodes() -> int:
         EnvironmentProblem: they do not have the same number of processes, in the order of their ranks.
     """
     world = dist.get_world_size()
-    found = [torch.zeros(1, dtype=torch.int64) for _ in range(world)]
-    dist.all_gather(found, torch.tensor([dist.get_node_local_rank(0)]))
-    local = [int(number) for number in found]
+    gathered = [torch.zeros(1, dtype=torch.int64) for _ in range(world)]
+    dist.all_gather(gathered, torch.tensor([dist.get_node_local_rank(0)]))
+    local = [int(number) for number in gathered]
     machines = local.count(0)
     if local != list(range(world // max(1, machines))) * machines:
         raise EnvironmentProblem(

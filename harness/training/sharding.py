@@ -203,8 +203,8 @@ def _hand_out(scored: nn.Module, weights: dict[str, Any], device: torch.device) 
             full = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
         dist.broadcast(full, src=0)
         if isinstance(parameter, DTensor):
-            mine = distribute_tensor(full, parameter.device_mesh, parameter.placements, src_data_rank=None)
-            parameter.to_local().copy_(mine.to_local())
+            part = distribute_tensor(full, parameter.device_mesh, parameter.placements, src_data_rank=None)
+            parameter.to_local().copy_(part.to_local())
         else:
             parameter.copy_(full)
     return rounded

@@ -235,8 +235,8 @@ def test_the_arm_at_equal_positions_computes_what_the_records_count() -> None:
 
 def test_an_arm_may_have_some_of_the_seeds(tmp_path: Path) -> None:
     arms = {"one": {"recipe": "tiny_smoke_baseline"}, "two": {"recipe": "tiny_smoke_regate", "seeds": [1]}}
-    made = suite_recipes(load(SUITE, written(tmp_path, arms=arms, claims=[], baseline="one", seeds=[0, 1])))
-    members = [(recipe.suite.arm, recipe.seed) for recipe in made if recipe.suite]
+    recipes = suite_recipes(load(SUITE, written(tmp_path, arms=arms, claims=[], baseline="one", seeds=[0, 1])))
+    members = [(recipe.suite.arm, recipe.seed) for recipe in recipes if recipe.suite]
     assert members == [("one", 0), ("one", 1), ("two", 1)]
     for wrong, words in (([1, 1], "a seed is given twice: 1"), ([7], "seed 7 is none of the suite's seeds")):
         arms["two"]["seeds"] = wrong

@@ -145,8 +145,8 @@ def test_in_version_2_objects_are_smaller_nothing_collides_and_the_second_follow
     assert gaps.keys() == {1, 2}
     test_objects_stay_inside_apart_and_different(scenes)
     data = ShapesData(source="shapes", version=2)
-    made = [scene.kind for scene in shapes._scenes(data, 0, "train", 300)]
-    assert set(made) == {"basic", "order", "change"}
+    kinds = [scene.kind for scene in shapes._scenes(data, 0, "train", 300)]
+    assert set(kinds) == {"basic", "order", "change"}
 
 
 def test_version_2_is_another_set_and_version_1_keeps_its_name(tmp_path: Path) -> None:

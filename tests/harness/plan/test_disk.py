@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def _needs(recipe: Recipe, planner: Planner) -> list[int]:
     footprint = MODELS["tiny"].footprint(recipe)
     data = planner.open_data(recipe)
-    found = disk_needs(recipe, planner.plan(recipe), footprint, data, reference_store=False)
-    return [need.size for need in found]
+    needs = disk_needs(recipe, planner.plan(recipe), footprint, data, reference_store=False)
+    return [need.size for need in needs]
 
 
 def test_what_is_written_is_not_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
