@@ -43,7 +43,7 @@ from harness.report import tables
 from harness.report.closing import closing, endings, next_command
 from harness.report.figures import build as figures
 from harness.report.pages.build import write_report
-from harness.training import checkpoint, launch, processes
+from harness.training import checkpoint
 from harness.training.attachment import check_attachable, check_attention
 from harness.training.checkpoint import latest
 from harness.training.gate_stores import (
@@ -56,6 +56,7 @@ from harness.training.gate_stores import (
     scored_samples,
 )
 from harness.training.kept_models import check_before_resuming, check_model
+from harness.training.launching import launch, processes
 from harness.training.run import Prepared, use_settings
 from harness.training.tower_cache import keep_tower_features, lacks_tower_features
 from regate.selection_file import SelectionFile
@@ -71,7 +72,7 @@ if TYPE_CHECKING:
     from harness.data.sources import DataSet
     from harness.models.adapter import Adapter
     from harness.plan.disk import Need
-    from harness.training.nodes import Coordinator
+    from harness.training.launching.nodes import Coordinator
 
 _PROVENANCE: Final = "provenance.json"
 

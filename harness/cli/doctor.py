@@ -199,7 +199,7 @@ def _torch(recipes: Sequence[Recipe]) -> Iterator[Check]:
 
 def _nodes() -> Check:
     """Where this process stands among the nodes of a job: `harness run` would take them all."""
-    from harness.training.every_node import here
+    from harness.training.launching.every_node import here
 
     try:
         node = here()

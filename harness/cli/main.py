@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from harness.common.errors import HarnessError
-    from harness.training.nodes import Coordinator
+    from harness.training.launching.nodes import Coordinator
 
 
 def _examples(*commands: str) -> str:
@@ -192,7 +192,7 @@ def _stage(arguments: list[str], name: str | None = None) -> None:
 def _on_every_node(work: Callable[[Coordinator | None], None]) -> None:
     """Do it once for all nodes that this command was started on; the others' processes end as node 0 does."""
     from harness.common.progress import Progress
-    from harness.training.every_node import on_every_node
+    from harness.training.launching.every_node import on_every_node
 
     code = on_every_node(work, Progress().say)
     if code:

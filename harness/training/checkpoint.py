@@ -1,6 +1,6 @@
-"""Checkpoints that resume exactly: what training changes (`harness.training.trained_state`), and beside it what the
-model does not know (step, gate, loss scale). A directory counts only once its COMPLETE file is there, which holds
-the sha256 of every other file: a byte that changed on the disk is seen before anything is trained on it.
+"""Checkpoints that resume exactly: what training changes (`harness.training.placement.trained_state`), and beside it
+what the model does not know (step, gate, loss scale). A directory counts only once its COMPLETE file is there, which
+holds the sha256 of every other file: a byte that changed on the disk is seen before anything is trained on it.
 
 The newest two are kept, so that a damaged one costs the steps since the one before. The older of them goes before a
 third is written: the disk never holds more than two.
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from accelerate import Accelerator
 
-    from harness.training.parallel import ParallelModel
+    from harness.training.placement.parallel import ParallelModel
 
 SCHEMA: Final = 3
 _TRAINED: Final = "trained"

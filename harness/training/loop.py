@@ -31,13 +31,14 @@ from harness.plan.memory import GB, recomputed_layers
 from harness.plan.work import lengths_in
 from harness.records.ledger import Clocks, Ledger, finished_step, read_steps
 from harness.records.tracking import MirrorBeside
-from harness.training import checkpoint, processes
+from harness.training import checkpoint
 from harness.training.attachment import attach
 from harness.training.cpu_time import CpuMeter
 from harness.training.kept_models import seal_model
+from harness.training.launching import processes
 from harness.training.loss_norm import norms_of
 from harness.training.optimizer import lr_at, set_lr
-from harness.training.parallel import wrap_model
+from harness.training.placement.parallel import wrap_model
 from harness.training.recompute import recompute_first
 from harness.training.step_report import StepResult, send_report
 from harness.training.tower_cache import kept_tower_features

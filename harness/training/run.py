@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from harness.data.sources import DataSet
     from harness.models.adapter import Adapter
     from harness.plan import Plan
-    from harness.training.nodes import Coordinator
+    from harness.training.launching.nodes import Coordinator
 
 
 @dataclass(frozen=True, slots=True)

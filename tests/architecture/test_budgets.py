@@ -17,9 +17,9 @@ FUNCTION_LINES = 60
 # settled how torch's threads wait, which changes no number.
 READS_ENVIRONMENT = {
     "harness/common/threads.py",
-    "harness/training/agent.py",
-    "harness/training/every_node.py",  # which node of a job this is
-    "harness/training/worker.py",  # its rank
+    "harness/training/launching/agent.py",
+    "harness/training/launching/every_node.py",  # which node of a job this is
+    "harness/training/launching/worker.py",  # its rank
     "harness/evaluation/lmms/process.py",
     "harness/evaluation/lmms/official_tasks.py",
     "harness/records/provenance.py",

@@ -20,7 +20,8 @@ from harness.data import sources
 from harness.data.loading.batches import windows
 from harness.plan import Planner, make_plan
 from harness.records.ledger import Ledger, read_events
-from harness.training import launch, loop
+from harness.training import loop
+from harness.training.launching import launch
 from harness.training.run import join
 from tests.harness.worlds.tiny import tiny_recipe
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from harness.records.ledger import read_steps
-from harness.training.agent import free_port
+from harness.training.launching.agent import free_port
 from tests import halting
 from tests.waiting import HUNG_S
 from tests.warm import warm_python

@@ -29,7 +29,7 @@ MOMENTS: Final = {
     "step": ("harness.training.loop", "send_report"),
     "journal": ("regate.journal", "pack"),
     "checkpoint": ("harness.training.checkpoint", "save"),
-    "a checkpoint's tensors": ("harness.training.trained_state", "save"),
+    "a checkpoint's tensors": ("harness.training.placement.trained_state", "save"),
     "a checkpoint's digests": ("harness.training.checkpoint", "sync_tree"),
     "kept model": ("harness.training.loop", "atomic_folder"),
     "digests of a model": ("harness.training.loop", "seal_model"),

@@ -11,7 +11,7 @@ import pytest
 
 from harness.common.threads import COUNT, WAIT, granted_cores, settings, settle
 from harness.evaluation.lmms import process as child
-from harness.training import agent
+from harness.training.launching import agent
 
 if TYPE_CHECKING:
     from pathlib import Path

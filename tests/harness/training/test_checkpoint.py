@@ -14,7 +14,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from harness.common.errors import DataError, StaleError
 from harness.training import checkpoint
-from harness.training.parallel import Replicated
+from harness.training.placement.parallel import Replicated
 
 if TYPE_CHECKING:
     from collections.abc import Callable

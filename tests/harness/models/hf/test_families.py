@@ -17,7 +17,7 @@ from harness.models.hf.model import parts_of, total
 from harness.models.hf.sizes import FAMILIES, Plain, VisionFlops, footprint_of, toy_fields, vision_flops
 from harness.training import checkpoint
 from harness.training.optimizer import make_optimizer
-from harness.training.parallel import Replicated
+from harness.training.placement.parallel import Replicated
 from harness.training.recompute import recompute_first
 from regate.types import IGNORE, Kind
 from tests.contract.test_adapters import (  # noqa: F401 - what every adapter promises, asked of every family here

@@ -15,8 +15,8 @@ import regate
 from harness.common.progress import Progress
 from harness.data.sources import open_data
 from harness.models import adapter_for
-from harness.training import processes
-from harness.training.agent import free_port
+from harness.training.launching import processes
+from harness.training.launching.agent import free_port
 from harness.training.loop import Loop, TrainJob
 from tests import forked
 from tests.harness.worlds.transformers_models import encoded, made, recipe_of, samples

@@ -1,6 +1,7 @@
-"""One of several processes that compute a run together: `python -m harness.training.worker RUN_DIR LIFELINE`.
+"""One of several processes that compute a run together.
 
-`harness.training.agent` starts it and reads how it ended. It is not meant to be started by hand.
+`python -m harness.training.launching.worker RUN_DIR LIFELINE` is one of them.
+`harness.training.launching.agent` starts it and reads how it ended. It is not meant to be started by hand.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from harness.common.exits import STOPPED, explained
 from harness.common.files import read_json, write_atomic, write_json
 from harness.common.signals import terminate_as_interrupt
-from harness.training.agent import FOLDER, JOB
+from harness.training.launching.agent import FOLDER, JOB
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,8 +53,8 @@ def _work(run_dir: Path) -> None:
     # Imported here, so that an import that fails is reported like any other error.
     from harness.common.progress import Progress
     from harness.records.run_folder import read_recipe
-    from harness.training import launch, processes
     from harness.training.gate_stores import compute_node_losses, compute_reference_losses
+    from harness.training.launching import launch, processes
     from harness.training.run import join
     from regate import process
 

@@ -11,7 +11,7 @@ import torch
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from harness.common.errors import DataError
-from harness.training.shard_reader import ShardReader
+from harness.training.placement.shard_reader import ShardReader
 
 if TYPE_CHECKING:
     from pathlib import Path

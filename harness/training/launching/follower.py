@@ -22,14 +22,14 @@ from harness.common.files import read_json, write_json
 from harness.common.signals import stop_requests
 from harness.evaluation import shares
 from harness.evaluation.lmms.process import CHILD, visible_gpus
-from harness.training import agent
-from harness.training.nodes import BEAT_S, LOOK_S, LOST_S, SHARED_S, Heart, StoreGone, appears, introduction
+from harness.training.launching import agent
+from harness.training.launching.nodes import BEAT_S, LOOK_S, LOST_S, SHARED_S, Heart, StoreGone, appears, introduction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from harness.training.nodes import Store
-    from harness.training.place_in_job import Node
+    from harness.training.launching.nodes import Store
+    from harness.training.launching.place_in_job import Node
 
 
 def follow(node: Node, store: Store, say: Callable[[str], None]) -> int:

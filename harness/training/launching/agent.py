@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 from harness.common.errors import EnvironmentProblem, Preempted
 from harness.common.files import is_alive, read_json
 from harness.common.threads import settle
-from harness.training.place_in_job import PREFIXES
+from harness.training.launching.place_in_job import PREFIXES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -152,7 +152,7 @@ class _Agent(threading.Thread):
             logs_specs=DefaultLogsSpecs(log_dir=str(self.folder / f"agent-{group.node}")),
         )
         try:
-            elastic_launch(config, sys.executable)("-m", "harness.training.worker", *self.arguments)
+            elastic_launch(config, sys.executable)("-m", "harness.training.launching.worker", *self.arguments)
         except ChildFailedError as error:
             self.failures = dict(error.failures)
         except Exception as error:  # noqa: BLE001 - the thread that waits raises it

@@ -16,7 +16,7 @@ from harness.models.videochat2.sizes import MISTRAL_7B
 from harness.models.videochat2.weights import Lora, add_adapters
 from harness.models.videollama2.config import VideoLLaMA2Config
 from harness.models.videollama2.model import VideoLLaMA2ForConditionalGeneration
-from harness.training.sharding import units_of, whole_parameters
+from harness.training.placement.sharding import units_of, whole_parameters
 from regate.wrapping import unwrap
 
 if TYPE_CHECKING:

@@ -17,10 +17,11 @@ from harness.common.progress import Progress
 from harness.data.loading.batches import load
 from harness.data.sources import open_data
 from harness.models import adapter_for
-from harness.training import checkpoint, processes
-from harness.training.agent import free_port
+from harness.training import checkpoint
+from harness.training.launching import processes
+from harness.training.launching.agent import free_port
+from harness.training.launching.processes import check_split
 from harness.training.loop import Loop, TrainJob
-from harness.training.processes import check_split
 from regate.wrapping import unwrap
 from tests import forked
 from tests.harness.worlds.videollama2 import user_supplied, write_world

@@ -6,13 +6,13 @@ import os
 from typing import TYPE_CHECKING
 
 from harness.common.errors import EnvironmentProblem
-from harness.training.nodes import Coordinator, open_store
-from harness.training.place_in_job import PREFIXES, VARIABLES, node_of
+from harness.training.launching.nodes import Coordinator, open_store
+from harness.training.launching.place_in_job import PREFIXES, VARIABLES, node_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from harness.training.place_in_job import Node
+    from harness.training.launching.place_in_job import Node
 
 
 def here() -> Node:
@@ -47,7 +47,7 @@ def on_every_node(work: Callable[[Coordinator | None], None], say: Callable[[str
         return 0
     store = open_store(node)
     if node.rank > 0:
-        from harness.training.follower import follow
+        from harness.training.launching.follower import follow
 
         return follow(node, store, say)
     with Coordinator(node, store) as nodes:

@@ -9,8 +9,8 @@ import pytest
 
 from harness.common.errors import DataError, EnvironmentProblem, HarnessError, Preempted
 from harness.config.load import load_recipe
-from harness.training.launch import MachineFailure, Restarts, _failure
-from harness.training.processes import count
+from harness.training.launching.launch import MachineFailure, Restarts, _failure
+from harness.training.launching.processes import count
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.common.errors import EnvironmentProblem
-from harness.training.place_in_job import Node, expand_nodes, node_of
+from harness.training.launching.place_in_job import Node, expand_nodes, node_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -42,7 +42,7 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> No
     """Read what any number of processes wrote into a model and its optimizer; every process comes here."""
     from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 
-    from harness.training.shard_reader import ShardReader
+    from harness.training.placement.shard_reader import ShardReader
 
     entries = ShardReader(folder).read_metadata().state_dict_metadata
     state = _model_tensors(model)

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from harness.training import processes, trained_state
+from harness.training.launching import processes
 from harness.training.optimizer import make_optimizer
-from harness.training.sharding import gather_model, make_blueprint, make_mesh, shard, units_of
+from harness.training.placement import trained_state
+from harness.training.placement.sharding import gather_model, make_blueprint, make_mesh, shard, units_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -150,7 +151,8 @@ class Replicated:
 
 class Sharded:
     """Every weight, gradient and moment is spread over the processes (torch's fully_shard), of all machines or of
-    each; a unit (`harness.training.sharding.units_of`) is put together when it is needed. One process holds all.
+    each; a unit (`harness.training.placement.sharding.units_of`) is put together when it is needed. One process holds
+    all.
 
     Gradients are summed into their parts after every micro-batch: kept whole until the last one, they would take as
     much memory as sharding saves.

@@ -1,6 +1,6 @@
 """One command on every node: node 0 works, and tells the agents of the others what to do for it.
 
-    on node 0 (`Coordinator`)            on every other node (`harness.training.follower`)
+    on node 0 (`Coordinator`)            on every other node (`harness.training.launching.follower`)
     begin(command)   -- do/<n> -->       do it
     Order.answers    <-- did/<n>/<node>  what came of it
     __exit__         -- end -->          end with the same code
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
-    from harness.training.agent import Group
-    from harness.training.place_in_job import Node
+    from harness.training.launching.agent import Group
+    from harness.training.launching.place_in_job import Node
 
 FAMILY: Final = (RecipeError, EnvironmentProblem, DataError, StaleError, Preempted)
 """Kinds of error by their exit codes: what one node raised is raised by node 0."""
@@ -256,7 +256,7 @@ class Coordinator:
         )
 
     def begin(self, command: Mapping[str, Any]) -> Order:
-        """Tell all other nodes to do something; see `harness.training.follower` for what they can do."""
+        """Tell all other nodes to do something; see `harness.training.launching.follower` for what they can do."""
         number, self._orders = self._orders, self._orders + 1
         self.store.put(f"do/{number}", dict(command))
         return Order(self, number)

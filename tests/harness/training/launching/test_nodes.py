@@ -12,17 +12,17 @@ import pytest
 
 from harness.common.errors import DataError, EnvironmentProblem, HarnessError
 from harness.common.signals import terminate_as_interrupt
-from harness.training import every_node
-from harness.training.agent import free_port
-from harness.training.follower import follow
-from harness.training.nodes import Coordinator, check_alike, introduction, open_store
-from harness.training.place_in_job import Node
+from harness.training.launching import every_node
+from harness.training.launching.agent import free_port
+from harness.training.launching.follower import follow
+from harness.training.launching.nodes import Coordinator, check_alike, introduction, open_store
+from harness.training.launching.place_in_job import Node
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from harness.training.nodes import Store
+    from harness.training.launching.nodes import Store
 
 
 @pytest.fixture

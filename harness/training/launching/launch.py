@@ -1,6 +1,6 @@
-"""The processes of a training: this one, or several of torch's elastic agent (`harness.training.agent`), on this
-node and on others (`harness.training.nodes`); which of their endings is the run's error, and whether they are started
-again.
+"""The processes of a training: this one, or several of torch's elastic agent (`harness.training.launching.agent`), on
+this node and on others (`harness.training.launching.nodes`); which of their endings is the run's error, and whether
+they are started again.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from harness.common.errors import HarnessError, Preempted
 from harness.common.files import write_json
 from harness.common.signals import stop_requests
 from harness.records.ledger import Ledger, read_steps
-from harness.training import agent, loop, processes
-from harness.training.agent import FOLDER, JOB
+from harness.training import loop
 from harness.training.gate_stores import make_gate, open_reference, spread_reference
-from harness.training.nodes import FAMILY, compute
+from harness.training.launching import agent, processes
+from harness.training.launching.agent import FOLDER, JOB
+from harness.training.launching.nodes import FAMILY, compute
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

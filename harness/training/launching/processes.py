@@ -1,6 +1,7 @@
 """The processes that compute one run together: how many there are, and the process group that they form.
 
-`harness.training.launch` starts them, on this machine and, where the command was started on several nodes, on those.
+`harness.training.launching.launch` starts them, on this machine and, where the command was started on several nodes,
+on those.
 """
 
 from __future__ import annotations
