@@ -44,13 +44,13 @@ def option_loss_table(arms: Arms, claims: Sequence[Claim], benchmark: str) -> Ta
     if not any(values.values()):
         return None
     differences = {pair: _difference(arms, values, *pair, benchmark) for pair in _pairs(arms, claims)}
-    p_values = {pair: p for pair, found in differences.items() if found and (p := p_value(found)) is not None}
+    p_values = {pair: p for pair, by_seed in differences.items() if by_seed and (p := p_value(by_seed)) is not None}
     corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     compared = {first for first, second in differences if second == arms.baseline}
     rows = [_Row(arm, "") for arm in arms.runs if arm not in compared]
     rows += [
-        _Row(*pair, found, (p_values[pair], corrected[pair]) if pair in corrected else None)
-        for pair, found in differences.items()
+        _Row(*pair, by_seed, (p_values[pair], corrected[pair]) if pair in corrected else None)
+        for pair, by_seed in differences.items()
     ]
     notes = (
         "Nats; less is better. The cross entropy of the right option among the options of its question, under the "
@@ -82,7 +82,7 @@ def _difference(
 def _cells(arms: Arms, values: Mapping[str, Mapping[int, float]], row: _Row, benchmark: str) -> tuple[Cell, ...]:
     alone = row.second in ("", arms.baseline)
     own = spread(list(values[row.first].values())) if alone and values[row.first] else None
-    found, of_seeds = row.difference, row.difference if row.second else own
+    of_seeds = row.difference if row.second else own
     skipped = len(arms.asked_otherwise(row.first, row.second, benchmark)) if row.second else 0
     count = of_seeds.n if of_seeds else 0
     name = row.first if alone else f"{row.first} - {row.second}"
@@ -91,16 +91,17 @@ def _cells(arms: Arms, values: Mapping[str, Mapping[int, float]], row: _Row, ben
         Cell(name, (row.first, row.second), runs=render.label(name, *runs).runs),
         Cell(f"{count} ({skipped} left out)" if skipped else str(count), (count, skipped)),
         _COLUMNS[2].empty() if own is None else _mean(own.mean, own.sd),
-        _signed(found) if row.second else _COLUMNS[3].empty(),
+        _signed(row.difference) if row.second else _COLUMNS[3].empty(),
         Cell(f"{row.test[0]:.2g} ({row.test[1]:.2g})", row.test) if row.test else _COLUMNS[4].empty(),
     )
 
 
-def _signed(found: Spread | None) -> Cell:
-    if found is None:
+def _signed(difference: Spread | None) -> Cell:
+    if difference is None:
         return _COLUMNS[3].missing()
-    interval = "" if found.low is None or found.high is None else f" [{found.low:+.3f}, {found.high:+.3f}]"
-    return Cell(f"{found.mean:+.3f}{interval}", (found.mean, found.low, found.high, found.least, found.most))
+    mean, low, high = difference.mean, difference.low, difference.high
+    interval = "" if low is None or high is None else f" [{low:+.3f}, {high:+.3f}]"
+    return Cell(f"{mean:+.3f}{interval}", (mean, low, high, difference.least, difference.most))
 
 
 def _mean(mean: float, sd: float | None) -> Cell:
