@@ -132,9 +132,9 @@ def main(folder: Path, moment: str, made: Path) -> dict[str, Any]:
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as file:
-        told = file.read()
+        content = file.read()
     _, status = os.waitpid(child, 0)
-    message, code, took = json.loads(told) if told else (f"wait status {status}", -1, None)
+    message, code, took = json.loads(content) if content else (f"wait status {status}", -1, None)
     left = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.tmp"))
     (folder / "filling").unlink(missing_ok=True)
     go_on_to_tables(folder)

@@ -272,8 +272,8 @@ def test_arms_are_dots_with_the_intervals_of_their_seeds(suite: Path) -> None:
         assert point.get_xydata().tolist() == [[pytest.approx(100 * expected.mean), 3]]
         ends = bars.get_segments()[0][:, 0].tolist()
         assert ends == pytest.approx([100 * expected.low, 100 * expected.high])
-    mine = scores.containers[1]
-    assert mine.lines[2] == (), "one seed has no interval"
+    regate_dots = scores.containers[1]
+    assert regate_dots.lines[2] == (), "one seed has no interval"
     single = [line.get_xdata().tolist() for line in scores.lines if line.get_marker() == "|" and line.get_alpha()]
     assert [100 * value for value in arms.scores("random", "shapes").values()] in single
 

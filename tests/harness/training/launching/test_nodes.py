@@ -123,21 +123,21 @@ def test_node_0_that_cannot_be_reached_is_told() -> None:
 
 
 def test_nodes_that_are_not_alike_are_refused() -> None:
-    mine = introduction()
-    check_alike(1, mine, mine)
+    own = introduction()
+    check_alike(1, own, own)
     for change, says in (
         (("where", "packages", "torch"), "torch '0'"),
         (("where", "python"), "python '0'"),
         (("gpus",), "sees 0 GPUs"),
         (("directory",), "works in 0"),
     ):
-        other = copy.deepcopy(mine)
+        other = copy.deepcopy(own)
         part: dict[str, Any] = other
         for key in change[:-1]:
             part = part[key]
         part[change[-1]] = "0"
         with pytest.raises(EnvironmentProblem, match=says):
-            check_alike(1, other, {**mine, "gpus": 8})
+            check_alike(1, other, {**own, "gpus": 8})
 
 
 def test_further_processes_of_a_node_end_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,9 +149,9 @@ def test_further_processes_of_a_node_end_at_once(monkeypatch: pytest.MonkeyPatch
 def test_the_first_process_of_a_node_is_no_rank_of_the_launchers(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    found: list[Any] = []
-    every_node.on_every_node(lambda others: found.append((others, {*os.environ})), pytest.fail)
-    ((others, names),) = found
+    calls: list[Any] = []
+    every_node.on_every_node(lambda others: calls.append((others, {*os.environ})), pytest.fail)
+    ((others, names),) = calls
     assert others is None
     assert not names & {"TORCHELASTIC_RUN_ID", "WORLD_SIZE", "LOCAL_RANK", "RANK"}
 

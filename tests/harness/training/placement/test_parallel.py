@@ -70,12 +70,12 @@ def loop_of(folder: Path, *more: str, micro_batches: int = 2) -> tuple[Loop, lis
 
 
 def reports(loop: Loop, window: list[Batch], steps: range) -> list[tuple[float, float]]:
-    found = []
+    losses_and_norms = []
     for step in steps:
         report, stop = loop.send(loop.step(window, step), window, stop=loop.accelerator.process_index == 1).read()
         assert stop == (loop.accelerator.num_processes > 1), "a request to stop one process is one to all"
-        found.append((report["loss"], report["grad_norm"]))
-    return found
+        losses_and_norms.append((report["loss"], report["grad_norm"]))
+    return losses_and_norms
 
 
 def resumed(folder: Path, path: Path, window: list[int]) -> list[tuple[float, float]]:
@@ -200,8 +200,8 @@ def test_two_machines_that_each_hold_a_whole_train_the_model_of_one_process(worl
     after, _ = loop_of(folder, micro_batches=8)
     step, _ = checkpoint.load(after.parallel, folder / "node" / f"resume-{STEPS:06d}", identity="a")
     wanted = torch.tensor(reports(loop, batches * 4, range(STEPS, STEPS + 1)))
-    found = torch.tensor(reports(after, batches * 4, range(step, STEPS + 1)))
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=0)
+    losses = torch.tensor(reports(after, batches * 4, range(step, STEPS + 1)))
+    torch.testing.assert_close(losses, wanted, rtol=1e-5, atol=0)
 
 
 @pytest.mark.slow

@@ -31,13 +31,14 @@ def units(build: Callable[[], nn.Module], *before: str) -> tuple[list[list[str]]
         scored = regate.ScoredLM(build())
     model = unwrap(scored)
     names = {id(module): name for name, module in model.named_modules()}
-    found = units_of(scored, [model.get_submodule(name) for name in before])
-    named = [[names[id(module)] for module in unit.modules] for unit in found]
+    sharded = units_of(scored, [model.get_submodule(name) for name in before])
+    named = [[names[id(module)] for module in unit.modules] for unit in sharded]
     layers = [modules for modules in named if modules[0].split(".")[-2:-1] == ["layers"]]
     assert named[: len(layers)] == layers, "the layers come first"
     assert all(len(modules) == 1 for modules in layers)
-    assert [unit.kept for unit in found] == [any("lm_head" in name for name in modules) for modules in named]
-    whole = {names[id(module)] for name in whole_parameters(scored, found) for module in parents(scored, name, names)}
+    assert [unit.kept for unit in sharded] == [any("lm_head" in name for name in modules) for modules in named]
+    kept_whole = whole_parameters(scored, sharded)
+    whole = {names[id(module)] for name in kept_whole for module in parents(scored, name, names)}
     return named[len(layers) :], whole, len(layers)
 
 
@@ -53,8 +54,8 @@ def test_videollama2() -> None:
     text |= {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
     vision = {"model_type": "siglip_vision_model", "hidden_size": 24, "num_hidden_layers": 3}
     config = VideoLLaMA2Config(text_config=text, vision_config=vision)
-    found, whole, layers = units(lambda: VideoLLaMA2ForConditionalGeneration(config), "model.mm_projector")
-    assert found == [
+    modules, whole, layers = units(lambda: VideoLLaMA2ForConditionalGeneration(config), "model.mm_projector")
+    assert modules == [
         ["model.mm_projector"],
         ["model.language_model.embed_tokens"],
         ["model.language_model.norm", "lm_head"],
@@ -73,16 +74,16 @@ def test_a_connector_that_is_not_trained_is_no_unit_and_stays_whole() -> None:
         model.model.mm_projector.requires_grad_(False)
         return model
 
-    found, whole, _ = units(build, "model.mm_projector")
-    assert found == [["model.language_model.embed_tokens"], ["model.language_model.norm", "lm_head"]]
+    modules, whole, _ = units(build, "model.mm_projector")
+    assert modules == [["model.language_model.embed_tokens"], ["model.language_model.norm", "lm_head"]]
     assert whole == {"model.vision_tower", "model.mm_projector"}
 
 
 def test_videochat2_with_adapters() -> None:
     """The frozen decoder is in parts as well; the trained tower belongs to the whole model."""
     config = VideoChat2Config(text_config=dict(MISTRAL_7B))
-    found, whole, layers = units(lambda: add_adapters(VideoChat2ForConditionalGeneration(config), Lora()))
-    assert found == [["model.language_model.embed_tokens"], ["model.language_model.norm", "lm_head"]]
+    modules, whole, layers = units(lambda: add_adapters(VideoChat2ForConditionalGeneration(config), Lora()))
+    assert modules == [["model.language_model.embed_tokens"], ["model.language_model.norm", "lm_head"]]
     assert whole == set()
     assert layers == 32
 
@@ -97,7 +98,7 @@ def test_models_of_transformers(name: str, tied: bool) -> None:
         model.model.visual.requires_grad_(False)
         return model
 
-    found, whole, _ = units(build)
+    modules, whole, _ = units(build)
     embeddings, last = "model.language_model.embed_tokens", ["model.language_model.norm", "lm_head"]
-    assert found == ([[embeddings, *last]] if tied else [[embeddings], last])
+    assert modules == ([[embeddings, *last]] if tied else [[embeddings], last])
     assert whole == {"model.visual"}
