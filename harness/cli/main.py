@@ -97,6 +97,7 @@ def _options(
     epilog=_examples(
         "harness run tiny_baseline tiny_regate",
         "harness run suites/tiny_claim",
+        "harness run suites/tiny_claim arms=baseline,regate seeds=0,1",
         "harness run tiny_regate gate.keep_ratio=0.25 name=quarter",
     ),
 )

@@ -142,18 +142,51 @@ def load_recipes(names: Sequence[str | FilePath], overrides: Sequence[str] = ())
 
 
 def suite_recipes(suite: Suite, overrides: Sequence[str] = ()) -> list[Recipe]:
-    """One recipe for each seed and arm of a suite, arms of a seed together. `overrides` reach all of them.
+    """One recipe for each seed and arm of a suite, arms of a seed together. `overrides` reach all of them, but for
+    `arms=baseline,regate` and `seeds=0,1`, which pick some of the runs: the suite's other runs stay what they are, so
+    that it can be made in parts or on several machines.
 
     Raises:
-        RecipeError: every mistake in the arms' recipes and in what is set in them.
+        RecipeError: every mistake in the arms' recipes and in what is set in them; an arm or seed is picked that the
+            suite lacks, or no run is both.
     """
-    checks = [(arm, _check_arm(suite, arm, seed, overrides)) for arm, seed in suite.members]
+    picks = [text for text in overrides if text.partition("=")[0].strip() in _PICKS]
+    members = _picked(suite, picks)
+    others = [text for text in overrides if text not in picks]
+    checks = [(arm, _check_arm(suite, arm, seed, others)) for arm, seed in members]
     raise_problems([problem for _, checked in checks for problem in checked.problems])
     return [
         checked.document.model_copy(update={"suite": SuiteMark(name=suite.name, arm=arm)})
         for arm, checked in checks
         if checked.document is not None
     ]
+
+
+_PICKS: Final = ("arms", "seeds")
+
+
+def _picked(suite: Suite, picks: Sequence[str]) -> list[tuple[str, int]]:
+    """Arm and seed of the runs that `arms=` and `seeds=` pick; of all runs where neither is given."""
+    there = {"arms": tuple(map(str, suite.arms)), "seeds": tuple(map(str, suite.seeds))}
+    chosen: dict[str, list[str]] = {}
+    for text in picks:
+        key, _, value = text.partition("=")
+        key = key.strip()
+        if key in chosen:
+            raise RecipeError(f"{key} is given twice: {', '.join(picks)}")
+        chosen[key] = [name for part in value.strip().strip("[]").split(",") if (name := part.strip(" '\""))]
+        unknown = [name for name in chosen[key] if name not in there[key]]
+        if unknown or not chosen[key]:
+            fault = f"{', '.join(unknown)}: none of the suite's {key}" if unknown else "names none"
+            raise RecipeError(f"{text}: {fault}", hint=f"{key} of {suite.name}: {', '.join(there[key])}")
+    members = [
+        (arm, seed)
+        for arm, seed in suite.members
+        if arm in chosen.get("arms", there["arms"]) and str(seed) in chosen.get("seeds", there["seeds"])
+    ]
+    if not members:
+        raise RecipeError(f"{' '.join(picks)}: {suite.name} has no run of these arms with these seeds")
+    return members
 
 
 def _check_arm(suite: Suite, arm: str, seed: int, overrides: Sequence[str]) -> Checked[Recipe]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,35 @@ def test_a_suite_is_one_run_for_each_seed_and_arm(tmp_path: Path) -> None:
     assert [recipe.seed for recipe in recipes] == [3, 3, 5, 5]
     assert [recipe.suite.arm for recipe in recipes if recipe.suite] == ["dense", "gated"] * 2
     assert len({recipe.run_id for recipe in recipes}) == 4
+
+
+def test_some_arms_and_seeds_are_picked_and_are_the_same_runs(tmp_path: Path) -> None:
+    suite = load(SUITE, written(tmp_path))
+    runs = {recipe.name: recipe.run_id for recipe in suite_recipes(suite, ["train.steps=9"])}
+    for picks, names in (
+        (["arms=gated"], ["small.gated.seed3", "small.gated.seed5"]),
+        (["seeds=5"], ["small.dense.seed5", "small.gated.seed5"]),
+        (["seeds=[5, 3]", "arms=[gated, 'dense']"], list(runs)),
+        (["seeds=3", "arms=dense"], ["small.dense.seed3"]),
+    ):
+        picked = suite_recipes(suite, [*picks, "train.steps=9"])
+        assert {recipe.name: recipe.run_id for recipe in picked} == {name: runs[name] for name in names}
+
+
+@pytest.mark.parametrize(
+    ("picks", "told"),
+    [
+        (["arms=gate"], "arms=gate: gate: none of the suite's arms"),
+        (["seeds=[3, 4]"], "seeds=[3, 4]: 4: none of the suite's seeds"),
+        (["seeds="], "seeds=: names none"),
+        (["seeds=3", "seeds=5"], "seeds is given twice"),
+        (["arms=gated", "seeds=5"], "has no run of these arms with these seeds"),
+    ],
+)
+def test_what_a_suite_lacks_cannot_be_picked(tmp_path: Path, picks: list[str], told: str) -> None:
+    arms = {**SMALL["arms"], "gated": {**SMALL["arms"]["gated"], "seeds": [3]}}  # type: ignore[dict-item]
+    with pytest.raises(RecipeError, match=re.escape(told)):
+        suite_recipes(load(SUITE, written(tmp_path, arms=arms)), picks)
 
 
 def test_an_arm_is_its_recipe_but_for_what_it_sets(tmp_path: Path) -> None:
