@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from regate.config import ReferenceConfig as ReferenceConfig
     from regate.config import VisualConfig as VisualConfig
     from regate.difficulty import DifficultyStore as DifficultyStore
+    from regate.distil import distil_loss as distil_loss
     from regate.elision import Elision as Elision
     from regate.elision import attach as attach
     from regate.errors import ConfigError as ConfigError
@@ -54,6 +55,7 @@ _HOME = {
     "ReferenceConfig": "config",
     "VisualConfig": "config",
     "DifficultyStore": "difficulty",
+    "distil_loss": "distil",
     "Elision": "elision",
     "attach": "elision",
     "ConfigError": "errors",

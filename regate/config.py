@@ -23,7 +23,7 @@ Execution = Literal["compact", "layerwise", "loss_only"]
 Rows = Literal["padded", "packed"]
 Outputs = Literal["active", "predictors"]
 Placeholders = Literal["masked", "compact", "attended"]
-VisualHow = Literal["pool", "pattern", "random", "frames"]
+VisualHow = Literal["pool", "pattern", "random", "frames", "diverse", "merge", "temporal"]
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -66,9 +66,13 @@ class VisualConfig:
     """Which visual positions a sparse step keeps. Not the paper's; see `regate.visual`.
 
     Attributes:
-        keep: the part of a clip's cells that stays, in (0, 1]; 1, 1/2, 1/4 or 1/8 for pool and pattern.
+        keep: the part of a clip's cells that stays, in [0, 1]; 0, 1/8, 1/4, 1/2 or 1 for pool and pattern, at least
+            1/4 for temporal. With 0 sparse steps are blind: nothing stays but a cell that predicts a target.
         how: means of blocks of 2 frames, 2 x 2 cells or both ("pool"); one cell of each such block, another one in
             each step ("pattern"); cells drawn anew for each step ("random"); whole frames, evenly spaced ("frames").
+            By what the projector says of the cells (`regate.content`): those that are least alike ("diverse",
+            DivPrune); the most similar ones merged ("merge", ToMe); those that change from frame to frame
+            ("temporal", DyCoke).
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
@@ -77,10 +81,14 @@ class VisualConfig:
     how: VisualHow = "pool"
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.keep <= 1.0:
-            raise ConfigError(f"visual.keep must be in (0, 1], got {self.keep}")
-        if self.how in ("pool", "pattern") and self.keep not in (1.0, 0.5, 0.25, 0.125):
-            raise ConfigError(f"visual.how {self.how} keeps 1, 0.5, 0.25 or 0.125 of the cells, not {self.keep}")
+        if not 0.0 <= self.keep <= 1.0:
+            raise ConfigError(f"visual.keep must be in [0, 1], got {self.keep}")
+        if self.how in ("pool", "pattern") and self.keep not in (1.0, 0.5, 0.25, 0.125, 0.0):
+            raise ConfigError(f"visual.how {self.how} keeps 1, 0.5, 0.25, 0.125 or 0 of the cells, not {self.keep}")
+        if self.how == "temporal" and 0.0 < self.keep < 0.25:
+            raise ConfigError(
+                f"visual.how temporal keeps one whole frame of four, so at least 0.25 of the cells, not {self.keep}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +172,9 @@ class GateConfig:
         ramp: not the paper's. How the keep ratio moves during the run; None leaves it as it is.
         keep_below: not the paper's. Keep ratios of the lower layers, from the bottom up, each smaller than the one
             before; above the last one `keep_ratio` holds, whose targets alone are scored.
+        distil: not the paper's. Weight of a second term in the loss of dense steps: the KL divergence from what the
+            same batch's elided forward pass predicts, without gradient, to what the dense one does
+            (`regate.distil`). None for none.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
@@ -187,6 +198,7 @@ class GateConfig:
     visual: VisualConfig | None = None
     ramp: RampConfig | None = None
     keep_below: tuple[KeepBelow, ...] = ()
+    distil: float | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.keep_ratio <= 1.0:
@@ -224,6 +236,17 @@ class GateConfig:
         if self.visual is not None and self.execution == "loss_only":
             raise ConfigError("visual elides, and execution: loss_only elides nothing")
         self._check_ratios()
+        self._check_distil()
+
+    def _check_distil(self) -> None:
+        if self.distil is None:
+            return
+        if self.distil <= 0.0:
+            raise ConfigError(f"distil must be a weight above 0, or null, got {self.distil}")
+        if not self.has_sparse_steps or self.execution == "loss_only":
+            raise ConfigError("distil learns from the elided forward pass, and these settings elide nothing")
+        if self.dense_steps == 0 and self.warmup_steps == 0:
+            raise ConfigError("distil adds to the loss of dense steps, and the schedule has none")
 
     def _check_ratios(self) -> None:
         if self.ramp is not None and self.ramp.loss is not None and self.dense_steps == 0:

@@ -26,6 +26,7 @@ from regate.algorithm1 import layerwise
 from regate.attention import NAME, PackedRows, check_kernel, choose_kernel, register
 from regate.compaction import Compaction, Packing, compact, pack
 from regate.config import layer_index
+from regate.content import chosen
 from regate.depth import PLAN, Depth, LayerPlan, LayerWork, plan_layers
 from regate.errors import ConfigError, LayoutError, UnsupportedModelError
 from regate.inputs import (
@@ -56,33 +57,39 @@ class _Plan:
     """What the next forward passes of the decoder do.
 
     Attributes:
-        any_layer_BS: bool, positions that are active in some layer.
+        active_BS: bool, or [L, B, S].
         read_BS: bool, elided positions that the head reads all the same (`align: target`), or None.
-        arrangement: index maths on the CPU.
+        outputs_BS: bool, the active positions that are read, or None.
+        masks: where the positions differ by layer: first layer and mask of every level.
         visual: whether the batch has visual positions.
+        deep: the first layer that computes what is read alone; None for none.
+        kept: the visual positions that are active, where not all of them are.
+        any_layer_BS: bool, positions that are active in some layer.
+        arrangement: index maths on the CPU; None until it is known which cells stay.
         embeds_BSD: what entered the decoder, for the elided positions on the way out.
         placed: the index maths on the device of the embeddings.
         rows: what a packed batch's kernel knows, where it is regate's.
         outputs_n: packed positions whose output is read, on the CPU until the decoder runs; None for all.
-        levels: where the positions differ by layer: first layer and mask of the levels above the first one.
-        deep: the first layer that computes what is read alone; None for none.
+        levels: first layer and packing of the levels above the first one.
         layers: what every layer does, where layers differ.
-        kept: the visual positions that are active, where not all of them are.
         used: whether the decoder ran.
     """
 
-    any_layer_BS: Tensor
+    active_BS: Tensor
     read_BS: Tensor | None
-    arrangement: Compaction | Packing
+    outputs_BS: Tensor | None
+    masks: tuple[tuple[int, Tensor], ...]
     visual: bool
+    deep: int | None
+    kept: VisualKept | None
+    any_layer_BS: Tensor
+    arrangement: Compaction | Packing | None = None
     embeds_BSD: Tensor | None = None
     placed: Compaction | Packing | None = None
     rows: PackedRows | None = None
     outputs_n: Tensor | None = None
     levels: tuple[tuple[int, Packing], ...] = ()
-    deep: int | None = None
     layers: LayerPlan | None = None
-    kept: VisualKept | None = None
     used: bool = False
 
 
@@ -247,26 +254,43 @@ class Elision:
         any_layer_BS = active_BS if active_BS.dim() == 2 else active_BS.any(dim=0)
         if levels:
             any_layer_BS = levels[0][1]
-        arrange = pack if self.rows == "packed" else compact
-        arrangement: Compaction | Packing = arrange(any_layer_BS, multiple=self._multiple)
-        plan = _Plan(any_layer_BS, read_BS, arrangement, visual, deep=deep, kept=kept)
-        plan.levels = tuple((first, pack(mask_BS, multiple=self._multiple)) for first, mask_BS in levels[1:])
-        if (self._last_layer is not None or deep is not None) and outputs_BS is not None:
-            last = plan.levels[-1][1] if plan.levels else arrangement
-            assert isinstance(last, Packing)
-            plan.outputs_n = last.places_of(outputs_BS)
-        with ExitStack() as stack:
-            if self._execution == "layerwise":
-                layers = len(self._decoder.layers)  # type: ignore[arg-type]
-                active_LBS = active_BS if active_BS.dim() == 3 else active_BS.expand(layers, *active_BS.shape)
-                stack.enter_context(layerwise(self._decoder, active_LBS))
-            stack.enter_context(self._open(plan))
+        plan = _Plan(active_BS, read_BS, outputs_BS, levels, visual, deep, kept, any_layer_BS)
+        with self._open(plan):
+            if kept is None or kept.choice is None:
+                self._arrange(plan)
             yield
         if not plan.used:
             raise UnsupportedModelError(
                 f"{type(self._decoder).__name__} was not called inside `with elide(...)`: the model bypasses the "
                 "decoder stack that get_decoder() names, or another model ran"
             )
+
+    def _arrange(self, plan: _Plan) -> None:
+        """Where each position stands, once it is known which ones are active."""
+        arrange = pack if self.rows == "packed" else compact
+        plan.arrangement = arrange(plan.any_layer_BS, multiple=self._multiple)
+        plan.levels = tuple((first, pack(mask_BS, multiple=self._multiple)) for first, mask_BS in plan.masks[1:])
+        if (self._last_layer is not None or plan.deep is not None) and plan.outputs_BS is not None:
+            last = plan.levels[-1][1] if plan.levels else plan.arrangement
+            assert isinstance(last, Packing)
+            plan.outputs_n = last.places_of(plan.outputs_BS)
+        if self._execution == "layerwise":
+            layers = len(self._decoder.layers)  # type: ignore[arg-type]
+            by_layer = plan.active_BS.dim() == 3
+            active_LBS = plan.active_BS if by_layer else plan.active_BS.expand(layers, *plan.active_BS.shape)
+            self._limited.enter_context(layerwise(self._decoder, active_LBS))
+
+    def _choose(self, plan: _Plan, embeds_BSD: Tensor) -> None:
+        """Settle which cells stay, by what they show."""
+        assert plan.kept is not None
+        assert plan.kept.choice is not None
+        text_BS = ~plan.kept.choice.visual_BS
+        plan.kept = chosen(plan.kept, embeds_BSD)
+        kept_BS = plan.kept.kept_BS
+        plan.active_BS = plan.active_BS & text_BS | kept_BS
+        plan.any_layer_BS = plan.any_layer_BS & text_BS | kept_BS
+        plan.masks = tuple((first, mask_BS & text_BS | kept_BS) for first, mask_BS in plan.masks)
+        self._arrange(plan)
 
     def executed(self, decision: Decision) -> int:
         """Positions that the decoder computes for a decision's batch, padding among them; known beforehand. Where
@@ -374,18 +398,21 @@ class Elision:
         plan.used = True
         inputs = self._named(args, kwargs)
         embeds_BSD = embeddings(module, inputs)
-        if tuple(embeds_BSD.shape[:2]) != plan.arrangement.shape:
+        if embeds_BSD.shape[:2] != plan.any_layer_BS.shape:
             raise LayoutError(
                 f"the decoder got {tuple(embeds_BSD.shape[:2])} positions, the decision is for "
-                f"{plan.arrangement.shape}: the layout must be in expanded length, visual tokens included"
+                f"{tuple(plan.any_layer_BS.shape)}: the layout must be in expanded length, visual tokens included"
             )
         if plan.visual:
             check_rotary_axes(module, inputs.get("position_ids"))
         if plan.kept is not None:
+            if plan.kept.choice is not None:
+                self._choose(plan, embeds_BSD)
             inputs, embeds_BSD = self._keep_visual(module, inputs, embeds_BSD, plan.kept)
         plan.embeds_BSD = embeds_BSD
         if self._execution == "layerwise":
             return (), inputs
+        assert plan.arrangement is not None
         plan.placed = plan.arrangement.to(embeds_BSD.device)
         if isinstance(plan.placed, Compaction):
             assert isinstance(plan.arrangement, Compaction)
@@ -409,7 +436,8 @@ class Elision:
         if added is not None and kept.blocks is not None:
             raise UnsupportedModelError(
                 f"{type(module).__name__} adds features of the pictures after its first layers, for each cell: cells "
-                "cannot be averaged; set visual.how to pattern, random or frames"
+                "cannot be averaged; set visual.how to one that leaves cells out (pattern, random, frames, diverse, "
+                "temporal)"
             )
         if kept.blocks is not None:
             embeds_BSD = averaged(embeds_BSD, kept.blocks)

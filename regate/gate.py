@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from regate.config import Align, GateConfig, KeepBelow
     from regate.difficulty import DifficultyStore
     from regate.reference import ReferenceStore
+    from regate.types import VisualKept
 
 
 def predictor_of(selected_BS: Tensor) -> Tensor:
@@ -119,53 +120,82 @@ class Gate:
             StoreError, MismatchError: a sample is unknown to a store, or its targets differ.
             ConfigError: the settings go by the loss, and `note_loss` was not called.
         """
-        sample_ids_B = sample_ids_B.cpu()
+        return self._decide(layout, sample_ids_B.cpu(), step, dense=self.schedule.dense_at(step))
+
+    @property
+    def distil(self) -> float:
+        """The weight of `regate.distil_loss` in dense steps; 0 where the settings do not distil."""
+        return self.config.distil or 0.0
+
+    def elided(self, decision: Decision) -> Decision | None:
+        """The decision for the elided forward pass that a dense step learns from beside its targets
+        (`regate.distil`): what a sparse step in its place would compute. None in sparse steps, and where the settings
+        do not distil."""
+        if self.config.distil is None or not self.schedule.dense_at(decision.step):
+            return None
+        return self._decide(decision.layout, decision.sample_ids_B, decision.step, dense=False)
+
+    def _decide(self, layout: Layout, sample_ids_B: Tensor, step: int, *, dense: bool) -> Decision:
         candidates = candidates_of(layout, self.config.candidates)
-        loss = self._dense_loss.before(step) if self._dense_loss is not None else None
-        keep_ratio = self.schedule.keep_ratio_at(step, loss=loss)
-        chosen_BS = candidates.mask_BS
+        keep_ratio = 1.0
+        if not dense:
+            loss = self._dense_loss.before(step) if self._dense_loss is not None else None
+            keep_ratio = self.schedule.sparse_keep_ratio_at(step, loss=loss)
+        chosen_BS, score_BS = candidates.mask_BS, None
         if keep_ratio < 1.0 and not self.config.selects_after_forward:
             score_BS = self._score(candidates, sample_ids_B, step)
             chosen_BS = top_k(score_BS, candidates.mask_BS, keep_ratio)
-        valid_BS = layout.valid_BS
         visual = None
         pictures = self.config.visual
-        if pictures is not None and pictures.keep < 1.0 and not self.schedule.dense_at(step):
+        if pictures is not None and pictures.keep < 1.0 and not dense:
             visual = keep_visual(layout, pictures, step=step, seed=self.seed)
-            valid_BS = valid_BS & ((layout.kind_BS != Kind.VISUAL) | visual.kept_BS)
-        active_BS = valid_BS
-        levels: tuple[Level, ...] = ()
-        if keep_ratio < 1.0 and self.config.elides:
-
-            def computed(kept_BS: Tensor) -> Tensor:
-                return valid_BS & (~candidates.mask_BS | ALIGN[self.config.align](kept_BS))
-
-            active_BS = computed(chosen_BS)
-            if self.config.from_layer:
-                levels = (Level(0, valid_BS), Level(self.config.from_layer, active_BS))
-            elif self.config.keep_below:
-                levels = _nested(self.config.keep_below, keep_ratio, score_BS, candidates.mask_BS, computed)
+        active_BS, levels = self._active(layout, candidates.mask_BS, chosen_BS, score_BS, keep_ratio, visual)
         targets_BS = chosen_BS & layout.target_BS
-        counts = count_tokens(layout, active_BS, targets_BS)
-        deep = self.config.deep if keep_ratio < 1.0 else None
         decision = Decision(
             active_BS,
             targets_BS,
             sample_ids_B,
             layout,
             keep_ratio,
-            counts,
+            count_tokens(layout, active_BS, targets_BS),
             step,
             levels=levels,
-            deep=deep,
+            deep=self.config.deep if keep_ratio < 1.0 else None,
             visual=visual,
         )
         if self.config.selects_after_forward and keep_ratio < 1.0:
             scored = int(budget(targets_BS.sum(dim=1), keep_ratio).sum())
-            decision = replace(decision, counts=replace(counts, scored=scored), weighted=True)
+            decision = replace(decision, counts=replace(decision.counts, scored=scored), weighted=True)
         elif self.config.candidates == "text" and self._difficulty is not None and self.config.least_keep_ratio < 1.0:
             decision = replace(decision, observed_BS=chosen_BS & ~layout.target_BS, weighted=True)
         return decision
+
+    def _active(
+        self,
+        layout: Layout,
+        candidate_BS: Tensor,
+        chosen_BS: Tensor,
+        score_BS: Tensor | None,
+        keep_ratio: float,
+        visual: VisualKept | None,
+    ) -> tuple[Tensor, tuple[Level, ...]]:
+        """The positions that the last layers compute, and, where layers differ, those of each level."""
+        valid_BS = layout.valid_BS
+        if visual is not None:
+            valid_BS = valid_BS & ((layout.kind_BS != Kind.VISUAL) | visual.kept_BS)
+        if keep_ratio >= 1.0 or not self.config.elides:
+            return valid_BS, ()
+
+        def computed(kept_BS: Tensor) -> Tensor:
+            return valid_BS & (~candidate_BS | ALIGN[self.config.align](kept_BS))
+
+        active_BS = computed(chosen_BS)
+        if self.config.from_layer:
+            return active_BS, (Level(0, valid_BS), Level(self.config.from_layer, active_BS))
+        if self.config.keep_below:
+            assert score_BS is not None
+            return active_BS, _nested(self.config.keep_below, keep_ratio, score_BS, candidate_BS, computed)
+        return active_BS, ()
 
     def weights(self, decision: Decision, token_loss_N: Tensor) -> Tensor:
         """Which of the N losses train: float32 N of ones and zeros, on the losses' device, no gradient.
@@ -309,11 +339,16 @@ class Gate:
 class DenseGate:
     """The baseline: every position active, every target scored. The same loop runs with it."""
 
+    distil = 0.0
+
     def decide(self, layout: Layout, sample_ids_B: Tensor, *, step: int) -> Decision:
         candidates_of(layout)
         valid_BS, target_BS = layout.valid_BS, layout.target_BS
         counts = count_tokens(layout, valid_BS, target_BS)
         return Decision(valid_BS, target_BS, sample_ids_B.cpu(), layout, 1.0, counts, step)
+
+    def elided(self, decision: Decision) -> None:
+        """There is nothing to learn from."""
 
     def weights(self, decision: Decision, token_loss_N: Tensor) -> Tensor:
         return torch.ones_like(token_loss_N.detach())

@@ -28,6 +28,7 @@ from regate import process
 from regate.candidates import store_keys
 from regate.config import GateConfig
 from regate.difficulty import DifficultyStore
+from regate.distil import distil_loss
 from regate.elision import attach
 from regate.errors import ConfigError, LayoutError, StoreError
 from regate.files import read_json, write_json
@@ -301,12 +302,19 @@ class GatedTrainer(Trainer):  # type: ignore[misc]
         assert decision is not None
         assert num_items_in_batch is not None
         del rest["labels"]
+        elided = self.gate.elided(decision)
+        if elided is not None:
+            with torch.no_grad(), self.elide(elided), scored_rows(model, elided.predictor_BS):
+                elided_MV = model(**rest).logits
         with self.elide(decision), scored_rows(model, decision.predictor_BS):
             outputs = model(**rest)
         targets_N = decision.targets_N.to(outputs.logits.device, non_blocking=True)
         loss_N = token_loss(outputs.logits, targets_N)
         scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        loss = (loss_N * self.gate.weights(decision, loss_N)).sum() * scale / num_items_in_batch
+        trained_N = loss_N * self.gate.weights(decision, loss_N)
+        if elided is not None:
+            trained_N = trained_N + self.gate.distil * distil_loss(decision, outputs.logits, elided, elided_MV)
+        loss = trained_N.sum() * scale / num_items_in_batch
         self.gate.observe(decision, loss_N)
         return (loss, outputs) if return_outputs else loss
 

@@ -31,10 +31,10 @@ class _TokenLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-        dtype = _compute_dtype(logits_NV)
+        dtype = compute_dtype(logits_NV)
         norm_N = torch.empty(logits_NV.shape[0], dtype=dtype, device=logits_NV.device)
         loss_N = torch.empty_like(norm_N)
-        for part in _chunks(logits_NV):
+        for part in chunks_of(logits_NV):
             chunk = logits_NV[part].to(dtype)
             norm_N[part] = chunk.logsumexp(dim=1)
             loss_N[part] = norm_N[part] - chunk.gather(1, targets_N[part, None]).squeeze(1)
@@ -46,7 +46,7 @@ class _TokenLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None]:
         logits_NV, targets_N, norm_N = ctx.saved_tensors
         grad_NV = torch.empty_like(logits_NV)
-        for part in _chunks(logits_NV):
+        for part in chunks_of(logits_NV):
             chunk = (logits_NV[part].to(norm_N.dtype) - norm_N[part, None]).exp_()
             chunk.scatter_add_(1, targets_N[part, None], -torch.ones_like(norm_N[part, None]))
             grad_NV[part] = chunk.mul_(grad_N[part, None])
@@ -111,11 +111,13 @@ def count_scored(decisions: Sequence[Decision], *, device: torch.device | str = 
     return max(1, scored)  # `candidates: text` may select prompt tokens only
 
 
-def _compute_dtype(logits_NV: Tensor) -> torch.dtype:
+def compute_dtype(logits_NV: Tensor) -> torch.dtype:
+    """In which a loss is computed, whatever the logits' type is."""
     return torch.float64 if logits_NV.dtype == torch.float64 else torch.float32
 
 
-def _chunks(logits_NV: Tensor) -> list[slice]:
+def chunks_of(logits_NV: Tensor) -> list[slice]:
+    """Rows that are computed at a time."""
     rows = max(1, _CHUNK_ELEMENTS // max(1, logits_NV.shape[1]))
     return [slice(start, start + rows) for start in range(0, logits_NV.shape[0], rows)]
 

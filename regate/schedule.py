@@ -53,8 +53,10 @@ class DualCycle:
         Args:
             loss: what a ramp by loss goes by, in nats (`DenseLoss`); None before there is one: `keep_ratio`.
         """
-        if self.dense_at(step):
-            return 1.0
+        return 1.0 if self.dense_at(step) else self.sparse_keep_ratio_at(step, loss=loss)
+
+    def sparse_keep_ratio_at(self, step: int, *, loss: float | None = None) -> float:
+        """`keep_ratio_at` as if the step were a sparse one."""
         if self.ramp is None:
             return self.keep_ratio
         if self.ramp.steps is not None:

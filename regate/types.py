@@ -93,18 +93,53 @@ class Blocks:
 
 
 @dataclass(frozen=True, slots=True)
+class Clip:
+    """A clip whose cells are chosen by what they show. Places are those of a flattened B x S array.
+
+    Attributes:
+        shape: frames, rows, columns.
+        place_n: int64, of its cells.
+        apart_n: bool, cells that stay as they are: a target stands right behind.
+        kept: how many cells stay, whatever they show.
+    """
+
+    shape: tuple[int, int, int]
+    place_n: Tensor
+    apart_n: Tensor
+    kept: int
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A choice that waits for the embeddings (`regate.content`).
+
+    Attributes:
+        how: its rule, of `regate.content.RULES`.
+        keep: the part of the cells that stays.
+        visual_BS: bool, all visual positions.
+    """
+
+    how: str
+    keep: float
+    clips: tuple[Clip, ...]
+    visual_BS: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class VisualKept:
     """The visual positions that a sparse step keeps (`regate.visual`).
 
     Attributes:
-        kept_BS: bool, visual positions that stay.
+        kept_BS: bool, visual positions that stay; with a choice as many of each clip as it will keep.
         kept_v: int64, their numbers among the batch's visual positions, row by row.
         blocks: what is averaged; None where cells are left out alone.
+        choice: what the embeddings decide; None where all is known before the forward pass.
     """
 
     kept_BS: Tensor
     kept_v: Tensor
     blocks: Blocks | None = None
+    choice: Choice | None = None
 
 
 @dataclass(frozen=True, slots=True)

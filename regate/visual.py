@@ -2,9 +2,12 @@
 
 The visual tokens of a clip are the cells of a grid of frames, rows and columns. In a sparse step a part of them
 stays, at its own positions; dense steps and evaluations see all of them. Which cells stay follows from the grid, the
-step and the seed alone, in whole numbers on the CPU: every process and every resumed run chooses the same ones.
+step and the seed alone, in whole numbers on the CPU: every process and every resumed run chooses the same ones. Or it
+follows from what the cells show (`regate.content`): then their number is settled here, and the cells once the
+embeddings are there.
 
-Legend: B rows, S expanded length, D hidden size, m cells that are averaged, b blocks of them, v visual positions.
+Legend: B rows, S expanded length, D hidden size, m cells that are averaged, b blocks of them, v visual positions,
+n cells of a clip.
 """
 
 from __future__ import annotations
@@ -17,15 +20,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regate.content import RULES, clip_of, first_places, several
 from regate.errors import LayoutError
 from regate.transfer import on_device
-from regate.types import Blocks, Kind, VisualKept
+from regate.types import Choice, Kind, VisualKept
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from regate.config import VisualConfig
-    from regate.types import Layout
+    from regate.types import Blocks, Clip, Grid, Layout
 
 _BLOCKS: Final = {1: (1, 1, 1), 2: (2, 1, 1), 4: (1, 2, 2), 8: (2, 2, 2)}
 """Cells of a block -> its frames, rows and columns; at a grid's edge a block has what is left."""
@@ -40,52 +46,46 @@ def keep_visual(layout: Layout, config: VisualConfig, *, step: int, seed: int) -
     Raises:
         LayoutError: the layout does not say them, or they do not have as many cells as the row has visual positions.
     """
+    visual_BS = layout.kind_BS == Kind.VISUAL
+    # A target right behind a picture is predicted by its last cell.
+    apart_BS = visual_BS & torch.nn.functional.pad(layout.target_BS[:, 1:], (0, 1), value=False)
+    kept_BS = apart_BS.clone()
+    length = layout.kind_BS.shape[1]
+    blocks: list[tuple[Tensor, Tensor, Tensor]] = []
+    clips: list[Clip] = []
+    for row, grid, place_n in _clips(layout):
+        if not grid.elidable:
+            kept_BS[row, place_n] = True
+        elif config.how in RULES and config.keep:
+            clip = clip_of(config.how, config.keep, grid.shape, place_n + row * length, apart_BS[row, place_n])
+            kept_BS.view(-1)[first_places(clip)] = True
+            clips.append(clip)
+        else:
+            first_b, block_n = _blocks_of(grid.shape, config.keep, config.how, step, seed)
+            kept_BS[row, place_n[torch.from_numpy(first_b)]] = True
+            if config.how == "pool" and config.keep:
+                count = sum(len(firsts_b) for _, _, firsts_b in blocks)
+                place_n = place_n + row * length
+                blocks.append((place_n, torch.from_numpy(block_n) + count, place_n[torch.from_numpy(first_b)]))
+    kept_v = kept_BS[visual_BS].nonzero().squeeze(1)
+    joined = several(*(torch.cat(part) for part in zip(*blocks, strict=True))) if blocks else None
+    choice = Choice(config.how, config.keep, tuple(clips), visual_BS) if clips else None
+    return VisualKept(kept_BS, kept_v, joined, choice)
+
+
+def _clips(layout: Layout) -> Iterator[tuple[int, Grid, Tensor]]:
+    """Row, grid and places in the row, int64, of every clip."""
     if layout.grids is None:
         raise LayoutError("visual elision needs the grids of the clips: this batch's layout has none")
-    length = layout.kind_BS.shape[1]
-    kept_BS = torch.zeros(layout.kind_BS.shape, dtype=torch.bool)
-    members: list[NDArray[np.int64]] = []
-    blocks: list[NDArray[np.int64]] = []
-    firsts: list[NDArray[np.int64]] = []
-    count = 0
     for row, grids in enumerate(layout.grids):
-        place_v = (layout.kind_BS[row] == Kind.VISUAL).nonzero().squeeze(1).numpy()
+        place_v = (layout.kind_BS[row] == Kind.VISUAL).nonzero().squeeze(1)
         if len(place_v) != sum(grid.cells for grid in grids):
             raise LayoutError(
                 f"row {row} has {len(place_v)} visual positions, and its grids have "
                 f"{sum(grid.cells for grid in grids)} cells"
             )
-        begin = 0
-        for grid in grids:
-            place_n = place_v[begin : begin + grid.cells]
-            begin += grid.cells
-            if not grid.elidable:
-                kept_BS[row, torch.from_numpy(place_n)] = True
-                continue
-            first_b, block_n = _blocks_of(grid.shape, config.keep, config.how, step, seed)
-            kept_BS[row, torch.from_numpy(place_n[first_b])] = True
-            if config.how == "pool":
-                members.append(place_n + row * length)
-                blocks.append(block_n + count)
-                firsts.append(place_n[first_b] + row * length)
-                count += len(first_b)
-    visual_BS = layout.kind_BS == Kind.VISUAL
-    # A target right behind a picture is predicted by its last cell.
-    kept_BS |= visual_BS & torch.nn.functional.pad(layout.target_BS[:, 1:], (0, 1), value=False)
-    kept_v = kept_BS[visual_BS].nonzero().squeeze(1)
-    if not members:
-        return VisualKept(kept_BS, kept_v)
-    joined = (torch.from_numpy(np.concatenate(part)) for part in (members, blocks, firsts))
-    return VisualKept(kept_BS, kept_v, _several(*joined))
-
-
-def _several(member_m: Tensor, block_m: Tensor, first_b: Tensor) -> Blocks:
-    """Without the blocks of one cell, which is its own mean."""
-    size_b = torch.bincount(block_m, minlength=len(first_b))
-    several_b = size_b > 1
-    number_b = several_b.long().cumsum(0) - 1
-    of_several_m = several_b[block_m]
-    return Blocks(member_m[of_several_m], number_b[block_m[of_several_m]], first_b[several_b], size_b[several_b])
+        for grid, place_n in zip(grids, torch.split(place_v, [grid.cells for grid in grids]), strict=True):
+            yield row, grid, place_n
 
 
 @lru_cache(maxsize=512)
@@ -94,9 +94,11 @@ def _blocks_of(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The cells of a grid that stay, ascending, and, where blocks are averaged, the block of every cell.
 
-    At least one cell stays.
+    At least one cell stays, but none with 0.
     """
     cells = int(np.prod(shape))
+    if keep == 0.0:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
     if keep >= 1.0:
         every = np.arange(cells)
         return every, every

@@ -24,6 +24,7 @@ from tests.regate.test_packed import case_of, packed, run
 
 NAMES = sorted(families.FAMILIES)
 HOWS = ["pool", "pattern", "random", "frames"]
+BY_CONTENT = ["diverse", "merge", "temporal"]
 CUBE = Grid(2, 2, 2)
 
 
@@ -170,13 +171,13 @@ def test_the_decoder_gets_the_cells_that_stay(name, how):
             torch.testing.assert_close(grads[parameter_name], parameter.grad, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("how", HOWS + BY_CONTENT)
 @pytest.mark.parametrize("name", NAMES)
 def test_families_equal_algorithm_1(name, how):
     case = case_of(name)
     decision = decide(with_grids(case), visual=VisualConfig(0.5, how), keep_ratio=0.5)
     assert decision.counts.active < decision.counts.valid
-    if how == "pool" and name == "Qwen3-VL":
+    if how in ("pool", "merge") and name == "Qwen3-VL":
         with pytest.raises(UnsupportedModelError, match="cells cannot be averaged"):
             packed(case.model, case.inputs, decision)
         return
@@ -223,6 +224,21 @@ def test_all_cells_kept_is_none_elided_and_dense_steps_see_everything():
     assert torch.equal(sparse.targets_BS, layout.target_BS)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_blind_step_sees_no_cell(name):
+    case = case_of(name)
+    layout = with_grids(case)
+    blind = [decide(layout, visual=VisualConfig(0.0, how)) for how in HOWS + BY_CONTENT]
+    cells_BS = layout.kind_BS == Kind.VISUAL
+    line_breaks = sum(not grid.elidable for grids in layout.grids for grid in grids)
+    for decision in blind:
+        assert int((decision.active_BS & cells_BS).sum()) == line_breaks
+        assert torch.equal(decision.active_BS | cells_BS, layout.valid_BS)
+    assert_same(
+        packed(case.model, case.inputs, blind[0]), run(case.model, case.inputs, blind[0], execution="layerwise")
+    )
+
+
 def test_an_elided_cell_has_no_gradient():
     data = tiny.rows(visual=4, pad="right", seed=5)
     layout = replace(data.layout, grids=((Grid(1, 2, 2),),) * 3)
@@ -247,7 +263,7 @@ def test_a_cell_that_predicts_a_target_stays():
     layout = regate.layout_from_labels(
         labels_BS, torch.ones(1, 11, dtype=torch.int64), visual_BS=visual_BS, grids=((CUBE,),)
     )
-    for how in HOWS:
+    for how in (*HOWS, "diverse", "merge"):
         kept = keep_visual(layout, VisualConfig(0.125, how), step=0, seed=0)
         assert bool(kept.kept_BS[0, 8])
 
@@ -257,10 +273,12 @@ def test_what_is_refused():
         decide(replace(layout_of((CUBE,)), grids=None), visual=VisualConfig())
     with pytest.raises(LayoutError, match="row 0 has 8 visual positions, and its grids have 4 cells"):
         decide(replace(layout_of((CUBE,)), grids=((Grid(1, 2, 2),),)), visual=VisualConfig())
-    with pytest.raises(ConfigError, match=r"visual.how pool keeps 1, 0.5, 0.25 or 0.125 of the cells, not 0.3"):
+    with pytest.raises(ConfigError, match=r"visual.how pool keeps 1, 0.5, 0.25, 0.125 or 0 of the cells, not 0.3"):
         VisualConfig(0.3, "pool")
-    with pytest.raises(ConfigError, match=r"visual.keep must be in \(0, 1\], got 0"):
-        VisualConfig(0, "random")
+    with pytest.raises(ConfigError, match=r"visual.keep must be in \[0, 1\], got -0.1"):
+        VisualConfig(-0.1, "random")
+    with pytest.raises(ConfigError, match=r"at least 0\.25 of the cells, not 0\.2"):
+        VisualConfig(0.2, "temporal")
     with pytest.raises(ConfigError, match="loss_only elides nothing"):
         GateConfig(visual=VisualConfig(), execution="loss_only")
 
