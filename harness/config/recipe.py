@@ -223,7 +223,7 @@ class Track(Strict):
 
 
 ADDED_KEYS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "gate": {"from_layer": None, "deep": None, "visual": None, "ramp": None, "keep_below": []},
+    "gate": {"from_layer": None, "deep": None, "visual": None, "ramp": None, "keep_below": [], "distil": None},
 }
 """Keys that came after the first recorded runs, with their defaults: at its default a key is left out of a run's
 identity, so that those runs keep their ids."""

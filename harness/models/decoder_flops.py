@@ -121,6 +121,22 @@ def step_flops(
     return total + recomputed / layers * (again.linear + again.attention + again.adapters)
 
 
+def pass_flops(
+    shape: DecoderShape,
+    active_B: Sequence[float],
+    scored: float,
+    *,
+    last_layer: float | None = None,
+    spans: Sequence[LayerSpan] | None = None,
+) -> float:
+    """A forward pass of one micro-batch that nothing is learnt through; arguments as `step_flops`."""
+    if spans is None:
+        forward = forward_flops(shape, active_B, scored, last_layer=last_layer)
+    else:
+        forward = layered_flops(shape, spans, scored, rows=len(active_B))
+    return forward.linear + forward.attention + forward.head + forward.adapters + forward.vision
+
+
 def recomputed_flops(shape: DecoderShape, active_B: Sequence[float], layers: int) -> float:
     """A second forward pass of so many layers over all active positions."""
     forward = forward_flops(shape, active_B, 0)

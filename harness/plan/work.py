@@ -174,27 +174,30 @@ def sample_work(
 
 def dense_and_sparse(recipe: Recipe, footprint: Footprint, lengths: Lengths) -> tuple[Work, Work]:
     """A mean sample in a dense step and in a sparse one; the same twice for a baseline."""
+    gate, clips = recipe.gate, lengths.clips
     recomputed = recomputed_layers(recipe, footprint, lengths, *gpus_of(recipe))
-
-    def work(ratio: float, gone: float = 0.0) -> Work:
-        scored = max(1.0, ratio * lengths.targets)
-        elides = recipe.gate is not None and recipe.gate.execution != "loss_only"
-        positions = lengths.positions - gone - (lengths.targets - scored if elides else 0.0)
-        return sample_work(footprint, positions, scored, recomputed=recomputed, clips=lengths.clips)
-
-    gate = recipe.gate
-    gone = (1 - visual_part(gate)) * lengths.visual
-    if gate is None or not differs_by_layer(gate):
-        return work(1.0), work(gate.keep_ratio if gate else 1.0, gone)
+    work = partial(sample_work, footprint, recomputed=recomputed, clips=clips)
+    dense = work(lengths.positions, max(1.0, lengths.targets))
+    if gate is None:
+        return dense, dense
     scored = max(1.0, gate.keep_ratio * lengths.targets)
-    other_N, target_N, scored_N = (
-        np.array([number]) for number in (lengths.positions - lengths.targets - gone, lengths.targets, scored)
-    )
-    forward = sparse_forward(gate, footprint.decoder, other_N, target_N, scored_N)
-    sparse = sample_work(
-        footprint, 0.0, scored, recomputed=recomputed, clips=lengths.clips, forward=forward
-    )
-    return work(1.0), sparse
+    gone = (1 - visual_part(gate)) * lengths.visual
+    if differs_by_layer(gate):
+        other_N, target_N, scored_N = (
+            np.array([number]) for number in (lengths.positions - lengths.targets - gone, lengths.targets, scored)
+        )
+        forward = sparse_forward(gate, footprint.decoder, other_N, target_N, scored_N)
+        sparse = work(0.0, scored, forward=forward)
+    else:
+        elided = lengths.targets - scored if gate.execution != "loss_only" else 0.0
+        positions = lengths.positions - gone - elided
+        forward = forward_flops(footprint.decoder, [positions], scored)
+        sparse = work(positions, scored)
+    if gate.distil is not None:
+        again = forward.linear + forward.attention + forward.head + forward.adapters
+        again += clips * sum(part.forward for part in footprint.parts)
+        dense = replace(dense, parts={**dense.parts, "elided pass to learn from": again})
+    return dense, sparse
 
 
 def at_mean_ratio(recipe: Recipe, plan: Plan) -> Recipe:

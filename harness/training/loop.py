@@ -26,7 +26,7 @@ from harness.common.signals import stop_requests
 from harness.data.loading.batches import windows
 from harness.data.sampler import Sampler
 from harness.models import MODELS, device
-from harness.models.decoder_flops import LayerSpan, step_flops
+from harness.models.decoder_flops import LayerSpan, pass_flops, step_flops
 from harness.plan.memory import GB, recomputed_layers
 from harness.plan.work import lengths_in
 from harness.records.ledger import Clocks, Ledger, finished_step, read_steps
@@ -162,15 +162,22 @@ class Loop:
     def step(self, window: list[Batch], step: int) -> StepResult:
         """One optimizer step over this process's part of the global batch."""
         decisions = [self.gate.decide(batch.layout, batch.sample_ids_B, step=step) for batch in window]
+        elided = [self.gate.elided(decision) for decision in decisions]
         norms = self.norms(decisions)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
-        for place, (batch, decision) in enumerate(zip(window, decisions, strict=True)):
+        distil_sum = torch.zeros_like(loss_sum)
+        for place, (batch, decision, less) in enumerate(zip(window, decisions, elided, strict=True)):
+            elided_MV = None if less is None else self._elided_logits(batch, less, step, place)
             self._seed_dropout(step, place)
             with self.parallel.micro_batch(), self.elide(decision):
                 logits_NV, targets_N = self.job.adapter.forward(self.model, batch, decision)
                 token_loss_N = regate.token_loss(logits_NV, targets_N)
-                kept_loss_N = token_loss_N * self.gate.weights(decision, token_loss_N)
-                self.accelerator.backward(norms[place].total(decision, kept_loss_N))
+                kept_loss_N = trained_N = token_loss_N * self.gate.weights(decision, token_loss_N)
+                if less is not None and elided_MV is not None:
+                    distil_N = regate.distil_loss(decision, logits_NV, less, elided_MV)
+                    trained_N = kept_loss_N + self.gate.distil * distil_N
+                    distil_sum += distil_N.detach().sum()
+                self.accelerator.backward(norms[place].total(decision, trained_N))
             self.gate.observe(decision, token_loss_N.detach())
             loss_sum += kept_loss_N.detach().sum()
         limit = self.recipe.optimizer.max_grad_norm
@@ -179,21 +186,30 @@ class Loop:
         self.parallel.optimizer.step()
         self.parallel.optimizer.zero_grad()
         tower_kept = sum(len(batch.sample_ids_B) for batch in window if "tower_features" in batch.inputs)
-        flops, flops_dense = self._flops(decisions, tower_kept)
+        passes = [decision for decision in (*decisions, *elided) if decision is not None]
+        flops, flops_dense = self._flops(decisions, passes[len(decisions) :], tower_kept)
         return StepResult(
             counts=sum((decision.counts for decision in decisions), regate.TokenCounts()),
-            executed=sum(self.elide.executed(decision) for decision in decisions),
+            executed=sum(self.elide.executed(decision) for decision in passes),
             rows=self.elide.rows,
             kernel=self.elide.kernel,
             keep_ratio=decisions[0].keep_ratio,
             sparse=decisions[0].sparse,
             loss_sum=loss_sum,
+            distil_sum=distil_sum if len(passes) > len(decisions) else None,
             flops=flops,
             flops_dense=flops_dense,
             tower_kept=tower_kept,
             grad_norm=grad_norm,
             skipped=bool(self.accelerator.optimizer_step_was_skipped),
         )
+
+    def _elided_logits(self, batch: Batch, elided: regate.Decision, step: int, place: int) -> Tensor:
+        """What the elided forward pass of a dense step predicts, without gradient. It draws the same dropout as the
+        pass that learns from it."""
+        self._seed_dropout(step, place)
+        with torch.no_grad(), self.elide(elided):
+            return self.job.adapter.forward(self.model, batch, elided)[0]
 
     def _seed_dropout(self, step: int, place: int) -> None:
         """All that draws within a step is dropout. Its masks depend on the seed, the step and the micro-batch of the
@@ -202,26 +218,35 @@ class Loop:
         entropy = np.random.SeedSequence([self.job.recipe.seed, step, number])
         torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
 
-    def _flops(self, decisions: list[regate.Decision], tower_kept: int) -> tuple[float, float]:
+    def _flops(
+        self, decisions: list[regate.Decision], elided: list[regate.Decision], tower_kept: int
+    ) -> tuple[float, float]:
         """FLOPs of this process's step as decided, and of the same batch with nothing elided.
 
         Args:
+            elided: passes of a dense step that it distils from.
             tower_kept: samples for which the vision tower computed nothing.
         """
-        decided = dense = -self.shape.tower_flops * tower_kept
+        dense = -self.shape.tower_flops * tower_kept
+        decided = dense * (2 if elided else 1)
         limited = self.elide.outputs == "predictors"
+        for_step = partial(step_flops, self.shape, recomputed=self.recomputed)
         for decision in decisions:
-            active_B = decision.active_BS.sum(dim=1).tolist()
             valid_B = decision.layout.valid_BS.sum(dim=1).tolist()
-            for_step = partial(step_flops, self.shape, recomputed=self.recomputed)
-            read = int((decision.predictor_BS & decision.active_BS).sum())
-            target, scored = decision.counts.target, decision.counts.scored
-            spans = None
-            if decision.levels or decision.deep is not None:
-                spans = [LayerSpan(*astuple(work)) for work in self.elide.work(decision)]
-            decided += for_step(active_B, scored, last_layer=read if limited else None, spans=spans)
+            target = decision.counts.target
+            decided += self._pass_flops(decision, for_step)
             dense += for_step(valid_B, target, last_layer=target if limited else None)
+        decided += sum(self._pass_flops(decision, partial(pass_flops, self.shape)) for decision in elided)
         return decided, dense
+
+    def _pass_flops(self, decision: regate.Decision, flops: Callable[..., float]) -> float:
+        active_B = decision.active_BS.sum(dim=1).tolist()
+        read = int((decision.predictor_BS & decision.active_BS).sum())
+        limited = self.elide.outputs == "predictors"
+        spans = None
+        if decision.levels or decision.deep is not None:
+            spans = [LayerSpan(*astuple(work)) for work in self.elide.work(decision)]
+        return flops(active_B, decision.counts.scored, last_layer=read if limited else None, spans=spans)
 
     def norms(self, decisions: list[regate.Decision]) -> list[MicroBatchNorm]:
         """How each micro-batch's losses become the mean that the recipe asks for; a small collective, whose result

@@ -39,7 +39,9 @@ _KNOWN: Final = (
     "stop",
     "save",
 )
-"""Numbers that the host knows of its step, in the order in which they are sent. loss_sum and grad_norm follow."""
+"""Numbers that the host knows of its step, in the order in which they are sent; `_COMPUTED` follow."""
+_COMPUTED: Final = ("loss_sum", "grad_norm", "distil_sum")
+"""Numbers that the device computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class StepResult:
         rows, kernel: how it computed them, as of `regate.Elision`.
         tower_kept: samples whose tower features were read in place of frames.
         loss_sum: float64, of this process's scored targets; on the device.
+        distil_sum: float64, the divergence that a dense step learned from, likewise; None where it learned from none.
         grad_norm: over all parameters and processes, before it was clipped; on the device.
         skipped: float16 only: a gradient overflowed, and the weights are as they were.
     """
@@ -62,6 +65,7 @@ class StepResult:
     keep_ratio: float
     sparse: bool
     loss_sum: Tensor
+    distil_sum: Tensor | None
     flops: float
     flops_dense: float
     tower_kept: int
@@ -94,7 +98,7 @@ class StepReport:
         """
         if self.event is not None:
             self.event.synchronize()
-        of_all = dict(zip((*_KNOWN, "loss_sum", "grad_norm"), self.host_PN.T.tolist(), strict=True))
+        of_all = dict(zip((*_KNOWN, *_COMPUTED), self.host_PN.T.tolist(), strict=True))
         total = {name: sum(values) for name, values in of_all.items()}
         counts = regate.TokenCounts(*(int(total[name]) for name in _COUNTED))
         counts.check()
@@ -110,6 +114,7 @@ class StepReport:
             # A sparse step scores every target where it elides visual positions alone.
             **({"sparse": True} if self.result.sparse and self.result.keep_ratio >= 1.0 else {}),
             "loss": loss,
+            **({} if self.result.distil_sum is None else {"distil": total["distil_sum"] / max(1, counts.scored)}),
             "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
             "skipped": self.result.skipped,
             "devices": self.processes,
@@ -145,8 +150,9 @@ def send_report(
     known += [sum(len(batch.unshuffled) for batch in window), stop, save]
     assert len(known) == len(_KNOWN)
     known_N = on_device(torch.tensor(known, dtype=torch.float64), accelerator.device)
-    computed_2 = torch.stack([result.loss_sum.double(), result.grad_norm.double()])
-    gathered_PN = accelerator.gather(torch.cat([known_N, computed_2])[None])
+    distil_sum = torch.zeros_like(result.loss_sum) if result.distil_sum is None else result.distil_sum
+    computed_3 = torch.stack([result.loss_sum.double(), result.grad_norm.double(), distil_sum.double()])
+    gathered_PN = accelerator.gather(torch.cat([known_N, computed_3])[None])
     host_PN, event = _to_host(gathered_PN)
     return StepReport(result, host_PN, event, failed, accelerator.num_processes)
 

@@ -168,3 +168,19 @@ def test_settings_that_a_model_cannot_carry_out_end_before_the_first_step(
     monkeypatch.setattr("regate.elision.check_packable", refuse)
     with pytest.raises(regate.ConfigError, match="needs packed rows"):
         run(world, replace(SPARSE, deep=1), Progress(quiet=True))
+
+
+def test_dense_steps_that_distil_stand_in_the_ledger(world: Path) -> None:
+    """A second forward pass in dense steps: its divergence, positions and operations; sparse steps are as without."""
+    pictures = replace(SPARSE, keep_ratio=1.0, visual=regate.VisualConfig(0.25, "diverse"))
+    plain = run(world, pictures, Progress(quiet=True))
+    distilled = run(world, replace(pictures, distil=1.0), Progress(quiet=True))
+    assert ["distil" in row for row in plain] == [False] * STEPS
+    assert ["distil" in row for row in distilled] == [True, False, False, False]
+    assert distilled[0]["distil"] > 0
+    assert distilled[0]["loss"] == plain[0]["loss"]  # of the targets alone
+    assert distilled[0]["counts"] == plain[0]["counts"]
+    assert distilled[0]["executed"] == plain[0]["executed"] + plain[1]["executed"]
+    # The second pass has no backward pass, and reads the tower as the first one does.
+    assert plain[1]["flops"] / 4 < distilled[0]["flops"] - plain[0]["flops"] < plain[1]["flops"]
+    assert distilled[1]["flops"] == plain[1]["flops"]
