@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import signal
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
+
+PASSED_ON: Final = signal.SIGUSR1
+"""What a request to stop is passed on as, to the processes that a command has started. SIGTERM would say less:
+torch's agent sends it, too, when one of them has failed."""
 
 
 @contextmanager
@@ -22,7 +26,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         requested = True
 
-    previous = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT, PASSED_ON)}
     try:
         yield lambda: requested
     finally:

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+from contextlib import suppress
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -34,8 +35,13 @@ def main() -> None:
     request = {"argv": argv, "cwd": os.getcwd(), "env": dict(os.environ), "files": files}  # noqa: PTH109
     socket.send_fds(connection, [json.dumps(request).encode()], files)
     pid = int(connection.recv(64))
+
+    def forward(number: int, _frame: object) -> None:
+        with suppress(ProcessLookupError):  # it has just ended, and its answer is on the way
+            os.kill(pid, number)
+
     for number in FORWARDED:
-        signal.signal(number, lambda number, frame: os.kill(pid, number))
+        signal.signal(number, forward)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
     answer = connection.recv(64)
     code = int(answer) if answer else 1

@@ -1,8 +1,8 @@
 """This machine's processes of a run, started and watched by torch's elastic agent.
 
 The agent starts the processes, tells each its rank and keeps the store by which they meet. It runs in a thread, so
-that requests to stop come here: a wish to save is passed on to the processes as SIGTERM, and after a failure the
-others are killed. The agent would send both the same signal, and wait half a minute.
+that requests to stop come here: a wish to save is passed on to the processes as SIGUSR1, and after a failure the
+others are killed. The agent would send SIGTERM for both, which they ignore, and wait half a minute.
 
 The processes' job is plain files: the run's recipe.json, and workers/job.json beside it. Each writes its id there
 when it starts (`pid-<rank>`), what it prints (`log-<rank>.txt`, but for the first), and how it ended
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from harness.common.errors import EnvironmentProblem, Preempted
 from harness.common.files import is_alive, read_json
+from harness.common.signals import PASSED_ON
 from harness.common.threads import settle
 from harness.training.launching.place_in_job import PREFIXES
 
@@ -168,7 +169,7 @@ def _watch(
     until = None
     while agent.is_alive():
         if stop():
-            asked |= _signal(folder, [rank for rank in ranks if rank not in asked], signal.SIGTERM)
+            asked |= _signal(folder, [rank for rank in ranks if rank not in asked], PASSED_ON)
         codes = [_ending(folder, rank) for rank in ranks]
         if until is None and any(codes):
             grace = _SHUTDOWN_GRACE_S if Preempted.exit_code in codes else _FAILURE_GRACE_S

@@ -12,16 +12,18 @@ import signal
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.common.exits import STOPPED, explained
 from harness.common.files import read_json, write_atomic, write_json
-from harness.common.signals import terminate_as_interrupt
+from harness.common.signals import PASSED_ON
 from harness.training.launching.agent import FOLDER, JOB
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from types import FrameType
 
     from harness.training.run import Prepared
 
@@ -32,21 +34,41 @@ def main() -> None:
     threading.Thread(target=_end_with_agent, args=(lifeline,), daemon=True).start()
     _redirect(folder, rank)
     message, code = "", 0
-    with terminate_as_interrupt():
-        # Signals are answered from here on.
-        write_atomic(folder / f"pid-{rank}", str(os.getpid()).encode())
-        try:
+    try:
+        with _stoppable():
+            # Signals are answered from here on.
+            write_atomic(folder / f"pid-{rank}", str(os.getpid()).encode())
             _work(run_dir)
-        except KeyboardInterrupt:
-            message, code = "stopped; nothing is lost", STOPPED
-        except Exception as error:  # noqa: BLE001 - whatever it is, the launcher reports it once
-            message, code = explained(error)
+    except KeyboardInterrupt:
+        message, code = "stopped; nothing is lost", STOPPED
+    except Exception as error:  # noqa: BLE001 - whatever it is, the launcher reports it once
+        message, code = explained(error)
     outcome: dict[str, Any] = {"schema": 1, "message": message, "code": code, "time": time.time()}
     write_json(folder / f"outcome-{rank}.json", outcome)
     sys.stdout.flush()
     sys.stderr.flush()
     # Not the interpreter's own end: it would wait for a collective that the others will never join.
     os._exit(code)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """A request to stop, which the agent passes on, interrupts what is done within, and nothing after it.
+
+    What torch's agent sends when another process has failed is ignored: an interrupt while this process says how it
+    ended itself would be a second error on the terminal.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(PASSED_ON, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(PASSED_ON, signal.SIG_IGN)
 
 
 def _work(run_dir: Path) -> None:
