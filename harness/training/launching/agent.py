@@ -95,7 +95,8 @@ def run(
         over: whether those of another machine have failed: these here would wait for them, and are killed.
 
     Returns:
-        Exit code and time of every process that did not end with 0, by rank.
+        Exit code and time of every process that did not end with 0, by rank; without those that were killed here
+        because others had failed or stopped. The time is this machine's, and says nothing beside another one's.
 
     Raises:
         EnvironmentProblem: the processes of all machines did not meet.
@@ -105,7 +106,7 @@ def run(
         agent = _Agent(group, folder, [str(run_dir), str(lifeline)])
         try:
             agent.start()
-            _watch(agent, folder, group.ranks, stop, over)
+            killed = _watch(agent, folder, group.ranks, stop, over)
         finally:
             gives_up = time.monotonic() + _ABANDON_S
             while agent.is_alive() and time.monotonic() < gives_up:  # it may be about to start some
@@ -118,7 +119,8 @@ def run(
             f"{agent.error}",
             hint="node 0 must be reached from the others by that name and on any port above 1024",
         ) from agent.error
-    return {rank: (failure.exitcode, float(failure.timestamp)) for rank, failure in agent.failures.items()}
+    failures = {rank: (failure.exitcode, float(failure.timestamp)) for rank, failure in agent.failures.items()}
+    return {rank: ending for rank, ending in failures.items() if rank not in killed}
 
 
 class _Agent(threading.Thread):
@@ -162,10 +164,11 @@ class _Agent(threading.Thread):
 
 def _watch(
     agent: _Agent, folder: Path, ranks: range, stop: Callable[[], bool], over: Callable[[], bool]
-) -> None:
+) -> set[int]:
     """Until the agent has ended: pass on a request to stop, and kill what is left some time after the first end that
-    was not success, here or elsewhere."""
+    was not success, here or elsewhere. The ranks that were killed."""
     asked: set[int] = set()
+    killed: set[int] = set()
     until = None
     while agent.is_alive():
         if stop():
@@ -177,10 +180,12 @@ def _watch(
         if until is None and over():
             until = time.monotonic() + _FAILURE_GRACE_S
         if until is not None and time.monotonic() > until:
+            killed |= {rank for rank, code in zip(ranks, codes, strict=True) if code is None}
             _signal(folder, ranks, signal.SIGKILL)
             if time.monotonic() > until + _ABANDON_S:
-                return
+                break
         agent.join(_POLL_S)
+    return killed
 
 
 def _ending(folder: Path, rank: int) -> int | None:

@@ -38,6 +38,10 @@ _SAME_TIME_S: Final = 1.0
 """Endings within this of the first one may be its cause; the agent's clock counts whole seconds."""
 _TIMED_OUT: Final = re.compile(r"[Tt]imed out waiting|collective operation timeout|Watchdog caught")
 """What gloo and NCCL say where another process did not come."""
+_CLOSED: Final = re.compile(
+    r"[Cc]onnection (was )?(closed|reset)|[Bb]roken pipe|ncclRemoteError|remote process exited"
+)
+"""What gloo, NCCL and torch's store say where another process has ended."""
 _BROKEN: Final = re.compile(
     r"CUDA error: (?!device-side assert|out of memory|invalid)|uncorrectable ECC|NCCL error|ncclUnhandledCudaError|"
     r"ncclSystemError|ncclRemoteError|ncclInternalError|Watchdog caught|[Tt]imed out waiting|"
@@ -167,12 +171,23 @@ def _attempt(run: Prepared, task: Task, each: int) -> None:
             outcomes |= elsewhere.outcomes
             stopped = stopped or elsewhere.stopped
     if failures:
-        first = min(when for _, when in failures.values())
         codes = [failures[rank][0] if rank in failures else 0 for rank in range(each * run.nodes)]
-        first_failed = [rank for rank, (_, when) in failures.items() if when <= first + _SAME_TIME_S]
-        raise _failure(folder, codes, first_failed, outcomes, stopped=stopped)
+        raise _failure(folder, codes, _first_failed(failures, each), outcomes, each=each, stopped=stopped)
     if others is not None and stopped:
         raise Preempted("stopped when all was done")
+
+
+def _first_failed(failures: Mapping[int, tuple[int, float]], each: int) -> list[int]:
+    """The ranks that had failed when a failure was first seen on their node, by exit code and time of all failures.
+    Clocks of two nodes are not compared.
+
+    Args:
+        each: processes of a node.
+    """
+    first: dict[int, float] = {}
+    for rank, (_, when) in failures.items():
+        first[rank // each] = min(when, first.get(rank // each, when))
+    return [rank for rank, (_, when) in failures.items() if when <= first[rank // each] + _SAME_TIME_S]
 
 
 class MachineFailure(HarnessError):
@@ -208,14 +223,17 @@ def _failure(
     first_failed: list[int],
     outcomes: Mapping[int, dict[str, Any] | None],
     *,
+    each: int,
     stopped: bool,
 ) -> HarnessError:
-    """The one error of several processes: of the one that failed first, whose failure the others only felt.
+    """The one error of several processes: of the one that failed first, whose failure the others only felt. Where
+    processes of several nodes failed, what they say tells which of them felt it, since their clocks may differ.
 
     Args:
         codes: exit codes by rank; None of a process that was still running, negative of one that was killed.
-        first_failed: those that had failed when a failure was first seen; empty if all ended at once.
+        first_failed: those that had failed when a failure was first seen on their node; empty if all ended at once.
         outcomes: what each says of its end, by rank; None where it could not say it.
+        each: processes of a node.
         stopped: the processes were asked to stop.
     """
     if stopped and all(outcome is None or outcome["code"] == Preempted.exit_code for outcome in outcomes.values()):
@@ -223,17 +241,29 @@ def _failure(
         return Preempted(next(messages, "stopped before the first step"))
     suspects = first_failed or [rank for rank, code in enumerate(codes) if code]
     silent = [rank for rank in suspects if outcomes[rank] is None]
-    failures = [outcome for rank, outcome in outcomes.items() if outcome is not None and rank in suspects]
+    failures = {rank: outcome for rank in suspects if (outcome := outcomes[rank]) is not None}
     if silent and (not failures or codes[silent[0]] == -signal.SIGKILL):
         return _silent_failure(folder, silent[0], codes[silent[0]])
-    earliest = min(failures, key=lambda outcome: float(outcome["time"]))
+
+    def place(rank: int) -> tuple[int, int, float]:
+        return _felt(failures[rank]["message"]), rank // each, float(failures[rank]["time"])
+
+    first = min(failures, key=place)
+    earliest = failures[first]
     absent = [rank for rank, outcome in outcomes.items() if outcome is None]
     if absent and _TIMED_OUT.search(earliest["message"]):
-        return _stuck(next(rank for rank, outcome in outcomes.items() if outcome is earliest), absent)
+        return _stuck(first, absent)
     message = str(earliest["message"])
     unknown = MachineFailure if _BROKEN.search(message) else HarnessError
     kind = next((kind for kind in FAMILY if kind.exit_code == earliest["code"]), unknown)
     return kind(message)
+
+
+def _felt(message: str) -> int:
+    """How surely an error is the failure of another process: 0 where it is a process's own."""
+    if _TIMED_OUT.search(message):
+        return 1
+    return 2 if _CLOSED.search(message) else 0
 
 
 def _stuck(waiting: int, ranks: list[int]) -> HarnessError:

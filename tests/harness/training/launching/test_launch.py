@@ -9,7 +9,7 @@ import pytest
 
 from harness.common.errors import DataError, EnvironmentProblem, HarnessError, Preempted
 from harness.config.load import load_recipe
-from harness.training.launching.launch import MachineFailure, Restarts, _failure
+from harness.training.launching.launch import MachineFailure, Restarts, _failure, _first_failed
 from harness.training.launching.processes import count
 
 if TYPE_CHECKING:
@@ -59,15 +59,38 @@ def test_the_first_that_failed_is_the_error(
         else None
         for rank in range(len(codes))
     }
-    error = _failure(tmp_path, codes, first_failed, said, stopped=stopped)
+    error = _failure(tmp_path, codes, first_failed, said, each=len(codes), stopped=stopped)
     assert type(error) is kind
     with pytest.raises(kind, match=message):
         raise error
 
 
+@pytest.mark.parametrize("behind_s", [0.0, 3600.0, -3600.0])
+def test_clocks_of_nodes_are_not_compared(tmp_path: Path, behind_s: float) -> None:
+    """Two nodes of two processes. On the second one a process fails or is killed, and the others feel it; its clock
+    is right, or an hour behind or ahead."""
+
+    def error(code: int, own: str | None) -> HarnessError:
+        failures = {0: (1, 100.0), 1: (1, 100.0), 2: (1, 100.0 - behind_s), 3: (code, 100.0 - behind_s)}
+        felt = {rank: {"message": FELT[2], "code": 1, "time": failures[rank][1] + 0.1} for rank in (0, 1, 2)}
+        last = None if own is None else {"message": own, "code": code, "time": failures[3][1] + 0.2}
+        codes = [code for code, _ in failures.values()]
+        first = _first_failed(failures, each=2)
+        assert first == [0, 1, 2, 3]
+        return _failure(tmp_path, codes, first, {**felt, 3: last}, each=2, stopped=False)
+
+    assert isinstance(error(4, DATA[2]), DataError)
+    assert "uncorrectable ECC" in str(error(1, ECC[2]))
+    assert "training process 3 ended early (killed by SIGKILL)" in str(error(KILLED, None))
+
+
+def test_a_process_that_failed_later_than_others_of_its_node_is_no_cause() -> None:
+    assert _first_failed({0: (1, 50.0), 1: (1, 52.0), 2: (4, 9.0), 3: (1, 9.0)}, each=2) == [0, 2, 3]
+
+
 def test_what_a_silent_process_printed_last_is_shown(tmp_path: Path) -> None:
     (tmp_path / "log-1.txt").write_text("first line\n\nterminate called after throwing\n")
-    error = _failure(tmp_path, [None, ABORTED], [1], {0: None, 1: None}, stopped=False)
+    error = _failure(tmp_path, [None, ABORTED], [1], {0: None, 1: None}, each=2, stopped=False)
     assert f"The end of {tmp_path / 'log-1.txt'}:\n  first line\n  terminate called" in str(error)
 
 
