@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from regate import config, process
@@ -24,6 +25,8 @@ from regate.wrapping import decoder_of, unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    from torch.distributed import ProcessGroup
 
     from regate.config import Placeholders
     from regate.reference import ReferenceStore, ReferenceWriter
@@ -74,6 +77,7 @@ def score_reference(
     dtype: torch.dtype | str = torch.bfloat16,
     candidates: config.Candidates = "targets",
     progress: Callable[[int], None] | None = None,
+    shared_by: ProcessGroup | None = None,
 ) -> ReferenceStore:
     """Score what is not scored yet, and seal the store.
 
@@ -92,6 +96,9 @@ def score_reference(
             entropy is float32.
         candidates: must be the gate's.
         progress: called with the number of samples of each batch.
+        shared_by: the processes over which the model's weights are spread (torch's fully_shard), where they are:
+            `model` is then the `ScoredLM` that was spread. Each of them takes part in the others' forward passes,
+            also when it has no batch left.
 
     Raises:
         LayoutError: a target directly follows a visual position, which the teacher does not read.
@@ -107,6 +114,7 @@ def score_reference(
         dtype=dtype,
         candidates=candidates,
         progress=progress,
+        shared_by=shared_by,
     )
     process.barrier()
     return writer.finish()
@@ -123,12 +131,14 @@ def write_losses(
     dtype: torch.dtype | str = torch.bfloat16,
     candidates: config.Candidates = "targets",
     progress: Callable[[int], None] | None = None,
+    shared_by: ProcessGroup | None = None,
 ) -> None:
     """`score_reference` without the end: score this process's batches."""
     device = next(model.parameters()).device
     done = writer.done_ids()
     with _frozen(model) as elide, _precision(device, dtype):
-        reader = _Reader(ScoredLM(model), elide, placeholder_id, placeholders, device)
+        scored = model if isinstance(model, ScoredLM) else ScoredLM(model)
+        reader = _Reader(scored, elide, placeholder_id, placeholders, device, shared_by)
         for batch in batches:
             ids = batch.sample_ids_B.tolist()
             new = [row for row, sample_id in enumerate(ids) if sample_id not in done]
@@ -140,6 +150,7 @@ def write_losses(
                 writer.write([ids[row] for row in new], [losses[row] for row in new])
             if progress is not None:
                 progress(len(ids))
+        reader.help_others()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +162,7 @@ class _Reader:
     placeholder_id: int
     placeholders: Placeholders
     device: torch.device
+    shared_by: ProcessGroup | None = None
 
     def losses(self, batch: TextBatch, candidates: Candidates) -> Tensor:
         """-log p_ref at every candidate: float32 N, row by row."""
@@ -174,7 +186,27 @@ class _Reader:
             logits_NV = self._logits(predictor_BS, ids_BS, layout.valid_BS)
         return token_loss(logits_NV, candidates.tokens_BS[candidates.mask_BS].to(self.device, non_blocking=True))
 
+    def help_others(self) -> None:
+        """Take part in the passes of those that still have batches: one position is enough to put the weights
+        together."""
+        if self.shared_by is None:
+            return
+        one_BS = torch.ones((1, 1), dtype=torch.bool)
+        while self._any_works(False):
+            self._forward(one_BS, one_BS.long() - 1, one_BS)
+
+    def _any_works(self, this: bool) -> bool:
+        """Whether a process has a batch for the pass that comes next; all of them ask before each."""
+        working = torch.tensor(int(this), device=self.device)
+        dist.all_reduce(working, dist.ReduceOp.MAX, self.shared_by)
+        return bool(working)
+
     def _logits(self, predictor_BS: Tensor, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
+        if self.shared_by is not None:
+            self._any_works(True)
+        return self._forward(predictor_BS, ids_BS, mask_BS)
+
+    def _forward(self, predictor_BS: Tensor, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
         logits_NV: Tensor = self.scored(
             predictor_BS=predictor_BS,
             input_ids=ids_BS.to(self.device, non_blocking=True),

@@ -153,6 +153,9 @@ class Devices(Strict):
     reduce: Literal["micro_batch", "step"] = "micro_batch"
     """With sharding: node: machines add their gradients after every micro-batch, or once a step, for which each GPU
     keeps its part of them in float32 a second time."""
+    shard_teacher: bool = False
+    """Spread the teacher of the reference losses over the processes of each machine: for one that is larger than a
+    GPU. The losses are the same."""
     threads: PositiveInt | None = None
     """Computing threads of a process on the CPU; None takes what torch chooses. The number changes the order of
     sums, so runs that are compared take the same."""

@@ -11,7 +11,7 @@ from harness.models import MODELS
 from harness.plan.disk import disk_figures
 from harness.plan.fetch import fetch_commands
 from harness.plan.figures import Costs, Figure, estimated, stated
-from harness.plan.memory import GB, check_devices, gpu_figures, gpus_of, host_figures, tower_bytes
+from harness.plan.memory import GB, check_devices, gpu_figures, gpus_of, host_figures, teacher_figures, tower_bytes
 from harness.plan.questions import asked, difference_figures, question_figures
 from harness.plan.work import GOOD_USE, PAPER_USE, PEAK, dense_and_sparse, lengths_of, time_figures, work_figures
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from harness.plan.work import Lengths
 
 TRAINING_MEMORY: Final = "memory of a GPU in training"
+TEACHER_MEMORY: Final = "memory of a GPU in the teacher's pass"
 PAPER_MODELS: Final = {"videollama2": "VideoLLaMA2", "videochat2": "VideoChat2"}
 _INTERNVL: Final = "InternVL3_5-"
 """How the names of the checkpoints of the paper's third model begin."""
@@ -48,6 +49,7 @@ def costs_of(recipe: Recipe, plan: Plan, data: DataSet | None) -> Costs:
         "work": work_figures(recipe, footprint, lengths),
         "time": time_figures(recipe, plan, footprint, lengths, gpus),
         TRAINING_MEMORY: [] if recipe.model.generated else gpu_figures(recipe, footprint, lengths, gpus, memory),
+        TEACHER_MEMORY: teacher_figures(recipe, plan, footprint, gpus),
         "memory of the machine": host_figures(recipe, plan, footprint, lengths, data, gpus),
         "decoding": decoding_figures(recipe, footprint, lengths, gpus),
         "disk": [*disk_figures(recipe, plan, footprint, lengths), *fetched_figures(recipe, plan)],
@@ -125,4 +127,10 @@ def _warnings(recipe: Recipe, figures: dict[str, tuple[Figure, ...]], memory: fl
         yield (
             f"{together[0].words} are more than the {memory:g} GB that `hardware` names: lower train.micro_batch, or "
             "set devices.sharding=full and train.gradient_checkpointing=true"
+        )
+    teacher = sum(figure.high for figure in figures.get(TEACHER_MEMORY, ()))
+    if memory is not None and teacher > memory:
+        yield (
+            f"the teacher takes {teacher:.0f} GB, more than the {memory:g} GB that `hardware` names: set "
+            "devices.shard_teacher=true, or lower gate.reference.tokens_per_batch"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -164,6 +165,37 @@ def _gpu_parts(
 def shards_of(recipe: Recipe, gpus: int) -> int:
     """Over how many of the GPUs one copy of the weights is spread."""
     return {"none": 1, "node": max(1, gpus // machines_of(recipe)), "full": gpus}[recipe.devices.sharding]
+
+
+def teacher_figures(recipe: Recipe, plan: Plan, footprint: Footprint, gpus: int) -> list[Figure]:
+    """Memory of one GPU while the teacher reads the data: its weights and the logits of a batch; none of a baseline,
+    or where a teacher's files are not there to say their size."""
+    if not plan.teacher_pass or recipe.gate is None or recipe.model.generated:
+        return []
+    reference, shape = recipe.gate.reference, footprint.decoder
+    value = 2 if reference.dtype == "bfloat16" else 4
+    if reference.model is None:
+        weights, of = float(value * footprint.decoder_parameters), f"the student's decoder, {value} bytes a parameter"
+    else:
+        folder = Path(recipe.paths.weights) / reference.model
+        weights = float(sum(path.stat().st_size for path in folder.glob("*.safetensors")))
+        of = f"the files of {folder}"
+    if not weights:
+        return []
+    shards = max(1, gpus // machines_of(recipe)) if recipe.devices.shard_teacher else 1
+    where = f"spread over {shards} GPUs" if shards > 1 else "whole on every GPU"
+    logits = value * reference.tokens_per_batch * shape.vocabulary
+    rows = f"at most {reference.tokens_per_batch:,} rows, {value} bytes a logit"
+    figures = [
+        counted("the teacher's weights", weights / shards / GB, "GB", f"{of}, {where}"),
+        estimated("the teacher's logits", logits / GB, "GB", rows),
+    ]
+    if shards > 1:
+        # The layer that computes and the next one; the head has come after them.
+        whole = max(2 / shape.layers, shape.vocabulary * shape.hidden / footprint.decoder_parameters) * weights
+        source = "two layers or the head, as a part of all weights"
+        figures.append(estimated("put together for their pass", whole / GB, "GB", source))
+    return figures
 
 
 def _gathered(recipe: Recipe, footprint: Footprint) -> Figure:

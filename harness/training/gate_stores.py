@@ -19,11 +19,16 @@ from harness.data.loading.batches import text_batches
 from harness.data.loading.text_rows import TextRows, path_of
 from harness.models import device
 from harness.training.checkpoint import latest
+from harness.training.launching import processes
+from harness.training.placement.sharding import spread_for_scoring
 from regate import process
 from regate.teacher import write_losses
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from torch import nn
+    from torch.distributed import ProcessGroup
 
     from harness.data.processor import Processor
     from harness.data.sample import Batch
@@ -208,7 +213,7 @@ def _write_reference_losses(run: Prepared, writer: regate.ReferenceWriter, nodes
     if dtype != gate.reference.dtype:
         run.progress.say(f"the teacher computes in {dtype}: this device has no fast bfloat16")
     processor = run.adapter.processor()
-    teacher = run.adapter.teacher().to("cuda" if torch.cuda.is_available() else "cpu")
+    teacher, shared_by = _teacher(run)
     # All batches, also those that a killed pass has done: which rows share a batch decides the last bits.
     batches = _text_batches(run, processor, gate.reference.tokens_per_batch)
     scored = len(writer.done_ids())
@@ -223,7 +228,16 @@ def _write_reference_losses(run: Prepared, writer: regate.ReferenceWriter, nodes
             dtype=dtype,
             candidates=gate.candidates,
             progress=lambda _: advance(min(last, int(writer.done_M.sum()))),
+            shared_by=shared_by,
         )
+
+
+def _teacher(run: Prepared) -> tuple[nn.Module, ProcessGroup | None]:
+    """The teacher on this process's device: the whole of it, or its part and the processes that have the others."""
+    where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not run.recipe.devices.shard_teacher or process.world() == 1:
+        return run.adapter.teacher().to(where), None
+    return spread_for_scoring(run.adapter.teacher, where, processes.nodes())
 
 
 def _text_batches(run: Prepared, processor: Processor, tokens_per_batch: int) -> Iterator[Batch]:

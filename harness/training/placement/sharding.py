@@ -7,7 +7,7 @@ torch's modules for sharding are imported where they are used: they take two sec
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from regate import ScoredLM
 from regate.wrapping import decoder_of, final_norm, unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from torch import Tensor
+    from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
 PREFIX = "model."
@@ -173,6 +175,26 @@ def shard(
 
     scored._apply(placed)  # type: ignore[no-untyped-call]
     blueprint.weights = _hand_out(scored, blueprint.weights, device)
+
+
+def spread_for_scoring(
+    build: Callable[[], nn.Module], device: torch.device, nodes: int
+) -> tuple[ScoredLM, ProcessGroup]:
+    """A frozen model in parts over the processes of each machine, in the type that its weights have; every process
+    comes here. It is for forward passes alone: a unit is taken apart as soon as it has computed.
+
+    Args:
+        build: makes the whole model, on the CPU of the main process only.
+        nodes: machines, each of the same number of processes, whose ranks follow each other.
+
+    Returns:
+        The model, and the processes that must do their passes together.
+    """
+    blueprint = make_blueprint(build)
+    scored, mesh = ScoredLM(blueprint.model), make_mesh(device, nodes)
+    units = [replace(unit, kept=False) for unit in units_of(scored)]
+    shard(scored, blueprint, units, mesh, device, half=False)
+    return scored, mesh.get_group("shard")
 
 
 def _prefetch(scored: nn.Module, ahead: int) -> None:

@@ -177,6 +177,25 @@ def test_memory_follows_the_placement() -> None:
     assert figures(aside, gpu)["frozen weights GB"].high == pytest.approx(0.856, rel=0.01), "the tower stays"
 
 
+def test_memory_of_a_gpu_with_a_teacher(tmp_path: Path) -> None:
+    """Its own decoder, 7.6 billion parameters of two bytes; or files as large as they are, whole or spread."""
+    section = "memory of a GPU in the teacher's pass"
+    own = figures(costs("videollama2_regate"), section)
+    assert own["the teacher's weights GB"].high == pytest.approx(15.2, rel=0.01)
+    assert "put together for their pass GB" not in own
+    assert section not in costs("videollama2_baseline").figures
+    paths = f"paths.weights={tmp_path}"
+    assert section not in costs("videollama2_regate_teacher_57b", paths).figures, "nobody knows before it is there"
+    (tmp_path / "Qwen2-57B-A14B-Instruct").mkdir()
+    with (tmp_path / "Qwen2-57B-A14B-Instruct" / "model.safetensors").open("wb") as file:
+        file.truncate(115 * 10**9)  # takes no disk
+    large = costs("videollama2_regate_teacher_57b", paths)
+    assert figures(large, section)["the teacher's weights GB"].high == pytest.approx(115 / 4)
+    assert not large.warnings
+    whole = costs("videollama2_regate_teacher_57b", paths, "devices.shard_teacher=false")
+    assert "set devices.shard_teacher=true" in whole.warnings[0]
+
+
 def test_a_placement_that_the_hardware_has_not_is_refused() -> None:
     with pytest.raises(RecipeError, match="hardware names one"):
         costs("videollama2_regate", "devices.sharding=node")
