@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from harness.config.recipe import Recipe
+    from harness.config.recipe import GateConfig, Recipe
     from harness.data.sources import DataSet
     from harness.models.decoder_flops import ForwardFlops
     from harness.models.footprint import Footprint
@@ -90,8 +90,17 @@ def lengths_of(recipe: Recipe, plan: Plan, footprint: Footprint, data: DataSet |
     """What is known of the lengths: from the samples' words, or as stated, or as an ordinary sample of the model."""
     if data is not None:
         return lengths_in(footprint, data)
-    targets = plan.targets.per_sample if plan.targets else float(footprint.targets)
-    words = "stated in the recipe" if plan.targets else "an ordinary sample of the model"
+    return assumed_lengths(recipe, footprint, plan.targets.per_sample if plan.targets else None)
+
+
+def assumed_lengths(recipe: Recipe, footprint: Footprint, stated: float | None) -> Lengths:
+    """Where the data are not there.
+
+    Args:
+        stated: targets of a sample, as the recipe states them; None takes an ordinary sample of the model.
+    """
+    targets = float(footprint.targets) if stated is None else stated
+    words = "an ordinary sample of the model" if stated is None else "stated in the recipe"
     rng = np.random.default_rng(0)
     drawn_N = np.exp(rng.normal(np.log(targets) - SIGMA**2 / 2, SIGMA, LOOKED_AT))
     most = getattr(recipe.model, "max_length", None)
@@ -105,7 +114,7 @@ def lengths_of(recipe: Recipe, plan: Plan, footprint: Footprint, data: DataSet |
         prompt=footprint.prompt,
         targets=targets,
         clips=1.0,
-        basis="stated" if plan.targets else "estimated",
+        basis="estimated" if stated is None else "stated",
         source=f"targets {words}, {footprint.prompt} prompt tokens an ordinary sample of the model",
         padding=f"lengths as if log-normal with sigma {SIGMA}, since the data are not there",
     )
@@ -218,10 +227,14 @@ def teacher_flops(recipe: Recipe, plan: Plan, footprint: Footprint, lengths: Len
     """One pass of the text-only teacher over every sample; 0 where the gate reads no reference losses."""
     if not plan.teacher_pass or recipe.gate is None:
         return 0.0
-    attended = recipe.gate.reference.placeholders == "attended"
-    seen = lengths.positions - (0.0 if attended else lengths.visual)
-    forward = forward_flops(footprint.decoder, [seen], lengths.targets)
-    return plan.samples * (forward.linear + forward.attention + forward.head)
+    return plan.samples * teacher_work(recipe.gate, footprint, lengths.positions, lengths.visual, lengths.targets)
+
+
+def teacher_work(gate: GateConfig, footprint: Footprint, positions: float, visual: float, targets: float) -> float:
+    """FLOPs of the teacher's forward pass over one sample of so many positions, visual ones and targets."""
+    attended = gate.reference.placeholders == "attended"
+    forward = forward_flops(footprint.decoder, [positions - (0.0 if attended else visual)], targets)
+    return forward.linear + forward.attention + forward.head
 
 
 def sparse_ratios(recipe: Recipe, footprint: Footprint, lengths: Lengths) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from harness.common.files import write_atomic
 from harness.config.explain import nearest
 from harness.report.figures.accuracy import accuracy_figure, suite_figure
 from harness.report.figures.arms import arms_figure
+from harness.report.figures.frontier import frontier_figure
 from harness.report.figures.reference_losses import losses_figure
 from harness.report.figures.style import save
 from harness.report.pages.html import losses_page, to_html
@@ -74,9 +75,13 @@ def build_figures(
                 figure = suite_figure(suite, drawn, benchmark)
                 written += save(figure, folder / f"accuracy_suite_{suite}_{benchmark}")
             whole = [run for runs_of_arm in members.values() for run in runs_of_arm]
-            dots = arms_figure(group_by_arm(suite, whole, (definitions or {}).get(suite)), benchmark)
+            grouped = group_by_arm(suite, whole, (definitions or {}).get(suite))
+            dots = arms_figure(grouped, benchmark)
             if dots is not None and len(members) > 1:
                 written += save(dots, folder / f"arms_suite_{suite}_{benchmark}")
+            against_flops = frontier_figure(grouped, benchmark)
+            if against_flops is not None:
+                written += save(against_flops, folder / f"frontier_suite_{suite}_{benchmark}")
     for run in runs:
         written += _choices(results_dir, run)
     return written

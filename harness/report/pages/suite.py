@@ -24,9 +24,11 @@ from harness.analysis.verdicts import ORDER
 from harness.report import table as render
 from harness.report.figures.accuracy import panels_of, suite_figure
 from harness.report.figures.arms import arms_figure
+from harness.report.figures.frontier import frontier_figure
 from harness.report.pages.html import Block, Page, Pictures, Section, Tabular, Text, Tile
 from harness.report.pages.runs import chosen, made_from, provenance
 from harness.report.table import Cell, Column, Table
+from harness.report.tables.frontier import frontier_table, shapes_table
 from harness.report.tables.suites import claims_table
 
 if TYPE_CHECKING:
@@ -80,6 +82,7 @@ def suite_sections(
     for benchmark in benchmarks_of(runs):
         measured = [arm for key, members in arms.items() if (arm := arm_of(key, members, benchmark)) is not None]
         sections.append(_accuracy(grouped, measured, benchmark))
+    sections += _against_flops(grouped, benchmarks_of(runs))
     sections.append(_cost(arms))
     sections += [chosen(selection) for selection in selections]
     return [*sections, _list(arms), *_mixed(runs), provenance(runs[:1])]
@@ -125,6 +128,25 @@ def _accuracy(grouped: Grouped, arms: Sequence[Arm], benchmark: str) -> Section:
     against = [other for key in _AGAINST for other in arms if other.name == key]
     blocks += [Tabular(_against(other, arms, benchmark, scale)) for other in against]
     return Section(f"accuracy-{benchmark}", f"Accuracy on {benchmark}", tuple(blocks))
+
+
+def _against_flops(grouped: Grouped, benchmarks: Sequence[str]) -> list[Section]:
+    """Accuracy against FLOPs on each benchmark, and the arms' FLOPs at the shapes of the paper's models; none with
+    fewer than two arms to compare."""
+    sections = []
+    for benchmark in benchmarks:
+        figure, table = frontier_figure(grouped, benchmark), frontier_table(grouped, benchmark)
+        if figure is None or table is None:
+            continue
+        words = f"Accuracy on {benchmark} against the FLOPs of training and teacher."
+        front = ", ".join(row[0].text for row in table.rows if row[-1].text)
+        shown = Pictures(((f"{words} On the front: {front}.", figure),), words)
+        blocks: tuple[Block, ...] = (shown, Tabular(table))
+        sections.append(Section(f"frontier-{benchmark}", f"Accuracy on {benchmark} against FLOPs", blocks))
+    elsewhere = shapes_table(grouped)
+    if sections and elsewhere is not None:
+        sections.append(Section("shapes", "FLOPs at 7B shapes", (Tabular(elsewhere),)))
+    return sections
 
 
 def _scores(arms: Sequence[Arm], benchmark: str, scale: float) -> Table:

@@ -22,6 +22,7 @@ from harness.analysis.time_to_target import over_seeds
 from harness.report import table as render
 from harness.report.table import Cell, Column, Table
 from harness.report.tables.common import attempts_notes
+from harness.report.tables.frontier import frontier_table, shapes_table
 from harness.report.tables.option_loss import option_loss_table
 from harness.report.tables.time_to_target import KINDS, NOTES, SHOWN, reaches
 
@@ -39,7 +40,8 @@ _UNREAD: Final = ("guessed", "unparsable")
 
 
 def suite_tables(name: str, runs: Sequence[Run], suite: Suite | None = None) -> list[Table]:
-    """The tables of one suite: arms, abilities, the second measure, time to target, claims, and every run.
+    """The tables of one suite: arms, abilities, the second measure, time to target, accuracy against FLOPs, FLOPs at
+    other shapes, claims, and every run.
 
     Args:
         suite: its definition. Without one the arms are those of the records, in the order of their names, the
@@ -55,6 +57,8 @@ def suite_tables(name: str, runs: Sequence[Run], suite: Suite | None = None) -> 
     claims = suite.claims if suite is not None else ()
     tables += [table for benchmark in benchmarks if (table := option_loss_table(arms, claims, benchmark))]
     tables += [table for benchmark in benchmarks if (table := reach_table(arms, benchmark))]
+    tables += [table for benchmark in benchmarks if (table := frontier_table(arms, benchmark))]
+    tables += [table for table in (shapes_table(arms),) if table is not None]
     if claims:
         tables.append(claims_table(arms, claims, benchmarks))
     return [*tables, runs_table(arms, benchmarks)]

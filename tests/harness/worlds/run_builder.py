@@ -212,13 +212,23 @@ def build_run(made: Recipe, *, killed_at: int | None = None, skill: float = 1.0,
 
 
 def plan_of(made: Recipe) -> dict[str, Any]:
-    """Steps and the closed form of the plan."""
+    """Steps, samples and the closed form of the plan."""
     steps = made.train.steps or 0
     ratios = [keep_ratio_at(made, step) for step in range(steps)]
     closed = None
     if (gate := made.gate) is not None:
         closed = (1 - gate.warmup_steps / steps) * (1 - gate.dense_steps / gate.cycle_steps) * (1 - gate.keep_ratio)
-    return {"steps": steps, "expected_reduction": 1 - sum(ratios) / steps, "closed_form": closed}
+    sparse = sum(ratio < 1 for ratio in ratios)
+    return {
+        "samples": 15 * made.train.global_batch,  # as the epochs of the steps have it
+        "steps": steps,
+        "global_batch": made.train.global_batch,
+        "dense_steps": steps - sparse,
+        "sparse_steps": sparse,
+        "keep_ratio": sum(ratios) / steps,
+        "expected_reduction": 1 - sum(ratios) / steps,
+        "closed_form": closed,
+    }
 
 
 def finish(made: Recipe, run_dir: Path) -> dict[str, Any]:

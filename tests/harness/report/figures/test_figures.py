@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+from matplotlib.text import Text
 from scipy.stats import t
 
 from harness.analysis.arms import group_by_arm
 from harness.analysis.curves import ARMS, Point, arm_of, curve, mean_curve, paper_points, suites
+from harness.analysis.frontier import Point as ArmPoint
+from harness.analysis.frontier import frontier, with_dominated
 from harness.analysis.replay import study
 from harness.analysis.runs import load_runs, pair_runs
-from harness.analysis.seeds import spread
+from harness.analysis.seeds import Spread, spread
 from harness.analysis.selection import read_selection
 from harness.analysis.statistics import Interval
 from harness.common.errors import RecipeError, StaleError
@@ -23,6 +28,7 @@ from harness.common.progress import Progress
 from harness.report.figures.accuracy import accuracy_figure, panels_of, suite_figure
 from harness.report.figures.arms import arms_figure
 from harness.report.figures.build import build_figures
+from harness.report.figures.frontier import BEATEN, draw, frontier_figure
 from tests.harness.worlds.run_builder import build_pair, build_run, finish, recipe
 
 if TYPE_CHECKING:
@@ -243,7 +249,8 @@ def test_one_seed_keeps_the_interval_of_its_items(suite: Path) -> None:
 def test_suites_are_figures_of_their_own_and_arms_can_be_chosen(suite: Path) -> None:
     names = {path.name for path in build_figures(suite)}
     stems = {name.rpartition(".")[0] for name in names}
-    assert stems == {"accuracy_suite_demo_shapes", "arms_suite_demo_shapes"}, "and no pair of 3 seeds"
+    kinds = ("accuracy", "arms", "frontier")
+    assert stems == {f"{kind}_suite_demo_shapes" for kind in kinds}, "and no pair of 3 seeds"
     svg = (suite / "figures" / "accuracy_suite_demo_shapes.svg").read_text()
     assert all(label in svg for label in ("baseline ", "ReGATE ", "random "))
     assert "mine " not in svg
@@ -276,6 +283,49 @@ def test_arms_are_dots_with_the_intervals_of_their_seeds(suite: Path) -> None:
     assert regate_dots.lines[2] == (), "one seed has no interval"
     single = [line.get_xdata().tolist() for line in scores.lines if line.get_marker() == "|" and line.get_alpha()]
     assert [100 * value for value in arms.scores("random", "shapes").values()] in single
+
+
+def test_arms_stand_against_flops_with_the_front(suite: Path) -> None:
+    grouped = group_by_arm("demo", load_runs(suite), None)
+    points = {point.arm: point for point in frontier(grouped, "shapes")}
+    figure = frontier_figure(grouped, "shapes")
+    assert figure is not None
+    (axes,) = figure.axes
+    drawn = {tuple(points_of(container)[0]): container[0].get_color() for container in axes.containers}
+    for arm, point in points.items():
+        place = (point.part, pytest.approx(100 * point.accuracy.mean))
+        (colour,) = [colour for at, colour in drawn.items() if at == place]
+        assert (colour == BEATEN) is point.dominated, arm
+    front = sorted((p for p in points.values() if not p.dominated), key=lambda point: point.part)
+    assert [point.part for point in front] in [list(line.get_xdata()) for line in axes.lines]
+    assert {text.get_text() for text in axes.texts} == {
+        "baseline (3)", "ReGATE (3)", "random (3)", "mine (1)"
+    }  # fmt: skip
+    bars = {container[0].get_xdata()[0]: bool(container[2]) for container in axes.containers}
+    assert not bars[points["mine"].part], "one seed has no interval"
+
+
+def test_labels_of_many_arms_do_not_lie_on_each_other() -> None:
+    """Eighteen arms, four at nearly the same place, as the suite `frontier` has them."""
+    rng = np.random.default_rng(0)
+    middles = [*rng.uniform(0.45, 1.05, 14), 0.6, 0.6, 0.602, 0.6]
+    points = []
+    for place, part in enumerate(middles):
+        level = 0.7 + 0.2 * part + 0.02 * rng.normal()
+        accuracy = Spread(level, 0.02, level - 0.03, level + 0.03, level, level, 5)
+        points.append(
+            ArmPoint(f"arm_with_a_name_{place}", 5, 1e12, 5e10, part, accuracy, accuracy, accuracy, elides=place > 5)
+        )
+    figure = draw(with_dominated(points), "many", 100.0, "mean accuracy (%)")
+    (axes,) = figure.axes
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(text, renderer) for text in axes.texts]  # without the line to the mark
+    assert len(boxes) == 18
+    overlapping = [(a, b) for a, b in combinations(range(18), 2) if boxes[a].overlaps(boxes[b])]
+    assert not overlapping
+    outer = axes.get_window_extent(renderer)
+    assert all(outer.x0 <= box.x0 and box.x1 <= outer.x1 for box in boxes)
 
 
 def test_two_runs_of_one_seed_are_not_two_seeds(suite: Path) -> None:

@@ -9,15 +9,21 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp, ttest_rel
 
+from harness.analysis.frontier import accounted_recipe
 from harness.analysis.option_loss import option_losses
 from harness.analysis.runs import Run, load_runs
 from harness.analysis.statistics import holm
 from harness.common.errors import DataError
+from harness.config.load import load_recipe
 from harness.config.suite import Claim, Suite
+from harness.plan import Planner
+from harness.plan.shapes import parts_at, published_shapes, scaled
+from harness.plan.work import dense_and_sparse
 from harness.records.evaluations import items_digest
 from harness.report import table as render
 from harness.report.tables import make_tables, suite_tables
 from harness.report.tables.time_to_target import KINDS, compared, reaches
+from regate.config import GateConfig, KeepBelow, VisualConfig
 from tests.harness.worlds.run_builder import build_run, finish, recipe
 
 if TYPE_CHECKING:
@@ -135,6 +141,80 @@ def test_claims_get_their_verdict_from_the_interval_over_seeds(tables: dict[str,
     assert facts["gains"]["low"] < facts["gains"]["value"] < facts["gains"]["high"]
     assert facts["unknown"] is None
     assert any("above minus the margin" in note for note in table.notes)
+
+
+def test_arms_stand_by_all_the_flops_that_they_need(runs: list[Run], tables: dict[str, Table]) -> None:
+    """Training as the ledger has it and one pass of the teacher, as a part of the baseline with the same seed."""
+    rows = _rows(tables["suite_claim_frontier_shapes"])
+    assert list(rows) == sorted(rows, key=lambda arm: rows[arm]["flops_of_baseline"])
+    by_seed = {arm: {run.seed: run for run in runs if run.suite == ("claim", arm)} for arm in SKILLS}
+    hidden, layers, vocabulary = 128, 3, 285
+    for arm, row in rows.items():
+        parts = []
+        for seed, run in by_seed[arm].items():
+            counts, samples = run.totals["counts"], run.totals["samples"]
+            text = (counts["valid"] - counts["visual"]) / samples
+            weights = layers * (4 * hidden**2 + 3 * hidden * 2 * hidden)
+            attention = 2 * layers * hidden * text * (text + 1)
+            reading = 2 * weights * text + attention + 2 * hidden * vocabulary * counts["target"] / samples
+            teacher = reading * run.record["plan"]["samples"] if arm == "regate" else 0.0
+            parts.append((run.totals["flops"] + teacher) / by_seed["baseline"][seed].totals["flops"])
+        assert row["flops_of_baseline"] == pytest.approx(np.mean(parts), rel=1e-9), arm
+    assert rows["baseline"]["flops_of_baseline"] == 1
+    assert rows["regate"]["teacher_flops"] > 0
+    assert rows["random"]["teacher_flops"] == rows["short"]["teacher_flops"] == ""
+    for arm, row in rows.items():
+        others = [other for name, other in rows.items() if name != arm]
+        value = {id(other): other["difference"] or 0.0 for other in (row, *others)}
+        beaten = any(
+            other["flops_of_baseline"] <= row["flops_of_baseline"] and value[id(other)] >= value[id(row)]
+            for other in others
+        )
+        assert (row["on_the_front"] == "yes") is not beaten, arm
+    assert {row["on_the_front"] for row in rows.values()} == {"yes", ""}
+
+
+def test_one_seed_of_a_suite_has_no_interval(runs: list[Run]) -> None:
+    first = [run for run in runs if run.seed == 0 or run.suite == ("claim", "baseline")]
+    tables = {table.name: table for table in suite_tables("claim", first, _suite())}
+    rows = _rows(tables["suite_claim_frontier_shapes"])
+    assert rows["regate"]["seeds"] == 1
+    assert rows["regate"]["difference"] is not None
+    ends = [rows["regate"][f"{value}low"] for value in ("", "difference_")]
+    assert ends == [None, None]
+    alone = [run for run in runs if run.suite == ("claim", "regate")]
+    names = [table.name for table in suite_tables("claim", alone, _suite())]
+    assert not [name for name in names if "frontier" in name or "7b" in name], "nothing to compare it with"
+
+
+def test_the_same_gate_at_the_shapes_of_the_papers_models(runs: list[Run], tables: dict[str, Table]) -> None:
+    """The suite's steps, and a sparse step as `harness plan` has it of the large model with this gate."""
+    rows = _rows(tables["suite_claim_flops_at_7b"])
+    run = next(run for run in runs if run.suite == ("claim", "regate"))
+    plan, gate = run.record["plan"], accounted_recipe(run).gate
+    assert gate is not None
+    overrides = [f"gate.keep_ratio={gate.keep_ratio}"]
+    figures = Planner().costs(load_recipe("videollama2_regate", overrides)).figures["work"]
+    (packed,) = [figure.low for figure in figures if figure.name == "sparse / dense, packed rows"]
+    expected = 1 - plan["sparse_steps"] / plan["steps"] * (1 - packed)
+    assert rows["regate"]["videollama2_1_7b"] == pytest.approx(expected)
+    assert rows["regate"]["videollama2_1_7b_with_teacher"] > expected
+    assert rows["random"]["videollama2_1_7b_with_teacher"] == pytest.approx(expected), "it needs no teacher"
+    assert rows["short"]["videochat2_7b"] == pytest.approx(23 / 40)
+
+
+def test_layers_are_parts_of_the_depth_at_other_shapes() -> None:
+    shape = published_shapes()["VideoLLaMA2.1-7B"]
+    by_number = parts_at(shape, GateConfig(deep=1, from_layer=None), 4)
+    by_part = parts_at(shape, GateConfig(deep=0.25), 99)
+    assert by_number == by_part
+    assert by_number.sparse < parts_at(shape, GateConfig(deep=3), 4).sparse < 1
+    below = scaled(GateConfig(keep_below=(KeepBelow(1, 0.9), KeepBelow(2, 0.7))), 4).keep_below
+    assert [level.layer for level in below] == [0.25, 0.5]
+    quarter = parts_at(shape, GateConfig(visual=VisualConfig(keep=0.25), keep_ratio=1.0), 4)
+    tower = sum(part.forward for part in shape.footprint.parts if not part.trained)
+    dense, _ = dense_and_sparse(shape.recipe, shape.footprint, shape.lengths)
+    assert 0.25 + 0.7 * tower / dense.total < quarter.sparse < 0.55, "the tower still sees every picture"
 
 
 @pytest.mark.parametrize("what", ["prompts", "questions", "frames", "limit", "scoring"])
