@@ -15,7 +15,7 @@ import torch
 from harness.analysis.runs import load_runs
 from harness.common.errors import HarnessError, StaleError
 from harness.common.file_digests import content_digest
-from harness.common.files import read_json, write_atomic, write_json
+from harness.common.files import check_kinds_below, read_json, write_atomic, write_json
 from harness.common.hashing import digest
 from harness.data.conversion import RefusedSamples, remember
 from harness.data.sources import make_data
@@ -108,6 +108,7 @@ def prepare(
         Path(recipe.paths.stores),
     ):
         check_disk(folder)
+    check_kinds_below(Path(recipe.paths.stores))
     if others is not None:
         others.check_shared([Path(recipe.paths.results), Path(recipe.paths.stores)])
     run_dir = run_dir_of(recipe)

@@ -49,6 +49,7 @@ def read_json(path: Path, what: str, schema: int = 1, keys: Mapping[str, Any] | 
     Raises:
         StoreError: it is missing, not JSON, of another schema, not as it was written, or lacks one of `keys`.
     """
+    _check_kind(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -64,6 +65,12 @@ def read_json(path: Path, what: str, schema: int = 1, keys: Mapping[str, Any] | 
         if not isinstance(value.get(key), kind):
             raise StoreError(f"{path} is damaged ({key} is {value.get(key)!r}); make the {what} again")
     return value
+
+
+def _check_kind(path: Path) -> None:
+    """Raises StoreError where a pipe, socket or device stands, which may be read for ever."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise StoreError(f"{path} is a pipe, socket or device, not a file; take it away")
 
 
 def _crc(value: dict[str, Any]) -> int:
@@ -90,6 +97,7 @@ def open_array(path: Path, shape: tuple[int, ...], dtype: str, *, writable: bool
     Raises:
         StoreError: the file is missing, cut short, or of another shape or type.
     """
+    _check_kind(path)
     try:
         array = np.load(path, mmap_mode="r+" if writable else "r")
     except FileNotFoundError:

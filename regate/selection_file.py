@@ -36,8 +36,11 @@ class SelectionFile:
     method: SelectionMethod = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        path = Path(self.file)
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe or device may never end
+            raise ConfigError(f"file {self.file} is a pipe, socket or device, not a file")
         try:
-            source = Path(self.file).read_bytes()
+            source = path.read_bytes()
         except OSError as error:
             raise ConfigError(
                 f"file {self.file} cannot be read: {error.strerror}; relative paths start at {Path.cwd()}"

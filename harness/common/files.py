@@ -86,8 +86,9 @@ def read_json(
         hint: what to do where it cannot be read.
 
     Raises:
-        DataError: not there, not a JSON object, not what was sealed, of another version or of another shape.
+        DataError: not there, no file, not a JSON object, not what was sealed, of another version or of another shape.
     """
+    check_kind(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -124,6 +125,21 @@ def odd_kind(path: Path) -> str | None:
     kinds = ((stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"))
     named = next((name for test, name in kinds if test(mode)), "a device")
     return None if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else named
+
+
+def check_kind(path: Path) -> None:
+    """Raises DataError where a path is neither a file nor a folder, see `odd_kind`."""
+    odd = odd_kind(path)
+    if odd is not None:
+        raise DataError(f"{path}: {odd}, not a file", hint="take it away, and give the command again")
+
+
+def check_kinds_below(folder: Path) -> None:
+    """`check_kind` of everything in a folder and its folders, so that whatever is read or written there later does
+    not wait for ever. What goes away meanwhile is passed over."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            check_kind(folder / parent / name)
 
 
 def is_sealed(path: Path) -> bool:

@@ -24,3 +24,11 @@ def file_digest(path: Path) -> str:
     """sha256 of a file's content, read in pieces, as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def has_digest(path: Path, sha256: str) -> bool:
+    """Whether a file is there, can be read and has that `file_digest`; a pipe or device is not read."""
+    try:
+        return path.is_file() and file_digest(path) == sha256
+    except OSError:
+        return False

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from harness.benchmarks import BENCHMARKS
 from harness.common.errors import RecipeError
+from harness.common.files import odd_kind
 from harness.config.evaluation import EvaluationRecipe, evaluation_rules
 from harness.config.explain import Problem, explain, nearest
 from harness.config.recipe import Paths, Recipe, SuiteMark
@@ -273,6 +274,9 @@ def _not_there(kind: Kind[Any], given: FilePath) -> RecipeError:
     if actual is not None and actual is not kind:
         hint = f"harness eval {given}" if actual is EVALUATION else None
         return RecipeError(f"{given} is {_a(actual)}, not {_a(kind)}", hint=hint)
+    odd = odd_kind(given)
+    if odd is not None:
+        return RecipeError(f"{given} is {odd}, not a file", hint="write the YAML to a file, and name that")
     if kind is not RECIPE:
         return RecipeError(f"{given}: no {kind.name} of that name{nearest(str(given), shipped(kind))}")
     if given.is_dir():

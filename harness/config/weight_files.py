@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from harness.common.files import odd_kind
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -80,8 +82,16 @@ def missing_files(section: Any, needs: Sequence[Requirement], root: Path) -> lis
 def _missing(need: Requirement, value: str | None, key: str, root: Path) -> list[str]:
     if value is None or (len(need.files) == 1 and (root / value).is_file()):
         return []
+    odd = [f"{path}: {kind}, not a file; named by {key}" for path, kind in _odd_files(root / value)]
     absent = [file for name in need.files for file in absent_files(root / value, name)]
-    return [f"{file}: {need.origin}; named by {key}" for file in absent]
+    return odd + [f"{file}: {need.origin}; named by {key}" for file in absent]
+
+
+def _odd_files(target: Path) -> list[tuple[Path, str]]:
+    """What is neither a file nor a folder, at the place of weights or directly in their folder: whoever reads the
+    folder reads more of it than is named here, and would wait for a pipe for ever."""
+    places = sorted(target.iterdir()) if target.is_dir() else [target]
+    return [(path, kind) for path in places if (kind := odd_kind(path)) is not None]
 
 
 def missing_checkpoint(recipe: EvaluationRecipe) -> list[str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from harness.common.files import atomic_file
+from harness.common.files import atomic_file, check_kind
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,6 +56,7 @@ def write(path: Path, arrays: dict[str, NDArray[Any]], rows: Bytes, description:
 
 def description_of(path: Path) -> dict[str, Any] | None:
     """What was written with the arrays; None where there is no whole file of this kind."""
+    check_kind(path)
     try:
         with path.open("rb") as file:
             header = _header(file.read(_HEAD.size), file.read)
@@ -70,6 +71,7 @@ def description_of(path: Path) -> dict[str, Any] | None:
 
 def mapped(path: Path) -> tuple[dict[str, NDArray[Any]], mmap.mmap, int] | None:
     """The arrays, the file's bytes and the place in them where the rows begin; None where the file is not whole."""
+    check_kind(path)
     try:
         with path.open("rb") as file:
             header = _header(file.read(_HEAD.size), file.read)

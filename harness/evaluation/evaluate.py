@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from harness.benchmarks import BENCHMARKS, AnyBenchmark
 from harness.common.errors import DataError, HarnessError, StaleError
-from harness.common.files import read_json, write_atomic
+from harness.common.files import check_kind, read_json, write_atomic
 from harness.common.hashing import digest
 from harness.evaluation import shares
 from harness.evaluation.lmms.process import CHILD, run_child, visible_gpus
@@ -185,6 +185,7 @@ def kept_task(run_dir: Path, benchmark: str) -> EvalTask | None:
         DataError: the file is damaged, or of another schema.
     """
     path = questions_file(run_dir, benchmark)
+    check_kind(path)
     if not path.exists():
         return None
     try:

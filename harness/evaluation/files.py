@@ -214,7 +214,7 @@ def _indexed(benchmark: PaperBenchmark, folder: Path, rows: Sequence[Row]) -> It
 def _existing(path: Path) -> Path | None:
     """The video, under one of the endings that lmms-eval's tasks try."""
     tried = [path.with_suffix(ending) for ending in _ENDINGS] if path.suffix == ".mp4" else [path]
-    return next((candidate for candidate in tried if candidate.exists()), None)
+    return next((candidate for candidate in tried if candidate.is_file() or candidate.is_dir()), None)
 
 
 def _size(path: Path) -> int:

@@ -12,6 +12,7 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.common.errors import DataError, RecipeError
+from harness.common.files import check_kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -133,6 +134,7 @@ def read_index(path: Path) -> dict[str, dict[str, Any]]:
         FileNotFoundError: it is not there.
         DataError: it cannot be read.
     """
+    check_kind(path)
     try:
         return {str(entry["idx"]): entry for entry in json.loads(path.read_text())}
     except (ValueError, KeyError, TypeError) as error:

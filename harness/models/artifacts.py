@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from harness.common.errors import DataError, EnvironmentProblem, StaleError
 from harness.common.files import atomic_folder, read_json, write_json
-from harness.common.hashing import digest, file_digest
+from harness.common.hashing import digest, file_digest, has_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -74,7 +74,8 @@ class ArtifactFolder:
         card = read_json(path, "the card of an artifact", shape=shape, hint=hint)
         if card.get("schema") != SCHEMA:
             raise StaleError(f"{path}: schema {SCHEMA} expected, found {card.get('schema')}", hint=hint)
-        changed = [name for name, wanted in card.get("files", {}).items() if not _is(path.parent / name, wanted)]
+        wanted = card.get("files", {}).items()
+        changed = [name for name, sha256 in wanted if not has_digest(path.parent / name, sha256)]
         if changed:
             raise DataError(f"{path.parent}: {', '.join(changed)} is missing or has changed (sha256)", hint=hint)
         if self.data_fingerprint is not None and card["data"] != self.data_fingerprint:
@@ -142,13 +143,6 @@ def hash_weights(folder: Path) -> str:
 def _file_digests(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
-
-
-def _is(path: Path, sha256: str) -> bool:
-    try:
-        return file_digest(path) == sha256
-    except OSError:
-        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from harness.benchmarks.scoring import Scoring, overall, unit_values
 from harness.common.errors import DataError, StaleError
-from harness.common.files import problems_of, read_json
+from harness.common.files import check_kind, problems_of, read_json
 from harness.common.hashing import digest
 
 if TYPE_CHECKING:
@@ -105,8 +105,10 @@ def read_item_bytes(path: Path) -> bytes:
     Raises:
         FileNotFoundError: it is not there.
         ValueError: it is damaged.
+        DataError: it is no file.
     """
     place = items_file(path) or path
+    check_kind(place)
     content = place.read_bytes()
     if place.suffix != ".gz":
         return content

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.common.errors import DataError
-from harness.common.files import problems_of
+from harness.common.files import check_kind, problems_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -127,6 +127,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: a line other than a torn last one is not what this version writes.
     """
+    check_kind(path)
     return list(_lines(path)) if path.exists() else []
 
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from harness.common.addresses import shown
 from harness.common.errors import DataError, EnvironmentProblem, StaleError
-from harness.common.files import read_json, write_json
+from harness.common.files import check_kind, check_kinds_below, read_json, write_json
 from harness.records.ledger import Clocks, Ledger, read_events
 
 if TYPE_CHECKING:
@@ -148,8 +148,10 @@ def lock_run(run_dir: Path) -> Iterator[None]:
 
     Raises:
         EnvironmentProblem: another process works on the same run.
+        DataError: something in the folder is neither a file nor a folder.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
+    check_kind(run_dir / ".lock")
     with (run_dir / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -157,4 +159,5 @@ def lock_run(run_dir: Path) -> Iterator[None]:
             raise EnvironmentProblem(
                 f"another process is working on {run_dir}", hint="wait for it, or stop it; it can be resumed"
             ) from error
+        check_kinds_below(run_dir)
         yield

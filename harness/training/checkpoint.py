@@ -1,6 +1,7 @@
 """Checkpoints that resume exactly: what training changes (`harness.training.placement.trained_state`), and beside it
 what the model does not know (step, gate, loss scale). A directory counts only once its COMPLETE file is there, which
-holds the sha256 of every other file: a byte that changed on the disk is seen before anything is trained on it.
+holds the sha256 of every other file and is sealed itself: a byte that changed on the disk is seen before anything is
+trained on it.
 
 The newest two are kept, so that a damaged one costs the steps since the one before. The older of them goes before a
 third is written: the disk never holds more than two.
@@ -21,7 +22,7 @@ import torch
 from accelerate.utils import gather_object
 
 from harness.common.errors import DataError, StaleError
-from harness.common.files import read_json, replace_folder, sync_tree
+from harness.common.files import read_json, replace_folder, seal, sync_tree
 from harness.common.hashing import file_digest
 
 if TYPE_CHECKING:
@@ -80,11 +81,11 @@ def _fill(model: ParallelModel, work: Path, *, step: int, gate_state: dict[str, 
         world, scaler = accelerator.num_processes, accelerator.scaler
         state = {"schema": SCHEMA, "step": step, "identity": identity, "world": world, "sharding": model.sharding}
         state["scaler"] = None if scaler is None else scaler.state_dict()
-        (work / "state.json").write_text(json.dumps(state))
+        (work / "state.json").write_text(json.dumps(seal(state)))
     accelerator.wait_for_everyone()
     digests = _digests(accelerator, work)
     if accelerator.is_main_process:
-        (work / _COMPLETE).write_text(json.dumps({"schema": SCHEMA, "sha256": digests}, sort_keys=True))
+        (work / _COMPLETE).write_text(json.dumps(seal({"schema": SCHEMA, "sha256": digests})))
 
 
 def latest(folder: Path) -> Path | None:
@@ -154,7 +155,7 @@ def damage(accelerator: Accelerator, path: Path) -> list[str]:
     except (DataError, KeyError):
         wanted, readable = {}, False
     if not readable:
-        return [f"{_COMPLETE} is not a list of digests of schema {SCHEMA}: cut off, or of another version"]
+        return [f"{_COMPLETE} is not a list of digests of schema {SCHEMA}: cut off, changed, or of another version"]
     digests = _digests(accelerator, path)
     missing = [f"{name} is missing" for name in sorted(wanted.keys() - digests.keys())]
     return missing + [

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from harness.common.errors import DataError
 from harness.common.files import read_json, write_json
-from harness.common.hashing import file_digest
+from harness.common.hashing import file_digest, has_digest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,7 +38,7 @@ def check_model(folder: Path) -> None:
     if not path.exists() and any(file.suffix in _WEIGHTS for file in folder.iterdir()):
         return
     content = read_json(path, "the digests of a kept model", schema=SCHEMA, shape={"sha256": dict}, hint=hint)
-    changed = [name for name, sha256 in sorted(content["sha256"].items()) if not _is(folder / name, sha256)]
+    changed = [name for name, sha256 in sorted(content["sha256"].items()) if not has_digest(folder / name, sha256)]
     if changed:
         raise DataError(f"{folder}: {', '.join(changed)} is missing or has changed (sha256)", hint=hint)
 
@@ -64,13 +64,6 @@ def check_before_resuming(run_dir: Path, steps: Sequence[int], newest: Path | No
                 f"{folder} is gone, and the training goes on from {newest.name}: it cannot keep that model again",
                 hint=f"bring it back, or move {run_dir} away to train anew",
             )
-
-
-def _is(path: Path, sha256: str) -> bool:
-    try:
-        return file_digest(path) == sha256
-    except OSError:
-        return False
 
 
 __all__ = ["DIGESTS", "check_before_resuming", "check_model", "seal_model"]

@@ -14,7 +14,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from harness.common.files import atomic_file
+from harness.common.files import atomic_file, check_kind
 from harness.common.hashing import digest
 from harness.data.loading.batches import text_batches
 from harness.data.loading.text_rows import TextRows, TextRowsWriter, path_of
@@ -94,6 +94,7 @@ def index_targets(
 
 def _read(path: Path, samples: int) -> TargetIndex | None:
     """What was kept; None where the file is not what was written. Its archive holds a checksum of each array."""
+    check_kind(path)
     try:
         with np.load(path, allow_pickle=False) as arrays:
             index = TargetIndex(arrays["sample_ids"], arrays["num_targets"], arrays["checksums"])

@@ -8,6 +8,8 @@ Checkpoints have a test of their own (`training/test_checkpoint.py`), files of u
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import astuple, dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -18,11 +20,15 @@ import torch
 
 import regate
 from harness.analysis.selection import read_selection, write_selection
+from harness.benchmarks.question_file import QuestionFile
 from harness.cli.status import run_status
 from harness.common.exits import explained
 from harness.common.files import read_json, write_json
+from harness.data.loading.tower_features import TowerFeatures, write_features
+from harness.evaluation.evaluate import keep_questions, kept_task, questions_file
 from harness.evaluation.lmms.answer_cache import Answers
-from harness.evaluation.lmms.child import write_result
+from harness.evaluation.lmms.child import read_job, write_result
+from harness.evaluation.task import build_tasks
 from harness.models.artifacts import ArtifactFolder
 from harness.pipeline import _read_provenance
 from harness.records import provenance, tracking
@@ -31,6 +37,7 @@ from harness.records.ledger import Ledger, read_events
 from harness.records.record import read_record
 from harness.records.run_folder import pin, read_recipe
 from harness.training import target_index
+from harness.training.launching.agent import pid_of, read_outcome
 from tests.harness.worlds.run_builder import build_run, finish, recipe
 
 if TYPE_CHECKING:
@@ -219,6 +226,54 @@ def difficulty(folder: Path) -> Path:
     return folder / "store" / "m.e0.npy"
 
 
+def features(folder: Path) -> Path:
+    values_R = torch.arange(12.0).reshape(3, 4)
+    write_features(folder / "tower", 3, [values_R], np.array([2, 0, 1, 0]), FEATURES)
+    return folder / "tower" / "card.json"
+
+
+def read_features(path: Path) -> Any:
+    kept = TowerFeatures.open(path.parent, FEATURES)
+    if kept is None:
+        return None
+    rows = [kept.of([place]) for place in range(4)]
+    return [None if row is None else row.tolist() for row in rows]
+
+
+def of_features(name: str, *, part: bool = False) -> Reader:
+    return Reader(lambda folder: features(folder).with_name(name), read_features, remade=(None,), part=part)
+
+
+FEATURES = {"tower": "t", "data": "d"}
+
+
+def worker_file(name: str, content: dict[str, Any]) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        write_json(folder / name, {"schema": 1, **content}, sealed=True)
+        return folder / name
+
+    return make
+
+
+OUTCOME = {"message": "stopped", "code": 75, "time": 1.5}
+JOB = {"recipe": {"name": "a"}, "share": [0, 1], "tasks": [], "results": [], "work": "w", "threads": 2}
+
+
+def questions(folder: Path) -> Path:
+    (folder / "a.mp4").write_bytes(b"a")
+    asked = {"key": "k", "question": "Which?", "media": "a.mp4", "options": ["red", "blue"], "answer": "blue"}
+    (folder / "own.json").write_text(json.dumps({"schema": 1, "name": "own", "questions": [asked]}))
+    file = QuestionFile(str(folder / "own.json"))
+    (task,) = build_tasks([file], {}, data=None, data_folder="", prompts="task", limit=None)
+    keep_questions(folder, task)
+    return questions_file(folder, "own")
+
+
+def read_questions(path: Path) -> Any:
+    task = kept_task(path.parents[1], "own")
+    return None if task is None else task.job()
+
+
 STATE = SimpleNamespace(value=None)
 
 
@@ -245,6 +300,14 @@ READERS = {
     "mirror": Reader(mirror, lambda path: tracking._last_state(path.parent), remade=(None,)),
     "answers": Reader(answers, read_answers, part=True),
     "card": Reader(card, read_card),
+    "worker's outcome": Reader(worker_file("outcome-0.json", OUTCOME), lambda path: read_outcome(path.parent, 0)),
+    "worker's id": Reader(worker_file("pid-0", {"pid": 4_000_000}), lambda path: pid_of(path.parent, 0)),
+    "questions of an evaluation": Reader(questions, read_questions),
+    "job of an evaluation": Reader(worker_file("job.json", JOB), read_job),
+    "card of tower features": of_features("card.json"),
+    "tower features": of_features("features.npy", part=True),
+    "sums of tower features": of_features("sums.npy"),
+    "rows of tower features": of_features("rows.npy"),
     "weights of an artifact": Reader(lambda folder: card(folder).with_name("model.safetensors"), read_card),
     "target index": Reader(targets, read_targets, remade=(None,)),
     "reference manifest": Reader(reference, read_reference),
@@ -256,8 +319,11 @@ READERS = {
     "difficulty values": Reader(difficulty, read_difficulty),
     "difficulty manifest": Reader(lambda folder: difficulty(folder).with_name("manifest.json"), read_difficulty),
 }
+"""Of every file that a run reads back; `tests/soak` goes through the folders that a run leaves."""
 FLIPS = 25
 TAIL = 90
+WAIT_S = 20
+"""After which a reader that waits for a pipe is ended; none does."""
 
 
 def damages(content: bytes) -> dict[str, bytes]:
@@ -327,3 +393,31 @@ def test_damage_is_told_or_harmless(name: str, tmp_path: Path) -> None:
     assert not wrong, "\n".join(wrong)
     path.write_bytes(content)
     assert same(reader.read(path), whole)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_pipe_in_place_of_a_file_is_told(name: str, tmp_path: Path) -> None:
+    """Whoever opened it would wait for ever: the alarm ends the wait."""
+    reader = READERS[name]
+    STATE.value = None
+    path = reader.make(tmp_path)
+    whole = reader.read(path)
+    path.unlink()
+    os.mkfifo(path)
+    before = signal.signal(signal.SIGALRM, overdue)
+    signal.alarm(WAIT_S)
+    try:
+        value = reader.read(path)
+    except Exception as error:  # noqa: BLE001 - whatever comes is judged
+        message, code = explained(error)
+        assert code in (2, 3, 4, 5), message
+        assert str(tmp_path) in message
+    else:
+        assert allowed(reader, "a pipe", value, whole)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def overdue(*_: object) -> None:
+    pytest.fail("waits for the pipe")

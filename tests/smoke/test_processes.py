@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from harness.records.ledger import read_events, read_steps
+from harness.training.launching.agent import pid_of
 from tests import halting
 from tests.waiting import HUNG_S
 from tests.warm import warm_python
@@ -44,7 +45,7 @@ def halted(pair: Ran, step: int, *overrides: str, python: str) -> Iterator[Halte
 def workers_of(pair: Ran, name: str) -> list[psutil.Process]:
     """The training processes of a run, by rank."""
     folder = pair.run_dir(name) / "workers"
-    return [psutil.Process(int((folder / f"pid-{rank}").read_text())) for rank in (0, 1)]
+    return [psutil.Process(pid_of(folder, rank)) for rank in (0, 1)]
 
 
 def gone(processes: list[psutil.Process], within: float = HUNG_S) -> bool:

@@ -87,15 +87,19 @@ def run_dir(folder: Path) -> Path:
 
 def outcome(folder: Path) -> dict[str, Any]:
     """What must be the same however often a run was stopped: models, steps, choices, running losses, record."""
+    difficulty = sorted((run_dir(folder) / "difficulty").glob("m.e*.npy"))[-1]
+    return {**training_outcome(folder), "difficulty": [difficulty.name, np.load(difficulty).tobytes().hex()]}
+
+
+def training_outcome(folder: Path) -> dict[str, Any]:
+    """What of `outcome` stands in models, ledger and record."""
     run = run_dir(folder)
     models = sorted(run.glob("checkpoints/step-*/model.safetensors"))
     clocks = ("seconds", "cpu", "time", "attempt", "peak_bytes", "clock")
     steps = read_steps(run / "ledger.jsonl")
-    difficulty = sorted((run / "difficulty").glob("m.e*.npy"))[-1]
     return {
         "models": {path.parent.name: _sha256(path) for path in models},
         "steps": [{key: value for key, value in step.items() if key not in clocks} for step in steps],
-        "difficulty": [difficulty.name, np.load(difficulty).tobytes().hex()],
         "record": strip_times(read_record(run / "record.json")),
     }
 
@@ -153,22 +157,35 @@ def _harmed(content: bytes, kind: str) -> bytes:
 def files_of(folder: Path) -> list[str]:
     """Every file that the stopped run left, by its path from the folder."""
     paths = (path for name in FOLDERS for path in sorted((folder / name).rglob("*")))
-    return [str(path.relative_to(folder)) for path in paths if path.is_file() and path.stat().st_size > 0]
+    return [str(path.relative_to(folder)) for path in paths if path.is_file()]
 
 
 def damages(folder: Path) -> Iterator[Damage]:
+    """Every kind of every file; of clips beyond the first of their folder one kind, of an empty file what can be."""
+    clips = set()
     for file in files_of(folder):
-        for kind in KINDS:
+        path = folder / file
+        again = path.suffix == ".mp4" and path.parent in clips
+        clips.add(path.parent)
+        for kind in KINDS[3:4] if again else KINDS if path.stat().st_size else KINDS[5:]:
             yield Damage(file, kind)
 
 
-def survives(stopped: Path, damage: Damage, whole: dict[str, Any], folder: Path) -> str | None:
+def survives(
+    stopped: Path,
+    damage: Damage,
+    whole: dict[str, Any],
+    folder: Path,
+    *,
+    command: Callable[[Path], None] = go_on,
+    outcome: Callable[[Path], dict[str, Any]] = outcome,
+) -> str | None:
     """What went wrong when the run went on after a damage; None where it came to the same end, or was told why
     not."""
     shutil.copytree(stopped, folder)
     damage.apply(folder)
     try:
-        go_on(folder)
+        command(folder)
     except BaseException as error:  # noqa: BLE001 - whatever comes is judged
         if not isinstance(error, Exception):
             return f"{damage}: {type(error).__name__}: {error}"

@@ -5,7 +5,7 @@ they stand in for frames and tower alike: nothing is decoded and no convolution 
 to the bit, since the kept numbers are those that the step would have computed.
 
 Files: features.npy (float32, a row a clip), sums.npy (uint32, CRC-32 of each row), rows.npy (int64, for each sample
-the row of its clip, -1 where none is kept), card.json (what they were made from).
+the row of its clip, -1 where none is kept), card.json (what they were made from, and the sha256 of sums and rows).
 
 Legend: M samples, R rows, ... the tower's own shape.
 """
@@ -13,13 +13,15 @@ Legend: M samples, R rows, ... the tower's own shape.
 from __future__ import annotations
 
 import zlib
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
 
 from harness.common.errors import DataError
-from harness.common.files import atomic_folder, read_json, write_json
+from harness.common.files import atomic_folder, check_kinds_below, read_json, write_json
+from harness.common.hashing import file_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -48,6 +50,7 @@ class TowerFeatures:
             DataError: it is damaged, or was made from something else.
         """
         path = folder / CARD
+        check_kinds_below(folder)
         if not path.is_file():
             return None
         hint = f"delete {folder}: the same command makes it again"
@@ -57,7 +60,11 @@ class TowerFeatures:
         features = cls(folder)
         try:
             features._map()
-        except (OSError, ValueError, EOFError) as error:
+            wanted = card.get("sha256", {})  # cards of an earlier version have none
+            changed = [name for name, sha256 in wanted.items() if file_digest(folder / name) != sha256]
+            if changed:
+                raise ValueError(f"{', '.join(changed)} has changed")
+        except (OSError, ValueError, EOFError, SyntaxError, TypeError, TokenError) as error:  # what numpy raises
             raise DataError(f"{folder}: {_WHAT} are damaged ({error})", hint=hint) from error
         return features
 
@@ -116,4 +123,5 @@ def write_features(
         assert len(sums) == count
         np.save(aside / "sums.npy", np.array(sums, np.uint32))
         np.save(aside / "rows.npy", rows_M)
-        write_json(aside / CARD, {"schema": SCHEMA, "made_from": dict(made_from)}, sealed=True)
+        sha256 = {name: file_digest(aside / name) for name in ("sums.npy", "rows.npy")}
+        write_json(aside / CARD, {"schema": SCHEMA, "made_from": dict(made_from), "sha256": sha256}, sealed=True)

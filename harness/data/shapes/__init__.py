@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from harness.common.errors import DataError, RecipeError
-from harness.common.files import atomic_folder
+from harness.common.files import atomic_folder, check_kind
 from harness.common.hashing import digest
 from harness.data.shapes.questions import make_test
 from harness.data.shapes.scene import KINDS, Scene, Want, make_scene
@@ -228,6 +228,7 @@ def _json(value: Any) -> bytes:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    check_kind(path)
     try:
         value: dict[str, Any] = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -244,6 +245,7 @@ def _read(path: Path) -> dict[str, Any]:
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """One process at a time; the lock goes with the process that holds it, however it ends."""
+    check_kind(path)
     with path.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

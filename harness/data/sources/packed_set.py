@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from harness.common.files import check_kind
 from harness.common.hashing import digest
 from harness.data import check, packed_file
 from harness.data.media_folders import MediaFolders, media_roots
@@ -120,6 +121,7 @@ def save(path: Path, kept: Kept, annotations: Annotations, paths: Paths, began_n
 @contextmanager
 def locked(path: Path, *, wait: bool, progress: Progress | None) -> Iterator[bool]:
     """Whether this process may pack: one does at a time. The others wait, or go on without packing."""
+    check_kind(path.with_suffix(".lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.with_suffix(".lock").open("ab")

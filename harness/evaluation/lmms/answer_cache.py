@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from harness.common.errors import HarnessError
+from harness.common.files import check_kind
 from harness.common.hashing import digest
 
 if TYPE_CHECKING:
@@ -161,6 +162,7 @@ def drop_torn_tail(path: Path) -> None:
 def _read(path: Path) -> dict[str, Any]:
     """Whole lines that are as they were written; another process may be writing the last one, and a damaged one is
     asked again."""
+    check_kind(path)
     answers: dict[str, Any] = {}
     for line in path.read_bytes().splitlines():
         try:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from harness.common.errors import EnvironmentProblem, HarnessError
-from harness.common.files import write_atomic, write_json
+from harness.common.files import read_json, write_atomic, write_json
 from harness.config.evaluation import EvaluationRecipe, LmmsEvalModel
 from harness.config.recipe import Recipe
 from harness.evaluation.task import task_of
@@ -84,6 +84,16 @@ def run(job: Mapping[str, Any], events: Events, make_adapter: Callable[[Recipe],
         result["seconds"] = time.monotonic() - began
         write_result(path, wanted["identity"], result, items)
         events.send("done", result=index, done=len(items))
+
+
+def read_job(path: Path) -> dict[str, Any]:
+    """The job file of a child.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    shape = {"recipe": dict, "share": list, "tasks": list, "results": list, "work": str}
+    return read_json(path, "the job of an evaluation", shape=shape)
 
 
 def read_recipe(plain: Mapping[str, Any]) -> Recipe | EvaluationRecipe:
@@ -164,11 +174,10 @@ def project_adapter(recipe: Recipe) -> Adapter:
 
 def main(argv: Sequence[str], make_adapter: Callable[[Recipe], Adapter] = project_adapter) -> int:
     watch_parent()
-    job = json.loads(Path(argv[0]).read_text())
     with os.fdopen(int(argv[1]), "w") as stream:
         events = Events(stream)
         try:
-            run(job, events, make_adapter)
+            run(read_job(Path(argv[0])), events, make_adapter)
         except BaseException as error:
             events.send("error", **report(error))
             raise

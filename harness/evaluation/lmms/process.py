@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from harness.common.errors import DataError, EnvironmentProblem, HarnessError, RecipeError, StaleError
-from harness.common.files import is_alive
+from harness.common.files import is_alive, write_json
 from harness.common.threads import settle
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def run_child(
     work = Path(tempfile.mkdtemp(prefix=f"{_work()}{os.getpid()}-", dir=folder)).absolute()
     try:
         job_file = work / "job.json"
-        job_file.write_text(json.dumps({**job, "work": str(work)}))
+        write_json(job_file, {**job, "work": str(work)}, sealed=True)
         before = log.stat().st_size if log.exists() else 0
         environment = _environment(work) | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
         with log.open("ab") as output, _started([*command, str(job_file)], output, environment) as (process, stream):

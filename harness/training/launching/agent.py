@@ -190,7 +190,7 @@ def _watch(
 
 def _ending(folder: Path, rank: int) -> int | None:
     """Exit code of a process that has ended, by its own account, or 1; None while it runs or has not begun."""
-    pid = _pid(folder, rank)
+    pid = pid_of(folder, rank)
     if pid is None or is_alive(pid):
         return None
     outcome = read_outcome(folder, rank)
@@ -200,19 +200,23 @@ def _ending(folder: Path, rank: int) -> int | None:
 def read_outcome(folder: Path, rank: int) -> dict[str, Any] | None:
     """How a process says that it ended: message, code and time; None where it could not say it."""
     path = folder / f"outcome-{rank}.json"
-    return read_json(path, "the outcome of a worker") if path.exists() else None
+    shape = {"message": str, "code": int, "time": int | float}
+    hint = "give the command again: it resumes, and the file is written anew"
+    return read_json(path, "the outcome of a worker", schema=1, shape=shape, hint=hint) if path.exists() else None
 
 
-def _pid(folder: Path, rank: int) -> int | None:
+def pid_of(folder: Path, rank: int) -> int | None:
+    """The id of a worker's process; None where it has not begun. Signals go to it, so that a damaged file must not
+    name another process."""
     path = folder / f"pid-{rank}"
-    return int(path.read_text()) if path.exists() else None
+    return read_json(path, "the id of a worker", schema=1, shape={"pid": int})["pid"] if path.exists() else None
 
 
 def _signal(folder: Path, ranks: range | list[int], number: signal.Signals) -> set[int]:
     """The ranks of those that were there to be signalled; SIGKILL goes to what they started, too."""
     reached = set()
     for rank in ranks:
-        pid = _pid(folder, rank)
+        pid = pid_of(folder, rank)
         if pid is not None:
             with suppress(ProcessLookupError):
                 (os.killpg if number == signal.SIGKILL else os.kill)(pid, number)

@@ -146,7 +146,8 @@ def _attempt(run: Prepared, task: Task, each: int) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     attempt = uuid.uuid4().hex
-    write_json(folder / JOB, {"schema": 1, "task": task, "began": time.perf_counter(), "attempt": attempt})
+    job = {"schema": 1, "task": task, "began": time.perf_counter(), "attempt": attempt}
+    write_json(folder / JOB, job, sealed=True)
     if others is not None and task == "reference":
         spread_reference(run, run.nodes)
     address = "127.0.0.1" if others is None else others.address

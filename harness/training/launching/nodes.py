@@ -294,7 +294,7 @@ class Coordinator:
         """Have the other nodes answer their shares of an evaluation; see `harness.evaluation.shares.OtherNodes`."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f".nodes-{os.getpid()}.json"
-        write_json(path, job)
+        write_json(path, job, sealed=True)
         order = self.begin(
             {"do": "answer", "folder": str(folder), "job": str(path), "processes": processes, "threads": threads}
         )

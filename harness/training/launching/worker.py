@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.common.exits import STOPPED, explained
-from harness.common.files import read_json, write_atomic, write_json
+from harness.common.files import read_json, write_json
 from harness.common.signals import PASSED_ON
 from harness.training.launching.agent import FOLDER, JOB
 
@@ -37,14 +37,14 @@ def main() -> None:
     try:
         with _stoppable():
             # Signals are answered from here on.
-            write_atomic(folder / f"pid-{rank}", str(os.getpid()).encode())
+            write_json(folder / f"pid-{rank}", {"schema": 1, "pid": os.getpid()}, sealed=True)
             _work(run_dir)
     except KeyboardInterrupt:
         message, code = "stopped; nothing is lost", STOPPED
     except Exception as error:  # noqa: BLE001 - whatever it is, the launcher reports it once
         message, code = explained(error)
     outcome: dict[str, Any] = {"schema": 1, "message": message, "code": code, "time": time.time()}
-    write_json(folder / f"outcome-{rank}.json", outcome)
+    write_json(folder / f"outcome-{rank}.json", outcome, sealed=True)
     sys.stdout.flush()
     sys.stderr.flush()
     # Not the interpreter's own end: it would wait for a collective that the others will never join.
@@ -80,7 +80,8 @@ def _work(run_dir: Path) -> None:
     from harness.training.run import join
     from regate import process
 
-    job = read_json(run_dir / FOLDER / JOB, "the job of a worker")
+    shape = {"task": str, "attempt": str, "began": int | float}
+    job = read_json(run_dir / FOLDER / JOB, "the job of a worker", schema=1, shape=shape)
     recipe = read_recipe(run_dir)
     processes.init_process_group(recipe.devices.timeout_minutes)
     first = process.rank() == 0
