@@ -8,6 +8,11 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from harness.config.section import Strict
 
+Frames = Annotated[int, Field(ge=1, le=65_536)]
+"""Of one clip."""
+Clips = Annotated[int, Field(ge=1, le=10_000_000)]
+"""That are rendered here."""
+
 
 def _first(value: Any) -> bool:
     """Left out of the identity at its default: sets and runs from before there was the key keep their names."""
@@ -22,12 +27,12 @@ class ShapesData(Strict):
     """1 is asked by the benchmark shapes, 2 by shapes_2. In 2 nothing collides, which was learned or not by seed.
     Shape and order, which were near their ceilings, are harder: objects are smaller, and the second one appears one
     or two frames after the first."""
-    train_clips: PositiveInt = 2000
-    test_clips: PositiveInt = 1200
-    stage_clips: PositiveInt = 3000
+    train_clips: Clips = 2000
+    test_clips: Clips = 1200
+    stage_clips: Clips = 3000
     """Other clips, for the vision tower's and the projector's own training."""
-    frames: PositiveInt = 8
-    size: PositiveInt = 64
+    frames: Frames = 8
+    size: Annotated[int, Field(ge=1, le=4096)] = 64
     """Pixels, width and height."""
     seed: NonNegativeInt | None = None
     """None takes the recipe's seed."""
@@ -41,7 +46,7 @@ class LlavaData(Strict):
     annotations: tuple[str, ...]
     """Relative to paths.data."""
     media: str
-    frames: PositiveInt = 16
+    frames: Frames = 16
     samples: PositiveInt | None = None
     """How many samples the paper or the data card states; `plan` uses it while the files are not there."""
     targets_per_sample: PositiveFloat | None = None
@@ -75,7 +80,7 @@ class VideoChat2Data(Strict):
     media: str = "."
     """The folder that the media folders of the annotations stand in, relative to paths.data."""
     subset: Subset | None = None
-    frames: PositiveInt = 16
+    frames: Frames = 16
     frame_sampling: Literal["uniform", "random"] = "uniform"
     """Frames of a video in training: the middle of each of `frames` parts, or one drawn from each part in each epoch
     (the official `rand`)."""
@@ -107,7 +112,7 @@ class InternVLData(Strict):
     """The meta file, relative to paths.data; so are the annotations that it names."""
     media: str = "."
     """The folder that the `root` of each entry starts at, relative to paths.data."""
-    frames: PositiveInt = 16
+    frames: Frames = 16
     frame_sampling: Literal["middle", "random"] = Field(default="middle", exclude_if=_is_middle)
     """Frames of a video in training: the middle of each of `frames` parts, or one drawn from each part in each epoch
     (the official `rand`)."""

@@ -13,6 +13,7 @@ from pydantic import Field, PositiveInt
 from harness.benchmarks import BENCHMARKS, PaperBenchmark
 from harness.benchmarks.question_file import QuestionFile  # noqa: TC001 - pydantic reads it
 from harness.common.hashing import digest
+from harness.config.data import Frames  # noqa: TC001 - pydantic reads it
 from harness.config.explain import Problem, nearest
 from harness.config.model import Checkpoint, ModelSection
 from harness.config.recipe import Devices, EvaluateRecipe, Paths
@@ -54,7 +55,7 @@ class EvaluationRecipe(Strict):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=80)]
     description: str = ""
     model: EvaluatedModel
-    frames: PositiveInt = 16
+    frames: Frames = 16
     """Of a video; a model of lmms-eval has an argument of its own for it."""
     benchmarks: tuple[str | QuestionFile, ...] = Field(min_length=1)
     prompts: Literal["task", "paper"] = "task"

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 _ROOT_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Few = Annotated[int, Field(ge=1, le=4096)]
+"""Of processes or threads: more than any machine has is a slip of the pen that would bring it down."""
 
 # --- training and evaluation -----------------------------------------------------------------------------
 
@@ -96,7 +98,7 @@ class TrainRecipe(Strict):
     rows: Literal["packed", "padded"] | None = Field(default=None, exclude_if=_none)
     """Samples of a micro-batch one after the other without padding, or each in a row padded to the longest. None
     packs them where the model can be packed, and says where it cannot."""
-    workers: NonNegativeInt = 1
+    workers: Annotated[int, Field(ge=0, le=1024)] = 1
     """Data loading processes; 0 loads in the training process."""
     checkpoint_every: PositiveInt = 500
     """Optimizer steps between two checkpoints that a killed run resumes from."""
@@ -142,7 +144,7 @@ class EvaluateRecipe(Strict):
 class Devices(Strict):
     """What a run computes on. Not part of its identity: the same run may go on elsewhere, and its record tells."""
 
-    processes: PositiveInt | None = None
+    processes: Few | None = None
     """Training processes of each node; None takes one for each visible GPU, and one where there is none."""
     sharding: Literal["none", "node", "full"] = "none"
     """none: every process holds the whole model. full: weights, gradients and the optimizer's state are spread over
@@ -156,7 +158,7 @@ class Devices(Strict):
     shard_teacher: bool = False
     """Spread the teacher of the reference losses over the processes of each machine: for one that is larger than a
     GPU. The losses are the same."""
-    threads: PositiveInt | None = None
+    threads: Few | None = None
     """Computing threads of a process on the CPU; None takes what torch chooses. The number changes the order of
     sums, so runs that are compared take the same."""
     checkpoint_minutes: PositiveFloat | None = 30.0
@@ -167,7 +169,7 @@ class Devices(Strict):
     float32); `plan` says how large it is. 0 keeps none."""
     keep_resume: bool = False
     """Keep the checkpoints to resume from once the record is written; the kept models stay in any case."""
-    timeout_minutes: PositiveFloat = 60.0
+    timeout_minutes: Annotated[float, Field(gt=0, le=525_600)] = 60.0
     """How long a training process waits for another one; then the run ends and says which one hangs."""
     restarts: NonNegativeInt = 0
     """How often processes are started again after one was killed, or its GPU or network failed, if the run has come

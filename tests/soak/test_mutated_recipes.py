@@ -16,6 +16,7 @@ from harness.plan import Planner, render
 from tests.smoke.conftest import PAIR
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import pytest
@@ -56,11 +57,16 @@ def mutated(recipe: dict[str, Any], rng: random.Random) -> tuple[str, dict[str, 
     return ", ".join(words), changed
 
 
-def judged(path: Path) -> str | None:
+def answered(path: Path, overrides: list[str]) -> str | None:
+    failure = judged(path, overrides)
+    return failure and f"{overrides}: {failure}"
+
+
+def judged(path: Path, overrides: Sequence[str] = ()) -> str | None:
     """What is wrong with how a recipe file is answered; None where it is planned or refused in one message."""
     began = time.monotonic()
     try:
-        recipe, planner = load_recipe(path), Planner()
+        recipe, planner = load_recipe(path, overrides), Planner()
         render(planner.plan(recipe), planner.costs(recipe))
     except Exception as error:  # noqa: BLE001 - whatever comes is judged
         message, code = explained(error)
@@ -83,6 +89,30 @@ def test_mutated_recipes(tmp_path: Path, request: pytest.FixtureRequest, monkeyp
         if failure is not None:
             failures.append(f"{number}: {words}: {failure}")
     assert not failures, "\n".join([f"{len(failures)} of {count}", *failures])
+
+
+def test_a_million_million_of_anything_is_planned_or_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain = load_recipe(PAIR[1]).model_dump(mode="json")
+    plain["train"] |= {"epochs": 1.0}
+    plain["devices"] |= {"processes": 1, "threads": 1}
+    plain["evaluate"] |= {"limit": 1}
+    numbers = [path for path in places(plain) if type(value_at(plain, path)) in (int, float)]
+    assert len(numbers) > 40
+    began, failures = time.process_time(), []
+    for path in numbers:
+        other = {"train.epochs": ["train.steps=null"]}.get(".".join(path), [])
+        failures.append(answered(PAIR[1], [*other, f"{'.'.join(path)}={10**12}"]))
+    assert not [failure for failure in failures if failure]
+    assert time.process_time() - began < 0.5 * len(numbers)
+
+
+def value_at(value: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        value = value[key]
+    return value
 
 
 def test_a_run_of_a_million_million_steps_is_planned_at_once(
