@@ -6,6 +6,8 @@ ones before it made, and writes what it cost into the run's ledger.
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -275,7 +277,7 @@ def evaluate(run: Prepared) -> list[dict[str, Any]]:
 
 
 def finish(run: Prepared) -> Path:
-    """Write the record, remove what the training could resume from, and mirror the record to MLflow."""
+    """Write the record, and remove what the training could resume from."""
     path = write_record(
         build_record(
             run.recipe,
@@ -290,11 +292,32 @@ def finish(run: Prepared) -> Path:
     )
     if not run.recipe.devices.keep_resume:
         checkpoint.remove_all(run.run_dir / "checkpoints")
-    if run.recipe.track.mlflow:
-        mirrored = tracking.mirror(run.recipe, run.run_dir, final=True)
-        if mirrored.message:
-            run.progress.say(mirrored.message)
     return path
+
+
+class _FinalMirrors:
+    """The final mirrors of the runs of one command: each goes on beside the next run and the tables, and all are
+    waited for at the command's end. A command that fails waits for none: `harness sync` sends what is lacking."""
+
+    def __init__(self) -> None:
+        self._reports: queue.SimpleQueue[tracking.MirrorReport] = queue.SimpleQueue()
+        self._started = 0
+
+    def start(self, run: Prepared) -> None:
+        if not run.recipe.track.mlflow:
+            return
+        self._started += 1
+
+        def send() -> None:
+            self._reports.put(tracking.mirror(run.recipe, run.run_dir, final=True))  # which never raises
+
+        threading.Thread(target=send, daemon=True, name=f"mirror-{run.recipe.run_id}").start()
+
+    def wait(self, progress: Progress) -> None:
+        for _ in range(self._started):
+            report = self._reports.get()
+            if report.message:
+                progress.say(report.message)
 
 
 def run_stage(
@@ -336,13 +359,14 @@ def run(
     Returns:
         What the runs showed, a closing for each suite and pair: see `harness.report.closing`.
     """
-    planner = planner or Planner()
+    planner, mirrors = planner or Planner(), _FinalMirrors()
     for recipe in recipes:
         with lock_run(run_dir_of(recipe)):
             prepared = prepare(recipe, progress, planner, others)
             train(prepared)
             evaluate(prepared)
             progress.say(f"record: {finish(prepared)}")
+        mirrors.start(prepared)
     closings = []
     for results in dict.fromkeys(Path(recipe.paths.results) for recipe in recipes):
         # A damaged file of another run is no reason to end this one's command. Records and items are read once.
@@ -350,6 +374,7 @@ def run(
         tables.write_tables(tables.make_tables(results, suites, finished=finished), results)
         figures.build_figures(results, definitions=suites, finished=finished)
         closings += _close(results, finished, [recipe.run_id for recipe in recipes], suites or {})
+    mirrors.wait(progress)
     return closings
 
 

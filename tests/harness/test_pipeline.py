@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +20,7 @@ from harness.config.data import LlavaData
 from harness.data import sources
 from harness.data.loading.batches import windows
 from harness.plan import Planner, make_plan
+from harness.records import tracking
 from harness.records.ledger import Ledger, read_events
 from harness.training import loop
 from harness.training.launching import launch
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from harness.common.progress import Advance
+    from harness.config.recipe import Recipe
 
 GATES = {"base": None, "gated": {"cycle_steps": 2, "dense_steps": 1, "warmup_steps": 0}}
 
@@ -210,3 +213,30 @@ def test_every_moment_of_a_training_belongs_to_a_phase(folder: Path, monkeypatch
     appended = 4 * (len(counted) + 1)  # the counted events but the last, and `start` and `load` before them
     assert phases["train"] == 5 * 2
     assert sum(phases.values()) == 5 * (1 + 2 + 8) + 32 + 2 * 128 + 16 + 64 + appended
+
+
+@pytest.mark.slow
+def test_final_mirrors_go_on_beside_the_next_run_and_are_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first run's mirror ends only when the second run is prepared, so that a command that waited for it would
+    never come to its end."""
+    second = threading.Event()
+    mirrored: list[str] = []
+    real_prepare = pipeline.prepare
+
+    def mirror(recipe: Recipe, run_dir: Path, *, final: bool) -> tracking.MirrorReport:
+        assert not final or second.wait(120)
+        mirrored.append(recipe.name)
+        return tracking.MirrorReport("done", "")
+
+    def prepare(recipe: Recipe, *arguments: Any, **options: Any) -> Any:
+        if recipe.name == "second":
+            second.set()
+        return real_prepare(recipe, *arguments, **options)
+
+    monkeypatch.setattr(tracking, "mirror", mirror)
+    monkeypatch.setattr(pipeline, "prepare", prepare)
+    recipes = [tiny_recipe(tmp_path).model_copy(update={"name": name}) for name in ("first", "second")]
+    pipeline.run(recipes, Progress(quiet=True))
+    assert sorted(mirrored) == ["first", "second"]
