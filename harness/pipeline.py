@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -297,11 +298,15 @@ def finish(run: Prepared) -> Path:
 
 class _FinalMirrors:
     """The final mirrors of the runs of one command: each goes on beside the next run and the tables, and all are
-    waited for at the command's end. A command that fails waits for none: `harness sync` sends what is lacking."""
+    waited for at the command's end. A command that fails waits for none: `harness sync` sends what is lacking.
 
-    def __init__(self) -> None:
+    Args:
+        child: does them, beside the mirrors of runs that go on.
+    """
+
+    def __init__(self, child: tracking.MirrorChild) -> None:
         self._reports: queue.SimpleQueue[tracking.MirrorReport] = queue.SimpleQueue()
-        self._started = 0
+        self._child, self._started = child, 0
 
     def start(self, run: Prepared) -> None:
         if not run.recipe.track.mlflow:
@@ -309,7 +314,8 @@ class _FinalMirrors:
         self._started += 1
 
         def send() -> None:
-            self._reports.put(tracking.mirror(run.recipe, run.run_dir, final=True))  # which never raises
+            report = tracking.mirror(run.recipe, run.run_dir, final=True, child=self._child)  # which never raises
+            self._reports.put(report)
 
         threading.Thread(target=send, daemon=True, name=f"mirror-{run.recipe.run_id}").start()
 
@@ -359,14 +365,25 @@ def run(
     Returns:
         What the runs showed, a closing for each suite and pair: see `harness.report.closing`.
     """
-    planner, mirrors = planner or Planner(), _FinalMirrors()
-    for recipe in recipes:
-        with lock_run(run_dir_of(recipe)):
-            prepared = prepare(recipe, progress, planner, others)
-            train(prepared)
-            evaluate(prepared)
-            progress.say(f"record: {finish(prepared)}")
-        mirrors.start(prepared)
+    planner = planner or Planner()
+    with tracking.MirrorChild() as child:
+        mirrors = _FinalMirrors(child)
+        for recipe in recipes:
+            with lock_run(run_dir_of(recipe)):
+                prepared = replace(prepare(recipe, progress, planner, others), mirrors=child)
+                train(prepared)
+                evaluate(prepared)
+                progress.say(f"record: {finish(prepared)}")
+            mirrors.start(prepared)
+        closings = _conclude(recipes, progress, suites)
+        mirrors.wait(progress)
+    return closings
+
+
+def _conclude(
+    recipes: Sequence[Recipe], progress: Progress, suites: Mapping[str, Suite] | None
+) -> list[tuple[tuple[str, str], ...]]:
+    """Tables and figures of all results, and the reports of these runs."""
     closings = []
     for results in dict.fromkeys(Path(recipe.paths.results) for recipe in recipes):
         # A damaged file of another run is no reason to end this one's command. Records and items are read once.
@@ -374,7 +391,6 @@ def run(
         tables.write_tables(tables.make_tables(results, suites, finished=finished), results)
         figures.build_figures(results, definitions=suites, finished=finished)
         closings += _close(results, finished, [recipe.run_id for recipe in recipes], suites or {})
-    mirrors.wait(progress)
     return closings
 
 

@@ -11,7 +11,7 @@ from harness.common.errors import EnvironmentProblem, HarnessError
 from harness.common.files import read_json
 from harness.records.record import RECORD_FILE
 from harness.records.run_folder import RECIPE_FILE, read_recipe
-from harness.records.tracking import is_mirrored, mirror
+from harness.records.tracking import MirrorChild, is_mirrored, mirror
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,11 +24,12 @@ Synced = dict[str, Any]
 def sync(arguments: Sequence[str]) -> list[Synced]:
     """Mirror the runs of the recipes that are named, or every run of the results folder, as far as their store lacks
     something: `run_id`, `state` (of a `MirrorReport`), `metrics` sent and `message` of each."""
-    if split(arguments)[0]:
-        folders = [(Path(r.paths.results) / "runs" / r.run_id, r) for r in recipes_of(arguments)]
-        return [_synced(folder, recipe) for folder, recipe in folders if folder.is_dir()]
-    results = results_folder(arguments)
-    return [_synced(folder, _kept(folder, results)) for folder in run_folders(results)]
+    with MirrorChild() as child:
+        if split(arguments)[0]:
+            folders = [(Path(r.paths.results) / "runs" / r.run_id, r) for r in recipes_of(arguments)]
+            return [_synced(folder, recipe, child) for folder, recipe in folders if folder.is_dir()]
+        results = results_folder(arguments)
+        return [_synced(folder, _kept(folder, results), child) for folder in run_folders(results)]
 
 
 def _kept(folder: Path, results: Path) -> Recipe | str:
@@ -43,13 +44,13 @@ def _kept(folder: Path, results: Path) -> Recipe | str:
     return recipe.model_copy(update={"paths": paths})
 
 
-def _synced(folder: Path, recipe: Recipe | str) -> Synced:
+def _synced(folder: Path, recipe: Recipe | str, child: MirrorChild) -> Synced:
     answer: Synced = {"run_id": folder.name, "state": "off", "metrics": 0, "message": None}
     if isinstance(recipe, str):
         return {**answer, "message": recipe}
     if recipe.track.mlflow and is_mirrored(folder):
         return {**answer, "state": "done"}
-    report = mirror(recipe, folder, final=True)
+    report = mirror(recipe, folder, final=True, child=child)
     # A trouble that the user was told before is told again: this command was given to see it.
     message = report.message or (f"not sent: {report.state}" if report.state not in ("done", "off") else None)
     if report.state == "done" and not (folder / RECORD_FILE).exists():

@@ -7,7 +7,8 @@ The work is done in a child process (`python -m harness.records.tracking`). MLfl
 variables, reads some on import and others at every request: telemetry off, short time limits, and no MLFLOW_RUN_ID or
 other variable that would send this run into another one. Those are set in the child alone, so nothing leaks into the
 training process or into the processes that it starts, autologging has nothing to hook into, and a store that hangs
-can be left behind by ending the child.
+can be left behind by ending the child. One child does all mirrors of a command, one after the other: to import MLflow
+takes longer than to send a run.
 
 Runs are nested: NAME > NAME/reference, NAME/train, NAME/eval, each with the recipe's parameters. What the store holds
 is asked from the store: the number of steps is a metric of the train run, committed in one transaction with the steps
@@ -25,8 +26,10 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from collections import deque
+from concurrent.futures import Future
+from contextlib import closing, contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import urlsplit
@@ -103,56 +106,65 @@ class MirrorReport:
     message: str | None = None
 
 
-def mirror(recipe: Recipe, run_dir: Path, *, final: bool) -> MirrorReport:
+def mirror(recipe: Recipe, run_dir: Path, *, final: bool, child: MirrorChild | None = None) -> MirrorReport:
     """Send what MLflow does not hold yet of a run; never raises: a mirror is a copy, and the record is on disk.
 
     Args:
         final: wait for it (until the store has everything, or about half a minute), and mark the runs as finished.
             Otherwise the child works beside the caller, on one core for some seconds, and nothing is waited for.
+        child: does the work, and other mirrors after it; None is one for this mirror alone.
     """
     if not recipe.track.mlflow:
         return MirrorReport("off", "")
     uri = recipe.track.uri or ""
     try:
-        return _mirror(make_job(recipe, run_dir, final=final), run_dir)
+        with nullcontext(child) if child is not None else MirrorChild() as at_work:
+            return _mirror(make_job(recipe, run_dir, final=final), run_dir, at_work)
     except Exception as error:  # noqa: BLE001 - whatever goes wrong here must not end a finished run
         reason = without_secrets(f"{type(error).__name__}: {error}", uri)[:300]
         return MirrorReport("failed", shown(uri), message=f"MLflow could not be written: {reason}; {_LATER}")
 
 
 class MirrorBeside:
-    """The mirror of a run that goes on: asked after each step, it starts a child now and then and waits for nothing.
-    What the child before it could not send is said at the next start, each trouble once.
+    """The mirror of a run that goes on: asked after each step, it gives the child a job now and then and waits for
+    nothing. What the child could not send is said with the next job, each trouble once.
 
     Args:
         say: tells the user.
+        child: does the work; the caller closes it.
         now: seconds of a monotonic clock.
     """
 
     def __init__(
-        self, recipe: Recipe, run_dir: Path, say: Callable[[str], None], now: Callable[[], float] = time.monotonic
+        self,
+        recipe: Recipe,
+        run_dir: Path,
+        say: Callable[[str], None],
+        child: MirrorChild,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._recipe, self._run_dir, self._say, self._now = recipe, run_dir, say, now
+        self._recipe, self._run_dir, self._say, self._child, self._now = recipe, run_dir, say, child, now
         self._last = now()
         self._told: str | None = None
 
     def __call__(self) -> None:
-        if not self._recipe.track.mlflow or self._now() - self._last < _BESIDE_S:
+        if not self._recipe.track.mlflow or self._now() - self._last < _BESIDE_S or self._child.busy:
             return
         self._last = self._now()
-        started = mirror(self._recipe, self._run_dir, final=False)
+        started = mirror(self._recipe, self._run_dir, final=False, child=self._child)
         trouble = started.message or _last_trouble(self._run_dir)
         if trouble is not None and trouble != self._told:
             self._say(f"WARNING: {trouble}")
         self._told = trouble
 
 
-def _mirror(job: Job, run_dir: Path) -> MirrorReport:
+def _mirror(job: Job, run_dir: Path, child: MirrorChild) -> MirrorReport:
     began = time.monotonic()
     if not job.final:
-        return _in_child(job)  # which looks whether the store answers: nothing is waited for here
+        child.send(job)  # which looks whether the store answers: nothing is waited for here
+        return MirrorReport("started", shown(job.uri))
     before = _last_state(run_dir)
-    report = _in_child(job) if reachable(job.uri) else _unreachable(job)
+    report = child.result(job) if reachable(job.uri) else _unreachable(job)
     _write_state(run_dir, report, final=True)
     known = report.state == before and report.state in ("unreachable", "failed")
     message = f"{report.message}; {_LATER}" if report.message else None
@@ -179,34 +191,107 @@ def make_job(recipe: Recipe, run_dir: Path, *, final: bool) -> Job:
 # --- parent: the child and its end -----------------------------------------------------------------------
 
 
-def _in_child(job: Job) -> MirrorReport:
-    child = subprocess.Popen(
-        [sys.executable, "-m", "harness.records.tracking"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE if job.final else subprocess.DEVNULL,
-        stderr=subprocess.PIPE if job.final else subprocess.DEVNULL,
-        env=_environment(),
-        text=True,
-        start_new_session=not job.final,
-    )
-    if not job.final:
-        assert child.stdin is not None
-        with child.stdin as pipe:
-            pipe.write(json.dumps(asdict(job)))
-        threading.Thread(target=child.wait, daemon=True).start()  # so that no dead child is left over
-        return MirrorReport("started", shown(job.uri))
-    try:
-        out, error = child.communicate(json.dumps(asdict(job)), timeout=_BUDGET[True] + _GRACE)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.communicate()
-        return MirrorReport("behind", shown(job.uri), message=f"MLflow at {shown(job.uri)} is too slow")
-    lines = out.splitlines()
-    if child.returncode != 0 or not lines:
-        last = (error.strip().splitlines() or ["no message"])[-1]
-        last = without_secrets(last, job.uri)[:300]
-        return MirrorReport("failed", shown(job.uri), message=f"MLflow could not be written: {last}")
-    return MirrorReport(**json.loads(lines[-1]))
+@dataclass(slots=True)
+class _Running:
+    """A child and those who wait for its answers, in the order of their jobs."""
+
+    process: subprocess.Popen[str]
+    waiting: deque[Future[str | None]] = field(default_factory=deque)
+    ended: bool = False
+
+
+class MirrorChild:
+    """A process that mirrors runs one after the other; it imports MLflow once.
+
+    The first job starts it, and a job after its end starts another. It ends when it has done what it was given, once
+    this object is closed or this process is gone: neither a key pressed in the terminal nor the end of the command
+    stops what it is sending. Threads may give it jobs together.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: _Running | None = None
+
+    def __enter__(self) -> MirrorChild:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has something to do."""
+        with self._lock:
+            return self._running is not None and bool(self._running.waiting)
+
+    def send(self, job: Job) -> Future[str | None]:
+        """Hand over a job; nothing is waited for.
+
+        Returns:
+            The child's answer, a line of JSON; None of a child that ended without one.
+        """
+        answer: Future[str | None] = Future()
+        with self._lock:
+            if self._running is None or self._running.ended:
+                self._running = self._start()
+            self._running.waiting.append(answer)
+            pipe = self._running.process.stdin
+            assert pipe is not None
+            with suppress(BrokenPipeError):  # it has just ended, and whoever reads its answers says so
+                pipe.write(json.dumps(asdict(job)) + "\n")
+                pipe.flush()
+        return answer
+
+    def result(self, job: Job) -> MirrorReport:
+        """What became of a job. A child that takes longer than a final mirror may is ended."""
+        answer = self.send(job)
+        try:
+            line = answer.result(_BUDGET[True] + _GRACE)
+        except TimeoutError:
+            with self._lock:
+                if self._running is not None:
+                    self._running.process.kill()
+            return MirrorReport("behind", shown(job.uri), message=f"MLflow at {shown(job.uri)} is too slow")
+        if line is None:
+            return MirrorReport("failed", shown(job.uri), message="MLflow could not be written: its process ended")
+        return MirrorReport(**json.loads(line))
+
+    def close(self) -> None:
+        """It ends by itself when it has done what it was given; nothing is waited for."""
+        with self._lock:
+            if self._running is not None and self._running.process.stdin is not None:
+                with suppress(BrokenPipeError):
+                    self._running.process.stdin.close()
+            self._running = None
+
+    def _start(self) -> _Running:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "harness.records.tracking"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=_environment(),
+            text=True,
+            start_new_session=True,
+        )
+        running = _Running(process)
+        threading.Thread(target=self._read, args=(running,), daemon=True, name="mirror").start()
+        return running
+
+    def _read(self, running: _Running) -> None:
+        assert running.process.stdout is not None
+        with running.process.stdout as lines:
+            for line in lines:
+                with self._lock:
+                    answer = running.waiting.popleft()
+                answer.set_result(line)
+        running.process.wait()  # so that no dead child is left over
+        with self._lock:
+            running.ended = True
+            left = tuple(running.waiting)
+            running.waiting.clear()
+        for answer in left:
+            answer.set_result(None)
 
 
 def _environment() -> dict[str, str]:
@@ -511,26 +596,34 @@ def _locked(path: Path | None, *, wait: bool = True) -> Iterator[bool]:
             yield True
 
 
-def _beside(job: Job) -> MirrorReport:
+def _sent(job: Job) -> MirrorReport:
     try:
-        return upload(job) if reachable(job.uri) else _unreachable(job)
-    except Exception as error:  # noqa: BLE001 - the run that goes on says it at the next mirror
+        return upload(job) if job.final or reachable(job.uri) else _unreachable(job)
+    except Exception as error:  # noqa: BLE001 - the parent tells it: a mirror is a copy, and the record is on disk
         reason = without_secrets(f"{type(error).__name__}: {error}".splitlines()[0], job.uri)[:300]
         return MirrorReport("failed", shown(job.uri), message=f"MLflow could not be written: {reason}")
 
 
-def main() -> None:
-    """The child: a job on stdin, a report as the last line of stdout."""
-    job = Job(**json.load(sys.stdin))
+def _do(job: Job) -> MirrorReport:
     run_dir = Path(job.run_dir)
     with _locked(run_dir / _LOCK_FILE, wait=job.final) as held:
-        if not held:
-            return  # another child is at it; the next call sends what it misses
+        if not held:  # the child of another command is at it; the next call sends what it misses
+            return MirrorReport("behind", shown(job.uri))
+        report = _sent(job)
         if not job.final:  # nobody waits for it, so it writes down itself what it came to
-            _write_state(run_dir, _beside(job), final=False)
-            return
-        report = upload(job)
-    sys.stdout.write(json.dumps(asdict(report)) + "\n")
+            _write_state(run_dir, report, final=False)
+        return report
+
+
+def main() -> None:
+    """The child: a job on each line of stdin, and its report as a line of stdout, where nothing else gets."""
+    with os.fdopen(os.dup(sys.stdout.fileno()), "w") as answers:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        for line in sys.stdin:
+            report = _do(Job(**json.loads(line)))
+            with suppress(BrokenPipeError):  # the command is gone; what it asked for is done all the same
+                answers.write(json.dumps(asdict(report)) + "\n")
+                answers.flush()
 
 
 if __name__ == "__main__":

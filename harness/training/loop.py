@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import closing
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from harness.models.decoder_flops import LayerSpan, pass_flops, step_flops
 from harness.plan.memory import GB, recomputed_layers
 from harness.plan.work import lengths_in
 from harness.records.ledger import Clocks, Ledger, finished_step, read_steps
-from harness.records.tracking import MirrorBeside
+from harness.records.tracking import MirrorBeside, MirrorChild
 from harness.training import checkpoint
 from harness.training.attachment import attach
 from harness.training.cpu_time import CpuMeter
@@ -68,6 +68,7 @@ class TrainJob:
         evaluate_at: numbers of steps after which a model checkpoint is kept for evaluation.
         make_gate: the gate of the recipe, or `regate.DenseGate` for a baseline; called on every process.
         began: `time.perf_counter()` when the training's processes were started; None where there is only this one.
+        mirrors: sends the run to MLflow while it goes on.
     """
 
     recipe: Recipe
@@ -79,6 +80,7 @@ class TrainJob:
     run_dir: Path
     progress: Progress
     began: float | None = None
+    mirrors: MirrorChild = field(default_factory=MirrorChild)
 
     @property
     def ledger_path(self) -> Path:
@@ -316,7 +318,7 @@ def _train(job: TrainJob, now: Callable[[], float]) -> None:
         try:
             with closing(batches), job.progress.task(f"train {job.recipe.name}", job.steps, start=start) as advance:
                 notes = _StepNotes(loop, ledger, clocks, advance)
-                mirror = MirrorBeside(job.recipe, job.run_dir, job.progress.say)
+                mirror = MirrorBeside(job.recipe, job.run_dir, job.progress.say, job.mirrors)
                 timer = _SaveTimer(job.recipe.devices.checkpoint_minutes, now)
                 for step, window in zip(range(start, job.steps), batches, strict=True):
                     clocks.lap("data")

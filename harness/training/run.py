@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from transformers.utils.logging import disable_progress_bar
 from harness.models import adapter_for, device
 from harness.plan import Planner
 from harness.records.run_folder import run_dir_of
+from harness.records.tracking import MirrorChild
 from harness.training.target_index import TargetIndex, index_targets
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Prepared:
 
     Attributes:
         others: the other nodes that work on it; None where this is the only one, and on all but node 0.
+        mirrors: sends it to MLflow while it goes on; whoever made it closes it.
         nodes: how many there are.
     """
 
@@ -38,6 +40,7 @@ class Prepared:
     run_dir: Path
     progress: Progress
     others: Coordinator | None = None
+    mirrors: MirrorChild = field(default_factory=MirrorChild)
 
     @property
     def nodes(self) -> int:

@@ -225,7 +225,7 @@ def test_final_mirrors_go_on_beside_the_next_run_and_are_waited_for(
     mirrored: list[str] = []
     real_prepare = pipeline.prepare
 
-    def mirror(recipe: Recipe, run_dir: Path, *, final: bool) -> tracking.MirrorReport:
+    def mirror(recipe: Recipe, run_dir: Path, *, final: bool, child: tracking.MirrorChild) -> tracking.MirrorReport:
         assert not final or second.wait(120)
         mirrored.append(recipe.name)
         return tracking.MirrorReport("done", "")

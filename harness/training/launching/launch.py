@@ -91,6 +91,7 @@ def _train_job(run: Prepared, store: regate.ReferenceStore | None, *, began: flo
         make_gate=lambda: make_gate(run, store),
         run_dir=run.run_dir,
         progress=run.progress,
+        mirrors=run.mirrors,
         began=began,
     )
 

@@ -25,7 +25,7 @@ from harness.records import metrics
 from harness.records import tracking as track
 from harness.records.ledger import read_steps
 from harness.records.run_folder import shown_recipe
-from harness.records.tracking import MirrorBeside, is_mirrored, make_job, mirror, upload
+from harness.records.tracking import MirrorBeside, MirrorChild, is_mirrored, make_job, mirror, upload
 from tests.halting import VARIABLE, Moment, environment, go_on
 from tests.harness.worlds.run_builder import build_run, finish, recipe
 from tests.waiting import HUNG_S, refused_port, until
@@ -455,7 +455,8 @@ def test_a_server_that_answers_500_is_told_and_the_run_goes_on(tmp_path: Path, b
     run_dir = build_run(made)
     said: list[str] = []
     clock = [0.0]
-    beside = MirrorBeside(made, run_dir, said.append, now=lambda: clock[0])
+    child = MirrorChild()
+    beside = MirrorBeside(made, run_dir, said.append, child, now=lambda: clock[0])
     beside()
     assert not (run_dir / track.STATE_FILE).exists(), "not at once"
     clock[0] = 61.0
@@ -463,19 +464,45 @@ def test_a_server_that_answers_500_is_told_and_the_run_goes_on(tmp_path: Path, b
     assert said == []
     until(lambda: track._last_trouble(run_dir) is not None)
     for clock[0] in (122.0, 183.0):
-        until(lambda: _unlocked(run_dir / "mirror.lock"))
+        until(lambda: not child.busy)
         beside()
     assert len(said) == 1
     assert "WARNING: MLflow could not be written" in said[0]
     assert "the record is on disk" in said[0]
     assert "secret" not in said[0] + (run_dir / track.STATE_FILE).read_text()
     assert not is_mirrored(run_dir)
-    until(lambda: _unlocked(run_dir / "mirror.lock"))
+    until(lambda: not child.busy)
+    child.close()
 
 
-def _unlocked(path: Path) -> bool:
-    with track._locked(path, wait=False) as held:
-        return held
+def test_one_child_mirrors_several_runs_and_another_takes_the_place_of_one_that_died(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[str]] = []
+    start = subprocess.Popen
+
+    def counted(*arguments: Any, **settings: Any) -> subprocess.Popen[str]:
+        started.append(start(*arguments, **settings))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", counted)
+    made = [recipe(store, name) for name in ("first", "second")]
+    folders = [build_run(each) for each in made]
+    with MirrorChild() as child:
+        jobs = [make_job(each, folder, final=True) for each, folder in zip(made, folders, strict=True)]
+        answers = [child.send(job) for job in jobs]
+        assert child.busy
+        started[0].kill()
+        assert [answer.result(HUNG_S) for answer in answers] == [None, None], "nobody waits for a dead child"
+        for each, folder in zip(made, folders, strict=True):
+            finish(each, folder)
+            assert mirror(each, folder, final=True, child=child).state == "done"
+        assert len(started) == 2
+        assert not child.busy
+        assert started[1].poll() is None, "kept for the next one"
+    assert started[1].wait(HUNG_S) == 0, "ends once it is not needed"
+    for each, job in zip(made, jobs, strict=True):
+        assert len(_history(job, _parts(job, each.run_id)["train"], "loss")) == 40
 
 
 def test_sync_sends_what_a_server_missed_and_nothing_twice(
