@@ -6,7 +6,8 @@ from the decoder's call to every layer's kernel. A model loaded with flash atten
 rows by its own kernel. One loaded with sdpa cannot: it is given the function registered here, which is transformers'
 own sdpa for every call that is not packed.
 
-Legend: T packed positions, L positions of one row, H query heads, h key heads, D head size.
+Legend: T packed positions, L positions of one row, H query heads, h key heads, g query heads of a key head,
+D head size.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ class PackedRows:
         read_n: int64, ascending, the packed positions whose queries are read; the others' results are 0 or what the
             kernel makes of them. None for all.
         read_counts: how many of them stand in each row.
+        watch: told the last position's attention to all positions of each row, float32 or better T, mean over the
+            heads, without gradient; None where nobody asks.
         calls: how often a layer came here.
     """
 
@@ -64,6 +67,7 @@ class PackedRows:
     near_LL: tuple[Tensor, ...] | None = None
     read_n: Tensor | None = None
     read_counts: tuple[int, ...] = ()
+    watch: Callable[[Tensor], None] | None = None
     calls: int = 0
 
 
@@ -175,7 +179,22 @@ def packed_attention(
     if not (kwargs.get("is_causal") is not False and getattr(module, "is_causal", True)):
         raise UnsupportedModelError(f"{type(module).__name__} is not causal: its rows cannot be packed")
     packed_rows.calls += 1
+    if packed_rows.watch is not None:
+        packed_rows.watch(_last_attention(query, key, packed_rows, kwargs))
     return KERNELS[packed_rows.kernel](query, key, value, packed_rows, kwargs), None
+
+
+@torch.no_grad()
+def _last_attention(query: Tensor, key: Tensor, rows: PackedRows, kwargs: Mapping[str, Any]) -> Tensor:
+    """How much the last position of each row attends to each of its positions: T, the mean over the heads."""
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    out = []
+    for stop, length in zip(accumulate(rows.lengths), rows.lengths, strict=True):
+        key_hLD = key[0, :, stop - length : stop].to(dtype)
+        query_hgD = query[0, :, stop - 1].to(dtype).view(key.shape[1], -1, query.shape[-1])
+        out.append((scale * query_hgD @ key_hLD.mT).softmax(dim=-1).mean(dim=(0, 1)))
+    return torch.cat(out)
 
 
 def _row_by_row(query: Tensor, key: Tensor, value: Tensor, rows: PackedRows, kwargs: Mapping[str, Any]) -> Tensor:

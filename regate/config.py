@@ -23,7 +23,7 @@ Execution = Literal["compact", "layerwise", "loss_only"]
 Rows = Literal["padded", "packed"]
 Outputs = Literal["active", "predictors"]
 Placeholders = Literal["masked", "compact", "attended"]
-VisualHow = Literal["pool", "pattern", "random", "frames", "diverse", "merge", "temporal"]
+VisualHow = Literal["pool", "pattern", "random", "frames", "diverse", "merge", "temporal", "attention"]
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -72,15 +72,29 @@ class VisualConfig:
             each step ("pattern"); cells drawn anew for each step ("random"); whole frames, evenly spaced ("frames").
             By what the projector says of the cells (`regate.content`): those that are least alike ("diverse",
             DivPrune); the most similar ones merged ("merge", ToMe); those that change from frame to frame
-            ("temporal", DyCoke).
+            ("temporal", DyCoke). Or those that the row's last position attends to most in the layer below
+            `from_layer` ("attention", FastV).
+        from_layer: the layer above which cells leave, for attention alone; below it all of them are computed. A
+            number of layers, at least 1, or a part of them as a float.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
 
     keep: float = 0.25
     how: VisualHow = "pool"
+    from_layer: int | float | None = None
 
     def __post_init__(self) -> None:
+        if (self.how == "attention") != (self.from_layer is not None):
+            raise ConfigError(
+                "visual.from_layer is for how: attention, which needs it: the layer above which cells leave"
+            )
+        if self.from_layer is not None and (
+            self.from_layer <= 0 or (isinstance(self.from_layer, float) and self.from_layer > 1.0)
+        ):
+            raise ConfigError(
+                f"visual.from_layer must be a number of layers from 1 on or a part of them, got {self.from_layer}"
+            )
         if not 0.0 <= self.keep <= 1.0:
             raise ConfigError(f"visual.keep must be in [0, 1], got {self.keep}")
         if self.how in ("pool", "pattern") and self.keep not in (1.0, 0.5, 0.25, 0.125, 0.0):
@@ -175,6 +189,9 @@ class GateConfig:
         distil: not the paper's. Weight of a second term in the loss of dense steps: the KL divergence from what the
             same batch's elided forward pass predicts, without gradient, to what the dense one does
             (`regate.distil`). None for none.
+        layer_keep: not the paper's. The part of the active positions that each layer but the first and the last
+            computes, drawn anew for each layer, row and step, in sparse steps; the others pass it by (random
+            layer-token dropping, arXiv 2211.11586). None for all.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
@@ -199,6 +216,7 @@ class GateConfig:
     ramp: RampConfig | None = None
     keep_below: tuple[KeepBelow, ...] = ()
     distil: float | None = None
+    layer_keep: float | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.keep_ratio <= 1.0:
@@ -235,8 +253,26 @@ class GateConfig:
             raise ConfigError("deep needs execution: compact")
         if self.visual is not None and self.execution == "loss_only":
             raise ConfigError("visual elides, and execution: loss_only elides nothing")
+        if self.visual is not None and self.visual.how == "attention" and self.execution != "compact":
+            raise ConfigError("visual.how attention needs execution: compact")
+        if self.layer_keep is not None:
+            if not 0.0 < self.layer_keep <= 1.0:
+                raise ConfigError(f"layer_keep must be in (0, 1], got {self.layer_keep}")
+            if self.execution == "loss_only":
+                raise ConfigError("layer_keep elides by layer, and execution: loss_only elides nothing")
+        self._check_one_rule_of_layers()
         self._check_ratios()
         self._check_distil()
+
+    def _check_one_rule_of_layers(self) -> None:
+        """Positions that leave by what a layer attends to, or that pass layers by, go with nothing else by layer."""
+        by_layer = [name for name in ("from_layer", "deep") if getattr(self, name) is not None]
+        by_layer += ["keep_below"] if self.keep_below else []
+        by_layer += ["layer_keep"] if self.layer_keep is not None else []
+        attention = self.visual is not None and self.visual.how == "attention"
+        if (attention or self.layer_keep is not None) and len(by_layer) + attention > 1:
+            names = " and ".join([*by_layer, *(["visual.how attention"] if attention else [])])
+            raise ConfigError(f"{names} both say what single layers compute: give one of them")
 
     def _check_distil(self) -> None:
         if self.distil is None:
@@ -285,7 +321,8 @@ class GateConfig:
     @property
     def has_sparse_steps(self) -> bool:
         """Whether the steps outside the dense part of a cycle compute less."""
-        return self.least_keep_ratio < 1.0 or (self.visual is not None and self.visual.keep < 1.0)
+        pictures = self.visual is not None and self.visual.keep < 1.0
+        return self.least_keep_ratio < 1.0 or pictures or (self.layer_keep is not None and self.layer_keep < 1.0)
 
     @property
     def elides(self) -> bool:

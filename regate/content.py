@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from regate.types import Choice, VisualKept
 
+ATTENTION: Final = "attention"
+"""The value of `visual.how` by which cells leave above a layer (`most_attended`)."""
 _WINDOW: Final = 4
 """Frames of a window of the temporal rule."""
 
@@ -142,6 +144,24 @@ def first_places(clip: Clip) -> Tensor:
     return clip.place_n[first_n]
 
 
+def most_attended(kept: VisualKept, score_S: Tensor) -> VisualKept:
+    """What stays by a layer's attention: of each clip the cells with the highest score. FastV (arXiv 2403.06764),
+    which ranks all pictures of a row together.
+
+    Args:
+        kept: with a choice.
+        score_S: float, of a flattened B x S array, on the CPU.
+    """
+    choice = kept.choice
+    assert choice is not None
+    kept_S = kept.kept_BS.flatten().clone()
+    for clip in choice.clips:
+        order_n = score_S[clip.place_n].masked_fill(clip.apart_n, torch.inf).argsort(descending=True, stable=True)
+        kept_S[clip.place_n] = torch.zeros_like(clip.apart_n).index_fill(0, order_n[: clip.kept], True)
+    kept_BS = kept_S.view_as(kept.kept_BS)
+    return replace(kept, kept_BS=kept_BS, kept_v=kept_BS[choice.visual_BS].nonzero().squeeze(1), choice=None)
+
+
 def chosen(kept: VisualKept, embeds_BSD: Tensor) -> VisualKept:
     """What stays, once the embeddings that enter the decoder are there. No gradient runs through the choice.
 
@@ -195,4 +215,4 @@ def several(member_m: Tensor, block_m: Tensor, first_b: Tensor) -> Blocks:
     return Blocks(member_m[of_several_m], number_b[block_m[of_several_m]], first_b[several_b], size_b[several_b])
 
 
-__all__ = ["RULES", "chosen", "clip_of", "first_places", "several"]
+__all__ = ["ATTENTION", "RULES", "chosen", "clip_of", "first_places", "most_attended", "several"]

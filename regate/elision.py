@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,7 +27,7 @@ from regate.attention import NAME, PackedRows, check_kernel, choose_kernel, regi
 from regate.compaction import Compaction, Packing, compact, pack
 from regate.config import layer_index
 from regate.content import chosen
-from regate.depth import PLAN, Depth, LayerPlan, LayerWork, plan_layers
+from regate.depth import PLAN, Attended, Depth, LayerPlan, LayerWork, layer_masks, plan_layers
 from regate.errors import ConfigError, LayoutError, UnsupportedModelError
 from regate.inputs import (
     check_packable,
@@ -46,7 +46,7 @@ from regate.visual import averaged
 from regate.wrapping import decoder_of, final_norm
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from regate.config import Execution, GateConfig, Outputs, Rows
     from regate.types import Decision, VisualKept
@@ -72,6 +72,7 @@ class _Plan:
         outputs_n: packed positions whose output is read, on the CPU until the decoder runs; None for all.
         levels: first layer and packing of the levels above the first one.
         layers: what every layer does, where layers differ.
+        single: by layer, bool, what single layers compute.
         used: whether the decoder ran.
     """
 
@@ -90,7 +91,13 @@ class _Plan:
     outputs_n: Tensor | None = None
     levels: tuple[tuple[int, Packing], ...] = ()
     layers: LayerPlan | None = None
+    single: Mapping[int, Tensor] = field(default_factory=dict)
     used: bool = False
+
+    @property
+    def waits(self) -> bool:
+        """Whether the embeddings say which cells enter the decoder."""
+        return self.kept is not None and self.kept.choice is not None and self.kept.from_layer is None
 
 
 class Elision:
@@ -130,6 +137,7 @@ class Elision:
         self._depth: Depth | None = None
         self._limits_depth = False
         self._limited = ExitStack()
+        self._written_out = ExitStack()
         self._plan: _Plan | None = None
         self._mask_checked = False
         self._handles = [
@@ -152,9 +160,11 @@ class Elision:
         """
         if active_LBS is not None and self._execution != "layerwise":
             raise ConfigError('a mask for each layer needs attach(model, execution="layerwise")')
-        if self._execution == "layerwise" and decision.levels and active_LBS is None:
+        by_layer = decision.levels or decision.layer_keep is not None
+        if self._execution == "layerwise" and by_layer and active_LBS is None:
             active_LBS = self._masks_by_layer(decision)
         elides = active_LBS is not None or (decision.elides and self._execution != "loss_only")
+        single = {} if self._execution == "layerwise" else self._single_layers(decision)
         if not elides and decision.deep is None and self.rows == "padded":
             yield
             return
@@ -166,7 +176,14 @@ class Elision:
         outputs_BS = decision.predictor_BS & active_BS
         visual = decision.counts.visual > 0
         with self.only(
-            mask, read_BS, visual=visual, outputs_BS=outputs_BS, levels=levels, deep=deep, kept=decision.visual
+            mask,
+            read_BS,
+            visual=visual,
+            outputs_BS=outputs_BS,
+            levels=levels,
+            deep=deep,
+            kept=decision.visual,
+            single=single,
         ):
             yield
 
@@ -179,6 +196,7 @@ class Elision:
         layers = len(self._decoder.layers)  # type: ignore[arg-type]
         asked = [("from_layer", config.from_layer), ("deep", config.deep)]
         asked += [("keep_below", level.layer) for level in config.keep_below]
+        asked += [("visual.from_layer", config.visual.from_layer)] if config.visual is not None else []
         for name, layer in asked:
             if layer is None:
                 continue
@@ -187,6 +205,10 @@ class Elision:
                 raise ConfigError(f"{name} needs packed rows")
             if name == "deep" and index < layers:
                 self._start_depth(limited=True)
+            if name == "visual.from_layer" and index == 0:
+                raise ConfigError(f"visual.from_layer {layer} of {layers} layers: below it no layer attends")
+        if config.layer_keep is not None:
+            self._check_single(layers)
         leaves = config.keep_below[-1].layer if config.keep_below else config.from_layer
         if leaves is not None and config.deep is not None:
             _check_order(*(layer_index(x, layers, "") for x in (leaves, config.deep)))
@@ -210,10 +232,26 @@ class Elision:
             _check_order(levels[-1][0], deep)
         return levels, deep if deep < layers else None
 
-    def _masks_by_layer(self, decision: Decision) -> Tensor:
-        """bool [L, B, S] of a decision with levels."""
+    def _single_layers(self, decision: Decision) -> dict[int, Tensor]:
+        """By layer, what it alone computes."""
+        if decision.layer_keep is None:
+            return {}
         layers = len(self._decoder.layers)  # type: ignore[arg-type]
-        masks = [decision.levels[0].active_BS] * layers
+        self._check_single(layers)
+        return layer_masks(decision, layers)
+
+    def _check_single(self, layers: int) -> None:
+        if self.rows == "padded" and self._execution != "layerwise":
+            raise ConfigError('layer_keep needs packed rows: attach(model, rows="packed")')
+        if layers < 3:
+            raise ConfigError(f"layer_keep leaves the first and the last layer whole, and the decoder has {layers}")
+
+    def _masks_by_layer(self, decision: Decision) -> Tensor:
+        """bool [L, B, S] of a decision whose layers differ."""
+        layers = len(self._decoder.layers)  # type: ignore[arg-type]
+        masks = [decision.levels[0].active_BS if decision.levels else decision.active_BS] * layers
+        for layer, mask_BS in self._single_layers(decision).items():
+            masks[layer] = mask_BS
         for level in decision.levels:
             first = layer_index(level.first, layers, "from_layer")
             masks[first:] = [level.active_BS] * (layers - first)
@@ -238,6 +276,7 @@ class Elision:
         levels: tuple[tuple[int, Tensor], ...] = (),
         deep: int | None = None,
         kept: VisualKept | None = None,
+        single: Mapping[int, Tensor] | None = None,
     ) -> Iterator[None]:
         """Run the decoder on the positions of a mask (bool BS), whoever decided it.
 
@@ -250,13 +289,14 @@ class Elision:
                 place of `active_BS` (packed rows).
             deep: the first layer that computes `outputs_BS` alone (packed rows).
             kept: the visual positions of the mask, where not all of them are in it.
+            single: by layer, bool, the positions of the mask that it alone computes (packed rows).
         """
         any_layer_BS = active_BS if active_BS.dim() == 2 else active_BS.any(dim=0)
         if levels:
             any_layer_BS = levels[0][1]
-        plan = _Plan(active_BS, read_BS, outputs_BS, levels, visual, deep, kept, any_layer_BS)
+        plan = _Plan(active_BS, read_BS, outputs_BS, levels, visual, deep, kept, any_layer_BS, single=single or {})
         with self._open(plan):
-            if kept is None or kept.choice is None:
+            if not plan.waits:
                 self._arrange(plan)
             yield
         if not plan.used:
@@ -278,19 +318,20 @@ class Elision:
             layers = len(self._decoder.layers)  # type: ignore[arg-type]
             by_layer = plan.active_BS.dim() == 3
             active_LBS = plan.active_BS if by_layer else plan.active_BS.expand(layers, *plan.active_BS.shape)
-            self._limited.enter_context(layerwise(self._decoder, active_LBS))
+            self._written_out.close()
+            self._written_out.enter_context(layerwise(self._decoder, active_LBS))
 
-    def _choose(self, plan: _Plan, embeds_BSD: Tensor) -> None:
+    def _choose(self, plan: _Plan, embeds_BSD: Tensor) -> VisualKept:
         """Settle which cells stay, by what they show."""
         assert plan.kept is not None
         assert plan.kept.choice is not None
         text_BS = ~plan.kept.choice.visual_BS
-        plan.kept = chosen(plan.kept, embeds_BSD)
-        kept_BS = plan.kept.kept_BS
-        plan.active_BS = plan.active_BS & text_BS | kept_BS
-        plan.any_layer_BS = plan.any_layer_BS & text_BS | kept_BS
-        plan.masks = tuple((first, mask_BS & text_BS | kept_BS) for first, mask_BS in plan.masks)
+        kept = chosen(plan.kept, embeds_BSD)
+        plan.active_BS = plan.active_BS & text_BS | kept.kept_BS
+        plan.any_layer_BS = plan.any_layer_BS & text_BS | kept.kept_BS
+        plan.masks = tuple((first, mask_BS & text_BS | kept.kept_BS) for first, mask_BS in plan.masks)
         self._arrange(plan)
+        return kept
 
     def executed(self, decision: Decision) -> int:
         """Positions that the decoder computes for a decision's batch, padding among them; known beforehand. Where
@@ -298,6 +339,9 @@ class Elision:
         levels, _ = self._depth_of(decision)
         if len(levels) > 1:
             return self._executed_by_level(levels)
+        if decision.layer_keep is not None:
+            masks = list(self._masks_by_layer(decision))
+            return self._executed_by_level(tuple(enumerate(masks)))
         rows, length = decision.active_BS.shape
         count_B = (levels[0][1] if levels else decision.active_BS).sum(dim=1)
         if self.rows == "packed":
@@ -327,6 +371,8 @@ class Elision:
             masks = [decision.active_BS] * layers
             for first, active_BS in levels:
                 masks[first:] = [active_BS] * (layers - first)
+            for layer, active_BS in self._single_layers(decision).items():
+                masks[layer] = active_BS
         read_BS = decision.predictor_BS & masks[-1]
         deep = layers if deep is None else deep
         work: list[LayerWork] = []
@@ -390,6 +436,7 @@ class Elision:
         finally:
             self._plan = None
             self._limited.close()
+            self._written_out.close()
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         plan = self._plan
@@ -405,10 +452,9 @@ class Elision:
             )
         if plan.visual:
             check_rotary_axes(module, inputs.get("position_ids"))
-        if plan.kept is not None:
-            if plan.kept.choice is not None:
-                self._choose(plan, embeds_BSD)
-            inputs, embeds_BSD = self._keep_visual(module, inputs, embeds_BSD, plan.kept)
+        if plan.kept is not None and plan.kept.from_layer is None:
+            kept = self._choose(plan, embeds_BSD) if plan.waits else plan.kept
+            inputs, embeds_BSD = self._keep_visual(module, inputs, embeds_BSD, kept)
         plan.embeds_BSD = embeds_BSD
         if self._execution == "layerwise":
             return (), inputs
@@ -420,7 +466,7 @@ class Elision:
         self._check_mask(inputs.get("attention_mask"), plan.any_layer_BS)
         packed = packed_inputs(module, inputs, embeds_BSD, plan.placed, self._kernel_for(embeds_BSD))
         plan.rows = packed.get("packed_rows")
-        if plan.levels or plan.deep is not None:
+        if plan.levels or plan.single or plan.deep is not None:
             self._plan_layers(plan, packed, inputs)
         if plan.outputs_n is not None:
             plan.outputs_n = on_device(plan.outputs_n, embeds_BSD.device)
@@ -473,9 +519,25 @@ class Elision:
             read_n=plan.outputs_n,
             own_last=self._last_layer is not None,
             keeps_left=plan.read_BS is not None,
+            attended=self._attended(plan),
+            single={layer: pack(mask_BS, multiple=self._multiple) for layer, mask_BS in plan.single.items()},
         )
-        if plan.levels:
+        if plan.levels:  # settled anew where the attention decides
             plan.placed = plan.levels[-1][1].to(packed["inputs_embeds"].device)
+
+    def _attended(self, plan: _Plan) -> Attended | None:
+        """The level whose cells the layer below it settles."""
+        if plan.kept is None or plan.kept.from_layer is None or plan.kept.choice is None or not plan.levels:
+            return None
+        if plan.rows is None:
+            raise UnsupportedModelError(
+                f"{type(self._decoder).__name__} computes its attention by {self.kernel}, which regate does not see: "
+                'visual.how attention needs a model loaded with attn_implementation="sdpa"'
+            )
+        assert isinstance(plan.arrangement, Packing)
+        assert self.kernel is not None
+        first, active_BS = plan.masks[-1]
+        return Attended(first, plan.kept, plan.arrangement, active_BS, self._multiple, self.kernel)
 
     def _kernel_for(self, embeds_BSD: Tensor) -> str:
         """Chosen by the first batch. A later one that it would not be exact for is refused."""
@@ -514,6 +576,9 @@ class Elision:
         self._check_calls(plan)
         hidden = output[0] if isinstance(output, tuple) else output.last_hidden_state
         self._limited.close()
+        if plan.layers is not None and plan.layers.attended is not None:
+            assert plan.layers.attended.packing is not None
+            plan.placed = plan.layers.attended.packing.to(hidden.device)
         if plan.placed is not None:
             if isinstance(plan.placed, Packing):
                 hidden_BSD = plan.placed.scatter(hidden, plan.embeds_BSD, plan.outputs_n)

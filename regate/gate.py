@@ -19,7 +19,7 @@ from regate.schedule import DenseLoss, DualCycle
 from regate.scoring import score
 from regate.top_k import budget, top_k
 from regate.transfer import on_device
-from regate.types import Decision, Kind, Layout, Level, TokenCounts
+from regate.types import Decision, Kind, LayerKeep, Layout, Level, TokenCounts
 from regate.visual import keep_visual
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class Gate:
         if keep_ratio < 1.0 and not self.config.selects_after_forward:
             score_BS = self._score(candidates, sample_ids_B, step)
             chosen_BS = top_k(score_BS, candidates.mask_BS, keep_ratio)
-        visual = None
+        visual, part = None, self.config.layer_keep
         pictures = self.config.visual
         if pictures is not None and pictures.keep < 1.0 and not dense:
             visual = keep_visual(layout, pictures, step=step, seed=self.seed)
@@ -162,6 +162,7 @@ class Gate:
             levels=levels,
             deep=self.config.deep if keep_ratio < 1.0 else None,
             visual=visual,
+            layer_keep=None if dense or part in (None, 1.0) else LayerKeep(part, self.seed),
         )
         if self.config.selects_after_forward and keep_ratio < 1.0:
             scored = int(budget(targets_BS.sum(dim=1), keep_ratio).sum())
@@ -183,13 +184,17 @@ class Gate:
         valid_BS = layout.valid_BS
         if visual is not None:
             valid_BS = valid_BS & ((layout.kind_BS != Kind.VISUAL) | visual.kept_BS)
-        if keep_ratio >= 1.0 or not self.config.elides:
-            return valid_BS, ()
+        elides = keep_ratio < 1.0 and self.config.elides
 
         def computed(kept_BS: Tensor) -> Tensor:
-            return valid_BS & (~candidate_BS | ALIGN[self.config.align](kept_BS))
+            return valid_BS & (~candidate_BS | ALIGN[self.config.align](kept_BS)) if elides else valid_BS
 
         active_BS = computed(chosen_BS)
+        if visual is not None and visual.from_layer is not None:
+            lower_BS = active_BS | (layout.kind_BS == Kind.VISUAL)
+            return active_BS, (Level(0, lower_BS), Level(visual.from_layer, active_BS))
+        if not elides:
+            return active_BS, ()
         if self.config.from_layer:
             return active_BS, (Level(0, valid_BS), Level(self.config.from_layer, active_BS))
         if self.config.keep_below:

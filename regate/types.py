@@ -133,13 +133,15 @@ class VisualKept:
         kept_BS: bool, visual positions that stay; with a choice as many of each clip as it will keep.
         kept_v: int64, their numbers among the batch's visual positions, row by row.
         blocks: what is averaged; None where cells are left out alone.
-        choice: what the embeddings decide; None where all is known before the forward pass.
+        choice: what the embeddings decide, or the attention; None where all is known before the forward pass.
+        from_layer: the layer above which the others leave; None for the first.
     """
 
     kept_BS: Tensor
     kept_v: Tensor
     blocks: Blocks | None = None
     choice: Choice | None = None
+    from_layer: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +185,19 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerKeep:
+    """Each layer but the first and the last computes a part of the active positions (`regate.depth.layer_masks`).
+
+    Attributes:
+        keep: the part.
+        seed: of the draws.
+    """
+
+    keep: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
 class Level:
     """From layer `first` on the decoder computes these positions and no others.
 
@@ -215,6 +230,7 @@ class Decision:
             next; the last is that of `active_BS`. Empty for one mask in every layer, as in the paper.
         deep: the first layer (or part of the layers) that computes the predictors of the losses alone; None for none.
         visual: the visual positions that stay; None where all of them do.
+        layer_keep: what single layers leave out; None for nothing.
     """
 
     active_BS: Tensor
@@ -229,11 +245,12 @@ class Decision:
     levels: tuple[Level, ...] = ()
     deep: float | None = None
     visual: VisualKept | None = None
+    layer_keep: LayerKeep | None = None
 
     @property
     def sparse(self) -> bool:
-        """Whether the schedule's step is a sparse one: of targets, of visual positions, or of both."""
-        return self.keep_ratio < 1.0 or self.visual is not None
+        """Whether the schedule's step is a sparse one: of targets, of visual positions, or of layers."""
+        return self.keep_ratio < 1.0 or self.visual is not None or self.layer_keep is not None
 
     @property
     def losses_BS(self) -> Tensor:

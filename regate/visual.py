@@ -4,7 +4,7 @@ The visual tokens of a clip are the cells of a grid of frames, rows and columns.
 stays, at its own positions; dense steps and evaluations see all of them. Which cells stay follows from the grid, the
 step and the seed alone, in whole numbers on the CPU: every process and every resumed run chooses the same ones. Or it
 follows from what the cells show (`regate.content`): then their number is settled here, and the cells once the
-embeddings are there.
+embeddings, or a layer's attention, are there.
 
 Legend: B rows, S expanded length, D hidden size, m cells that are averaged, b blocks of them, v visual positions,
 n cells of a clip.
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regate.content import RULES, clip_of, first_places, several
+from regate.content import ATTENTION, RULES, clip_of, first_places, several
 from regate.errors import LayoutError
 from regate.transfer import on_device
 from regate.types import Choice, Kind, VisualKept
@@ -56,7 +56,7 @@ def keep_visual(layout: Layout, config: VisualConfig, *, step: int, seed: int) -
     for row, grid, place_n in _clips(layout):
         if not grid.elidable:
             kept_BS[row, place_n] = True
-        elif config.how in RULES and config.keep:
+        elif (config.how in RULES or config.how == ATTENTION) and config.keep:
             clip = clip_of(config.how, config.keep, grid.shape, place_n + row * length, apart_BS[row, place_n])
             kept_BS.view(-1)[first_places(clip)] = True
             clips.append(clip)
@@ -70,7 +70,7 @@ def keep_visual(layout: Layout, config: VisualConfig, *, step: int, seed: int) -
     kept_v = kept_BS[visual_BS].nonzero().squeeze(1)
     joined = several(*(torch.cat(part) for part in zip(*blocks, strict=True))) if blocks else None
     choice = Choice(config.how, config.keep, tuple(clips), visual_BS) if clips else None
-    return VisualKept(kept_BS, kept_v, joined, choice)
+    return VisualKept(kept_BS, kept_v, joined, choice, config.from_layer)
 
 
 def _clips(layout: Layout) -> Iterator[tuple[int, Grid, Tensor]]:

@@ -228,7 +228,16 @@ class Track(Strict):
 
 
 ADDED_KEYS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "gate": {"from_layer": None, "deep": None, "visual": None, "ramp": None, "keep_below": [], "distil": None},
+    "gate": {
+        "from_layer": None,
+        "deep": None,
+        "visual": None,
+        "ramp": None,
+        "keep_below": [],
+        "distil": None,
+        "layer_keep": None,
+    },
+    "gate.visual": {"from_layer": None},
 }
 """Keys that came after the first recorded runs, with their defaults: at its default a key is left out of a run's
 identity, so that those runs keep their ids."""
@@ -274,10 +283,13 @@ class Recipe(Strict):
         if self.gate is not None and isinstance(self.gate.selection, SelectionFile):
             # The folder of a rule does not make another run of it; its name stays for people, its hash for the id.
             identity["gate"]["selection"]["file"] = PurePath(self.gate.selection.file).name
-        for section, keys in ADDED_KEYS.items():
+        for path, keys in ADDED_KEYS.items():
+            section: Any = identity
+            for part in path.split("."):
+                section = None if section is None else section.get(part)
             for key, default in keys.items():
-                if identity[section] is not None and identity[section].get(key, default) == default:
-                    identity[section].pop(key, None)
+                if section is not None and section.get(key, default) == default:
+                    section.pop(key, None)
         identity["evaluate"] = self.evaluate.identity()
         return identity
 

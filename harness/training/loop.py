@@ -246,7 +246,7 @@ class Loop:
         read = int((decision.predictor_BS & decision.active_BS).sum())
         limited = self.elide.outputs == "predictors"
         spans = None
-        if decision.levels or decision.deep is not None:
+        if decision.levels or decision.deep is not None or decision.layer_keep is not None:
             spans = [LayerSpan(*astuple(work)) for work in self.elide.work(decision)]
         return flops(active_B, decision.counts.scored, last_layer=read if limited else None, spans=spans)
 

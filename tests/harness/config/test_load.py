@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -239,13 +239,17 @@ def test_a_recipe_written_out_is_the_same_run(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["tiny_baseline", "tiny_regate"])
 def test_keys_that_came_later_leave_the_ids_of_earlier_runs_as_they_were(name: str) -> None:
     plain = load_recipe(name)
-    for section, keys in ADDED_KEYS.items():
-        if getattr(plain, section) is None:
-            continue
-        for key, default in keys.items():
-            assert key not in plain.identity()[section]
+    pictures = ["gate.visual={keep: 0.5, how: pool}"] if plain.gate is not None else []
+    for path, keys in ADDED_KEYS.items():
+        recipe = load_recipe(name, pictures) if path == "gate.visual" else plain
+        section: Any = recipe.identity()
+        for part in path.split("."):
+            section = None if section is None else section.get(part)
+        for key, default in keys.items() if section is not None else ():
+            assert key not in section
             written = "null" if default is None else json.dumps(default)
-            assert load_recipe(name, [f"{section}.{key}={written}"]).run_id == plain.run_id
+            added = [*(pictures if recipe is not plain else ()), f"{path}.{key}={written}"]
+            assert load_recipe(name, added).run_id == recipe.run_id
     assert load_recipe(name, ["train.last_layer=all"]).run_id != plain.run_id
     if plain.gate is not None:
         assert load_recipe(name, ["gate.deep=1"]).run_id != plain.run_id
