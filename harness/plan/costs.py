@@ -13,7 +13,16 @@ from harness.plan.fetch import fetch_commands
 from harness.plan.figures import Costs, Figure, estimated, stated
 from harness.plan.memory import GB, check_devices, gpu_figures, gpus_of, host_figures, teacher_figures, tower_bytes
 from harness.plan.questions import asked, difference_figures, question_figures
-from harness.plan.work import GOOD_USE, PAPER_USE, PEAK, dense_and_sparse, lengths_of, time_figures, work_figures
+from harness.plan.work import (
+    GOOD_USE,
+    PAPER_USE,
+    PEAK,
+    dense_and_sparse,
+    lengths_of,
+    same_work_figures,
+    time_figures,
+    work_figures,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,6 +57,7 @@ def costs_of(recipe: Recipe, plan: Plan, data: DataSet | None) -> Costs:
     sections = {
         "work": work_figures(recipe, footprint, lengths),
         "time": time_figures(recipe, plan, footprint, lengths, gpus),
+        "a baseline of the same work": same_work_figures(recipe, plan, footprint, lengths),
         TRAINING_MEMORY: [] if recipe.model.generated else gpu_figures(recipe, footprint, lengths, gpus, memory),
         TEACHER_MEMORY: teacher_figures(recipe, plan, footprint, gpus),
         "memory of the machine": host_figures(recipe, plan, footprint, lengths, data, gpus),

@@ -195,7 +195,9 @@ def dense_and_sparse(recipe: Recipe, footprint: Footprint, lengths: Lengths) -> 
         other_N, target_N, scored_N = (
             np.array([number]) for number in (lengths.positions - lengths.targets - gone, lengths.targets, scored)
         )
-        forward = sparse_forward(gate, footprint.decoder, other_N, target_N, scored_N)
+        forward = sparse_forward(
+            gate, footprint.decoder, other_N, target_N, scored_N, gone_N=np.array([gone])
+        )
         sparse = work(0.0, scored, forward=forward)
     else:
         elided = lengths.targets - scored if gate.execution != "loss_only" else 0.0
@@ -216,6 +218,28 @@ def at_mean_ratio(recipe: Recipe, plan: Plan) -> Recipe:
         return recipe
     mean = 1 - (1 - plan.keep_ratio) * plan.steps / plan.sparse_steps
     return recipe.model_copy(update={"gate": replace(gate, keep_ratio=mean, ramp=None)})
+
+
+def same_work_figures(recipe: Recipe, plan: Plan, footprint: Footprint, lengths: Lengths) -> list[Figure]:
+    """At how many steps a baseline has scored, or computed, as much: `train.steps` of one that is stopped there, with
+    a schedule of its own."""
+    if recipe.gate is None or plan.sparse_steps == 0:
+        return []
+    mean = at_mean_ratio(recipe, plan)
+    assert mean.gate is not None
+    dense, _ = dense_and_sparse(mean, footprint, lengths)
+    whole, _ = dense_and_sparse(recipe.model_copy(update={"gate": None}), footprint, lengths)
+    ratio, _ = sparse_ratios(mean, footprint, lengths)
+    gone = (1 - visual_part(mean.gate)) * lengths.visual
+    if mean.gate.elides:
+        gone += lengths.targets - max(1.0, mean.gate.keep_ratio * lengths.targets)
+    steps = {
+        "equal targets": plan.steps * plan.keep_ratio,
+        "equal positions": plan.steps - plan.sparse_steps * gone / lengths.positions,
+        "equal FLOPs": plan.dense_steps * dense.total / whole.total + plan.sparse_steps * ratio,
+    }
+    source = f"{plan.dense_steps:,} dense and {plan.sparse_steps:,} sparse steps, positions of the last layers"
+    return [estimated(name, float(round(count)), "steps of the baseline", source) for name, count in steps.items()]
 
 
 def run_flops(plan: Plan, dense: Work, sparse: Work) -> float:
@@ -249,14 +273,17 @@ def sparse_ratios(recipe: Recipe, footprint: Footprint, lengths: Lengths) -> tup
     scored_N = np.maximum(1, np.floor(keep * target_N)).astype(np.int64)
     other_N = (lengths.visual_N + lengths.prompt_N)[order]
     elides = recipe.gate is not None and recipe.gate.execution != "loss_only"
-    seen_N = np.ceil(visual_part(recipe.gate) * lengths.visual_N[order]).astype(np.int64) + lengths.prompt_N[order]
+    cells_N = np.ceil(visual_part(recipe.gate) * lengths.visual_N[order]).astype(np.int64)
+    seen_N, gone_N = cells_N + lengths.prompt_N[order], lengths.visual_N[order] - cells_N
     dense_N, sparse_N = other_N + target_N, seen_N + (scored_N if elides else target_N)
 
     recomputed = recomputed_layers(recipe, footprint, lengths, *gpus_of(recipe))
     sparse_by_layer = None
     if recipe.gate is not None and differs_by_layer(recipe.gate):
         limited = recipe.train.last_layer == "scored"
-        forward = partial(sparse_forward, recipe.gate, footprint.decoder, seen_N, target_N, scored_N)
+        forward = partial(
+            sparse_forward, recipe.gate, footprint.decoder, seen_N, target_N, scored_N, gone_N=gone_N
+        )
         again = min(recomputed, footprint.decoder.layers - 1)
         sparse_by_layer = forward(last_limited=limited), forward(first_layers=again)
 

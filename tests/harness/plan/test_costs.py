@@ -19,7 +19,7 @@ from harness.config.paper import read_paper
 from harness.data.sources import make_data
 from harness.models import MODELS
 from harness.models.decoder_flops import step_flops
-from harness.plan import Planner, render
+from harness.plan import Planner, make_plan, render
 from harness.plan.questions import DISAGREE, difference_figures
 from harness.plan.work import PAPER_USE, PEAK, dense_and_sparse, lengths_of, run_flops, sample_work, sparse_ratios
 from regate.config import GateConfig
@@ -145,6 +145,38 @@ def test_layers_that_compute_less_in_a_sparse_step() -> None:
     assert ratio("gate.deep=14", "gate.from_layer=0") < ratio("gate.deep=14")
     below = "gate.keep_below=[{layer: 14, keep: %s}]"
     assert paper < ratio(below % 0.75) < ratio(below % 1.0) == ratio("gate.from_layer=14")
+    attended = "gate.visual={keep: 0.5, how: attention, from_layer: %d}"
+    assert ratio("gate.visual={keep: 0.5, how: random}") < ratio(attended % 2) < ratio(attended % 14) < paper
+    assert ratio("gate.layer_keep=0.5") < ratio("gate.layer_keep=0.75") < paper
+    assert ratio("gate.layer_keep=1.0") == pytest.approx(paper)
+
+
+def test_a_baseline_of_the_same_work() -> None:
+    """A quarter of the cells in sparse steps, every target: as many targets, and by hand the positions."""
+    pictures = ("gate.visual={keep: 0.25, how: random}", "gate.keep_ratio=1.0", "gate.selection=random")
+    section = "a baseline of the same work"
+    same = {figure.name: figure.low for figure in costs("videollama2_regate", *pictures).figures[section]}
+    plan = make_plan(load_recipe("videollama2_regate", list(pictures)))
+    assert same["equal targets"] == plan.steps
+    visual, others = 1352, 40 + 279.4
+    part = (visual / 4 + others) / (visual + others)
+    assert same["equal positions"] == pytest.approx(plan.dense_steps + plan.sparse_steps * part, abs=1)
+    assert same["equal positions"] < same["equal FLOPs"] < plan.steps
+    words = {figure.name: figure.low for figure in costs("videollama2_regate").figures[section]}
+    assert words["equal targets"] == round(plan.steps * make_plan(load_recipe("videollama2_regate")).keep_ratio)
+    assert section not in costs("videollama2_baseline").figures
+
+
+def test_a_dense_step_that_distils_has_a_second_pass() -> None:
+    """A forward pass of a sparse step, tower and connector with it: a third of its forward and backward and more."""
+    pictures = ("gate.visual={keep: 0.25, how: random}", "gate.keep_ratio=1.0", "gate.selection=random")
+    plain = figures(costs("videollama2_regate", *pictures), "work")
+    distils = figures(costs("videollama2_regate", *pictures, "gate.distil=1.0"), "work")
+    again = distils["elided pass to learn from TFLOP a sample"].high
+    dense, sparse = "dense step TFLOP a sample", "sparse step TFLOP a sample"
+    assert distils[dense].high - plain[dense].high == pytest.approx(again)
+    assert plain[sparse].high / 4 < again < plain[sparse].high / 2
+    assert distils[sparse].high == plain[sparse].high
 
 
 def test_memory_of_a_gpu() -> None:
