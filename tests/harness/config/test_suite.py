@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
@@ -20,7 +22,10 @@ from harness.data import shapes
 from harness.data.sample import Media, Sample, Turn
 from harness.models.tiny.sizes import footprint_of
 from harness.plan import make_plan
-from harness.plan.work import lengths_in, sparse_ratios
+from harness.plan.work import dense_and_sparse, lengths_in, sparse_ratios
+
+if TYPE_CHECKING:
+    from harness.config.recipe import Recipe
 
 SMALL = {
     "suite": "small",
@@ -220,35 +225,64 @@ class Conversations:
     samples: list[Sample]
 
 
+@cache
+def arms_of(suite: str) -> dict[str, Recipe]:
+    """The arms of a suite's first seed."""
+    recipes = suite_recipes(load(SUITE, f"suites/{suite}"), ["seeds=0"])
+    return {recipe.suite.arm: recipe for recipe in recipes if recipe.suite}
+
+
+@cache
+def conversations() -> Conversations:
+    """Of a set of data.version 2, as far as the account reads them."""
+    data = arms_of("frontier")["baseline"].data
+    assert isinstance(data, ShapesData)
+    records = shapes._conversations(shapes._scenes(data, 0, "train", 400), 0)
+    return Conversations(
+        [
+            Sample(
+                index,
+                str(index),
+                (Media("video", Path("clip.mp4")),),
+                (Turn("user", asked["value"].replace("<video>", "")), Turn("assistant", answer["value"])),
+            )
+            for index, (asked, answer) in enumerate(record["conversations"] for record in records)
+        ]
+    )
+
+
 @pytest.mark.parametrize(
     ("suite", "full", "short"),
     [("tiny_claim_2", "regate", "baseline_equal_flops")]
     + [("frontier", arm, f"baseline_flops_{arm}") for arm in ("regate", "deep1", "deep2", "pool25", "pool125")]
     + [("frontier", "pool25_deep1", "baseline_flops_pool25_deep1")]
-    + [("frontier", "pool25_regate", "baseline_flops_pool125")],
+    + [("frontier", "pool25_regate", "baseline_flops_pool125")]
+    + [("comparators", arm, f"baseline_flops_{arm}") for arm in ("random_ltd", "fastv", "dycoke", "dualspeed")]
+    + [("comparators", arm, "baseline_flops_cells") for arm in ("droptoken", "frames", "tome", "diverse")]
+    + [("comparators", arm, "baseline_flops_words") for arm in ("regate", "random_targets")],
 )
 def test_the_arms_at_equal_flops_compute_as_much(suite: str, full: str, short: str) -> None:
     """By the account of `harness plan` over the conversations of a set, to within a few parts in a thousand; the arm
     that shares a baseline with another one to within a hundredth or two."""
-    by_arm = {recipe.suite.arm: recipe for recipe in suite_recipes(load(SUITE, f"suites/{suite}")) if recipe.suite}
-    gated, plan = by_arm[full], make_plan(by_arm[full])
-    assert isinstance(gated.data, ShapesData)
-    records = shapes._conversations(shapes._scenes(gated.data, 0, "train", 400), 0)
-    samples = [
-        Sample(
-            index,
-            str(index),
-            (Media("video", Path("clip.mp4")),),
-            (Turn("user", asked["value"].replace("<video>", "")), Turn("assistant", answer["value"])),
-        )
-        for index, (asked, answer) in enumerate(record["conversations"] for record in records)
-    ]
-    footprint = footprint_of(gated)
-    ratio, _ = sparse_ratios(gated, footprint, lengths_in(footprint, Conversations(samples)))  # type: ignore[arg-type]
-    steps = make_plan(by_arm[short]).steps
+    gated = arms_of(suite)[full]
+    plan, footprint = make_plan(gated), footprint_of(gated)
+    lengths = lengths_in(footprint, conversations())  # type: ignore[arg-type]
+    ratio, _ = sparse_ratios(gated, footprint, lengths)
+    dense = dense_and_sparse(gated, footprint, lengths)[0].total  # with the pass that it distils from
+    whole = dense_and_sparse(arms_of(suite)[short], footprint, lengths)[0].total
+    steps = make_plan(arms_of(suite)[short]).steps
     tolerance = 0.015 if full == "pool25_regate" else 0.004
-    assert steps == pytest.approx(plan.dense_steps + plan.sparse_steps * ratio, rel=tolerance)
+    assert steps == pytest.approx(plan.dense_steps * dense / whole + plan.sparse_steps * ratio, rel=tolerance)
     assert ratio < 0.96
+
+
+def test_the_arms_of_a_ramp_score_as_many_targets() -> None:
+    plans = {name: make_plan(recipe) for name, recipe in arms_of("schedules").items()}
+    for name in ("tighten", "relax"):
+        assert plans[name].keep_ratio == pytest.approx(plans["regate"].keep_ratio, rel=0.002)
+    for suite in ("schedules", "comparators"):
+        part = make_plan(arms_of(suite)["regate"]).keep_ratio
+        assert make_plan(arms_of(suite)["baseline_targets"]).steps == round(1000 * part)
 
 
 def test_the_arm_at_equal_positions_computes_what_the_records_count() -> None:
