@@ -120,10 +120,13 @@ def test_leaving_above_the_last_layer_is_loss_only_and_above_none_the_paper(name
         assert_same(packed(case.model, case.inputs, gated(case, from_layer=none)), paper, limit=0.0)
 
 
-@pytest.mark.parametrize("layer", [0, 1, 2])
-def test_what_stands_behind_an_elided_word_has_read_it_above_no_layer_only(layer):
+@pytest.mark.parametrize(
+    ("layer", "settings"),
+    [(layer, {"from_layer": layer}) for layer in (0, 1, 2)] + [(1, {"keep_below": (KeepBelow(1, 1.0),)})],
+)
+def test_what_stands_behind_an_elided_word_has_read_it_above_no_layer_only(layer, settings):
     model, data = model_of("Qwen2"), tiny.rows(pad="none")
-    gate = regate.Gate(GateConfig(selection="first", warmup_steps=0, dense_steps=0, from_layer=layer), None)
+    gate = regate.Gate(GateConfig(selection="first", warmup_steps=0, dense_steps=0, **settings), None)
     decision = gate.decide(data.layout, data.sample_ids_B, step=0)
     targets_BS = data.layout.target_BS & (torch.arange(20) % 2 == 0)
     active_BS = data.layout.valid_BS & (~data.layout.target_BS | regate.gate.predictor_of(targets_BS))

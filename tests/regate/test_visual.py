@@ -14,10 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import regate
-from regate import ConfigError, Gate, GateConfig, Grid, LayoutError, UnsupportedModelError, VisualConfig
+from regate import (
+    ConfigError,
+    Gate,
+    GateConfig,
+    Grid,
+    KeepBelow,
+    LayoutError,
+    RampConfig,
+    UnsupportedModelError,
+    VisualConfig,
+)
 from regate.candidates import candidates_of
 from regate.types import Kind, Layout
 from regate.visual import averaged, keep_visual
+from regate.wrapping import decoder_of
 from tests.regate import families, tiny
 from tests.regate.test_equivalence import assert_same
 from tests.regate.test_packed import case_of, packed, run
@@ -127,7 +138,7 @@ def test_means_of_blocks_by_hand():
 def slow(case: families.Case, decision: regate.Decision):
     """Row by row: the embeddings that enter the decoder, averaged by hand, without what is elided, through the
     untouched layers. For a decoder without three axes or features that are added later."""
-    decoder, kept = regate.wrapping.decoder_of(case.model), decision.visual
+    decoder, kept = decoder_of(case.model), decision.visual
     taken = {}
 
     def take(module, args, kwargs):
@@ -187,25 +198,68 @@ def test_families_equal_algorithm_1(name, how):
     assert_same(packed(case.model, case.inputs, decision, outputs="predictors", multiple=8), expected)
 
 
-@pytest.mark.parametrize("settings", [{"from_layer": 2}, {"deep": 2}, {"from_layer": 0, "deep": 2}])
+def put_back(case, decision):
+    """Algorithm 1 with a mask for each layer, whose deep layers put back the state of every position that is not
+    read."""
+    read_BS1 = decision.predictor_BS[:, :, None]
+    layers = decoder_of(case.model).layers
+    deep = len(layers) if decision.deep is None else decision.deep
+
+    def keep(module, args, kwargs, output):
+        hidden = output[0] if isinstance(output, tuple) else output
+        kept = torch.where(read_BS1, hidden, args[0] if args else kwargs["hidden_states"])
+        return (kept, *output[1:]) if isinstance(output, tuple) else kept
+
+    handles = [layer.register_forward_hook(keep, with_kwargs=True) for layer in layers[deep:]]
+    try:
+        return run(case.model, case.inputs, replace(decision, deep=None), execution="layerwise")
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+BELOW = (KeepBelow(1, 0.75),)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"from_layer": 1},
+        {"deep": 1},
+        {"from_layer": 0, "deep": 2},
+        {"from_layer": 1, "deep": 2},
+        {"keep_below": BELOW},
+        {"keep_below": BELOW, "deep": 2},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("name", ["InternVL", "Qwen2.5-VL"])
 def test_it_combines_with_what_elides_by_layer(name, settings):
-    """Elided cells are in no layer: the deep layers and those below them get what is left, as if nothing else had
-    been there."""
+    """Elided cells are in no layer; the deep layers and those below them get what is left."""
     case = case_of(name)
-    visual = {"visual": VisualConfig(0.25, "pattern"), "keep_ratio": 0.5}
-    decision = decide(with_grids(case), **visual, **settings)
+    decision = decide(with_grids(case), visual=VisualConfig(0.25, "pattern"), keep_ratio=0.5, **settings)
     gone_BS = (case.layout.kind_BS == Kind.VISUAL) & ~decision.visual.kept_BS
     for mask_BS in (decision.active_BS, *(level.active_BS for level in decision.levels)):
         assert not (mask_BS & gone_BS).any()
-    combined = packed(case.model, case.inputs, decision)
-    if "deep" not in settings:
-        assert_same(combined, run(case.model, case.inputs, decision, execution="layerwise"))
-        return
-    # Deep from the last layer on is exact for what is read.
-    exact = packed(case.model, case.inputs, replace(decision, deep=None))
-    if "from_layer" not in settings:
-        assert_same(combined, exact)
+    expected = put_back(case, decision)
+    assert_same(packed(case.model, case.inputs, decision), expected)
+    assert_same(packed(case.model, case.inputs, decision, outputs="predictors", multiple=8), expected)
+
+
+@pytest.mark.parametrize("how", [*HOWS, *BY_CONTENT])
+def test_on_a_ramp_it_is_the_step_of_its_keep_ratio(how):
+    """Half of the way from one half to one quarter."""
+    layout, pictures = with_grids(case_of("InternVL")), VisualConfig(0.5, how)
+    for by_layer in ({}, {"from_layer": 1}, {"deep": 2}):
+        ramp = decide(layout, step=5, keep_ratio=0.5, visual=pictures, ramp=RampConfig(to=0.25, steps=10), **by_layer)
+        there = decide(layout, step=5, keep_ratio=0.375, visual=pictures, **by_layer)
+        assert ramp.keep_ratio == there.keep_ratio == 0.375
+        for name in ("active_BS", "targets_BS"):
+            assert torch.equal(getattr(ramp, name), getattr(there, name))
+        assert torch.equal(ramp.visual.kept_BS, there.visual.kept_BS)
+        assert ramp.deep == there.deep
+        for one, other in zip(ramp.levels, there.levels, strict=True):
+            assert torch.equal(one.active_BS, other.active_BS)
 
 
 def test_all_cells_kept_is_none_elided_and_dense_steps_see_everything():

@@ -65,9 +65,9 @@ def model(request: pytest.FixtureRequest, parity: Parity) -> nn.Module:
     return merge_adapters(made).requires_grad_(True)
 
 
-def decide(batch: Batch, keep_ratio: float, execution: str = "compact") -> regate.Decision:
+def decide(batch: Batch, keep_ratio: float, execution: str = "compact", **settings: Any) -> regate.Decision:
     config = regate.GateConfig(
-        keep_ratio=keep_ratio, dense_steps=0, warmup_steps=0, selection="random", execution=execution
+        keep_ratio=keep_ratio, dense_steps=0, warmup_steps=0, selection="random", execution=execution, **settings
     )  # type: ignore[arg-type]
     return regate.Gate(config, None, seed=3).decide(batch.layout, batch.sample_ids_B, step=2)
 
@@ -109,6 +109,39 @@ def test_packed_is_algorithm_1(model: nn.Module, batch: Batch, keep_ratio: float
     decision = decide(batch, keep_ratio)
     packed = step(model, batch, decision, "compact", rows="packed", outputs="predictors")
     assert difference(packed, step(model, batch, decision, "layerwise")) <= 1e-9
+
+
+BELOW = (regate.KeepBelow(1, 0.75),)
+
+
+@pytest.mark.parametrize("settings", [{"from_layer": 1}, {"keep_below": BELOW}, {"layer_keep": 0.5}], ids=str)
+def test_layers_that_compute_less_equal_a_mask_for_each(
+    model: nn.Module, batch: Batch, settings: dict[str, Any]
+) -> None:
+    decision = decide(batch, 0.5, **settings)
+    packed = step(model, batch, decision, "compact", rows="packed", outputs="predictors")
+    assert difference(packed, step(model, batch, decision, "layerwise")) <= 1e-9
+
+
+@pytest.mark.parametrize("deep", [1, 2])
+def test_deep_equals_layers_that_put_the_others_back(model: nn.Module, batch: Batch, deep: int) -> None:
+    """The untouched model on padded rows; from a layer on, what is not read keeps the state it came with."""
+    decision = decide(batch, 0.5, deep=deep)
+    packed = step(model, batch, decision, "compact", rows="packed", outputs="predictors")
+
+    def keep(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        kept = torch.where(decision.predictor_BS[:, :, None], hidden, args[0] if args else kwargs["hidden_states"])
+        return (kept, *output[1:]) if isinstance(output, tuple) else kept
+
+    layers: Any = model.get_decoder().layers  # type: ignore[operator]
+    handles = [layer.register_forward_hook(keep, with_kwargs=True) for layer in layers[deep:]]
+    try:
+        slow = step(model, batch, replace(decision, deep=None), "loss_only")
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert difference(packed, slow) <= 1e-9
 
 
 def test_keep_ratio_1_is_the_ungated_model_exactly(model: nn.Module, batch: Batch) -> None:
