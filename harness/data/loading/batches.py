@@ -6,16 +6,18 @@ Legend: B rows, S expanded length, T frames, H and W pixels.
 from __future__ import annotations
 
 import time
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from harness.common.errors import DataError, HarnessError
 from harness.data.check import listing
 from harness.data.loading.epoch_view import EpochView, clips, encode, order_of
 from harness.data.loading.errors import VideoError
+from harness.data.loading.read_ahead import ReadAhead, bytes_ahead
 from harness.data.loading.workers import TIMEOUT_S, ignore_stop_requests, loaded, shared
 from regate.types import IGNORE, Kind
 
@@ -57,7 +59,8 @@ def windows(
     `Batch.failed`.
 
     Args:
-        workers: loading processes, which work ahead; 0 loads in this process.
+        workers: loading processes, which work ahead by so many bytes (`harness.data.loading.read_ahead`); 0 loads in
+            this process.
         with_media: False gives the text-only encodings of the same rows.
         features: what the frozen tower said of the samples' clips. A batch whose samples all have some holds them as
             `tower_features` in place of pictures.
@@ -70,10 +73,11 @@ def windows(
         return
     failed: set[int] = set()
     window: list[Batch] = []
+    ahead = ReadAhead(workers, bytes_ahead(sampler.world)) if workers else None
     # The loader draws a number for its workers' seeds: from a generator of its own, so that the training's random
     # stream is the same whether or not the run was stopped and resumed.
     loader: DataLoader[Any] = DataLoader(
-        _MicroBatches(dataset, processor, sampler, start, stop, with_media, features),
+        _MicroBatches(dataset, processor, sampler, start, stop, with_media, features, ahead),
         batch_size=None,
         shuffle=False,
         num_workers=workers,
@@ -83,8 +87,10 @@ def windows(
         timeout=TIMEOUT_S if workers else 0,
         worker_init_fn=ignore_stop_requests,
     )
-    with loaded(loader) as items:
-        for item in items:
+    with loaded(loader) as items, nullcontext() if ahead is None else closing(ahead):
+        for number, item in enumerate(items):
+            if ahead is not None:
+                ahead.take(number)
             if isinstance(item, HarnessError):
                 raise item
             batch: Batch = item
@@ -226,11 +232,21 @@ class _MicroBatches(Dataset[Any]):
     stop: int
     with_media: bool
     features: TowerFeatures | None
+    ahead: ReadAhead | None
 
     def __len__(self) -> int:
         return (self.stop - self.start) * self.sampler.micro_batches
 
     def __getitem__(self, index: int) -> Batch | HarnessError:
+        worker = get_worker_info()
+        if self.ahead is None or worker is None:
+            return self._made(index)
+        self.ahead.wait(worker.id)
+        batch = self._made(index)
+        self.ahead.add(batch)
+        return batch
+
+    def _made(self, index: int) -> Batch | HarnessError:
         within, place = divmod(index, self.sampler.micro_batches)
         step = self.start + within
         view = EpochView(self.sampler.seed, self.sampler.epoch_of(step))

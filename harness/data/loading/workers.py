@@ -83,7 +83,8 @@ def shared(value: Any) -> Any:
     if get_worker_info() is None:
         return value
     try:
-        _share(value)
+        for tensor in tensors_in(value):
+            tensor.share_memory_()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         raise EnvironmentProblem(
             f"a loading process cannot put a batch into shared memory (/dev/shm): {error}", hint=_SHORT_OF_MEMORY
@@ -91,18 +92,19 @@ def shared(value: Any) -> Any:
     return value
 
 
-def _share(value: Any) -> None:
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Every tensor of a value, in dataclasses, mappings, lists and tuples too."""
     if isinstance(value, torch.Tensor):
-        value.share_memory_()  # type: ignore[no-untyped-call]
+        yield value
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
-            _share(getattr(value, field.name))
+            yield from tensors_in(getattr(value, field.name))
     elif isinstance(value, Mapping):
         for part in value.values():
-            _share(part)
+            yield from tensors_in(part)
     elif isinstance(value, list | tuple):
         for part in value:
-            _share(part)
+            yield from tensors_in(part)
 
 
 def _explained(items: Iterator[Any], timeout: float) -> Iterator[Any]:

@@ -12,7 +12,7 @@ import torch
 from harness.common.errors import DataError
 from harness.config.data import ShapesData
 from harness.config.recipe import Paths
-from harness.data.loading import batches, epoch_view
+from harness.data.loading import batches, epoch_view, read_ahead
 from harness.data.loading.batches import load, text_batches, windows
 from harness.data.loading.errors import VideoError
 from harness.data.loading.video import read_frames
@@ -78,10 +78,18 @@ def test_windows_hold_what_the_sampler_says(expected: list[list[Batch]], dataset
         assert all(batch.inputs["pixel_values"].shape == (4, 8, 3, 32, 32) for batch in window)
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize(("workers", "room"), [(0, 0), (1, 1 << 20), (2, 1)])
 def test_workers_and_resuming_change_nothing_and_no_random_number_is_drawn(
-    workers: int, expected: list[list[Batch]], dataset: DataSet, processor: TinyProcessor, sampler: Sampler
+    workers: int,
+    room: int,
+    expected: list[list[Batch]],
+    dataset: DataSet,
+    processor: TinyProcessor,
+    sampler: Sampler,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Neither when the loading processes may hold no more ready than what is waited for."""
+    monkeypatch.setattr(read_ahead, "MOST_BYTES", room)
     torch.manual_seed(5)
     before = torch.get_rng_state()
     resumed = list(windows(dataset, processor, sampler, start=70, stop=80, workers=workers))
