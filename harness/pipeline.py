@@ -29,13 +29,16 @@ from harness.plan import Planner, require
 from harness.plan.disk import disk_needs
 from harness.plan.memory import tower_bytes
 from harness.records import provenance, tracking
-from harness.records.ledger import Ledger, finished_step, read_events
+from harness.records.ledger import BESIDE, Ledger, finished_step, read_events
 from harness.records.record import build_record, write_record
 from harness.records.run_folder import (
     OWN_FILES,
+    RunLocked,
     check_disk,
     check_ledger_kept,
     existing_folder,
+    has_started,
+    lock_evaluation,
     lock_run,
     pin,
     run_dir_of,
@@ -60,7 +63,7 @@ from harness.training.gate_stores import (
 )
 from harness.training.kept_models import check_before_resuming, check_model
 from harness.training.launching import launch, processes
-from harness.training.run import Prepared, use_settings
+from harness.training.run import Prepared, join, use_settings
 from harness.training.tower_cache import keep_tower_features, lacks_tower_features
 from regate.selection_file import SelectionFile
 
@@ -78,6 +81,8 @@ if TYPE_CHECKING:
     from harness.training.launching.nodes import Coordinator
 
 _PROVENANCE: Final = "provenance.json"
+_TRAIN_FIRST: Final = "run `harness train` first"
+_TRAINS: Final = "another process trains this run: give the command again later"
 
 
 def prepare(
@@ -256,25 +261,36 @@ def _read_provenance(path: Path) -> dict[str, Any]:
     return {key: content[key] for key in shape}
 
 
-def evaluate(run: Prepared) -> list[dict[str, Any]]:
-    """Score the kept checkpoints; its time is a clock of its own."""
+def evaluate(run: Prepared, *, beside: bool = False) -> list[dict[str, Any]]:
+    """Score the kept checkpoints; its time is a clock of its own.
+
+    Args:
+        beside: another process trains the run: what it has kept so far is scored, and the time is written down beside
+            its ledger.
+    """
     folders = {point: run.run_dir / "checkpoints" / f"step-{point.step:06d}" for point in run.plan.evaluations}
     jobs = [evaluation.Job(point.step, point.fraction, folder) for point, folder in folders.items()]
     absent = [str(folder) for folder in folders.values() if not folder.exists()]
+    if absent and (not beside or len(absent) == len(jobs)):
+        raise StaleError(f"no checkpoint to evaluate: {', '.join(absent)}", hint=_TRAINS if beside else _TRAIN_FIRST)
     if absent:
-        raise StaleError(f"no checkpoint to evaluate: {', '.join(absent)}", hint="run `harness train` first")
+        run.progress.say(f"not kept yet: {', '.join(absent)}; {_TRAINS}")
+        jobs = [job for job in jobs if str(job.checkpoint) not in absent]
     for folder in folders.values():
-        check_model(folder)
+        if str(folder) not in absent:
+            check_model(folder)
     devices = len(visible_gpus(run.recipe.devices.processes)) * run.nodes
-    return evaluation.evaluate_checkpoints(
-        run.recipe,
-        run.run_dir,
-        jobs,
-        data=run.data,
-        progress=run.progress,
-        timed=stage(run.run_dir, "eval", "eval", devices=devices),
-        nodes=run.others,
-    )
+    ledger_file = BESIDE if beside else "ledger.jsonl"
+    with lock_evaluation(run.run_dir, run.progress.say):
+        return evaluation.evaluate_checkpoints(
+            run.recipe,
+            run.run_dir,
+            jobs,
+            data=run.data,
+            progress=run.progress,
+            timed=stage(run.run_dir, "eval", "eval", devices=devices, ledger_file=ledger_file),
+            nodes=run.others,
+        )
 
 
 def finish(run: Prepared) -> Path:
@@ -329,7 +345,8 @@ class _FinalMirrors:
 def run_stage(
     recipe: Recipe, name: str | None, progress: Progress, planner: Planner, others: Coordinator | None = None
 ) -> Path:
-    """Prepare a run and do one of its stages (None: no more than that), alone in its folder.
+    """Prepare a run and do one of its stages (None: no more than that), alone in its folder. Models that a training
+    of another process has kept so far are evaluated beside it.
 
     Args:
         others: other nodes that work on it.
@@ -337,11 +354,17 @@ def run_stage(
     Returns:
         The run's folder.
     """
-    with lock_run(run_dir_of(recipe)):
-        prepared = prepare(recipe, progress, planner, others)
-        if name is not None:
-            _STAGES[name](prepared)
-    return prepared.run_dir
+    run_dir = run_dir_of(recipe)
+    try:
+        with lock_run(run_dir):
+            prepared = prepare(recipe, progress, planner, others)
+            if name is not None:
+                _STAGES[name](prepared)
+    except RunLocked:
+        if name != "evaluate" or others is not None or not has_started(run_dir):
+            raise
+        evaluate(join(recipe, progress), beside=True)
+    return run_dir
 
 
 _STAGES: Final[dict[str, Callable[[Prepared], Any]]] = {"reference": reference, "train": train, "evaluate": evaluate}

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+BESIDE: Final = "ledger-beside.jsonl"
+"""What an evaluation writes while another process trains the same run: two machines must not append to one file."""
 SCHEMA: Final = 1
 _LINE: Final[dict[str, Any]] = {"event": str}
 _EVENTS: Final[dict[str, dict[str, Any]]] = {
@@ -122,13 +124,17 @@ class Ledger:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """Every event in the order written; empty when there is no ledger yet.
+    """Every event in the order written, those of evaluations beside the training last; empty when there is no ledger
+    yet.
 
     Raises:
         DataError: a line other than a torn last one is not what this version writes.
     """
-    check_kind(path)
-    return list(_lines(path)) if path.exists() else []
+    events: list[dict[str, Any]] = []
+    for file in dict.fromkeys((path, path.with_name(BESIDE))):
+        check_kind(file)
+        events += _lines(file) if file.exists() else ()
+    return events
 
 
 def read_steps(path: Path) -> list[dict[str, Any]]:

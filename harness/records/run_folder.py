@@ -63,7 +63,13 @@ def run_dir_of(recipe: Recipe | EvaluationRecipe) -> Path:
 
 @contextmanager
 def stage(
-    run_dir: Path, name: str, phase: str, *, devices: int = 1, now: Callable[[], float] = time.perf_counter
+    run_dir: Path,
+    name: str,
+    phase: str,
+    *,
+    devices: int = 1,
+    now: Callable[[], float] = time.perf_counter,
+    ledger_file: str = "ledger.jsonl",
 ) -> Iterator[None]:
     """Write what the block took into the run's ledger, even if it failed. Enter it only where there is work.
 
@@ -75,7 +81,7 @@ def stage(
         yield
     finally:
         clocks.lap(phase)
-        with Ledger(run_dir / "ledger.jsonl") as ledger:
+        with Ledger(run_dir / ledger_file) as ledger:
             ledger.append("stage", stage=name, seconds=clocks.take(), devices=devices)
 
 
@@ -98,6 +104,11 @@ def pin(run_dir: Path, name: str, value: str) -> None:
     write_json(path, {**inputs, name: value}, sealed=True)
 
 
+def has_started(run_dir: Path) -> bool:
+    """Whether a training has begun there."""
+    return any(event["event"] == "start" for event in read_events(run_dir / "ledger.jsonl"))
+
+
 def check_ledger_kept(run_dir: Path) -> None:
     """Look, before anything is computed, whether the ledger of a training that has begun is there.
 
@@ -105,7 +116,7 @@ def check_ledger_kept(run_dir: Path) -> None:
         DataError: it is gone, or damaged: the record could not be made of what is trained on.
     """
     path = run_dir / "ledger.jsonl"
-    if any(event["event"] == "start" for event in read_events(path)):
+    if has_started(run_dir):
         return
     left = [name for name in ("record.json", "checkpoints") if (run_dir / name).exists()]
     if left:
@@ -143,11 +154,30 @@ def existing_folder(folder: Path) -> Path:
 
 
 @contextmanager
+def lock_evaluation(run_dir: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock of the run's evaluation, once another process has left it: a lock of its own, so that kept models
+    can be scored while the training goes on."""
+    path = run_dir / ".evaluation.lock"
+    check_kind(path)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another process evaluates {run_dir}: its answers are waited for")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+class RunLocked(EnvironmentProblem):
+    """Another process works on the run."""
+
+
+@contextmanager
 def lock_run(run_dir: Path) -> Iterator[None]:
     """Hold the run's lock; it goes with the process, however that ends.
 
     Raises:
-        EnvironmentProblem: another process works on the same run.
+        RunLocked: another process works on the same run.
         DataError: something in the folder is neither a file nor a folder.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -156,7 +186,7 @@ def lock_run(run_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise EnvironmentProblem(
+            raise RunLocked(
                 f"another process is working on {run_dir}", hint="wait for it, or stop it; it can be resumed"
             ) from error
         check_kinds_below(run_dir)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import sys
 import threading
 from collections import Counter
@@ -15,13 +17,16 @@ import yaml
 import regate
 from harness import pipeline, plan
 from harness.cli import main as cli
+from harness.common.errors import EnvironmentProblem, StaleError
 from harness.common.progress import Progress
 from harness.config.data import LlavaData
+from harness.config.recipe import Recipe
 from harness.data import sources
 from harness.data.loading.batches import windows
 from harness.plan import Planner, make_plan
 from harness.records import tracking
 from harness.records.ledger import Ledger, read_events
+from harness.records.run_folder import lock_run, run_dir_of
 from harness.training import loop
 from harness.training.launching import launch
 from harness.training.run import join
@@ -240,3 +245,41 @@ def test_final_mirrors_go_on_beside_the_next_run_and_are_waited_for(
     recipes = [tiny_recipe(tmp_path).model_copy(update={"name": name}) for name in ("first", "second")]
     pipeline.run(recipes, Progress(quiet=True))
     assert sorted(mirrored) == ["first", "second"]
+
+
+def test_kept_models_are_evaluated_beside_the_training(
+    prepared: tuple[Path, Counter[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process holds the run's lock: what it has kept is scored, under a lock and in a ledger of its own."""
+    content = {**tiny_recipe(prepared[0]).model_dump(mode="json"), "name": "beside", "track": {"mlflow": False}}
+    content["evaluate"] |= {"at": [0.5, 1.0]}
+    recipe = Recipe.model_validate_json(json.dumps(content))
+    progress, run_dir = Progress(quiet=True), run_dir_of(recipe)
+    asked: list[list[int]] = []
+
+    def score(_: Recipe, run_dir: Path, jobs: list[Any], **options: Any) -> list[dict[str, Any]]:
+        with (run_dir / ".evaluation.lock").open() as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with options["timed"]:
+            asked.append([job.step for job in jobs])
+        return []
+
+    monkeypatch.setattr(pipeline.evaluation, "evaluate_checkpoints", score)
+    with lock_run(run_dir):
+        with pytest.raises(EnvironmentProblem, match="another process is working on"):
+            pipeline.run_stage(recipe, "evaluate", progress, Planner())
+        with Ledger(run_dir / "ledger.jsonl") as ledger:
+            ledger.append("start", step=0, steps=2)
+        with pytest.raises(StaleError, match=r"step-000001, .*step-000002"):
+            pipeline.run_stage(recipe, "evaluate", progress, Planner())
+        kept = run_dir / "checkpoints" / "step-000001"
+        kept.mkdir(parents=True)
+        (kept / "model.safetensors").touch()
+        before = (run_dir / "ledger.jsonl").read_bytes()
+        pipeline.run_stage(recipe, "evaluate", progress, Planner())
+        assert (run_dir / "ledger.jsonl").read_bytes() == before
+    assert asked == [[1]]
+    start, scored = read_events(run_dir / "ledger.jsonl")
+    assert (start["event"], scored["stage"]) == ("start", "eval")
+    with pytest.raises(EnvironmentProblem, match="another process"), lock_run(run_dir):
+        pipeline.run_stage(recipe, "train", progress, Planner())
