@@ -47,6 +47,9 @@ class ReferenceConfig:
             ("masked"), dropped altogether ("compact"), or attended ("attended", an ablation).
         dtype: of the forward pass; the cross entropy is float32 in any case.
         tokens_per_batch: rows are batched by length up to this many positions.
+        pictures: not the paper's. The reference signal becomes l_text - l_multimodal, what the pictures tell of a
+            target: the loss of the text-only teacher less that of the student's own starting weights, which see the
+            pictures. It may be negative. `regate.score_reference` takes the second losses as `subtract`.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
@@ -55,6 +58,7 @@ class ReferenceConfig:
     placeholders: Placeholders = "masked"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     tokens_per_batch: int = 16384
+    pictures: bool = False
 
     def __post_init__(self) -> None:
         if self.tokens_per_batch < 1:
@@ -236,6 +240,8 @@ class GateConfig:
             raise ConfigError(f"reference_weight must not be negative, got {self.reference_weight}")
         if self.combine == "convex" and self.reference_weight > 1.0:
             raise ConfigError(f"combine: convex needs reference_weight in [0, 1], got {self.reference_weight}")
+        if self.reference.pictures and self.candidates == "text":
+            raise ConfigError("reference.pictures needs candidates: targets; a prompt before a picture cannot see it")
         self._check_layers()
         if callable(self.selection):
             object.__setattr__(self, "selection", own_method(self.selection))

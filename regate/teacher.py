@@ -78,6 +78,7 @@ def score_reference(
     candidates: config.Candidates = "targets",
     progress: Callable[[int], None] | None = None,
     shared_by: ProcessGroup | None = None,
+    subtract: Callable[[TextBatch], Tensor] | None = None,
 ) -> ReferenceStore:
     """Score what is not scored yet, and seal the store.
 
@@ -99,6 +100,8 @@ def score_reference(
         shared_by: the processes over which the model's weights are spread (torch's fully_shard), where they are:
             `model` is then the `ScoredLM` that was spread. Each of them takes part in the others' forward passes,
             also when it has no batch left.
+        subtract: the losses of another teacher at the candidates of a batch, row by row: float32 N, nats. What is
+            stored is then the difference, text-only less this one (`ReferenceConfig.pictures`).
 
     Raises:
         LayoutError: a target directly follows a visual position, which the teacher does not read.
@@ -115,6 +118,7 @@ def score_reference(
         candidates=candidates,
         progress=progress,
         shared_by=shared_by,
+        subtract=subtract,
     )
     process.barrier()
     return writer.finish()
@@ -132,6 +136,7 @@ def write_losses(
     candidates: config.Candidates = "targets",
     progress: Callable[[int], None] | None = None,
     shared_by: ProcessGroup | None = None,
+    subtract: Callable[[TextBatch], Tensor] | None = None,
 ) -> None:
     """`score_reference` without the end: score this process's batches."""
     device = next(model.parameters()).device
@@ -145,7 +150,10 @@ def write_losses(
             if new:  # the whole batch is read: a row's last bits depend on the rows beside it
                 of_batch = candidates_of(batch.layout, candidates)
                 values_BS = torch.zeros(of_batch.mask_BS.shape)
-                values_BS[of_batch.mask_BS] = reader.losses(batch, of_batch).float().cpu()
+                values_N = reader.losses(batch, of_batch).float().cpu()
+                if subtract is not None:
+                    values_N = values_N - subtract(batch).float().cpu()
+                values_BS[of_batch.mask_BS] = values_N
                 losses = in_order(of_batch, values_BS)
                 writer.write([ids[row] for row in new], [losses[row] for row in new])
             if progress is not None:

@@ -149,7 +149,7 @@ def _parts(run: Run, recipe: Recipe, shape: Shape, layers: int, own: float) -> t
     if gate.ramp is not None and sparse_steps:
         gate = replace(gate, keep_ratio=1 - (1 - plan["keep_ratio"]) * steps / sparse_steps, ramp=None)
     parts = parts_at(shape, gate, layers)
-    training = own * (1 - sparse_steps / steps * (1 - parts.sparse))
+    training = own * ((steps - sparse_steps) * parts.dense + sparse_steps * parts.sparse) / steps
     visits = steps * plan["global_batch"]
     return training, training + own * parts.teacher * plan["samples"] / visits
 

@@ -238,9 +238,10 @@ ADDED_KEYS: Final[Mapping[str, Mapping[str, Any]]] = {
         "layer_keep": None,
     },
     "gate.visual": {"from_layer": None},
+    "gate.reference": {"pictures": False},
 }
-"""Keys that came after the first recorded runs, with their defaults: at its default a key is left out of a run's
-identity, so that those runs keep their ids."""
+"""Section -> keys that came after the first recorded runs, with their defaults: at its default a key is left out of a
+run's identity, so that those runs keep their ids."""
 
 
 class Recipe(Strict):
@@ -273,6 +274,23 @@ class Recipe(Strict):
             raise ValueError(
                 "data.least_frames draws the number of a video's frames anew in each epoch, a line of its text names "
                 f"each frame, and {kept}; leave least_frames out, or take a gate.selection without a teacher"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_with_pictures(self) -> Recipe:
+        """What the second pass of `gate.reference.pictures` cannot do."""
+        if self.gate is None or not self.gate.reference.pictures:
+            return self
+        if self.devices.shard_teacher:
+            raise ValueError(
+                "gate.reference.pictures reads the student's starting weights whole on each device; "
+                "leave devices.shard_teacher out"
+            )
+        if not self.gate.needs_reference:
+            raise ValueError(
+                f"gate.reference.pictures: gate.selection {self.gate.selection_name} reads no reference losses; take "
+                "regate or reference, or leave pictures out"
             )
         return self
 

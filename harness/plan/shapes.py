@@ -52,13 +52,15 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Forward and backward of one sample, as parts of a dense step's.
+    """Forward and backward of one sample, as parts of a dense step's of the baseline.
 
     Attributes:
+        dense: of a dense step, which is more than 1 where it learns from the elided forward pass, too.
         sparse: of a sparse step: decoder, head, tower and connector, rows packed in both.
         teacher: the teacher's pass over it.
     """
 
+    dense: float
     sparse: float
     teacher: float
 
@@ -85,11 +87,12 @@ def parts_at(shape: Shape, gate: GateConfig, layers: int) -> Parts:
     recipe = shape.recipe.model_copy(update={"gate": gate})
     sparse, _ = sparse_ratios(recipe, shape.footprint, shape.lengths)
     dense, _ = dense_and_sparse(recipe, shape.footprint, shape.lengths)
+    baseline, _ = dense_and_sparse(shape.recipe, shape.footprint, shape.lengths)
     lengths = shape.lengths
     teacher = 0.0
     if gate.needs_reference:
         teacher = teacher_work(gate, shape.footprint, lengths.positions, lengths.visual, lengths.targets)
-    return Parts(sparse, teacher / dense.total)
+    return Parts(dense.total / baseline.total, sparse, teacher / baseline.total)
 
 
 def scaled(gate: GateConfig, layers: int) -> GateConfig:

@@ -248,17 +248,22 @@ def run_flops(plan: Plan, dense: Work, sparse: Work) -> float:
 
 
 def teacher_flops(recipe: Recipe, plan: Plan, footprint: Footprint, lengths: Lengths) -> float:
-    """One pass of the text-only teacher over every sample; 0 where the gate reads no reference losses."""
+    """The teacher's pass over every sample; 0 where the gate reads no reference losses."""
     if not plan.teacher_pass or recipe.gate is None:
         return 0.0
     return plan.samples * teacher_work(recipe.gate, footprint, lengths.positions, lengths.visual, lengths.targets)
 
 
 def teacher_work(gate: GateConfig, footprint: Footprint, positions: float, visual: float, targets: float) -> float:
-    """FLOPs of the teacher's forward pass over one sample of so many positions, visual ones and targets."""
+    """FLOPs of the teacher's forward pass over one sample of so many positions, visual ones and targets; with
+    pictures, of both passes."""
     attended = gate.reference.placeholders == "attended"
     forward = forward_flops(footprint.decoder, [positions - (0.0 if attended else visual)], targets)
-    return forward.linear + forward.attention + forward.head
+    total = forward.linear + forward.attention + forward.head
+    if gate.reference.pictures:
+        seeing = forward_flops(footprint.decoder, [positions], targets)
+        total += seeing.linear + seeing.attention + seeing.head + sum(part.forward for part in footprint.parts)
+    return total
 
 
 def sparse_ratios(recipe: Recipe, footprint: Footprint, lengths: Lengths) -> tuple[float, float]:
@@ -397,7 +402,7 @@ def time_figures(recipe: Recipe, plan: Plan, footprint: Footprint, lengths: Leng
     unit, scale = _unit(total)
     figures = [estimated("training", total / scale, unit, f"{plan.steps:,} steps of {plan.global_batch} samples")]
     if teacher:
-        figures.append(estimated("teacher", teacher / scale, unit, "one forward pass over prompts and answers"))
+        figures.append(estimated("teacher", teacher / scale, unit, _teacher_words(recipe)))
     if getattr(recipe.model, "generated", False):
         return figures
     low, high = hours(total)
@@ -409,6 +414,12 @@ def time_figures(recipe: Recipe, plan: Plan, footprint: Footprint, lengths: Leng
         low, high = hours(teacher)
         figures.append(estimated("teacher", low, "GPU-hours", HOURS_SOURCE, high))
     return figures
+
+
+def _teacher_words(recipe: Recipe) -> str:
+    if recipe.gate is not None and recipe.gate.reference.pictures:
+        return "one forward pass over prompts and answers, and one with the pictures"
+    return "one forward pass over prompts and answers"
 
 
 def _unit(flops: float) -> tuple[str, float]:

@@ -15,7 +15,7 @@ import regate
 from harness.common.errors import StaleError
 from harness.common.files import atomic_folder, read_json, write_json
 from harness.common.hashing import digest
-from harness.data.loading.batches import text_batches
+from harness.data.loading.batches import picture_batches, text_batches
 from harness.data.loading.text_rows import TextRows, path_of
 from harness.models import device
 from harness.training.checkpoint import latest
@@ -25,9 +25,9 @@ from regate import process
 from regate.teacher import write_losses
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from torch import nn
+    from torch import Tensor, nn
     from torch.distributed import ProcessGroup
 
     from harness.data.processor import Processor
@@ -86,7 +86,7 @@ def reference_place(run: Prepared) -> ReferencePlace | None:
     gate = run.recipe.gate
     if gate is None or not gate.needs_reference:
         return None
-    made_from = {
+    made_from: dict[str, Any] = {
         "data": run.data.fingerprint,
         "processor": run.adapter.processor().fingerprint,
         "teacher": run.adapter.teacher_fingerprint,
@@ -95,6 +95,14 @@ def reference_place(run: Prepared) -> ReferencePlace | None:
         # What the teacher's forward pass will really compute in.
         "dtype": gate.reference.dtype if device.computes_bfloat16() else "float32",
     }
+    if gate.reference.pictures:
+        # Names and known hashes of the media are in the data's fingerprint; here, what is seen of them, and by whom.
+        made_from["pictures"] = {
+            "frames": run.data.frames,
+            "rule": run.data.sampling.rule,
+            "augment": run.data.sampling.augment,
+            "weights": run.adapter.weights_fingerprint,
+        }
     return ReferencePlace(Path(run.recipe.paths.stores) / f"reference-{digest(made_from)[:16]}", made_from)
 
 
@@ -215,7 +223,12 @@ def _write_reference_losses(run: Prepared, writer: regate.ReferenceWriter, nodes
     processor = run.adapter.processor()
     teacher, shared_by = _teacher(run)
     # All batches, also those that a killed pass has done: which rows share a batch decides the last bits.
-    batches = _text_batches(run, processor, gate.reference.tokens_per_batch)
+    subtract = None
+    if gate.reference.pictures:
+        batches: Iterator[Batch] = _picture_batches(run, processor)
+        subtract = _losses_with_pictures(run)
+    else:
+        batches = _text_batches(run, processor, gate.reference.tokens_per_batch)
     scored = len(writer.done_ids())
     last = scored + -(-(len(writer.index) - scored) // nodes)  # a node counts its own store's
     with run.progress.task(f"reference losses {run.recipe.name}", last, start=scored) as advance:
@@ -229,7 +242,29 @@ def _write_reference_losses(run: Prepared, writer: regate.ReferenceWriter, nodes
             candidates=gate.candidates,
             progress=lambda _: advance(min(last, int(writer.done_M.sum()))),
             shared_by=shared_by,
+            subtract=subtract,
         )
+
+
+def _losses_with_pictures(run: Prepared) -> Callable[[Any], Tensor]:
+    """The loss of the student's starting weights at every target of a batch, with nothing elided: float32 N."""
+    student = run.adapter.student().eval()
+    model = regate.ScoredLM(student.to("cuda" if torch.cuda.is_available() else "cpu"))
+    everything = regate.DenseGate()
+
+    def losses(batch: Batch) -> Tensor:
+        decision = everything.decide(batch.layout, batch.sample_ids_B, step=0)
+        logits_NV, targets_N = run.adapter.forward(model, batch, decision)
+        return regate.token_loss(logits_NV, targets_N)
+
+    return losses
+
+
+def _picture_batches(run: Prepared, processor: Processor) -> Iterator[Batch]:
+    """This process's part of the batches with media, each as large as a micro-batch."""
+    part, parts = process.rank(), process.world()
+    rows = run.recipe.train.micro_batch
+    return islice(picture_batches(run.data, processor, rows=rows), part, None, parts)
 
 
 def _teacher(run: Prepared) -> tuple[nn.Module, ProcessGroup | None]:

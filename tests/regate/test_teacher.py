@@ -170,3 +170,13 @@ def test_a_teacher_with_broken_weights(tmp_path):
 def test_unknown_dtype(tmp_path):
     with pytest.raises(regate.ConfigError, match="bfloat16 or float32"):
         score(tmp_path / "r", tiny.rows(), dtype="float16")
+
+
+def test_losses_of_another_teacher_are_taken_off(tmp_path):
+    """What is stored is the text-only loss less the other one, sign included."""
+    data = tiny.rows(visual=4)
+    text = stored(score(tmp_path / "text", data), data)
+    other_N = torch.linspace(0.0, 12.0, len(text))
+    both = stored(score(tmp_path / "both", data, subtract=lambda batch: other_N), data)
+    torch.testing.assert_close(both, text - other_N.double(), rtol=0, atol=4e-3)  # both are float16
+    assert bool((both < 0).any())

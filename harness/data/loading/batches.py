@@ -131,6 +131,36 @@ def text_batches(
     yield from _by_length(rows, processor, tokens_per_batch)
 
 
+def picture_batches(dataset: DataSet, processor: Processor, *, rows: int) -> Iterator[Batch]:
+    """Every sample with its media, in the order of the data set, turns in the order of the file.
+
+    Args:
+        rows: of a batch; the last one may have fewer.
+
+    Raises:
+        DataError: the media of a sample cannot be read.
+    """
+    for first in range(0, len(dataset.samples), rows):
+        samples = [dataset.samples[place] for place in range(first, min(first + rows, len(dataset.samples)))]
+        yield processor.collate([processor.encode(sample, _pictures(sample, dataset)) for sample in samples])
+
+
+def _pictures(sample: Sample, dataset: DataSet) -> list[Tensor]:
+    """The sample's clips as the first epoch shows them; after three failed attempts an error."""
+    for wait in (*_WAITS, None):
+        try:
+            return clips(sample, dataset.sampling, _FIRST, frames=dataset.frames, size=dataset.blank)
+        except VideoError as error:
+            if wait is None:
+                raise DataError(
+                    f"{sample.key}: {error}",
+                    hint="gate.reference.pictures reads the media of every sample: `harness data check` names all "
+                    "that are damaged, data.damaged: exclude leaves them out",
+                ) from error
+            time.sleep(wait)
+    raise AssertionError("the last attempt returns or raises")
+
+
 def load(
     sample: Sample, dataset: DataSet, processor: Processor, view: EpochView = _FIRST, *, with_media: bool = True
 ) -> Encoded:
