@@ -101,8 +101,12 @@ def scaled(gate: GateConfig, layers: int) -> GateConfig:
     def part(layer: float) -> float:
         return layer / layers if isinstance(layer, int) else layer
 
+    visual = gate.visual
+    if visual is not None and visual.from_layer is not None:
+        visual = replace(visual, from_layer=part(visual.from_layer))
     return replace(
         gate,
+        visual=visual,
         from_layer=None if gate.from_layer is None else part(gate.from_layer),
         deep=None if gate.deep is None else part(gate.deep),
         keep_below=tuple(replace(level, layer=part(level.layer)) for level in gate.keep_below),
