@@ -211,7 +211,7 @@ def test_layers_are_parts_of_the_depth_at_other_shapes() -> None:
     assert by_number.sparse < parts_at(shape, GateConfig(deep=3), 4).sparse < 1
     below = scaled(GateConfig(keep_below=(KeepBelow(1, 0.9), KeepBelow(2, 0.7))), 4).keep_below
     assert [level.layer for level in below] == [0.25, 0.5]
-    late = scaled(GateConfig(visual=VisualConfig(from_layer=1)), 4).visual
+    late = scaled(GateConfig(visual=VisualConfig(how="attention", from_layer=1)), 4).visual
     assert late is not None
     assert late.from_layer == 0.25
     quarter = parts_at(shape, GateConfig(visual=VisualConfig(keep=0.25), keep_ratio=1.0), 4)
