@@ -19,9 +19,13 @@ def main() -> None:
             '  pip install "regate[harness]"   (or, in a checkout, pip install -c constraints.txt ".[harness]")\n'
         )
         raise SystemExit(3)
-    from harness.cli.main import main as command
+    try:
+        from harness.cli.main import main as command
 
-    command()
+        command()
+    except KeyboardInterrupt:  # before a verb began, which ends itself in order
+        sys.stderr.write("stopped; nothing was begun\n")
+        raise SystemExit(75) from None
 
 
 if __name__ == "__main__":

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.common.errors import RecipeError
+from harness.common.errors import EnvironmentProblem, RecipeError
+from harness.common.files import unusable_folder
 from harness.config.load import EVALUATION, SUITE, is_override, kind_of, load, load_paths, load_recipes, suite_recipes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from harness.config.evaluation import EvaluationRecipe
-    from harness.config.recipe import Recipe
+    from harness.config.recipe import Paths, Recipe
     from harness.plan import Planner
 
 
@@ -80,18 +81,46 @@ def recipes_to_run(arguments: Sequence[str], planner: Planner) -> list[Recipe]:
     recipes = recipes_of(arguments)
     for recipe in recipes:
         require(planner.plan(recipe))
+    require_folders(recipes)
     return recipes
+
+
+def require_folders(recipes: Sequence[Recipe]) -> None:
+    """Refuse before anything is computed what could not be written in the end.
+
+    Raises:
+        EnvironmentProblem: a folder of `paths` cannot be made, or not be written.
+    """
+    folders = dict.fromkeys((key, folder) for recipe in recipes for key, folder in written_folders(recipe.paths))
+    problems = [f"paths.{key}: {why}" for key, folder in folders if (why := unusable_folder(folder)) is not None]
+    if problems:
+        raise EnvironmentProblem("\n".join(problems), hint="choose folders you may write to (paths.results=FOLDER)")
+
+
+def written_folders(paths: Paths) -> list[tuple[str, Path]]:
+    """(key below `paths`, folder) of what a run writes to."""
+    return [(key, Path(getattr(paths, key))) for key in ("data", "weights", "stores", "results")]
 
 
 def results_folder(arguments: Sequence[str]) -> Path:
     """The results folder of recipes, which must share one, or of a command without a recipe."""
     names, overrides = split(arguments)
-    if not names:
-        return Path(load_paths(overrides).results)
-    return shared_results(recipes_of(arguments))
+    results = Path(load_paths(overrides).results) if not names else shared_results(recipes_of(arguments))
+    return readable_results(results)
 
 
-def shared_results(recipes: Sequence[Recipe]) -> Path:
+def readable_results(results: Path) -> Path:
+    """The results folder that a reading command was given; one that is not there yet holds no run.
+
+    Raises:
+        RecipeError: a file stands there.
+    """
+    if results.exists() and not results.is_dir():
+        raise RecipeError(f"paths.results: {results} is not a folder")
+    return results
+
+
+def shared_results(recipes: Sequence[Recipe | EvaluationRecipe]) -> Path:
     """The one results folder of some recipes.
 
     Raises:

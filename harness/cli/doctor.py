@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -14,8 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from harness.cli.arguments import recipes_of, split
+from harness.cli.arguments import recipes_of, split, written_folders
 from harness.common.errors import HarnessError
+from harness.common.files import unusable_folder
 from harness.config.load import load_paths
 from harness.records.network import reachable
 from harness.records.provenance import gpus
@@ -293,11 +293,10 @@ def _codec(av: Any, name: str, mode: str) -> bool:
 
 
 def _folders(paths: Paths) -> Iterator[Check]:
-    for key in ("data", "weights", "stores", "results"):
-        folder = Path(getattr(paths, key))
-        place = _existing(folder)
-        if not os.access(place, os.W_OK):
-            yield Check(f"paths.{key}", "fail", f"{place}: cannot be written", f"paths.{key}=FOLDER")
+    for key, folder in written_folders(paths):
+        problem = unusable_folder(folder)
+        if problem is not None:
+            yield Check(f"paths.{key}", "fail", problem, f"paths.{key}=FOLDER")
         else:
             yield Check(f"paths.{key}", "ok", f"{folder}{'' if folder.is_dir() else ', not there yet'}")
 

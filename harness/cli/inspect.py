@@ -20,6 +20,7 @@ from harness.config.load import (
     Kind,
     check,
     kind_of,
+    load_paths,
     load_recipe,
     shipped,
     suite_recipes,
@@ -181,6 +182,7 @@ def shown(name: str, arguments: Sequence[str]) -> Answer:
         raise RecipeError(
             f"{name}: no recipe and no run below {results / 'runs'}{nearest(name, [*shipped(RECIPE), *folders])}"
         )
+    load_paths(overrides)  # a run is what it is: another key means nothing to it
     folder = folders[run_id]
     return {"schema": 1, "run_id": run_id, "status": run_status(folder), "record": _record(folder)}
 

@@ -504,12 +504,14 @@ def schema(
 @guarded
 def data_make(recipes: Recipes) -> None:
     """Make the data that can be made. `shapes` for a recipe means the data of tiny_regate."""
-    from harness.cli.arguments import recipes_of
+    from harness.cli.arguments import recipes_of, require_folders
     from harness.common.progress import Progress
     from harness.data.sources import make_data
 
     progress = Progress()
-    for recipe in recipes_of(["tiny_regate" if argument == "shapes" else argument for argument in recipes]):
+    loaded = recipes_of(["tiny_regate" if argument == "shapes" else argument for argument in recipes])
+    require_folders(loaded)
+    for recipe in loaded:
         _echo(make_data(recipe.data, recipe.paths, recipe.seed, progress))
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from harness.analysis.runs import Run
+    from harness.cli.run_names import NamedRuns
     from harness.common.progress import Progress
     from harness.config.recipe import Paths
 
@@ -25,12 +26,14 @@ def make_figures(arguments: Sequence[str], arms: Sequence[str], progress: Progre
 
     Raises:
         RecipeError: a name is neither a run nor a suite nor a recipe.
-        DataError: a run has no record.
+        DataError: a run has no record, or there is none.
         StaleError: data or stores are not those of a run.
     """
-    from harness.report.figures.build import build_figures
+    from harness.report.figures.build import build_figures, check_arms
 
     meant = resolve_runs(arguments)
+    _require_finished(meant)
+    check_arms(arms, suites(meant.finished))
     replay_choices(meant.runs if meant.named else runs_to_replay(meant.finished), meant.paths, progress)
     return build_figures(Path(meant.paths.results), arms=arms, definitions=known_suites(arguments))
 
@@ -43,8 +46,7 @@ def make_reports(arguments: Sequence[str], progress: Progress) -> list[Path]:
     """
     meant = resolve_runs(arguments)
     results, finished, definitions = Path(meant.paths.results), meant.finished, known_suites(arguments)
-    if not finished:
-        raise DataError(f"no finished run below {results / 'runs'}", hint="start one: harness run RECIPE.yaml")
+    _require_finished(meant)
     if meant.named:
         replay_choices(runs_to_replay(meant.runs) if len(meant.runs) > 2 else meant.runs, meant.paths, progress)
         return [write_report(results, meant.runs, definitions)]
@@ -52,6 +54,13 @@ def make_reports(arguments: Sequence[str], progress: Progress) -> list[Path]:
     groups = [[run for runs in arms.values() for run in runs] for arms in suites(finished).values()]
     groups += [list(pair.runs) for pair in pair_runs([run for run in finished if not run.record.get("suite")])]
     return [write_report(results, group, definitions) for group in groups]
+
+
+def _require_finished(meant: NamedRuns) -> None:
+    if not meant.finished:
+        raise DataError(
+            f"no finished run below {Path(meant.paths.results) / 'runs'}", hint="start one: harness run RECIPE.yaml"
+        )
 
 
 def replay_choices(runs: Sequence[Run], paths: Paths, progress: Progress) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,18 +10,30 @@ from typing import TYPE_CHECKING
 
 from harness.analysis.curves import suites
 from harness.analysis.runs import Run, load_runs
-from harness.cli.arguments import shared_results, split
+from harness.cli.arguments import readable_results, shared_results, split
 from harness.cli.status import run_folders
 from harness.common.errors import DataError, HarnessError, RecipeError
 from harness.common.files import is_sealed
 from harness.config.explain import nearest
-from harness.config.load import RECIPE, SUITE, kind_of, load, load_paths, load_recipe, shipped, suite_recipes
+from harness.config.load import (
+    EVALUATION,
+    RECIPE,
+    SUITE,
+    kind_of,
+    load,
+    load_paths,
+    load_recipe,
+    shipped,
+    suite_recipes,
+)
+from harness.config.recipe import Recipe
 from harness.records.record import record_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from harness.config.recipe import Paths, Recipe
+    from harness.config.evaluation import EvaluationRecipe
+    from harness.config.recipe import Paths
     from harness.config.suite import Suite
 
 
@@ -45,8 +58,8 @@ class NamedRuns:
 
 
 def resolve_runs(arguments: Sequence[str]) -> NamedRuns:
-    """The runs of a command's names. The first of these that a name is decides: a run's id, a suite, a recipe (with
-    the overrides of the command), a suite of the records, the beginning of an id.
+    """The runs of a command's names. The first of these that a name is decides: a run's id, a suite, a recipe or an
+    evaluation (with the overrides of the command), a suite of the records, the beginning of an id.
 
     Raises:
         RecipeError: a name is none of them, or the beginning of several ids.
@@ -60,7 +73,7 @@ def resolve_runs(arguments: Sequence[str]) -> NamedRuns:
         shared_results(recipes)
     paths = recipes[0].paths if recipes else load_paths(overrides)
     problems: list[HarnessError] = []
-    finished = load_runs(Path(paths.results), problems.append)
+    finished = load_runs(readable_results(Path(paths.results)), problems.append)
     try:
         named = [(name, _runs_of(name, documents[name], finished, Path(paths.results))) for name in names]
     except DataError as error:
@@ -139,22 +152,27 @@ def run_of_beginning(name: str, ids: Iterable[str]) -> str | None:
     return candidates[0] if candidates else None
 
 
-def _recipes_of(name: str, overrides: Sequence[str]) -> list[Recipe]:
-    """The recipes of a suite's or recipe's name; empty for another name."""
+def _recipes_of(name: str, overrides: Sequence[str]) -> Sequence[Recipe | EvaluationRecipe]:
+    """What a suite's, a recipe's or an evaluation's name stands for; empty for another name."""
     kind = kind_of(name)
+    if kind is EVALUATION:
+        return [load(EVALUATION, name, overrides)]
     if kind is SUITE:
         return suite_recipes(load(SUITE, name), overrides)
     return [load_recipe(name, overrides)] if kind is RECIPE else []
 
 
-def _runs_of(name: str, recipes: Sequence[Recipe], finished: Sequence[Run], results: Path) -> list[Run]:
+def _runs_of(
+    name: str, recipes: Sequence[Recipe | EvaluationRecipe], finished: Sequence[Run], results: Path
+) -> list[Run]:
     by_id = {run.id: run for run in finished}
     if name in by_id:
         return [by_id[name]]
-    if recipes and recipes[0].suite is not None:
-        return _runs_of_suite(recipes[0].suite.name, finished, results)
     if recipes:
-        return [_run_of_recipe(name, recipes[0].run_id, by_id, results)]
+        first = recipes[0]
+        if isinstance(first, Recipe) and first.suite is not None:
+            return _runs_of_suite(first.suite.name, finished, results)
+        return [_run_of_recipe(name, first, by_id, results)]
     if name in suites(finished):
         return _runs_of_suite(name, finished, results)
     run_id = run_of_beginning(name, by_id)
@@ -177,14 +195,16 @@ def _runs_of_suite(name: str, finished: Sequence[Run], results: Path) -> list[Ru
     return [run for runs in arms.values() for run in runs]
 
 
-def _run_of_recipe(name: str, run_id: str, by_id: dict[str, Run], results: Path) -> Run:
+def _run_of_recipe(name: str, recipe: Recipe | EvaluationRecipe, by_id: dict[str, Run], results: Path) -> Run:
+    run_id = recipe.run_id
     if run_id in by_id:
         return by_id[run_id]
     recipe_name = run_id.rpartition("-")[0]
     others = [run.id for run in by_id.values() if run.name == recipe_name]
+    command = f"harness {'run' if isinstance(recipe, Recipe) else 'eval'} {shlex.quote(name)}"
     raise DataError(
         f"{name}: its run {run_id} has no record below {results / 'runs'}",
-        hint=f"harness run {name}" + (f"; with other settings there are {', '.join(others)}" if others else ""),
+        hint=command + (f"; with other settings there are {', '.join(others)}" if others else ""),
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import Any, Final
 
 from harness.common.errors import RecipeError
-from harness.common.files import write_atomic
+from harness.common.files import is_folder, write_atomic
 from harness.config.explain import nearest
 from harness.config.load import EVALUATION, RECIPE, SUITE, kind_of, recipe_folder, shipped
 
@@ -54,9 +55,9 @@ def copy_recipe(name: str, file: str | None) -> list[str]:
         )
     kind, source = documents[name]
     target = Path(file or source.name)
-    if target.exists():
+    if os.path.lexists(target):
         raise RecipeError(f"{target}: is there already", hint=f"give another name: harness init {name} FILE")
-    if not target.parent.is_dir():
+    if not is_folder(target.parent):
         raise RecipeError(f"{target.parent}: no such folder")
     lines = source.read_text(encoding="utf-8").splitlines()
     copied = [f"{MARK}{schema_file(kind.name)}" if line.startswith(MARK) else line for line in lines]

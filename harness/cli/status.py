@@ -121,7 +121,7 @@ def _state(folder: Path, status: Status) -> str:
 def status_lines(runs: Sequence[Status]) -> list[str]:
     """The same for a person: one line a run, its evaluations below."""
     if not runs:
-        return ["no run yet; start one with `harness run`"]
+        return ["no run yet below the results folder; start one with `harness run`"]
     width = max(len(run["run_id"]) for run in runs)
     lines: list[str] = []
     for run in runs:

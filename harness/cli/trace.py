@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.analysis.runs import Run, load_runs, scoring_of
-from harness.cli.arguments import results_folder, split
+from harness.cli.arguments import results_folder
 from harness.cli.run_names import known_suites, run_of_beginning
 from harness.common.errors import RecipeError, StaleError
-from harness.config.explain import nearest
+from harness.config.explain import did_you_mean, nearest
 from harness.evaluation.evaluate import Job, ask_again, kept_task
 from harness.evaluation.lmms.answer_cache import answers_file
 from harness.evaluation.task import MultipleChoiceTask
@@ -72,7 +72,7 @@ def traced(table: str, row: str, column: str, arguments: Sequence[str], item: st
 def _table(tables: Sequence[Table], name: str) -> Table:
     by_name = {table.name: table for table in tables}
     if name not in by_name:
-        raise RecipeError(f"no table {name}{nearest(name, by_name)}", hint=f"there are {', '.join(by_name)}")
+        raise RecipeError(f"no table {name}{did_you_mean(name, by_name)}", hint=f"there are {', '.join(by_name)}")
     return by_name[name]
 
 
@@ -106,7 +106,7 @@ def _column(table: Table, name: str) -> int:
             return place
     known = [name for column in table.columns for name in (column.title, *column.names)]
     raise RecipeError(
-        f"{name} is no column of {table.name}{nearest(name, known)}",
+        f"{name} is no column of {table.name}{did_you_mean(name, known)}",
         hint=f"columns: {', '.join(column.title for column in table.columns)}",
     )
 
@@ -205,7 +205,7 @@ def asked_again(name: str, item: str, arguments: Sequence[str], progress: Progre
         RecipeError: no such run or item, or an item of a published benchmark.
         StaleError: the question or the checkpoint is not kept any more.
     """
-    results = results_folder([text for text in split(arguments)[1] if text.startswith("paths.")])
+    results = results_folder(arguments)
     folders = {run.id: run for run in load_runs(results)}
     run_id = run_of_beginning(name, folders)
     if run_id is None:

@@ -8,11 +8,11 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, Final, ParamSpec
 
-from harness.common.errors import HarnessError
+from harness.common.errors import HarnessError, RecipeError
 from harness.common.signals import terminate_as_interrupt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 P = ParamSpec("P")
 
@@ -40,6 +40,7 @@ _ADVICE: Final = {
     errno.ENOTDIR: "a file stands where a folder is wanted; choose other folders (paths.data, paths.weights, "
     "paths.stores, paths.results)",
     errno.EISDIR: "a folder stands where a file is wanted; move it away and give the same command again",
+    errno.ENAMETOOLONG: "the name of a file or folder is too long for this file system; choose a shorter one",
     errno.EMFILE: "too many open files; raise the limit (ulimit -n) and give the same command again",
 }
 """What to do about the faults of the machine, by error number: exit 3."""
@@ -55,6 +56,7 @@ def guarded(verb: Callable[P, None]) -> Callable[P, None]:
     def wrapper(*arguments: P.args, **options: P.kwargs) -> None:
         with terminate_as_interrupt():
             try:
+                _refuse_empty(options)
                 verb(*arguments, **options)
             except KeyboardInterrupt:
                 _stop("stopped; nothing is lost: the same command resumes", STOPPED)
@@ -65,6 +67,18 @@ def guarded(verb: Callable[P, None]) -> Callable[P, None]:
                 _stop(*explained(error))
 
     return wrapper
+
+
+def _refuse_empty(options: Mapping[str, object]) -> None:
+    """A text of nothing is what a shell makes of a variable that is not set; every verb would read it otherwise.
+
+    Raises:
+        RecipeError: an argument, or a value of an option, is empty.
+    """
+    for value in options.values():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and not text.strip():
+                raise RecipeError("an argument is empty", hint="was a variable of the shell not set?")
 
 
 def explained(error: Exception) -> tuple[str, int]:

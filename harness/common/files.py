@@ -142,6 +142,27 @@ def check_kinds_below(folder: Path) -> None:
             check_kind(folder / parent / name)
 
 
+def is_file(path: Path | str) -> bool:
+    """Whether a file is there. A name that no file can have (too long, with a null) is none, and no error."""
+    return os.path.isfile(path)  # noqa: PTH113 - pathlib's raises for such names
+
+
+def is_folder(path: Path | str) -> bool:
+    """As `is_file`, of a folder."""
+    return os.path.isdir(path)  # noqa: PTH112 - as above
+
+
+def unusable_folder(path: Path) -> str | None:
+    """Why nothing can be written below a folder, which need not be there yet; None where it can.
+
+    A folder that is there and refuses is only seen by the rights of its entry: a full or broken disk is not.
+    """
+    place = next(place for place in (path.absolute(), *path.absolute().parents) if os.path.lexists(place))
+    if not is_folder(place):
+        return f"{place} is {odd_kind(place) or ('a file' if is_file(place) else 'a link to nothing')}, not a folder"
+    return None if os.access(place, os.W_OK | os.X_OK) else f"{place} cannot be written"
+
+
 def is_sealed(path: Path) -> bool:
     """Whether a file of ours says by a digest what was written; those of earlier versions do not."""
     with path.open("rb") as file:

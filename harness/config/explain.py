@@ -89,11 +89,14 @@ def _value(data: Any, place: Path) -> Any:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean x?`, or `; known: ...` where nothing is near and the list is short, or nothing."""
-    names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {close[0]}?"
-    return f"; known: {', '.join(names)}" if names and len(names) <= 24 else ""
+    names = sorted(set(known))
+    return did_you_mean(word, names) or (f"; known: {', '.join(names)}" if names and len(names) <= 24 else "")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean x?`, or nothing, for messages that list the names themselves."""
+    close = difflib.get_close_matches(word, sorted(set(known)), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 class Schema:

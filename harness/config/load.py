@@ -7,6 +7,7 @@ of those that ship, and the rules between its keys.
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from harness.benchmarks import BENCHMARKS
 from harness.common.errors import RecipeError
-from harness.common.files import odd_kind
+from harness.common.files import is_file, is_folder, odd_kind
 from harness.config.evaluation import EvaluationRecipe, evaluation_rules
 from harness.config.explain import Problem, explain, nearest
 from harness.config.recipe import Paths, Recipe, SuiteMark
@@ -225,7 +226,7 @@ def recipe_folder() -> FilePath:
 def kind_of(path_or_name: str | FilePath) -> Kind[Any] | None:
     """The kind of a file, or of a shipped document; None where there is none of that name."""
     path = FilePath(path_or_name)
-    if path.is_file():
+    if is_file(path):
         return _kind_of_file(path)
     return next((kind for kind in (SUITE, EVALUATION, RECIPE) if _shipped_file(kind, path) is not None), None)
 
@@ -258,13 +259,13 @@ def _shipped_name(path: FilePath) -> str:
 def _read(kind: Kind[Any], path_or_name: str | FilePath) -> tuple[str, bytes]:
     """How messages call the document, and its text."""
     given = FilePath(path_or_name)
-    is_file = given.is_file() and kind_of(given) is kind
-    path = given if is_file else _shipped_file(kind, given)
-    if path is None or (kind is RECIPE and given.is_dir()):
+    own = is_file(given) and kind_of(given) is kind
+    path = given if own else _shipped_file(kind, given)
+    if path is None or (kind is RECIPE and is_folder(given)):
         raise _not_there(kind, given)
     try:
         _refuse_large(path)
-        return str(path_or_name) if is_file else path.name, path.read_bytes()
+        return str(path_or_name) if own else path.name, path.read_bytes()
     except OSError as error:
         raise RecipeError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -272,14 +273,14 @@ def _read(kind: Kind[Any], path_or_name: str | FilePath) -> tuple[str, bytes]:
 def _not_there(kind: Kind[Any], given: FilePath) -> RecipeError:
     actual = kind_of(given)
     if actual is not None and actual is not kind:
-        hint = f"harness eval {given}" if actual is EVALUATION else None
+        hint = f"harness eval {shlex.quote(str(given))}" if actual is EVALUATION else None
         return RecipeError(f"{given} is {_a(actual)}, not {_a(kind)}", hint=hint)
     odd = odd_kind(given)
     if odd is not None:
         return RecipeError(f"{given} is {odd}, not a file", hint="write the YAML to a file, and name that")
     if kind is not RECIPE:
         return RecipeError(f"{given}: no {kind.name} of that name{nearest(str(given), shipped(kind))}")
-    if given.is_dir():
+    if is_folder(given):
         return RecipeError(f"{given} is a folder, not a recipe", hint="name a .yaml file in it")
     what = "no such file" if given.suffix else "neither a file nor a shipped recipe"
     name = _shipped_name(given)
@@ -321,7 +322,7 @@ def _no_mapping(kind: Kind[Any], data: Any) -> str:
 
 def is_override(argument: str) -> bool:
     """An argument with `=` that is not a file."""
-    return "=" in argument and not FilePath(argument).exists()
+    return "=" in argument and not (is_file(argument) or is_folder(argument))
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> list[Problem]:

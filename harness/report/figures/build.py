@@ -61,13 +61,13 @@ def build_figures(
     """
     read = load_runs(results_dir, damaged) if finished is None else finished
     runs = [run for run in read if run.trained]
+    by_suite = suites(runs)
+    check_arms(arms, by_suite)
     folder = results_dir / "figures"
     written: list[Path] = []
     for pair in pair_runs([run for run in runs if not run.record.get("suite")]):
         for benchmark in benchmarks_of(pair.runs):
             written += save(accuracy_figure(pair, benchmark), folder / f"accuracy_{pair.name}_{benchmark}")
-    by_suite = suites(runs)
-    _check_arms(arms, by_suite)
     for suite, members in by_suite.items():
         for benchmark in benchmarks_of([run for runs_of_arm in members.values() for run in runs_of_arm]):
             drawn = _drawn(members, arms, benchmark)
@@ -108,7 +108,8 @@ def _choices(results_dir: Path, run: Run) -> list[Path]:
     return written
 
 
-def _check_arms(asked: Sequence[str], by_suite: dict[str, dict[str, tuple[Run, ...]]]) -> None:
+def check_arms(asked: Sequence[str], by_suite: Mapping[str, dict[str, tuple[Run, ...]]]) -> None:
+    """Raises RecipeError where no suite has an arm of that name."""
     known = sorted({arm for members in by_suite.values() for arm in members})
     for name in asked:
         if name not in known:
@@ -116,4 +117,4 @@ def _check_arms(asked: Sequence[str], by_suite: dict[str, dict[str, tuple[Run, .
             raise RecipeError(f"--draw {name}: there is no such arm{nearest(name, known)}", hint=hint)
 
 
-__all__ = ["build_figures"]
+__all__ = ["build_figures", "check_arms"]

@@ -7,15 +7,17 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.cli import main as cli
 from harness.config.load import load_recipe
 from harness.data.sources import make_data
 from tests.halting import Moment, halted
 from tests.harness.worlds import run_builder
+
+if TYPE_CHECKING:
+    from tests.harness.cli.command import Command
 
 ROOT = Path(__file__).parents[3]
 SMALL = [
@@ -31,33 +33,6 @@ SMALL = [
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-class Command:
-    """Runs `harness ...` in this process."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        self._capsys, self._monkeypatch = capsys, monkeypatch
-        self.out = self.err = ""
-
-    def __call__(self, *arguments: str) -> int:
-        self._monkeypatch.setattr(sys, "argv", ["harness", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        self.out, self.err = self._capsys.readouterr()
-        assert "Traceback" not in self.err
-        return int(ended.value.code or 0)
-
-    def json(self, *arguments: str, code: int = 0) -> dict[str, Any]:
-        assert self(*arguments, "--json") == code, self.err
-        answer: dict[str, Any] = json.loads(self.out)
-        assert answer["schema"] == 1
-        return answer
-
-
-@pytest.fixture
-def harness(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    return Command(capsys, monkeypatch)
 
 
 # --- reading verbs ---------------------------------------------------------------------------------------
