@@ -118,8 +118,7 @@ def seed_groups(runs: Iterable[Run]) -> list[Arms]:
     is a recipe's name; where one name has several gates, its gate's digest distinguishes them."""
     families: dict[str, list[Run]] = {}
     for run in sorted((run for run in runs if run.trained), key=lambda run: run.id):
-        shared = {k: v for k, v in run.record["recipe"].items() if k not in ("name", "gate", "seed")}
-        families.setdefault(digest(shared), []).append(run)
+        families.setdefault(run.shared("name", "gate", "seed"), []).append(run)
     groups = []
     for members in families.values():
         gates: dict[str, set[str]] = {}

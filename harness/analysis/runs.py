@@ -6,6 +6,7 @@ Two runs are a pair when their recipes are equal but for `name` and `gate`, and 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.analysis.statistics import (
@@ -25,6 +26,7 @@ from harness.analysis.statistics import (
 from harness.benchmarks.scoring import Scoring, unit_values
 from harness.common.errors import DataError, HarnessError
 from harness.common.hashing import digest
+from harness.config.model import WEIGHT_PATHS
 from harness.records.record import Record, read_items, read_records
 from regate.selection import SELECTIONS
 
@@ -96,9 +98,18 @@ class Run:
 
     @property
     def family(self) -> str:
-        """Digest of the recipe without name and gate: what the two arms of a pair share."""
-        shared = {key: value for key, value in self.record["recipe"].items() if key not in ("name", "gate")}
-        return digest(shared)
+        """What the two arms of a pair share."""
+        return self.shared("name", "gate")
+
+    def shared(self, *without: str) -> str:
+        """Digest of the recipe without some of its sections. Weights count by their name and not by the folder that
+        they lie in; where two runs of one name have others, `differences` says so."""
+        recipe = {key: value for key, value in self.record["recipe"].items() if key not in without}
+        named = {
+            key: PurePath(value).name if f"model.{key}" in WEIGHT_PATHS and isinstance(value, str) else value
+            for key, value in recipe["model"].items()
+        }
+        return digest({**recipe, "model": named})
 
     def evaluations(self, benchmark: str) -> list[Evaluation]:
         """In order of step."""

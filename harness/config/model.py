@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, Positiv
 from harness.config.data import ShapesData
 from harness.config.plain_data import value_at, whole_at
 from harness.config.section import STRICT, Strict
-from harness.config.weight_files import SHARDED, Requirement, missing_files
+from harness.config.weight_files import SHARDED, TEACHER, Requirement, missing_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -543,3 +543,7 @@ SECTIONS: Final[Mapping[str, type[ModelSection]]] = _by_adapter(get_args(get_arg
 """By what `model.adapter` of a recipe says."""
 CHECKPOINTS: Final[Mapping[str, type[ModelSection]]] = _by_adapter(get_args(Checkpoint))
 """By what `model.adapter` of an evaluation says."""
+WEIGHT_PATHS: Final = frozenset(
+    {f"model.{need.field}" for section in SECTIONS.values() for need in section.weight_files} | {TEACHER.field}
+)
+"""Dotted keys of a recipe whose values are places of weights, which may be others on another machine."""

@@ -13,6 +13,7 @@ from harness.plan.fetch import fetch_commands
 from harness.plan.figures import Costs, Figure, estimated, stated
 from harness.plan.memory import GB, check_devices, gpu_figures, gpus_of, host_figures, teacher_figures, tower_bytes
 from harness.plan.questions import asked, difference_figures, question_figures
+from harness.plan.teacher import teacher_decoder
 from harness.plan.work import (
     GOOD_USE,
     PAPER_USE,
@@ -71,7 +72,7 @@ def costs_of(recipe: Recipe, plan: Plan, data: DataSet | None) -> Costs:
         figures=figures,
         fetch=tuple(fetch_commands(recipe, plan)),
         contradictions=tuple(contradictions(recipe)),
-        warnings=tuple(_warnings(recipe, figures, memory)),
+        warnings=(*_warnings(recipe, figures, memory), *_unknown_teacher(recipe, plan, footprint)),
     )
 
 
@@ -129,6 +130,11 @@ def contradictions(recipe: Recipe) -> list[str]:
         for entry in read_paper()["contradictions"]
         if model in entry["models"] and (recipe.gate is not None or entry["touches"] != "gate")
     ]
+
+
+def _unknown_teacher(recipe: Recipe, plan: Plan, footprint: Footprint) -> Iterator[str]:
+    if recipe.gate is not None and plan.teacher_pass and teacher_decoder(recipe, footprint) is None:
+        yield f"the teacher {recipe.gate.reference.model} is not there and of unknown size: its pass is not counted"
 
 
 def _warnings(recipe: Recipe, figures: dict[str, tuple[Figure, ...]], memory: float | None) -> Iterator[str]:

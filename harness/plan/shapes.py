@@ -16,6 +16,7 @@ from harness.common.errors import RecipeError
 from harness.config.load import load_recipe
 from harness.data.sources import source_of
 from harness.models import MODELS
+from harness.plan.teacher import teacher_decoder
 from harness.plan.work import assumed_lengths, dense_and_sparse, sparse_ratios, teacher_work
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ def parts_at(shape: Shape, gate: GateConfig, layers: int) -> Parts:
     lengths = shape.lengths
     teacher = 0.0
     if gate.needs_reference:
-        teacher = teacher_work(gate, shape.footprint, lengths.positions, lengths.visual, lengths.targets)
+        decoder = shape.footprint.decoder
+        teacher = teacher_work(gate, decoder, shape.footprint, lengths.positions, lengths.visual, lengths.targets)
     return Parts(dense.total / baseline.total, sparse, teacher / baseline.total)
 
 
@@ -121,11 +123,14 @@ def decoder_layers(recipe: Recipe) -> int | None:
 
 def teacher_flops_of(recipe: Recipe, *, positions: float, visual: float, targets: float) -> float | None:
     """The teacher's pass over one sample of so many positions, visual ones and targets, on the mean; 0 where the gate
-    reads no reference losses, None where nothing is known of the model's sizes here."""
+    reads no reference losses, None where nothing is known of the teacher's sizes here."""
     if recipe.gate is None or not recipe.gate.needs_reference:
         return 0.0
     footprint = _footprint(recipe)
-    return None if footprint is None else teacher_work(recipe.gate, footprint, positions, visual, targets)
+    known = None if footprint is None else teacher_decoder(recipe, footprint)
+    if footprint is None or known is None:
+        return None
+    return teacher_work(recipe.gate, known[0], footprint, positions, visual, targets)
 
 
 def _footprint(recipe: Recipe) -> Footprint | None:

@@ -16,6 +16,7 @@ from harness.models.decoder_flops import forward_flops, recomputed_flops
 from harness.plan.figures import Basis, Figure, counted, estimated
 from harness.plan.memory import gpus_of, recomputed_layers
 from harness.plan.sparse import differs_by_layer, sparse_forward, visual_part
+from harness.plan.teacher import teacher_decoder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from harness.config.recipe import GateConfig, Recipe
     from harness.data.sources import DataSet
+    from harness.models.adapter import DecoderShape
     from harness.models.decoder_flops import ForwardFlops
     from harness.models.footprint import Footprint
     from harness.plan import Plan
@@ -247,18 +249,24 @@ def run_flops(plan: Plan, dense: Work, sparse: Work) -> float:
     return plan.global_batch * (plan.dense_steps * dense.total + plan.sparse_steps * sparse.total)
 
 
-def teacher_flops(recipe: Recipe, plan: Plan, footprint: Footprint, lengths: Lengths) -> float:
-    """The teacher's pass over every sample; 0 where the gate reads no reference losses."""
-    if not plan.teacher_pass or recipe.gate is None:
-        return 0.0
-    return plan.samples * teacher_work(recipe.gate, footprint, lengths.positions, lengths.visual, lengths.targets)
+def teacher_flops(recipe: Recipe, plan: Plan, footprint: Footprint, lengths: Lengths) -> tuple[float, str]:
+    """The teacher's pass over every sample, and what it is counted from; 0 where the gate reads no reference losses,
+    or the teacher's size is not known."""
+    known = teacher_decoder(recipe, footprint)
+    if not plan.teacher_pass or recipe.gate is None or known is None:
+        return 0.0, ""
+    decoder, source = known
+    of_one = teacher_work(recipe.gate, decoder, footprint, lengths.positions, lengths.visual, lengths.targets)
+    return plan.samples * of_one, source
 
 
-def teacher_work(gate: GateConfig, footprint: Footprint, positions: float, visual: float, targets: float) -> float:
-    """FLOPs of the teacher's forward pass over one sample of so many positions, visual ones and targets; with
-    pictures, of both passes."""
+def teacher_work(
+    gate: GateConfig, decoder: DecoderShape, footprint: Footprint, positions: float, visual: float, targets: float
+) -> float:
+    """FLOPs of the forward pass of a teacher over one sample of so many positions, visual ones and targets; with
+    pictures, also of the student's own pass over them (`footprint`)."""
     attended = gate.reference.placeholders == "attended"
-    forward = forward_flops(footprint.decoder, [positions - (0.0 if attended else visual)], targets)
+    forward = forward_flops(decoder, [positions - (0.0 if attended else visual)], targets)
     total = forward.linear + forward.attention + forward.head
     if gate.reference.pictures:
         seeing = forward_flops(footprint.decoder, [positions], targets)
@@ -398,11 +406,33 @@ def time_figures(recipe: Recipe, plan: Plan, footprint: Footprint, lengths: Leng
     """FLOPs of the run, and for a model of published weights the GPU-hours that they are."""
     dense, sparse = dense_and_sparse(at_mean_ratio(recipe, plan), footprint, lengths)
     total = run_flops(plan, dense, sparse)
-    teacher = teacher_flops(recipe, plan, footprint, lengths)
+    teacher, size = teacher_flops(recipe, plan, footprint, lengths)
     unit, scale = _unit(total)
     figures = [estimated("training", total / scale, unit, f"{plan.steps:,} steps of {plan.global_batch} samples")]
     if teacher:
-        figures.append(estimated("teacher", teacher / scale, unit, _teacher_words(recipe)))
+def teacher_flops(recipe: Recipe, plan: Plan, footprint: Footprint, lengths: Lengths) -> tuple[float, str]:
+    """The teacher's pass over every sample, and what it is counted from; 0 where the gate reads no reference losses,
+    or the teacher's size is not known."""
+    known = teacher_decoder(recipe, footprint)
+    if not plan.teacher_pass or recipe.gate is None or known is None:
+        return 0.0, ""
+    decoder, source = known
+    of_one = teacher_work(recipe.gate, decoder, footprint, lengths.positions, lengths.visual, lengths.targets)
+    return plan.samples * of_one, source
+
+
+def teacher_work(
+    gate: GateConfig, decoder: DecoderShape, footprint: Footprint, positions: float, visual: float, targets: float
+) -> float:
+    """FLOPs of the forward pass of a teacher over one sample of so many positions, visual ones and targets; with
+    pictures, also of the student's own pass over them (`footprint`)."""
+    attended = gate.reference.placeholders == "attended"
+    forward = forward_flops(decoder, [positions - (0.0 if attended else visual)], targets)
+    total = forward.linear + forward.attention + forward.head
+    if gate.reference.pictures:
+        seeing = forward_flops(footprint.decoder, [positions], targets)
+        total += seeing.linear + seeing.attention + seeing.head + sum(part.forward for part in footprint.parts)
+    return total
     if getattr(recipe.model, "generated", False):
         return figures
     low, high = hours(total)
@@ -412,7 +442,7 @@ def time_figures(recipe: Recipe, plan: Plan, footprint: Footprint, lengths: Leng
     )
     if teacher:
         low, high = hours(teacher)
-        figures.append(estimated("teacher", low, "GPU-hours", HOURS_SOURCE, high))
+        figures.append(estimated("teacher", low, "GPU-hours", f"{HOURS_SOURCE}; {size}", high))
     return figures
 
 

@@ -367,3 +367,35 @@ def test_the_page_on_models_says_what_the_plan_counts() -> None:
         assert not counted.warnings, pair
     small = costs("smolvlm2_500m_regate", "model.checkpoint=SmolVLM2-256M-Video-Instruct")
     assert f"{figures(small, 'memory of a GPU in training')['together GB a GPU'].low:.1f}" == "4.1"
+
+
+def test_the_teacher_costs_what_its_own_size_costs() -> None:
+    def hours(name: str, *overrides: str) -> float:
+        return figures(costs(name, *overrides), "time")["teacher GPU-hours"].low
+
+    own = hours("videollama2_regate")
+
+    def products(hidden: int, heads: int, kv: int, intermediate: int) -> float:
+        """Weights times tokens of a sample: attention and perceptron of 28 layers, and the head on the targets."""
+        layer = 2 * hidden * 128 * (heads + kv) + 3 * hidden * intermediate
+        return 28 * layer * (40 + 279.4) + 152_000 * hidden * 279.4
+
+    student = products(3584, 28, 4, 18944)
+    small, large = products(1536, 12, 2, 8960), products(3584, 28, 4, 8 * 2560 + 20480)
+    assert hours("videollama2_regate_teacher_1.5b") / own == pytest.approx(small / student, rel=0.01)
+    assert hours("videollama2_regate_teacher_57b") / own == pytest.approx(large / student, rel=0.01)
+
+
+def test_a_teacher_on_the_disk_is_counted_by_its_own_file_and_an_unknown_one_is_not(tmp_path: Path) -> None:
+    unknown = "gate.reference.model=Mine-3B"
+    planned = costs("videollama2_regate", unknown)
+    assert "teacher GPU-hours" not in figures(planned, "time")
+    assert any("the teacher Mine-3B is not there and of unknown size" in warning for warning in planned.warnings)
+    (tmp_path / "weights" / "Mine-3B").mkdir(parents=True)
+    sizes = {"hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12, "num_key_value_heads": 2}
+    config = {"num_hidden_layers": 28, "vocab_size": 151936, **sizes}
+    (tmp_path / "weights" / "Mine-3B" / "config.json").write_text(json.dumps(config))
+    on_disk = figures(costs("videollama2_regate", unknown, "paths.weights=weights"), "time")["teacher GPU-hours"]
+    as_published = figures(costs("videollama2_regate_teacher_1.5b"), "time")["teacher GPU-hours"]
+    assert on_disk.low == as_published.low
+    assert "config.json" in on_disk.source

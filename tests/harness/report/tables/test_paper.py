@@ -385,6 +385,25 @@ def test_one_field_moves_a_run_out_of_the_papers_table_and_a_harmless_one_does_n
     assert checked > 40, checked
 
 
+def test_weights_in_another_folder_are_the_same_arm_and_others_are_not(paper: Paper) -> None:
+    plain = load_recipe("videollama2_regate_teacher_1.5b").model_dump(mode="json")
+
+    def rows(**paths: str) -> int:
+        recipe = json.loads(json.dumps(plain))
+        recipe["gate"]["reference"]["model"] = paths.pop("teacher", recipe["gate"]["reference"]["model"])
+        recipe["model"] |= paths
+        run = run_of("VideoLLaMA2", "x", {})
+        record = {**run.record, "recipe": Recipe.model_validate_json(json.dumps(recipe)).identity()}
+        return len(paper_runs(paper, [Run(record, run.folder)]).runs)
+
+    elsewhere = "/mnt/weights"
+    assert rows(language_model=f"{elsewhere}/Qwen2-7B-Instruct", teacher=f"{elsewhere}/Qwen2-1.5B-Instruct") == 1
+    assert rows(projector=f"{elsewhere}/{plain['model']['projector']}") == 1
+    assert rows(projector=f"{elsewhere}/mm_projector.bin") == 0
+    assert rows(language_model=f"{elsewhere}/Qwen2-7B") == 0
+    assert rows(teacher=f"{elsewhere}/Qwen2-7B-Instruct") == 0
+
+
 def test_other_samples_than_the_paper_states_are_a_note(paper: Paper) -> None:
     run = run_of("VideoLLaMA2", "baseline", {})
     run.record["plan"] = {"samples": 99_998, "samples_basis": "counted", "excluded": 2}
