@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from tests.harness.cli.test_verbs import Command
+from tests.harness.cli.command import Command
 from tests.harness.worlds.clips import clip
 
 if TYPE_CHECKING:

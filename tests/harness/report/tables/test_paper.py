@@ -396,7 +396,7 @@ def test_weights_in_another_folder_are_the_same_arm_and_others_are_not(paper: Pa
         record = {**run.record, "recipe": Recipe.model_validate_json(json.dumps(recipe)).identity()}
         return len(paper_runs(paper, [Run(record, run.folder)]).runs)
 
-    elsewhere = "/mnt/weights"
+    elsewhere = "/another/place"
     assert rows(language_model=f"{elsewhere}/Qwen2-7B-Instruct", teacher=f"{elsewhere}/Qwen2-1.5B-Instruct") == 1
     assert rows(projector=f"{elsewhere}/{plain['model']['projector']}") == 1
     assert rows(projector=f"{elsewhere}/mm_projector.bin") == 0
