@@ -410,29 +410,7 @@ def time_figures(recipe: Recipe, plan: Plan, footprint: Footprint, lengths: Leng
     unit, scale = _unit(total)
     figures = [estimated("training", total / scale, unit, f"{plan.steps:,} steps of {plan.global_batch} samples")]
     if teacher:
-def teacher_flops(recipe: Recipe, plan: Plan, footprint: Footprint, lengths: Lengths) -> tuple[float, str]:
-    """The teacher's pass over every sample, and what it is counted from; 0 where the gate reads no reference losses,
-    or the teacher's size is not known."""
-    known = teacher_decoder(recipe, footprint)
-    if not plan.teacher_pass or recipe.gate is None or known is None:
-        return 0.0, ""
-    decoder, source = known
-    of_one = teacher_work(recipe.gate, decoder, footprint, lengths.positions, lengths.visual, lengths.targets)
-    return plan.samples * of_one, source
-
-
-def teacher_work(
-    gate: GateConfig, decoder: DecoderShape, footprint: Footprint, positions: float, visual: float, targets: float
-) -> float:
-    """FLOPs of the forward pass of a teacher over one sample of so many positions, visual ones and targets; with
-    pictures, also of the student's own pass over them (`footprint`)."""
-    attended = gate.reference.placeholders == "attended"
-    forward = forward_flops(decoder, [positions - (0.0 if attended else visual)], targets)
-    total = forward.linear + forward.attention + forward.head
-    if gate.reference.pictures:
-        seeing = forward_flops(footprint.decoder, [positions], targets)
-        total += seeing.linear + seeing.attention + seeing.head + sum(part.forward for part in footprint.parts)
-    return total
+        figures.append(estimated("teacher", teacher / scale, unit, f"{_teacher_words(recipe)}; {size}"))
     if getattr(recipe.model, "generated", False):
         return figures
     low, high = hours(total)
