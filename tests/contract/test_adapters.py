@@ -118,6 +118,43 @@ def test_visual_positions_are_cells_of_grids_or_elision_of_them_is_refused(adapt
     assert ((kept_B <= visual_B / 4 + 1) & (kept_B >= visual_B / 4)).all()
 
 
+PICTURES = {
+    "diverse": regate.VisualConfig(0.25, "diverse"),
+    "merge": regate.VisualConfig(0.25, "merge"),
+    "temporal": regate.VisualConfig(0.475, "temporal"),
+    "attention": regate.VisualConfig(0.25, "attention", 1),
+    "none": regate.VisualConfig(0.0, "random"),
+}
+
+
+@pytest.mark.parametrize("how", sorted(PICTURES))
+def test_cells_that_stay_by_what_they_show_reach_every_family(adapter: Any, how: str) -> None:
+    """The last layer gets as many positions as were said, and the logits do not depend on the arrangement of rows."""
+    gate = replace(GATE, warmup_steps=0, dense_steps=0, keep_ratio=1.0, selection="random", visual=PICTURES[how])
+    if not adapter.tells_grids:
+        with pytest.raises(RecipeError, match=r"gate\.visual elides cells"):
+            check_attachable(adapter, adapter.recipe.model_copy(update={"gate": gate}))
+        return
+    student = adapter.student().eval()
+    batch = adapter.processor().collate(rows(adapter))
+    decision = regate.Gate(gate, None).decide(batch.layout, batch.sample_ids_B, step=0)
+    seen: list[int] = []
+    layer = student.get_decoder().layers[-1]
+    layer.self_attn.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["hidden_states"].shape[1]), with_kwargs=True
+    )
+    logits = []
+    for arranged in ({"rows": "packed", "outputs": "predictors"}, {"rows": "packed"}, {}):
+        if how == "attention" and not arranged:
+            continue  # packed rows alone know it
+        elide = regate.attach(student, **arranged)  # type: ignore[arg-type]
+        with torch.no_grad(), elide(decision):
+            logits.append(adapter.forward(regate.ScoredLM(student), batch, decision)[0])
+        elide.remove()
+        torch.testing.assert_close(logits[-1], logits[0], rtol=1e-4, atol=1e-4)
+    assert seen[0] == decision.counts.active < decision.counts.valid
+
+
 def rows(adapter: Any, count: int = 4, *, media: bool = True) -> list[Encoded]:
     processor = adapter.processor()
     frames = adapter.data.frames

@@ -208,7 +208,13 @@ def pad_only(examples):
 
 
 @pytest.mark.parametrize(
-    "config", [SPARSE, replace(SPARSE, align="union", combine="convex"), replace(SPARSE, candidates="text")]
+    "config",
+    [
+        SPARSE,
+        replace(SPARSE, align="union", combine="convex"),
+        replace(SPARSE, candidates="text"),
+        replace(SPARSE, distil=0.5),
+    ],
 )
 def test_sparse_training_equals_a_loop_of_ones_own(tmp_path, config):
     seen = []
@@ -228,10 +234,17 @@ def test_sparse_training_equals_a_loop_of_ones_own(tmp_path, config):
         total = regate.count_scored(decisions)
         for batch, decision in zip(window, decisions, strict=True):
             inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+            elided = gate.elided(decision)
+            if elided is not None:
+                with torch.no_grad(), elide(elided):
+                    elided_MV = scored(predictor_BS=elided.predictor_BS, **inputs)
             with elide(decision):
                 logits_NV = scored(predictor_BS=decision.predictor_BS, **inputs)
             loss_N = regate.token_loss(logits_NV, decision.targets_N)
-            ((loss_N * gate.weights(decision, loss_N)).sum() / total).backward()
+            trained_N = loss_N * gate.weights(decision, loss_N)
+            if elided is not None:
+                trained_N = trained_N + 0.5 * regate.distil_loss(decision, logits_NV, elided, elided_MV)
+            (trained_N.sum() / total).backward()
             gate.observe(decision, loss_N)
         for value in model.parameters():
             value.data.sub_(value.grad, alpha=0.02)
