@@ -282,6 +282,7 @@ class Depth:
         limit = self._limits[index]
         if limit is not None:
             limit.read_n = None
+        self._passing.pop(index, None)  # of a call that was stopped within the layer
         if plan is None:
             return args, kwargs
         if plan.attended is not None and plan.attended.packing is None and index == plan.attended.first - 1:

@@ -216,6 +216,7 @@ class Decision:
 
     Attributes:
         active_BS: bool, positions that the decoder computes: in all its layers, or, with `levels`, in its last ones.
+            Where cells stay by what they show (`visual.choice`) it says how many of each clip, and not yet which.
         targets_BS: bool, scored targets, at their own position.
         sample_ids_B: int64, stable sample ids.
         layout: the layout it was made from.

@@ -21,7 +21,7 @@ from regate.depth import layer_masks
 from regate.types import Kind, Level
 from regate.wrapping import decoder_of
 from tests.regate import families, tiny
-from tests.regate.test_equivalence import assert_same
+from tests.regate.test_equivalence import assert_same, gradients
 from tests.regate.test_packed import case_of, packed, run
 from tests.regate.test_visual import decide, with_grids
 
@@ -161,6 +161,24 @@ def seen_by_attention(model, elide, decision, data):
     for handle in handles:
         handle.remove()
     return seen
+
+
+def test_a_dense_step_after_them_is_as_before():
+    """With layers recomputed, whose second call may stop within the layer."""
+    case = families.FAMILIES["InternVL"]()
+    layout = with_grids(case)
+    dense = decide(layout, step=4)
+    before = packed(case.model, case.inputs, dense)
+    case.model.gradient_checkpointing_enable({"use_reentrant": False})
+    elide = regate.attach(case.model, rows="packed", outputs="predictors")
+    for decision in (decide(layout, layer_keep=0.5), attended(case, 1), dense):
+        case.model.zero_grad()
+        with elide(decision):
+            logits_NV = regate.ScoredLM(case.model)(predictor_BS=decision.predictor_BS, **case.inputs)
+        loss_N = regate.token_loss(logits_NV, decision.targets_N)
+        loss_N.sum().backward()
+    elide.remove()
+    assert_same((logits_NV.detach(), loss_N.detach(), gradients(case.model)), before)
 
 
 # What is refused, by name.
