@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from harness.common.progress import Advance
-    from harness.config.recipe import Recipe
 
 GATES = {"base": None, "gated": {"cycle_steps": 2, "dense_steps": 1, "warmup_steps": 0}}
 
