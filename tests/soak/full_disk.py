@@ -15,7 +15,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT: Final = Path(__file__).parents[2]
 MOST_S: Final = 60.0
@@ -33,12 +36,23 @@ MOMENTS: Final = {
     "a checkpoint's digests": ("harness.training.checkpoint", "sync_tree"),
     "kept model": ("harness.training.loop", "atomic_folder"),
     "digests of a model": ("harness.training.loop", "seal_model"),
+    "an evaluation": ("harness.evaluation.evaluate", "_evaluate"),
+    "a second evaluation": ("harness.evaluation.evaluate", "read_result"),
     "record": ("harness.pipeline", "build_record"),
     "tables": ("harness.pipeline", "tables.write_tables"),
     "figures": ("harness.pipeline", "figures.build_figures"),
     "report": ("harness.pipeline", "write_report"),
 }
 """What is called when the disk fills; the call finds it full."""
+EVALUATED: Final = ("an evaluation", "a second evaluation")
+"""Moments of a run that is evaluated."""
+
+
+def run_of(moment: str) -> tuple[Callable[[Path], None], Callable[[Path], dict[str, Any]]]:
+    """The command of the run that comes to a moment, and what it comes to."""
+    from tests.soak import evaluated, stopped
+
+    return (evaluated.go_on, evaluated.outcome) if moment in EVALUATED else (stopped.go_on_to_tables, stopped.outcome)
 
 
 def possible() -> bool:
@@ -99,12 +113,11 @@ def fill_at(moment: str, folder: Path) -> list[float]:
 def _first_attempt(folder: Path, moment: str) -> tuple[str, int, float | None]:
     """The message and exit code of a run whose disk fills, and the seconds from then to its end."""
     from harness.common.exits import explained
-    from tests.soak.stopped import go_on_to_tables
 
     times = fill_at(moment, folder)
     message, code = "", 0
     try:
-        go_on_to_tables(folder)
+        run_of(moment)[0](folder)
     except Exception as error:  # noqa: BLE001 - whatever comes is judged
         message, code = explained(error)
     return message, code, time.monotonic() - times[0] if times else None
@@ -118,7 +131,6 @@ def main(folder: Path, moment: str, made: Path) -> dict[str, Any]:
         filled; left: names of files that only a later start could remove; outcome: what the second attempt came to.
     """
     from harness.records import run_folder
-    from tests.soak.stopped import go_on_to_tables, outcome
 
     run_folder._SPARE_BYTES = 0  # the disk fills later: what a start asks for has its own tests
     for name in () if moment == "data" else ("data", "weights"):
@@ -137,7 +149,8 @@ def main(folder: Path, moment: str, made: Path) -> dict[str, Any]:
     message, code, took = json.loads(content) if content else (f"wait status {status}", -1, None)
     left = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.tmp"))
     (folder / "filling").unlink(missing_ok=True)
-    go_on_to_tables(folder)
+    go_on, outcome = run_of(moment)
+    go_on(folder)
     return {"code": code, "message": message, "seconds": took, "left": left, "outcome": outcome(folder)}
 
 

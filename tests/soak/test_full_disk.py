@@ -3,11 +3,13 @@ the same command comes to the same end."""
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 
-from .full_disk import MOMENTS, MOST_S, in_a_small_disk, possible
+from . import evaluated
+from .full_disk import EVALUATED, MOMENTS, MOST_S, in_a_small_disk, possible
 from .stopped import go_on_to_tables, outcome
 
 if TYPE_CHECKING:
@@ -22,9 +24,17 @@ FEW = ("running losses", "a checkpoint's tensors")
 
 def test_a_disk_that_fills(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     whole = tmp_path / "whole"
+    soak = request.config.getoption("--soak")
     go_on_to_tables(whole)
-    expected, failures = outcome(whole), []
-    for moment in MOMENTS if request.config.getoption("--soak") else FEW:
+    failures = []
+    ends = {False: outcome(whole)}
+    if soak:
+        evaluated.go_on(whole)
+        (shown,) = (whole / "results" / "runs").glob("stopped-*")
+        shutil.rmtree(shown)  # the folder of one run is looked at
+        ends[True] = evaluated.outcome(whole)
+    for moment in MOMENTS if soak else FEW:
+        expected = ends[moment in EVALUATED]
         came = in_a_small_disk(tmp_path / moment.replace(" ", "-"), moment, whole)
         if came["seconds"] is None:
             failures.append(f"{moment}: never came: exit {came['code']}: {came['message'][-500:]}")

@@ -15,9 +15,11 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import re
+import resource
 import signal
 from collections.abc import Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
 
 TIMEOUT_S: Final = 600.0
 """How long the training waits for one micro-batch, its files' second and third attempts included."""
+_OPENED: Final = Path("/proc/self/fd")
+_FILES: Final = 8
+_FILES_EACH: Final = 6
+"""Of all loading processes together, and of each: pipes, and what is passed through them."""
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _SHARED_MEMORY: Final = re.compile(r"shared memory|unable to (open|mmap|resize)|Too many open files")
 _SHORT_OF_MEMORY: Final = (
@@ -55,6 +61,7 @@ def loaded(loader: DataLoader[Any]) -> Generator[Iterator[Any], None, None]:
     Raises:
         EnvironmentProblem: shared memory or open files ran out, a loading process died, or none answered in time.
     """
+    _check_open_files(loader.num_workers)
     before = set(multiprocessing.active_children())
     items: Iterator[Any] = iter(())
     try:
@@ -72,6 +79,23 @@ def loaded(loader: DataLoader[Any]) -> Generator[Iterator[Any], None, None]:
         for child in set(multiprocessing.active_children()) - before:
             child.kill()
             child.join()
+
+
+def _check_open_files(workers: int) -> None:
+    """Ask for what starting the processes opens: torch, which starts some and fails, prints a traceback of its own.
+
+    Raises:
+        EnvironmentProblem: this process may not open so many more.
+    """
+    opened = len(list(_OPENED.iterdir())) if _OPENED.is_dir() else 0
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = opened + _FILES + workers * _FILES_EACH
+    if workers and limit != resource.RLIM_INFINITY and limit < needed:
+        raise EnvironmentProblem(
+            f"this process may have {limit} files open (ulimit -n), {opened} are, and {workers} loading processes "
+            f"need {needed - opened} more",
+            hint=_SHORT_OF_MEMORY,
+        )
 
 
 def shared(value: Any) -> Any:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
@@ -274,50 +277,65 @@ def test_a_store_that_mlflow_refuses_is_a_message_and_no_error(tmp_path: Path) -
     assert report.message.count("\n") == 0
 
 
-@pytest.fixture
-def server(tmp_path: Path, held: tuple[socket.socket, int]) -> Iterator[subprocess.Popen[bytes]]:
-    """A real tracking server on the port that was refused, started when the test asks for it and ended with it."""
-    held[0].close()
-    closed_port = held[1]
-    address = ["--host", "127.0.0.1", "--port", str(closed_port), "--workers", "1"]
-    backend = [
-        "--backend-store-uri",
-        f"sqlite:///{tmp_path}/server.db",
-        "--artifacts-destination",
-        f"{tmp_path}/files",
-    ]
-    command = [sys.executable, "-m", "mlflow", "server", *address, *backend]
+@contextmanager
+def serving(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A real tracking server whose rows lie in `folder`, from when it answers until it is ended with the block."""
+    address = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    stores = ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", f"{folder}/files"]
+    command = [sys.executable, "-m", "mlflow", "server", *address, *stores]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, **quiet, start_new_session=True)  # type: ignore[call-overload]
+
+    def answers() -> bool:
+        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
+            return bool(answer.status == 200)
+        return False
+
     try:
+        until(answers, process)
         yield process
     finally:
-        os.killpg(process.pid, 15)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
 @pytest.mark.slow
-def test_a_server_that_comes_up_later_gets_everything(
-    tmp_path: Path, closed_port: int, request: pytest.FixtureRequest
+def test_a_server_that_comes_later_and_is_killed_in_the_middle_has_each_row_once(
+    tmp_path: Path, held: tuple[socket.socket, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = recipe(tmp_path, "served", track={"uri": f"http://127.0.0.1:{closed_port}"})
+    """It is killed when it has kept some rows and the answer to them is on its way, which is lost with it."""
+    held[0].close()
+    made = recipe(tmp_path, "served", track={"uri": f"http://127.0.0.1:{held[1]}"})
     run_dir = build_run(made)
     finish(made, run_dir)
     assert mirror(made, run_dir, final=True).state == "unreachable"
-    serving = request.getfixturevalue("server")
-    reports: list[track.MirrorReport] = []
-
-    def mirrored() -> bool:
-        reports.append(mirror(made, run_dir, final=True))
-        return reports[-1].state == "done"
-
-    until(mirrored, serving)
-    assert reports[-1].message is None
     job = make_job(made, run_dir, final=True)
-    parts = _parts(job, made.run_id)
-    assert [step for step, _ in _history(job, parts["train"], "loss")] == list(range(40))
-    files = MlflowClient(tracking_uri=job.uri).list_artifacts(parts["recipe"].info.run_id)
-    assert {file.path for file in files} == {"recipe.json", "record.json"}
+    with serving(tmp_path, held[1]) as server, monkeypatch.context() as patch:
+        for name, value in track._environment().items():
+            patch.setenv(name, value)
+        log_batch = MlflowClient.log_batch
+
+        def kept_and_killed(client: MlflowClient, *arguments: Any, **options: Any) -> None:
+            log_batch(client, *arguments, **options)
+            os.killpg(server.pid, signal.SIGKILL)
+            raise ConnectionResetError("the server is gone")
+
+        patch.setattr(MlflowClient, "log_batch", kept_and_killed)
+        with pytest.raises(ConnectionResetError):
+            upload(job)
+    assert mirror(made, run_dir, final=True).state in ("unreachable", "failed")  # its port may outlive it a moment
+    with serving(tmp_path, held[1]):
+        report = mirror(made, run_dir, final=True)
+        assert (report.state, report.message) == ("done", None)
+        parts = _parts(job, made.run_id)
+        assert [step for step, _ in _history(job, parts["train"], "loss")] == list(range(40))
+        for run in parts.values():
+            for key in run.data.metrics:
+                steps = [step for step, _ in _history(job, run, key)]
+                assert len(steps) == len(set(steps)), f"{run.info.run_name}: {key}"
+        files = MlflowClient(tracking_uri=job.uri).list_artifacts(parts["recipe"].info.run_id)
+        assert {file.path for file in files} == {"recipe.json", "record.json"}
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import resource
 import signal
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -42,7 +43,7 @@ def loader(make: Callable[[int], Any], *, processes: int = 2, timeout: float = 6
         Items(make),
         batch_size=None,
         num_workers=processes,
-        timeout=timeout,
+        timeout=timeout if processes else 0,
         worker_init_fn=workers.ignore_stop_requests,
     )
 
@@ -86,6 +87,20 @@ def test_full_shared_memory_is_told_with_what_to_do() -> None:
     assert isinstance(first, EnvironmentProblem)
     assert "shared memory" in str(first)
     assert "train.workers" in str(first.hint)
+
+
+def test_few_open_files_are_told_before_a_process_is_started() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 15, hard))
+    few = pytest.raises(EnvironmentProblem, match="2 loading processes need 20 more")
+    try:
+        with few, workers.loaded(loader(pid_of)):
+            pass
+        with workers.loaded(loader(pid_of, processes=0)) as items:
+            assert int(next(items)) == os.getpid()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not multiprocessing.active_children()
 
 
 def test_a_loading_process_that_dies_is_told() -> None:
