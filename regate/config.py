@@ -89,9 +89,11 @@ class VisualConfig:
     from_layer: int | float | None = None
 
     def __post_init__(self) -> None:
-        if (self.how == "attention") != (self.from_layer is not None):
+        if self.how == "attention" and self.from_layer is None:
+            raise ConfigError("visual.from_layer is missing: how: attention needs the layer above which cells leave")
+        if self.how != "attention" and self.from_layer is not None:
             raise ConfigError(
-                "visual.from_layer is for how: attention, which needs it: the layer above which cells leave"
+                f"visual.from_layer is for how: attention alone; by {self.how} cells leave the whole decoder"
             )
         if self.from_layer is not None and (
             self.from_layer <= 0 or (isinstance(self.from_layer, float) and self.from_layer > 1.0)

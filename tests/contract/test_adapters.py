@@ -155,6 +155,26 @@ def test_cells_that_stay_by_what_they_show_reach_every_family(adapter: Any, how:
     assert seen[0] == decision.counts.active < decision.counts.valid
 
 
+def test_single_layers_that_compute_a_part_reach_every_family(adapter: Any) -> None:
+    """Packed rows are Algorithm 1 with a mask for each layer."""
+    gate = replace(GATE, warmup_steps=0, dense_steps=0, selection="random", layer_keep=0.5)
+    student = adapter.student().eval()
+    batch = adapter.processor().collate(rows(adapter, 2))
+    decision = regate.Gate(gate, None).decide(batch.layout, batch.sample_ids_B, step=0)
+    logits = []
+    for arranged in ({"rows": "packed", "outputs": "predictors"}, {"execution": "layerwise"}):
+        elide = regate.attach(student, **arranged)  # type: ignore[arg-type]
+        if len(student.get_decoder().layers) < 3:
+            with pytest.raises(regate.ConfigError, match="first and the last layer whole"):
+                elide.check(gate)
+            elide.remove()
+            return
+        with torch.no_grad(), elide(decision):
+            logits.append(adapter.forward(regate.ScoredLM(student), batch, decision)[0])
+        elide.remove()
+    torch.testing.assert_close(logits[0], logits[1], rtol=1e-4, atol=1e-4)
+
+
 def rows(adapter: Any, count: int = 4, *, media: bool = True) -> list[Encoded]:
     processor = adapter.processor()
     frames = adapter.data.frames

@@ -204,9 +204,10 @@ def test_settings_that_contradict_each_other(settings, says):
 
 
 def test_cells_leave_above_a_layer_by_attention_alone():
-    for visual in ({"how": "attention"}, {"how": "pool", "from_layer": 1}):
-        with pytest.raises(ConfigError, match=r"visual\.from_layer is for how: attention"):
-            VisualConfig(0.5, **visual)
+    with pytest.raises(ConfigError, match=r"visual\.from_layer is missing: how: attention needs"):
+        VisualConfig(0.5, "attention")
+    with pytest.raises(ConfigError, match=r"visual\.from_layer is for how: attention alone; by pool cells"):
+        VisualConfig(0.5, "pool", 1)
     with pytest.raises(ConfigError, match="from 1 on"):
         VisualConfig(0.5, "attention", 0)
 
