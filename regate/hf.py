@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     import transformers
 
     from regate.config import Candidates, Outputs, Rows
+    from regate.types import Grid
 
 KEY = "regate"
 """Entry of a batch that holds what the gate needs."""
@@ -69,6 +70,7 @@ def with_sample_ids(
     key: str = "sample_id",
     visual_token_ids: Sequence[int] = (),
     special_token_ids: Sequence[int] = (),
+    grids: Callable[[Mapping[str, Any]], tuple[tuple[Grid, ...], ...]] | None = None,
 ) -> Collator:
     """A collator that also tells the gate which sample each row is and what each position is.
 
@@ -77,6 +79,8 @@ def with_sample_ids(
         key: entry of each example with its stable id, an integer or a string; the inner collator does not see it.
         visual_token_ids: placeholders of pictures and frames (`config.image_token_id`, `config.video_token_id`, ...).
         special_token_ids: template markers, for the counts.
+        grids: what the visual positions of a collated batch show, row by row and in their order; only
+            `GateConfig(visual=...)` reads it.
 
     Raises:
         LayoutError: an example has no id, the collator gives no labels, or it gives pictures or frames to a batch in
@@ -102,6 +106,7 @@ def with_sample_ids(
             visual_BS=torch.isin(input_ids_BS, torch.tensor([*visual], dtype=torch.int64)),
             special_BS=torch.isin(input_ids_BS, torch.tensor([*special_token_ids], dtype=torch.int64)),
             input_ids_BS=input_ids_BS,
+            grids=None if grids is None else grids(batch),
         )
         _check_visual(batch, layout, visual)
         return {**batch, KEY: Named(torch.tensor(ids), input_ids_BS, layout, visual)}

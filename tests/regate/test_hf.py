@@ -167,6 +167,35 @@ def test_pixels_without_a_visual_position_are_refused_by_name():
     assert KEY in no_pixels(examples), "a batch of text alone has none"
 
 
+def test_cells_are_elided_where_the_collator_says_what_they_show(tmp_path):
+    """Four cells a row, of which sparse steps compute two, chosen by what they show; without grids it is refused."""
+
+    class Pictures(Rows):
+        def __getitem__(self, place):
+            row = super().__getitem__(place)
+            return {**row, "input_ids": [row["input_ids"][0], *[1] * 4, *row["input_ids"][5:]],
+                    "labels": [-100] * 6 + row["input_ids"][6:]}  # fmt: skip
+
+    def trained_by(collator):
+        visual = regate.VisualConfig(0.5, "diverse")
+        config = replace(SPARSE, keep_ratio=1.0, selection="random", visual=visual, distil=1.0)
+        trainer = GatedTrainer(
+            model=tiny.lm("Qwen2"), args=arguments(tmp_path, max_steps=3, logging_steps=3), train_dataset=Pictures(),
+            data_collator=collator, gate=regate.Gate(config, None), rows="packed",
+        )  # fmt: skip
+        trainer.train()
+        return next(entry for entry in trainer.state.log_history if "loss" in entry)
+
+    told = with_sample_ids(
+        pad, visual_token_ids=[1], grids=lambda batch: ((regate.Grid(1, 2, 2),),) * len(batch["input_ids"])
+    )
+    log = trained_by(told)
+    assert log["regate_positions"] - log["regate_active"] == 2 * 6 * 2  # cells of a row, rows, sparse steps
+    assert log["regate_scored"] == log["regate_targets"]
+    with pytest.raises(LayoutError, match="needs the grids of the clips"):
+        trained_by(with_sample_ids(pad, visual_token_ids=[1]))
+
+
 def test_a_collator_that_is_not_wrapped_is_told(tmp_path):
     with pytest.raises(regate.RegateError, match="wrap the collator, data_collator=with_sample_ids"):
         make_gate(tmp_path, SPARSE, teacher=None, dataset=Rows(), collator=pad_only, fingerprint={})
