@@ -90,10 +90,29 @@ def _two(value: Any) -> bool:
     return bool(value == 2)
 
 
+def _none(value: Any) -> bool:
+    """Left out of the identity at its default, as `_automatic`."""
+    return value is None
+
+
 class TinyModel(ModelSection):
     """A small vision tower, projector and Qwen2 decoder, made in the stages that the real models went through."""
 
+    weight_files: ClassVar[tuple[Requirement, ...]] = (
+        Requirement(
+            "decoder",
+            ("config.json", "tokenizer.json", SHARDED),
+            "HuggingFaceTB/SmolLM2-135M-Instruct",
+            None,
+            "see its model page",
+            words="a causal LM as transformers reads it; {hub_id} from a package of PyPI: docs/your_model.md",
+        ),
+    )
     adapter: Literal["tiny"]
+    decoder: str | None = Field(default=None, exclude_if=_none)
+    """Folder below paths.weights of a causal LM with its tokenizer, which is then the text backbone and, frozen, the
+    teacher, in place of a decoder that is made here: hidden, layers, heads and text are its own then. The markers of
+    the template are added to its vocabulary."""
     attention: AttentionKey = "auto"
     generated: ClassVar[bool] = True
     hidden: PositiveInt = 128
@@ -115,6 +134,11 @@ class TinyModel(ModelSection):
                 ("model", "adapter"),
                 f"model.adapter tiny is made from the clips of data.source shapes, and data.source is {source}",
             )
+        if value_at(data, ("model", "decoder")) is not None:
+            for key in ("hidden", "layers", "heads", "text"):
+                if value_at(data, ("model", key)) is not None:
+                    words = f"model.{key} is that of model.decoder, which is given: leave one of them out"
+                    yield ("model", key), words
         hidden, heads = (
             whole_at(data, ("model", key), cls.model_fields[key].default) for key in ("hidden", "heads")
         )

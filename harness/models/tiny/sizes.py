@@ -8,11 +8,12 @@ Legend: P visual tokens of a clip.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from harness.config.model import TinyModel
-from harness.models.footprint import Footprint, Part, footprint
+from harness.models.footprint import Footprint, Part, footprint, read_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,6 +29,19 @@ INTERMEDIATE: Final = 2
 """Width of the decoder's perceptron, as a multiple of its hidden size."""
 VOCABULARY: Final = 285
 """Entries of the tokenizer that `tiny_smoke_regate` trains; the others' differ by a few words."""
+MARKERS: Final = 7
+"""Of the template, which are added to the vocabulary of a decoder that is given."""
+SMOLLM2_135M: Final[Mapping[str, Any]] = {
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "tie_word_embeddings": True,
+}
+"""Of HuggingFaceTB/SmolLM2-135M-Instruct, by its config.json."""
 PROMPT: Final = 20
 TARGETS: Final = 60
 """Round numbers, not measured ones: conversations about the shapes differ."""
@@ -116,25 +130,17 @@ def footprint_of(recipe: Recipe) -> Footprint:
     """Of a recipe's model: the tower is frozen, projector and decoder are trained."""
     model = recipe.model
     assert isinstance(model, TinyModel)
-    text = {
-        "model_type": "qwen2",
-        "hidden_size": model.hidden,
-        "intermediate_size": INTERMEDIATE * model.hidden,
-        "num_hidden_layers": model.layers,
-        "num_attention_heads": model.heads,
-        "num_key_value_heads": model.heads,
-        "vocab_size": VOCABULARY,
-        "tie_word_embeddings": True,
-    }
+    text, sources = _text(recipe, model)
+    hidden = int(text["hidden_size"])
     size = getattr(recipe.data, "size", 64)
     config = PlainConfig(text, recipe.data.frames, size, model.frames_a_token, model.cells_a_token)
     first, second = projector_flops(config)
     width = features_a_token(config)
-    inner = PROJECTOR_WIDTH * model.hidden
+    inner = PROJECTOR_WIDTH * hidden
     tower = Part("vision tower", _tower_parameters(), trained=False, forward=tower_flops(config))
     projector = Part(
         "projector",
-        width * inner + inner + (inner + 1 + config.visual_tokens) * model.hidden,  # and a position for each token
+        width * inner + inner + (inner + 1 + config.visual_tokens) * hidden,  # and a position for each token
         trained=True,
         forward=first + second,
         backward=first + 2 * second,
@@ -147,9 +153,27 @@ def footprint_of(recipe: Recipe) -> Footprint:
         side=config.size,
         prompt=PROMPT,
         targets=TARGETS,
-        sources=(f"sizes of the recipe, and a vocabulary of {VOCABULARY} entries",),
+        sources=sources,
         tower_output=config.frames * CHANNELS[-1] * (config.size // 2 ** len(CHANNELS)) ** 2,
     )
+
+
+def _text(recipe: Recipe, model: TinyModel) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """The decoder's sizes, and where they are from."""
+    if model.decoder is not None:
+        fields, source = read_sizes(Path(recipe.paths.weights) / model.decoder, SMOLLM2_135M, "SmolLM2-135M-Instruct")
+        return {**fields, "vocab_size": int(fields["vocab_size"]) + MARKERS}, (source,)
+    text = {
+        "model_type": "qwen2",
+        "hidden_size": model.hidden,
+        "intermediate_size": INTERMEDIATE * model.hidden,
+        "num_hidden_layers": model.layers,
+        "num_attention_heads": model.heads,
+        "num_key_value_heads": model.heads,
+        "vocab_size": VOCABULARY,
+        "tie_word_embeddings": True,
+    }
+    return text, (f"sizes of the recipe, and a vocabulary of {VOCABULARY} entries",)
 
 
 def _tower_parameters() -> int:

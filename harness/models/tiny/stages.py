@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import random
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from transformers import AutoModelForCausalLM, Qwen2Config
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 from transformers.utils import logging as transformers_logging
 
 from harness.common.errors import RecipeError
@@ -23,16 +25,26 @@ from harness.data.sample import Sample, Turn, sample_id
 from harness.data.shapes import stage_clips
 from harness.data.shapes.scene import COLOURS, MOTIONS, SHAPES
 from harness.data.shapes.text import CONTACT, NUMBERS
-from harness.models.artifacts import artifacts_of
+from harness.models.artifacts import artifacts_of, hash_weights
 from harness.models.tiny import pretraining as training
 from harness.models.tiny.config import TinyTowerConfig, TinyVLMConfig
 from harness.models.tiny.model import TinyTower, TinyVLMForConditionalGeneration, tower_parameters
-from harness.models.tiny.processor import TinyProcessor, train_tokenizer
+from harness.models.tiny.processor import (
+    END,
+    PAD,
+    ROLES,
+    TEMPLATE,
+    UNKNOWN,
+    VIDEO,
+    TinyProcessor,
+    train_tokenizer,
+)
 from harness.models.tiny.sizes import INTERMEDIATE, visual_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+    from transformers import PreTrainedModel
 
     from harness.common.progress import Progress
     from harness.config.recipe import Recipe
@@ -72,7 +84,8 @@ def make_stages(recipe: Recipe, data: DataSet, stages: ArtifactFolder, progress:
         return _tower(folder, model, clips[: model.tower.clips], source, seed, progress)
 
     def backbone(folder: Path) -> dict[str, Any]:
-        return _backbone(folder, model, data, source, seed, progress)
+        decoder = None if model.decoder is None else Path(recipe.paths.weights) / model.decoder
+        return _backbone(folder, model, data, source, seed, progress, decoder)
 
     def aligned(folder: Path) -> dict[str, Any]:
         return _aligned(folder, stages, model, clips[: model.align.clips], source, seed, progress)
@@ -100,15 +113,29 @@ def _tower(
 
 
 def _backbone(
-    folder: Path, model: TinyModel, data: DataSet, source: ShapesData, seed: int, progress: Progress
+    folder: Path,
+    model: TinyModel,
+    data: DataSet,
+    source: ShapesData,
+    seed: int,
+    progress: Progress,
+    decoder_folder: Path | None,
 ) -> dict[str, Any]:
     grid = TinyTowerConfig(image_size=source.size).grid
+    if decoder_folder is not None:
+        decoder, tokenizer = given_decoder(decoder_folder, seed)
+    else:
+        decoder, tokenizer = None, train_tokenizer(corpus(data))
     processor = TinyProcessor(
-        train_tokenizer(corpus(data)),
+        tokenizer,
         frames=source.frames,
         size=source.size,
         visual_tokens=visual_tokens(source.frames, grid, model.frames_a_token, model.cells_a_token),
     )
+    if decoder is not None and decoder_folder is not None:
+        decoder.save_pretrained(folder)
+        processor.save(folder)
+        return {"vocabulary": processor.vocabulary, "decoder": hash_weights(decoder_folder)}
     rows = [processor.encode(sample, None) for sample in data.samples]
     with (
         training.own_randomness(seed) as generator,
@@ -119,6 +146,30 @@ def _backbone(
     decoder.save_pretrained(folder)
     processor.save(folder)
     return {**figures, "vocabulary": processor.vocabulary}
+
+
+def given_decoder(folder: Path, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """A causal LM of the user's, float32, and its tokenizer; both know the markers of the template, whose embeddings
+    are drawn as the model draws its own.
+
+    Raises:
+        RecipeError: its embeddings and its head are not the same weights, as the whole model takes them to be.
+    """
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
+    tokenizer.add_special_tokens({"pad_token": PAD, "unk_token": UNKNOWN, "eos_token": END})
+    tokenizer.add_tokens([VIDEO, *ROLES.values()], special_tokens=True)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.padding_side = "right"
+    decoder = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+    if not decoder.config.tie_word_embeddings:
+        raise RecipeError(
+            f"model.decoder {folder}: its head is not its embeddings (tie_word_embeddings: false)",
+            hint="take a decoder that shares them, such as SmolLM2-135M",
+        )
+    with training.own_randomness(seed):
+        decoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    decoder.config.pad_token_id, decoder.config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+    return decoder, tokenizer
 
 
 def _aligned(
@@ -226,7 +277,8 @@ def _rank(thing: Thing, *, by_colour: bool) -> int:
 
 def tag_samples(clips: tuple[Clip, ...], processor: TinyProcessor, seed: int) -> list[Sample]:
     """Tag lists as conversations; the user's turn is the clip and a few random words of the vocabulary."""
-    known = sorted(word for word in processor.tokenizer.get_vocab() if word.isalpha() and len(word) > 1)
+    vocabulary = processor.tokenizer.get_vocab()
+    known = sorted(word for word in vocabulary if word.isascii() and word.isalpha() and len(word) > 1)
     samples = []
     for index, clip in enumerate(clips):
         rng = random.Random(f"tags/{seed}/{index}")
