@@ -101,6 +101,8 @@ def _kind(process: int, first: int, known: dict[int, str]) -> str:
     try:
         line = Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
+        line = ""
+    if not line:  # it has ended
         return known.get(process, "helpers")
     return next((kind for words, kind in _KINDS.items() if words in line), "helpers")
 

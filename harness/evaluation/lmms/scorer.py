@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice, pairwise
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from harness.evaluation.lmms.shared_tower import one_tower_pass
 from regate.types import IGNORE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, MutableMapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
     from concurrent.futures import Future
     from contextlib import AbstractContextManager
     from pathlib import Path
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from harness.data.sample import Batch
+    from harness.evaluation.lmms.kept_features import KeptFeatures
     from harness.models.adapter import Evaluated
     from regate.types import Decision
 
@@ -122,6 +123,8 @@ class Scorer:
             more options than that makes a larger one.
         dtype: autocast type, None for none.
         readers: threads that decode media while the model computes.
+        features: what the tower said of clips, for this checkpoint and others; None where the tower is run with each
+            batch.
     """
 
     adapter: Evaluated
@@ -130,9 +133,12 @@ class Scorer:
     batch_size: int = 64
     dtype: torch.dtype | None = None
     readers: int = 1
+    features: KeptFeatures | None = None
 
     def __post_init__(self) -> None:
         self.model.eval()
+        if self.features is not None:
+            self.features.show(self.model)
         self.processor = self.adapter.processor()
         self.scored = regate.ScoredLM(self.model)
         self.gate = regate.DenseGate()
@@ -152,7 +158,7 @@ class Scorer:
                 rows += self._encode_options(chunk[i], shown[i])
                 clip_B += [clip] * len(chunk[i].options)
             with one_tower_pass(self.model, clip_B):
-                losses = iter(self._losses(rows))
+                losses = iter(self._losses(*self._with_features(rows, clip_B, shown)))
             losses_of = {i: [next(losses) for _ in request.options] for i, request in chunk.items()}
             for i, request in chunk.items():
                 _check(request, losses_of[i])
@@ -201,8 +207,23 @@ class Scorer:
             raise HarnessError(f"question {request.key}: two options are the same tokens: {listed}")
         return rows
 
-    def _losses(self, rows: Sequence[Encoded]) -> list[OptionLoss]:
+    def _with_features(
+        self, rows: list[Encoded], clip_B: Sequence[int], shown: Mapping[int, Shown]
+    ) -> tuple[list[Encoded], Tensor | None]:
+        """The rows without their pictures, and in their place what the tower says of each row's clip; as they are
+        where that is not kept, or an item does not show a single video."""
+        if self.features is None or not all(_is_one_clip(item) for item in shown.values()):
+            return rows, None
+        clips: dict[Media, Tensor] = {}
+        for item in shown.values():
+            clips.setdefault(item.media[0], item.frames[0])
+        features = self.features.of(self.model, list(clips.items()))
+        return [replace(row, pixels=None) for row in rows], features[torch.tensor(clip_B)]
+
+    def _losses(self, rows: Sequence[Encoded], features: Tensor | None = None) -> list[OptionLoss]:
         batch = self.processor.collate(rows)
+        if features is not None:
+            batch = replace(batch, inputs={**batch.inputs, "tower_features": features})
         decision = self.gate.decide(batch.layout, batch.sample_ids_B, step=0)
         logits_NV, targets_N = self._forward(batch, decision)
         loss_N = regate.token_loss(logits_NV, targets_N).double().cpu()
@@ -265,6 +286,7 @@ class Checkpoint:
         batch_size: most sequences of a forward pass.
         dtype: autocast type, None for none.
         readers: threads that decode media while the model computes.
+        features: as of `Scorer`.
     """
 
     adapter: Evaluated
@@ -275,13 +297,16 @@ class Checkpoint:
     device: torch.device
     dtype: torch.dtype | None
     readers: int = 1
+    features: KeptFeatures | None = None
     _scorer: Scorer | None = field(default=None, repr=False)
 
     def scorer(self) -> Scorer:
         """The model and its processor, on their device."""
         if self._scorer is None:
             model = self.adapter.load(self.directory).to(self.device)
-            self._scorer = Scorer(self.adapter, model, self.frames, self.batch_size, self.dtype, self.readers)
+            self._scorer = Scorer(
+                self.adapter, model, self.frames, self.batch_size, self.dtype, self.readers, self.features
+            )
         return self._scorer
 
 
@@ -324,6 +349,10 @@ def clips_of(chunk: Chunk) -> list[int]:
 def _clip(i: int, request: Request) -> object:
     """What an item shows; itself where that is nothing, or nothing names it."""
     return (request.media if request.show is None else request.medium) or i
+
+
+def _is_one_clip(shown: Shown) -> bool:
+    return len(shown.media) == 1 and shown.media[0].kind == "video"
 
 
 def _length(request: Request) -> int:

@@ -10,8 +10,10 @@ from lmms_eval.models import get_model, list_available_models
 from harness.common.errors import EnvironmentProblem, RecipeError
 from harness.config.explain import nearest
 from harness.data.loading.video import read_frames
+from harness.evaluation.lmms.kept_features import KeptFeatures
 from harness.evaluation.lmms.model import BuiltinModel, model_class
 from harness.evaluation.lmms.scorer import Checkpoint, FrameCache
+from harness.models.adapter import KeepsTower
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 
 
 class Checkpoints:
-    """The checkpoints of a child, one after the other; they share the decoded media.
+    """The checkpoints of a child, one after the other; they share the decoded media, and what a frozen tower said of
+    them where every batch would give the same bits.
 
     Args:
         count: frames of a clip.
@@ -49,6 +52,7 @@ class Checkpoints:
             "device": device,
             "dtype": dtype,
             "readers": readers,
+            "features": _kept_features(adapter, device, dtype),
         }
         rule = adapter.frame_rule
         self._frames = FrameCache(lambda media: read_frames(media, frames=count, rule=rule))
@@ -70,6 +74,11 @@ class Checkpoints:
             self._open = None
             self._open = Checkpoint(self._adapter, directory, self._frames, **self._settings)  # type: ignore[arg-type]
         return model_class()(collector, self._open, benchmark)
+
+
+def _kept_features(adapter: Evaluated, device: torch.device, dtype: torch.dtype | None) -> KeptFeatures | None:
+    same_bits = device.type == "cpu" and dtype is None
+    return KeptFeatures(adapter) if same_bits and isinstance(adapter, KeepsTower) else None
 
 
 class Builtin:

@@ -15,8 +15,11 @@ from harness.common.errors import DataError, HarnessError, RecipeError
 from harness.data.loading.video import read_frames
 from harness.data.sample import Sample, Turn
 from harness.evaluation.lmms.generation import Limits
+from harness.evaluation.lmms.kept_features import KeptFeatures
 from harness.evaluation.lmms.scorer import FrameCache, OptionLoss, Request, Scorer, chunked, clips_of, compute_dtype
 from harness.evaluation.multiple_choice import prompt
+from harness.models.adapter import KeepsTower
+from harness.models.tiny.adapter import TinyAdapter
 from harness.models.tiny.processor import TinyProcessor
 from tests.harness.worlds import known_models as known
 from tests.harness.worlds.evaluation import make_data
@@ -256,6 +259,36 @@ def test_media_are_decoded_once_while_they_fit(data: DataSet) -> None:
     assert run(FrameCache(counting)) == 3
     assert run(FrameCache(counting, max_bytes=clip_bytes)) == 3 + 2
     assert run(FrameCache(counting, max_bytes=0)) == 3 + 3, "once for the questions that stand together"
+
+
+class KeepingAdapter(known.KnownAdapter):
+    """Has, of the tiny model's own adapter, how its tower reads clips."""
+
+    tower_features = TinyAdapter.tower_features
+
+
+def test_a_frozen_tower_reads_a_clip_once_for_all_checkpoints_and_every_loss_is_the_same_to_the_bit(
+    data: DataSet,
+) -> None:
+    adapter = KeepingAdapter()
+    assert isinstance(adapter, KeepsTower)
+    features, models = KeptFeatures(adapter), [known.random_model(0), known.random_model(0)]
+    with torch.no_grad():
+        models[1].model.projector.linear_1.weight.mul_(2)
+    frames = FrameCache(lambda media: read_frames(media, frames=known.FRAMES))
+    answers = []
+    for model in models:
+        plain, kept = (Scorer(adapter, model, frames, 8, features=each) for each in (None, features))
+        answers.append(losses_of(kept, asks(data)))
+        assert answers[-1] == losses_of(plain, asks(data))
+        assert features.computed == 3
+    assert answers[0] != answers[1]
+    with torch.no_grad():
+        next(models[1].model.vision_tower.parameters()).mul_(2)
+    losses_of(Scorer(adapter, models[1], frames, 8, features=features), asks(data))
+    assert features.computed == 6, "another tower"
+    full = KeptFeatures(adapter, max_bytes=0)
+    assert losses_of(Scorer(adapter, models[0], frames, 8, features=full), asks(data)) == answers[0]
 
 
 def test_clips_are_decoded_side_by_side_and_each_once(data: DataSet) -> None:
