@@ -40,7 +40,8 @@ PEAK: Final = 989e12
 GOOD_USE: Final = 0.40
 """Part of the peak that a well-kept training reaches: an assumption."""
 PAPER_USE: Final = 0.074
-"""Part of the peak at which VideoLLaMA2's baseline takes the paper's 129.6 GPU-hours."""
+"""Part of the peak at which VideoLLaMA2's baseline, all of its last layer computed, takes the paper's 129.6
+GPU-hours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,8 @@ def sample_work(
     *,
     recomputed: int,
     clips: float,
-    forward: ForwardFlops | None = None,
+    last_layer: float | None = None,
+    forward: tuple[ForwardFlops, ForwardFlops] | None = None,
 ) -> Work:
     """One sample.
 
@@ -167,20 +169,32 @@ def sample_work(
         scored: rows of the head.
         recomputed: layers of the decoder that are computed a second time.
         clips: that pass through the parts in front of the decoder.
-        forward: of the decoder, where its layers differ.
+        last_layer: positions for which the last layer computes queries, output and MLP, and is then not recomputed;
+            None for all.
+        forward: of the decoder where its layers differ, and the part of it that is computed a second time.
     """
-    by_layer, forward = forward, forward or forward_flops(footprint.decoder, [positions], scored)
+    if forward is None:
+        whole = forward_flops(footprint.decoder, [positions], scored, last_layer=last_layer)
+    else:
+        whole = forward[0]
     products = 2.0 + footprint.decoder.trainable_linear
     parts = {part.name: clips * (part.forward + part.backward) for part in footprint.parts}
-    parts["decoder"] = products * forward.linear + 3.5 * forward.attention + 3 * forward.adapters
-    parts["head"] = products * forward.head + 6.0 * scored * footprint.head_adapters
+    parts["decoder"] = products * whole.linear + 3.5 * whole.attention + 3 * whole.adapters
+    parts["head"] = products * whole.head + 6.0 * scored * footprint.head_adapters
     again = clips * sum(part.again for part in footprint.parts)
-    if by_layer is None:
-        again += recomputed_flops(footprint.decoder, [positions], recomputed)
+    if forward is None:
+        layers = recomputed if last_layer is None else min(recomputed, footprint.decoder.layers - 1)
+        again += recomputed_flops(footprint.decoder, [positions], layers)
     else:
-        part = recomputed / footprint.decoder.layers
-        again += part * (forward.linear + forward.attention + forward.adapters)
+        again += forward[1].linear + forward[1].attention + forward[1].adapters
     return Work(parts, again)
+
+
+def limits_last_layer(recipe: Recipe) -> bool:
+    """Whether the last layer computes queries, output and MLP of the positions that are read alone: as
+    `harness.training.attachment` has it, of a model whose rows can be packed."""
+    whole = recipe.gate is not None and recipe.gate.execution == "layerwise"
+    return recipe.train.last_layer == "scored" and recipe.train.rows != "padded" and not whole
 
 
 def dense_and_sparse(recipe: Recipe, footprint: Footprint, lengths: Lengths) -> tuple[Work, Work]:
@@ -188,7 +202,9 @@ def dense_and_sparse(recipe: Recipe, footprint: Footprint, lengths: Lengths) -> 
     gate, clips = recipe.gate, lengths.clips
     recomputed = recomputed_layers(recipe, footprint, lengths, *gpus_of(recipe))
     work = partial(sample_work, footprint, recomputed=recomputed, clips=clips)
-    dense = work(lengths.positions, max(1.0, lengths.targets))
+    limited = limits_last_layer(recipe)
+    targets = max(1.0, lengths.targets)
+    dense = work(lengths.positions, targets, last_layer=targets if limited else None)
     if gate is None:
         return dense, dense
     scored = max(1.0, gate.keep_ratio * lengths.targets)
@@ -197,15 +213,18 @@ def dense_and_sparse(recipe: Recipe, footprint: Footprint, lengths: Lengths) -> 
         other_N, target_N, scored_N = (
             np.array([number]) for number in (lengths.positions - lengths.targets - gone, lengths.targets, scored)
         )
-        forward = sparse_forward(
-            gate, footprint.decoder, other_N, target_N, scored_N, gone_N=np.array([gone])
+        of_layers = partial(
+            sparse_forward, gate, footprint.decoder, other_N, target_N, scored_N, gone_N=np.array([gone])
         )
-        sparse = work(0.0, scored, forward=forward)
+        forward = of_layers(last_limited=limited)
+        layers = footprint.decoder.layers - 1 if limited else footprint.decoder.layers
+        sparse = work(0.0, scored, forward=(forward, of_layers(first_layers=min(recomputed, layers))))
     else:
         elided = lengths.targets - scored if gate.execution != "loss_only" else 0.0
         positions = lengths.positions - gone - elided
-        forward = forward_flops(footprint.decoder, [positions], scored)
-        sparse = work(positions, scored)
+        read = scored if limited else None
+        forward = forward_flops(footprint.decoder, [positions], scored, last_layer=read)
+        sparse = work(positions, scored, last_layer=read)
     if gate.distil is not None:
         again = forward.linear + forward.attention + forward.head + forward.adapters
         again += clips * sum(part.forward for part in footprint.parts)

@@ -7,6 +7,8 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +20,19 @@ from harness.config.load import load_recipe
 from harness.config.paper import read_paper
 from harness.data.sources import make_data
 from harness.models import MODELS
-from harness.models.decoder_flops import step_flops
+from harness.models.decoder_flops import LayerSpan, step_flops
 from harness.plan import Planner, make_plan, render
 from harness.plan.questions import DISAGREE, difference_figures
-from harness.plan.work import PAPER_USE, PEAK, dense_and_sparse, lengths_of, run_flops, sample_work, sparse_ratios
+from harness.plan.work import (
+    PAPER_USE,
+    PEAK,
+    assumed_lengths,
+    dense_and_sparse,
+    lengths_of,
+    run_flops,
+    sample_work,
+    sparse_ratios,
+)
 from regate.config import GateConfig
 from regate.schedule import DualCycle
 
@@ -83,6 +94,43 @@ def test_a_samples_work_is_that_of_the_loop(name: str) -> None:
     fixed = sum(part.forward + part.backward + part.again for part in footprint.parts)
     loop = step_flops(footprint.decoder, [900], 150, recomputed=layers)
     assert work.total == pytest.approx(loop + fixed + 6 * 150 * footprint.head_adapters, rel=1e-12)
+    limited = sample_work(footprint, 900, 150, recomputed=layers, clips=1, last_layer=150)
+    loop = step_flops(footprint.decoder, [900], 150, recomputed=layers, last_layer=150)
+    assert limited.total == pytest.approx(loop + fixed + 6 * 150 * footprint.head_adapters, rel=1e-12)
+    assert limited.total < work.total
+
+
+@pytest.mark.parametrize(
+    ("overrides", "limited"),
+    [
+        ([], True),
+        (["train.last_layer=all"], False),
+        (["train.rows=padded"], False),
+        (["gate.execution=layerwise"], False),
+        (["gate.execution=loss_only"], True),
+        (["gate.from_layer=0.5"], True),
+        (["gate.from_layer=0.5", "train.last_layer=all"], False),
+    ],
+)
+def test_a_run_is_told_to_cost_what_its_mean_sample_costs_in_the_loop(overrides: list[str], limited: bool) -> None:
+    """Both arms compute the last layer where its output is read, unless the recipe has them compute all of it."""
+    recipe = load_recipe("videollama2_regate", overrides)
+    footprint = MODELS["videollama2"].footprint(recipe)
+    lengths = replace(assumed_lengths(recipe, footprint, 280.0), visual=1352.0, prompt=60.0)
+    dense, sparse = dense_and_sparse(recipe, footprint, lengths)
+    layers, head = footprint.decoder.layers, 6 * footprint.head_adapters
+    fixed = sum(part.forward + part.backward + part.again for part in footprint.parts)
+    cost = partial(step_flops, footprint.decoder, recomputed=layers)
+    assert dense.total == pytest.approx(cost([1692], 280, last_layer=280 if limited else None) + fixed + 280 * head)
+    kept = 1692 if recipe.gate is not None and recipe.gate.execution == "loss_only" else 1552
+    spans = None
+    if recipe.gate is not None and recipe.gate.from_layer:
+        lower, upper = 1692.0, 1552.0
+        spans = [LayerSpan(layers // 2, lower, lower, lower * (lower + 1) / 2)]
+        spans.append(LayerSpan(layers - layers // 2 - 1, upper, upper, upper * (upper + 1) / 2))
+        spans.append(LayerSpan(1, upper, 140.0 if limited else upper, upper * (upper + 1) / 2))
+    expected = cost([kept], 140, last_layer=140 if limited else None, spans=spans)
+    assert sparse.total == pytest.approx(expected + fixed + 140 * head)
 
 
 def test_the_work_of_a_run_that_was_done() -> None:
@@ -103,7 +151,8 @@ def test_the_work_of_a_run_that_was_done() -> None:
 
 
 def test_the_paper_takes_seven_per_cent_of_its_gpus() -> None:
-    recipe = load_recipe("videollama2_baseline")
+    """Its runs computed all of the last layer."""
+    recipe = load_recipe("videollama2_baseline", ["train.last_layer=all"])
     planner = Planner()
     plan, footprint = planner.plan(recipe), MODELS["videollama2"].footprint(recipe)
     lengths = lengths_of(recipe, plan, footprint, None)
