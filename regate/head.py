@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from regate.errors import LayoutError, UnsupportedModelError
 from regate.transfer import on_device
+from regate.types import PredictorRows
 from regate.wrapping import text_config, unwrap
 
 if TYPE_CHECKING:
@@ -48,11 +49,12 @@ class ScoredLM(nn.Module):
         parameters = inspect.signature(inner.base_model.forward).parameters
         self._takes_cache = "use_cache" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
-    def forward(self, *, predictor_BS: Tensor, **inputs: Any) -> Tensor:
+    def forward(self, *, predictor_BS: Tensor | PredictorRows, **inputs: Any) -> Tensor:
         """Logits of the scored targets.
 
         Args:
-            predictor_BS: bool, `Decision.predictor_BS`. On the CPU it is not waited for.
+            predictor_BS: bool, `Decision.predictor_BS`, or `Decision.predictor_rows`. On the CPU it is not waited
+                for; DDP and fully_shard move a mask to the device, and not the rows.
             inputs: what the model takes, without labels.
 
         Returns:
@@ -62,7 +64,6 @@ class ScoredLM(nn.Module):
         if self._takes_cache:
             inputs.setdefault("use_cache", False)
         hidden_BSD: Tensor = inner.base_model(**inputs).last_hidden_state
-        _check_length(hidden_BSD, predictor_BS)
         logits_NV: Tensor = inner.get_output_embeddings()(_rows(hidden_BSD, predictor_BS))
         if self._softcap is not None:
             logits_NV = torch.tanh(logits_NV / self._softcap) * self._softcap
@@ -89,7 +90,6 @@ def scored_rows(model: nn.Module, predictor_BS: Tensor) -> Iterator[None]:
 
     def pick(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden_BSD = args[0]
-        _check_length(hidden_BSD, predictor_BS)
         used.append(True)
         return (_rows(hidden_BSD, predictor_BS), *args[1:])
 
@@ -105,17 +105,14 @@ def scored_rows(model: nn.Module, predictor_BS: Tensor) -> Iterator[None]:
         )
 
 
-def _rows(hidden_BSD: Tensor, predictor_BS: Tensor) -> Tensor:
-    place_N = on_device(predictor_BS.flatten().nonzero().squeeze(1), hidden_BSD.device)
-    return hidden_BSD.flatten(0, 1).index_select(0, place_N)
-
-
-def _check_length(hidden_BSD: Tensor, predictor_BS: Tensor) -> None:
-    if hidden_BSD.shape[:2] != predictor_BS.shape:
+def _rows(hidden_BSD: Tensor, predictor_BS: Tensor | PredictorRows) -> Tensor:
+    rows = predictor_BS if isinstance(predictor_BS, PredictorRows) else PredictorRows.of(predictor_BS)
+    if hidden_BSD.shape[:2] != rows.shape:
         raise LayoutError(
             f"the model computed {tuple(hidden_BSD.shape[:2])} positions, the layout has "
-            f"{tuple(predictor_BS.shape)}: the layout must be in expanded length, visual tokens included"
+            f"{rows.shape}: the layout must be in expanded length, visual tokens included"
         )
+    return hidden_BSD.flatten(0, 1).index_select(0, on_device(rows.place_N, hidden_BSD.device))
 
 
 def _softcap(model: nn.Module) -> float | None:

@@ -211,6 +211,27 @@ class Level:
 
 
 @dataclass(frozen=True, slots=True)
+class PredictorRows:
+    """Which rows of a decoder's output predict a scored token, counted over the batch.
+
+    DDP and fully_shard move every tensor that a model is called with to the device, where the number of a mask's true
+    entries is not known without waiting for it. They leave this as it is.
+
+    Attributes:
+        place_N: int64, ascending; on the CPU where its mask was.
+        shape: B and S.
+    """
+
+    place_N: Tensor
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, predictor_BS: Tensor) -> PredictorRows:
+        rows, length = predictor_BS.shape
+        return cls(predictor_BS.flatten().nonzero().squeeze(1), (rows, length))
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """What a step computes: made before the forward pass, on the layout's device (normally the CPU).
 
@@ -262,6 +283,11 @@ class Decision:
     def predictor_BS(self) -> Tensor:
         """bool, the positions whose output predicts one of the N tokens: losses_BS shifted left by one."""
         return torch.nn.functional.pad(self.losses_BS[:, 1:], (0, 1), value=False)
+
+    @property
+    def predictor_rows(self) -> PredictorRows:
+        """The same positions by their numbers: what a model within DDP or fully_shard does not wait for."""
+        return PredictorRows.of(self.predictor_BS)
 
     @property
     def targets_N(self) -> Tensor:

@@ -33,6 +33,6 @@ def scored_forward(
     if tells_places:
         place_n = (batch.layout.kind_BS == Kind.VISUAL).flatten().nonzero().squeeze(1)
         inputs["visual_places"] = to_device(place_n, device)
-    # The mask stays on the CPU, where its length is known without waiting for the device.
-    logits_NV = model(predictor_BS=decision.predictor_BS, **inputs)
+    # The rows are counted on the CPU, where their number is known without waiting for the device.
+    logits_NV = model(predictor_BS=decision.predictor_rows, **inputs)
     return logits_NV, to_device(decision.targets_N, device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.distributed.utils import _to_kwargs
 
 import regate
 from regate import DenseGate, Gate, GateConfig
@@ -28,7 +29,7 @@ def waits_of(patch, model, gate, data, **attach):
     with counting(patch) as waits:
         waits.mark(*model.parameters(), *data.inputs.values())
         with elide(decision):
-            logits_NV = student(predictor_BS=decision.predictor_BS, **data.inputs)
+            logits_NV = student(predictor_BS=decision.predictor_rows, **data.inputs)
         targets_N = decision.targets_N.clone()
         waits.mark(targets_N)
         loss_N = regate.token_loss(logits_NV, targets_N)
@@ -48,6 +49,16 @@ def test_packed_steps_wait_for_nothing(settings, outputs, monkeypatch):
         gate = Gate(GateConfig(warmup_steps=0, dense_steps=0, **settings), None)
     model = tiny.lm("Qwen2", double=False)
     assert waits_of(monkeypatch, model, gate, tiny.rows(), rows="packed", outputs=outputs) == []
+
+
+def test_wrappers_leave_the_rows_where_they_are():
+    """What DDP and fully_shard do to the arguments of the model that they wrap."""
+    decision = DenseGate().decide(tiny.rows().layout, tiny.rows().sample_ids_B, step=0)
+    given = {"mask": decision.predictor_BS, "rows": decision.predictor_rows}
+    _, (moved,) = _to_kwargs((), given, torch.device("meta"), False)
+    assert moved["mask"].is_meta
+    assert moved["rows"] is given["rows"]
+    assert not moved["rows"].place_N.is_meta
 
 
 def test_sliding_windows_on_packed_rows_wait_for_nothing(monkeypatch):
