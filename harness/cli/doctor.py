@@ -351,7 +351,27 @@ def _recipe(recipe: Recipe) -> Iterator[Check]:
     yield _brought("data", plan.missing_data, costs)
     if plan.to_make:
         yield Check("data", "warn", "not made yet", f"harness prepare {recipe.name}")
+    yield from _work_of_nodes(recipe, teacher=plan.teacher_pass)
     yield _tracking(recipe)
+
+
+def _work_of_nodes(recipe: Recipe, *, teacher: bool) -> Iterator[Check]:
+    """What each node of this job would do, where there are several or several processes."""
+    from harness.plan.nodes import node_lines
+    from harness.training.launching.every_node import here
+
+    try:
+        nodes = here().nodes
+    except HarnessError:
+        return  # told by the check of the nodes
+    each = recipe.devices.processes or max(1, len(gpus()))
+    if nodes * each == 1:
+        return
+    try:
+        for line in node_lines(recipe, nodes, each, teacher=teacher):
+            yield Check(recipe.name, "ok", line)
+    except HarnessError as error:
+        yield Check(recipe.name, "fail", str(error), error.hint)
 
 
 def _memory(costs: Costs) -> Iterator[Check]:

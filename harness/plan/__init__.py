@@ -386,6 +386,7 @@ def render(plan: Plan, costs: Costs | None = None) -> list[str]:
 def costs_lines(costs: Costs) -> list[str]:
     """Every figure with its basis, and what it is from as a note at the end."""
     lines, notes = [], dict[str, int]()
+    lines += ["  nodes", *(f"    {line}" for line in costs.nodes)] if costs.nodes else []
     for section, figures in costs.figures.items():
         lines.append(f"  {section}")
         width = max(len(figure.name) for figure in figures)

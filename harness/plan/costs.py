@@ -11,7 +11,17 @@ from harness.models import MODELS
 from harness.plan.disk import disk_figures
 from harness.plan.fetch import fetch_commands
 from harness.plan.figures import Costs, Figure, estimated, stated
-from harness.plan.memory import GB, check_devices, gpu_figures, gpus_of, host_figures, teacher_figures, tower_bytes
+from harness.plan.memory import (
+    GB,
+    check_devices,
+    gpu_figures,
+    gpus_of,
+    host_figures,
+    machines_of,
+    teacher_figures,
+    tower_bytes,
+)
+from harness.plan.nodes import node_lines
 from harness.plan.questions import asked, difference_figures, question_figures
 from harness.plan.teacher import teacher_decoder
 from harness.plan.work import (
@@ -73,7 +83,13 @@ def costs_of(recipe: Recipe, plan: Plan, data: DataSet | None) -> Costs:
         fetch=tuple(fetch_commands(recipe, plan)),
         contradictions=tuple(contradictions(recipe)),
         warnings=(*_warnings(recipe, figures, memory), *_unknown_teacher(recipe, plan, footprint)),
+        nodes=tuple(_nodes(recipe, plan, gpus)),
     )
+
+
+def _nodes(recipe: Recipe, plan: Plan, gpus: int) -> list[str]:
+    machines = machines_of(recipe)
+    return node_lines(recipe, machines, gpus // machines, teacher=plan.teacher_pass) if gpus > 1 else []
 
 
 def _as_trained(footprint: Footprint, recipe: Recipe, plan: Plan) -> Footprint:

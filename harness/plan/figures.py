@@ -46,12 +46,14 @@ class Costs:
         fetch: one command for each thing that is missing and that can be fetched; the rest in words behind `#`.
         contradictions: places where the paper contradicts itself that touch the recipe.
         warnings: what follows from the figures.
+        nodes: what each node of the hardware that the recipe names does; empty where one process does all.
     """
 
     figures: Mapping[str, tuple[Figure, ...]]
     fetch: tuple[str, ...]
     contradictions: tuple[str, ...]
     warnings: tuple[str, ...]
+    nodes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -59,6 +61,7 @@ class Costs:
             "fetch": list(self.fetch),
             "contradictions": list(self.contradictions),
             "warnings": list(self.warnings),
+            "nodes": list(self.nodes),
         }
 
 

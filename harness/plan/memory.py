@@ -12,6 +12,7 @@ import numpy as np
 from harness.common.errors import RecipeError
 from harness.models.footprint import kept_by_a_layer
 from harness.plan.figures import Figure, counted, estimated
+from harness.plan.nodes import check_split
 
 if TYPE_CHECKING:
     from harness.config.recipe import Recipe
@@ -57,19 +58,14 @@ def check_devices(recipe: Recipe) -> None:
         RecipeError: weights are to be spread within each machine, and there is one; or the global batch is not a
             whole number of micro-batches for each GPU.
     """
-    gpus, machines, train = gpus_of(recipe)[0], machines_of(recipe), recipe.train
+    gpus, machines = gpus_of(recipe)[0], machines_of(recipe)
     if recipe.devices.sharding == "node" and machines == 1:
         raise RecipeError(
             f"{recipe.name}: devices.sharding is node, which spreads the weights within each of several machines, "
             f"and hardware names one ({recipe.hardware or 'nothing'})",
             hint="set devices.sharding=full, or hardware to N machines of M GPUs of G GB",
         )
-    if train.global_batch % (train.micro_batch * gpus):
-        raise RecipeError(
-            f"{recipe.name}: train.global_batch {train.global_batch} is not a multiple of micro_batch x GPUs = "
-            f"{train.micro_batch} x {gpus}",
-            hint="choose micro_batch so that it divides global_batch / GPUs, or another hardware",
-        )
+    check_split(recipe, gpus)
 
 
 def recomputed_layers(

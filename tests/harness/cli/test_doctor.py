@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from harness.cli import doctor, probe
 from harness.cli.doctor import Check, examine, render
 from harness.cli.main import app
+from harness.config.load import load_recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -167,5 +168,14 @@ def test_the_nodes_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {**{f"SLURM_STEP_{key}": value for key, value in step.items()}, "SLURM_NODEID": "1"}.items():
         monkeypatch.setenv(name, value)
     assert doctor._nodes().message == "node 1 of 2, started by SLURM; node 0 is gpu07:20007"
+    two = load_recipe("tiny_regate", ["train.micro_batch=4"])
+    lines = [check.message for check in doctor._work_of_nodes(two, teacher=True)]
+    assert lines[1] == "node 1: does what node 0 tells it; 1 process (rank 1)"
+    assert "1/2 of the reference losses and of an evaluation's items" in lines[2]
+    three = load_recipe("tiny_regate", ["train.micro_batch=4", "devices.processes=3"])
+    (check,) = doctor._work_of_nodes(three, teacher=True)
+    assert check.state == "fail"
+    assert "x 6" in check.message
     monkeypatch.setenv("SLURM_STEP_NODELIST", "gpu[")
     assert doctor._nodes().state == "fail"
+    assert not list(doctor._work_of_nodes(three, teacher=True)), "it is told once"

@@ -277,6 +277,22 @@ def test_memory_of_a_gpu_with_a_teacher(tmp_path: Path) -> None:
     assert "set devices.shard_teacher=true" in whole.warnings[0]
 
 
+def test_what_each_node_does() -> None:
+    assert costs("internvl3_5_14b_regate").nodes == (
+        "node 0: prepares, judges results, writes the record; 8 processes (ranks 0 to 7)",
+        "node 1: does what node 0 tells it; 8 processes (ranks 8 to 15)",
+        "each process: 32 micro-batches of 1 of a step, 1/16 of the reference losses and of an evaluation's items",
+        "weights: spread over the 8 processes of each node, which holds a whole",
+        "teacher: whole on every process",
+    )
+    planner = Planner()
+    recipe = load_recipe("videollama2_regate_teacher_57b")
+    lines = render(planner.plan(recipe), planner.costs(recipe))
+    assert "    weights: spread over all 4 processes" in lines
+    assert "    teacher: spread over all 4 processes" in lines
+    assert not costs("tiny_regate").nodes, "one process does all"
+
+
 def test_a_placement_that_the_hardware_has_not_is_refused() -> None:
     with pytest.raises(RecipeError, match="hardware names one"):
         costs("videollama2_regate", "devices.sharding=node")
