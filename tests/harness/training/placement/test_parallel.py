@@ -85,8 +85,8 @@ def resumed(folder: Path, path: Path, window: list[int]) -> list[tuple[float, fl
     return reports(loop, [batches[number] for number in window], range(step, STEPS + 2))
 
 
-def keep(loop: Loop, folder: Path) -> Path:
-    return checkpoint.save(loop.parallel, folder, step=STEPS, gate_state={"difficulty": None}, identity="a")
+def keep(loop: Loop, folder: Path, step: int = STEPS) -> Path:
+    return checkpoint.save(loop.parallel, folder, step=step, gate_state={"difficulty": None}, identity="a")
 
 
 def meet(rank: int, world: int, port: int, *, local: int) -> None:
@@ -197,11 +197,28 @@ def test_two_machines_that_each_hold_a_whole_train_the_model_of_one_process(worl
     saved = loop.job.adapter.load(folder / "exported-node").state_dict()
     for name, value in whole[0].state_dict().items():
         torch.testing.assert_close(saved[name], value, rtol=1e-4, atol=1e-5, msg=name)
-    after, _ = loop_of(folder, micro_batches=8)
-    step, _ = checkpoint.load(after.parallel, folder / "node" / f"resume-{STEPS:06d}", identity="a")
-    wanted = torch.tensor(reports(loop, batches * 4, range(STEPS, STEPS + 1)))
-    losses = torch.tensor(reports(after, batches * 4, range(step, STEPS + 1)))
-    torch.testing.assert_close(losses, wanted, rtol=1e-5, atol=0)
+    # One process goes on with all parts in the machine's memory, and two after it.
+    wanted = torch.tensor(reports(loop, batches * 4, range(STEPS, STEPS + 2)))
+    aside = ("devices.sharding=full", "devices.offload=true")
+    with processes.group_of_one(recipe_of(folder, *aside).devices):
+        after, _ = loop_of(folder, *aside, micro_batches=8)
+        step, _ = checkpoint.load(after.parallel, folder / "node" / f"resume-{STEPS:06d}", identity="a")
+        losses = torch.tensor(reports(after, batches * 4, range(step, STEPS + 1)))
+        keep(after, folder / "one", STEPS + 1)
+    torch.testing.assert_close(losses, wanted[:1], rtol=1e-5, atol=0)
+    assert forked.run(worker_after_one, 2, folder, free_port()) == [0, 0]
+    for rank in (0, 1):
+        last = torch.tensor(torch.load(folder / f"after-one-{rank}.pt"))
+        torch.testing.assert_close(last, wanted[1:], rtol=1e-5, atol=0)
+
+
+def worker_after_one(rank: int, world: int, folder: Path, port: int) -> None:
+    """The step after what one process kept, with the parts over two."""
+    meet(rank, world, port, local=world)
+    loop, batches = loop_of(folder, micro_batches=8)
+    step, _ = checkpoint.load(loop.parallel, folder / "one" / f"resume-{STEPS + 1:06d}", identity="a")
+    torch.save(reports(loop, [batches[rank]] * 4, range(step, STEPS + 2)), folder / f"after-one-{rank}.pt")
+    processes.destroy_process_group()
 
 
 @pytest.mark.slow
