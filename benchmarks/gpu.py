@@ -1,4 +1,4 @@
-"""What one GPU has to show before a large run is trusted to it, in one call of less than ten minutes.
+"""What one GPU has to show before a large run is trusted to it, in one call or, by `--only`, in several short ones.
 
     python benchmarks/gpu.py --out /tmp/gpu                      # all checks, nothing downloaded
     python benchmarks/gpu.py --only sync step --out /tmp/gpu
@@ -10,7 +10,7 @@ others. Weights are random, of Qwen2-7B's width with as many layers as `--layers
 Without a GPU the same checks run at toy size, which tests this script and says nothing about speed: their limits are
 not judged, and the checks that need a GPU are named as not run.
 
-Not part of it: several GPUs (NCCL, sharding), compiled layers, and decoding, which `benchmarks/decode.py` measures.
+Not part of it: several GPUs (NCCL between them, `devices.sharding: node`, time-outs), and VideoChat2's vision side.
 
 Legend: B rows, S padded length, N scored targets, V vocabulary.
 """
@@ -21,6 +21,7 @@ import argparse
 import gc
 import json
 import os
+import re
 import shutil
 import signal
 import statistics
@@ -29,21 +30,37 @@ import sys
 import time
 import warnings
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import step as steps  # benchmarks/step.py, beside this file
+import decode as clips  # benchmarks/decode.py, beside this file
+import numpy as np
+import step as steps  # benchmarks/step.py
 import torch
+import transformers
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, Dataset
 
 import regate
 from harness.cli.probe import kernels
+from harness.config.recipe import Devices
+from harness.data.loading.video import decode as read_clip
+from harness.models.videollama2.connector import make_connector
+from harness.models.videollama2.sizes import TOWERS
 from harness.records import provenance
+from harness.training.launching import processes
+from harness.training.placement.parallel import Replicated, Sharded
 from regate.attention import KERNELS, PackedRows, missing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROOT = Path(__file__).resolve().parents[1]
+CLIPS_A_SECOND = 12.0
+"""That four GPUs train on, by the plan of VideoLLaMA2."""
 PACKED: dict[str, Any] = {"rows": "packed", "outputs": "predictors"}
 
 
@@ -221,6 +238,193 @@ def parity(setting: Setting) -> Seen:
     return Seen(f"largest gap of ten losses {gap:.2%}", gap < 0.01, values)
 
 
+def mask(setting: Setting) -> Seen:
+    """Dense steps of padded and of packed rows and gated ones of packed rows: seconds, and which attention ran."""
+    bench = setting.bench()
+    arms = steps.arms_of(bench)
+    values: dict[str, dict[str, Any]] = {}
+    for name in ("dense_padded", "dense_packed", "gated_packed"):
+        with arms[name]() as one_step:
+            steps.seconds(bench, one_step, bench.batches[0])
+            times = [steps.seconds(bench, one_step, batch) for batch in bench.batches]
+            with torch.profiler.profile() as profile:
+                one_step(bench.batches[0])
+        ran = {event.key for event in profile.key_averages() if re.search("_attention|varlen", event.key)}
+        values[name] = {"seconds": statistics.median(times), "attention": sorted(ran)}
+    padded, dense, gated = (values[name] for name in ("dense_padded", "dense_packed", "gated_packed"))
+    figure = ", ".join(f"{name} {value['seconds']:.3f} s" for name, value in values.items())
+    same = dense["attention"] == gated["attention"]
+    passed = same and dense["seconds"] <= padded["seconds"]
+    return Seen(f"{figure}; {'the same' if same else 'another'} attention in both arms", passed, values)
+
+
+def lora(setting: Setting) -> Seen:
+    """LoRA of rank 16 in float32 on a frozen decoder of 28 layers: seconds of a step, peak memory, the ratio."""
+    from peft import LoraConfig, get_peft_model
+
+    layers = 28 if setting.gpu else setting.layers
+    bench = replace(setting, layers=layers).bench()
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    model: Any = get_peft_model(bench.model, LoraConfig(r=16, lora_alpha=32, target_modules=targets))  # type: ignore[arg-type]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.data = parameter.data.float()
+    bench.model, bench.optimizer = model, torch.optim.AdamW(trained, lr=1e-4)
+    values: dict[str, dict[str, float]] = {}
+    for name, gate in (("dense", None), ("gated", bench.gate)):
+        with steps.own(bench, gate=gate, **PACKED) as plain:
+
+            def one_step(batch: Any, plain: Any = plain) -> None:
+                with torch.autocast(bench.device.type, torch.bfloat16, enabled=setting.gpu):
+                    plain(batch)
+
+            steps.seconds(bench, one_step, bench.batches[0])
+            held = _start_peak(setting)
+            times = [steps.seconds(bench, one_step, batch) for batch in bench.batches]
+            values[name] = {"seconds": statistics.median(times), "peak_gb": _peak(setting, held) + held / 1e9}
+    ratio = values["gated"]["seconds"] / values["dense"]["seconds"]
+    figure = ", ".join(f"{name} {value['seconds']:.3f} s {value['peak_gb']:.1f} GB" for name, value in values.items())
+    return Seen(f"{figure}; ratio {ratio:.3f}", values["dense"]["peak_gb"] <= 72, values)
+
+
+def ragged(setting: Setting) -> Seen:
+    """Sixty gated steps of ragged lengths: what the allocator holds beside what is used, and how often it gave up."""
+    bench = replace(setting, rounds=59 if setting.gpu else 3).bench()
+    draw = np.random.default_rng(0)
+    with steps.own(bench, gate=bench.gate, **PACKED) as one_step:
+        for seed in range(len(bench.batches)):
+            targets = max(1, round(setting.shape.targets * draw.lognormal(0, 0.8)))
+            targets = min(targets, 4 * setting.shape.targets)
+            steps.seconds(bench, one_step, steps.batch_of(replace(setting.shape, targets=targets), seed))
+    values = {"steps": len(bench.batches), "allocator": os.environ.get("PYTORCH_ALLOC_CONF", "as it is")}
+    if setting.gpu:
+        used, held = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        retries = torch.cuda.memory_stats()["num_alloc_retries"]
+        values |= {"used_gb": used / 1e9, "held_gb": held / 1e9, "retries": retries}
+        figure = f"held / used {held / used:.2f}, {retries} retries"
+        return Seen(figure, held <= 1.15 * used and retries == 0, values)
+    return Seen(f"{len(bench.batches)} steps", None, values)
+
+
+def fragmentation(setting: Setting) -> Seen:
+    """`ragged` in a process of its own, with the allocator's growing segments."""
+    folder = setting.out.parent / "growing"
+    command = [sys.executable, __file__, "--only", "ragged", "--layers", str(setting.layers), "--out", str(folder)]
+    growing = {**os.environ, "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    subprocess.run(command, env=growing, cwd=ROOT, check=False, capture_output=True)
+    row = json.loads((folder / "gpu.json").read_text())["checks"]["ragged"]
+    return Seen(row["figure"], row["result"] == "PASS", row["values"])
+
+
+def fsdp1(setting: Setting, *, offload: bool = False) -> Seen:
+    """A model in parts on one device: three steps, a checkpoint, one more; the last one again from the checkpoint;
+    and the same steps of a whole model. Head and embeddings are shared, and layers are computed again."""
+    small = replace(setting, hidden=min(setting.hidden, 1792), layers=min(setting.layers, 4))
+    devices = Devices(sharding="full", offload=offload)
+    folder = setting.out.parent / f"checkpoint-{offload}"
+    with processes.group_of_one(devices):
+        accelerator = Accelerator(mixed_precision="bf16" if setting.gpu else "no", cpu=not setting.gpu)
+        whole = _losses(small, Replicated(accelerator, *_student(small)), range(4))
+        parts = _sharded(small, accelerator, devices)
+        losses = _losses(small, parts, range(3))
+        folder.mkdir(parents=True, exist_ok=True)
+        saved = _wall(setting, lambda: parts.save(folder))
+        losses += _losses(small, parts, range(3, 4))
+        again = _sharded(small, accelerator, devices)
+        loaded = _wall(setting, lambda: again.load(folder))
+        last = _losses(small, again, range(3, 4))
+        exported: list[nn.Module] = []
+        again.export(exported.append)
+    size = sum(path.stat().st_size for path in folder.iterdir()) / 1e9
+    shutil.rmtree(folder)
+    gap = max(abs(one - other) / other for one, other in zip(losses, whole, strict=True))
+    values = {"losses": losses, "whole": whole, "again": last, "gb": size, "save_s": saved, "load_s": loaded}
+    figure = f"largest gap to whole {gap:.2%}, resumed step {'equal' if last == losses[3:] else 'NOT equal'}"
+    passed = gap < 0.01 and last == losses[3:] and len(exported) == 1
+    return Seen(f"{figure}, {size:.2f} GB", passed, values)
+
+
+def offload(setting: Setting) -> Seen:
+    """The same with weights, gradients and AdamW's state in the machine's memory."""
+    return fsdp1(setting, offload=True)
+
+
+def compiled(setting: Setting) -> Seen:
+    """Each layer compiled for lengths that change, beside the layers as they are: seconds of a gated step, graphs."""
+    bench = setting.bench()
+    targets = [max(8, setting.shape.targets - 3 * place) for place in range(8 if setting.gpu else 3)]
+    batches = [steps.batch_of(replace(setting.shape, targets=number), number) for number in targets]
+    values: dict[str, float] = {}
+    model: Any = bench.model
+    for name in ("plain", "compiled"):
+        if name == "compiled":
+            torch._dynamo.reset()
+            for layer in model.get_decoder().layers:
+                layer.compile(dynamic=True, backend="inductor" if setting.gpu else "eager")
+        with steps.own(bench, gate=bench.gate, **PACKED) as one_step:
+            first = _wall(setting, lambda one_step=one_step: steps.seconds(bench, one_step, batches[0]))
+            times = [steps.seconds(bench, one_step, batch) for batch in batches]
+        values |= {f"{name}_first_s": first, f"{name}_s": statistics.median(times)}
+    graphs = sum(torch._dynamo.utils.counters["stats"].get(key, 0) for key in ("unique_graphs",))
+    gain = 1 - values["compiled_s"] / values["plain_s"]
+    figure = f"gain {gain:.1%}, {graphs} graphs, first step {values['compiled_first_s']:.0f} s"
+    return Seen(figure, gain >= 0.05, {**values, "graphs": graphs})
+
+
+def tower(setting: Setting) -> Seen:
+    """The frozen SigLIP-so400m on the frames of four clips, and the trained connector behind it, as it is and
+    computed again in the backward pass."""
+    sizes = dict(TOWERS["siglip-so400m-patch14-384"])
+    frames, hidden = (16, setting.hidden) if setting.gpu else (4, 64)
+    if not setting.gpu:
+        sizes |= {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+        sizes |= {"image_size": 84}
+    kind = sizes.pop("model_type")
+    config = transformers.AutoConfig.for_model(kind, **sizes)
+    with torch.device(setting.device):
+        vision = transformers.AutoModel.from_config(config, trust_remote_code=False).to(_half(setting)).eval()
+        connector: Any = make_connector("stc_connector_v35", sizes["hidden_size"], hidden).train()
+    connector._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+    pixels = torch.rand(4 * frames, 3, sizes["image_size"], sizes["image_size"], device=setting.device)
+    values: dict[str, dict[str, float]] = {}
+
+    def read() -> torch.Tensor:
+        with torch.no_grad():
+            features: torch.Tensor = vision(pixel_values=pixels.to(_half(setting))).last_hidden_state
+        return features.float()
+
+    values["tower"] = {"seconds": _median_time(setting, read), "peak_gb": 0.0}
+    features = read()
+    for name, again in (("connector", False), ("connector, again", True)):
+
+        connector.gradient_checkpointing = again
+
+        def once() -> None:
+            with torch.autocast(setting.device.type, torch.bfloat16, enabled=setting.gpu):
+                out = connector(features, [frames] * 4, frames)
+            out.float().sum().backward()
+
+        held = _start_peak(setting)
+        values[name] = {"seconds": _median_time(setting, once), "peak_gb": _peak(setting, held)}
+    figure = ", ".join(f"{name} {1e3 * v['seconds']:.0f} ms {v['peak_gb']:.2f} GB" for name, v in values.items())
+    return Seen(figure, values["connector, again"]["peak_gb"] <= 3, values)
+
+
+def decode(setting: Setting) -> Seen:
+    """Clips a second that loading processes read and scale to 16 frames of 384 x 384: of 30 s and 360 lines, made
+    here."""
+    clip = setting.out.parent / "clip.mp4"
+    if not clip.exists():
+        clips.make(clip, *(clips.CLIPS["360p_30s"] if setting.gpu else (64, 48, 10, 20)))
+    rates = {}
+    for workers in (4, 8, 16) if setting.gpu else (1,):
+        number = 16 * workers if setting.gpu else 4
+        loader: Any = DataLoader(_Clips(clip, number), batch_size=4, num_workers=workers)
+        rates[str(workers)] = number / _wall(setting, lambda loader=loader: list(loader))
+    figure = ", ".join(f"{workers} processes {rate:.1f} clips/s" for workers, rate in rates.items())
+    return Seen(figure, max(rates.values()) >= 1.3 * CLIPS_A_SECOND, rates)
+
+
 def copies(setting: Setting) -> Seen:
     """A micro-batch of four clips of 16 frames to the device: float32 pageable, uint8 pinned and normalised there."""
     clip = (4, 16, 3, 384, 384)
@@ -278,11 +482,102 @@ CHECKS = {
     "head": Check(head, "peak: the logits and their gradient, + 0.5 GB", 40),
     "recompute": Check(recompute, "half of the layers < 0.95 of all", 80),
     "parity": Check(parity, "bfloat16 within 1 % of float32", 60),
+    "mask": Check(mask, "packed <= padded, one attention in both arms", 60),
+    "fsdp1": Check(fsdp1, "within 1 % of whole, resumed step equal", 90),
+    "offload": Check(offload, "within 1 % of whole, resumed step equal", 120, needs_gpu=True),
+    "lora": Check(lora, "peak <= 72 GB", 180),
+    "ragged": Check(ragged, "held <= 1.15 x used, no retry", 60),
+    "fragmentation": Check(fragmentation, "the same with growing segments", 90, needs_gpu=True),
     "copies": Check(copies, "uint8 pinned <= 3 ms", 20, needs_gpu=True),
     "generate": Check(generate, "batch 8 >= 3 x batch 1", 60),
+    "tower": Check(tower, "connector, computed again: peak <= 3 GB", 40),
+    "compiled": Check(compiled, "gain >= 5 %, or it stays off", 120),
+    "decode": Check(decode, "1.3 x the 12 clips/s that 4 GPUs take", 90),
     "end_to_end": Check(end_to_end, "exit 0", 240),
 }
 """In the order in which the first minutes show most."""
+
+
+class _Clips(Dataset[Any]):
+    """The same clip again and again, read as training reads it."""
+
+    def __init__(self, path: Path, number: int) -> None:
+        self.path, self.number = path, number
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __getitem__(self, _: int) -> torch.Tensor:
+        frames_TCHW = torch.from_numpy(read_clip(self.path, 16)).permute(0, 3, 1, 2)
+        return torch.nn.functional.interpolate(frames_TCHW.float(), size=(384, 384), mode="bilinear").byte()
+
+
+def _student(setting: Setting) -> tuple[regate.ScoredLM, torch.optim.Optimizer]:
+    """A small student whose head and embeddings share their weights, on the CPU in float32, and its optimizer."""
+    scored = regate.ScoredLM(_build(setting))
+    return _prepared(scored), torch.optim.AdamW(scored.parameters(), lr=1e-4)
+
+
+def _build(setting: Setting) -> nn.Module:
+    torch.manual_seed(0)
+    model: nn.Module = transformers.Qwen2ForCausalLM(
+        transformers.Qwen2Config(
+            vocab_size=min(setting.shape.vocabulary, 16384),
+            hidden_size=setting.hidden,
+            intermediate_size=4 * setting.hidden,
+            num_hidden_layers=setting.layers,
+            num_attention_heads=setting.hidden // 64,
+            num_key_value_heads=setting.hidden // 256,
+            tie_word_embeddings=True,
+        )
+    )
+    return model
+
+
+def _prepared(scored: regate.ScoredLM) -> regate.ScoredLM:
+    model: Any = scored.model
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    return scored
+
+
+def _sharded(setting: Setting, accelerator: Accelerator, devices: Devices) -> Sharded:
+    return Sharded(
+        accelerator,
+        devices,
+        lambda: _build(setting),
+        lambda model: _prepared(regate.ScoredLM(model)),
+        lambda scored: torch.optim.AdamW(scored.parameters(), lr=1e-4),
+        lambda _: (),
+    )
+
+
+def _losses(setting: Setting, parallel: Replicated | Sharded, numbers: range) -> list[float]:
+    """Losses of dense steps; each is of a batch of its own."""
+    losses = []
+    shape = replace(setting.shape, vocabulary=min(setting.shape.vocabulary, 16384))
+    for number in numbers:
+        batch = steps.batch_of(shape, number)
+        decision = regate.DenseGate().decide(batch.layout, batch.sample_ids_B, step=0)
+        inputs = {name: value.to(setting.device) for name, value in batch.inputs.items()}
+        with parallel.micro_batch():
+            logits_NV = parallel.model(predictor_BS=decision.predictor_rows, **inputs)
+            loss = regate.token_loss(logits_NV, decision.targets_N.to(setting.device)).mean()
+            loss.backward()
+        parallel.clip(1.0)
+        parallel.optimizer.step()
+        parallel.optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def _wall(setting: Setting, once: Callable[[], Any]) -> float:
+    """Seconds by the clock, with what the device has still to do."""
+    began = time.monotonic()
+    once()
+    if setting.gpu:
+        torch.cuda.synchronize()
+    return time.monotonic() - began
 
 
 def _half(setting: Setting) -> torch.dtype:

@@ -31,6 +31,21 @@ def called(folder: Path, checks: Sequence[str]) -> tuple[str, dict[str, Any]]:
     return done.stdout, report
 
 
+def test_placement_memory_and_what_stands_before_the_decoder(tmp_path: Path) -> None:
+    judged = ("mask", "fsdp1", "lora", "ragged", "tower", "compiled", "decode")
+    _, report = called(tmp_path, (*judged, "offload", "fragmentation"))
+    rows = report["checks"]
+    assert {name: rows[name]["result"] for name in judged} == dict.fromkeys(judged, "INFO")
+    assert rows["offload"]["result"] == rows["fragmentation"]["result"] == "NOT RUN"
+    parts = rows["fsdp1"]["values"]
+    assert parts["losses"] == pytest.approx(parts["whole"], rel=1e-6)
+    assert parts["again"] == parts["losses"][3:]
+    attention = {name: value["attention"] for name, value in rows["mask"]["values"].items()}
+    assert attention["dense_packed"] == attention["gated_packed"] != []
+    assert rows["compiled"]["values"]["graphs"] > 0
+    assert rows["decode"]["values"]["1"] > 0
+
+
 def test_it_says_what_it_could_not_judge(tmp_path: Path) -> None:
     checks = ("sync", "attention", "step", "head", "recompute", "copies", "generate")
     printed, report = called(tmp_path, checks)
