@@ -1,15 +1,14 @@
-"""Two nodes, simulated on this machine, are one run; a node that is told to stop or is killed ends it on both."""
+"""Two nodes, simulated on this machine, are one run; a node that is told to stop or is killed ends it on both, and a
+process that is killed is started again on both."""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
-import sys
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-import psutil
 import pytest
 
 from harness.records.ledger import read_steps
@@ -18,7 +17,7 @@ from tests import halting
 from tests.waiting import HUNG_S
 from tests.warm import warm_python
 
-from .test_processes import TRAIN, same_run, workers_of
+from .test_processes import TRAIN, gone, same_run, workers_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,36 +79,69 @@ def test_two_nodes_are_one_run_whatever_ends_an_attempt(pair: Ran, monkeypatch: 
         [warm_python(), *COMMAND, name], env=slurm(1, 0, local=1), cwd=pair.folder, timeout=HUNG_S, check=False
     )
     assert beside.returncode == 0
-    # A scheduler's notice to one node: one checkpoint of all, and the same code on both.
-    with both(pair, 9, monkeypatch, name) as (training, other):
-        other.send_signal(signal.SIGTERM)
-        training.go_on()
-        _, stderr = training.process.communicate(timeout=HUNG_S)
-        assert training.process.returncode == 75, stderr
-        assert other.wait(HUNG_S) == 75
+    # A scheduler's notice to one node, then to both at once: one checkpoint of all, and the same code on both.
+    for step, to_first in ((9, False), (14, True)):
+        with both(pair, step, monkeypatch, name) as (training, other):
+            other.send_signal(signal.SIGTERM)
+            if to_first:
+                training.process.send_signal(signal.SIGTERM)
+            training.go_on()
+            _, stderr = training.process.communicate(timeout=HUNG_S)
+            assert training.process.returncode == 75, stderr
+            assert other.wait(HUNG_S) == 75
+            assert "Traceback" not in stderr
+        kept = done(pair)
+        assert kept > step
+        assert f"stopped after step {kept} of 60" in stderr
+    # The first node dies: its processes die with it; the other one ends its own and says which node it was.
+    with both(pair, 19, monkeypatch, name) as (training, other):
+        workers = workers_of(pair, "nodes")
+        training.process.kill()
+        _, stderr = other.communicate(timeout=HUNG_S)
+        assert other.returncode == 1, stderr
+        assert "node 0 is gone" in stderr
         assert "Traceback" not in stderr
-    kept = len(read_steps(pair.run_dir("nodes") / "ledger.jsonl"))
-    assert f"stopped after step {kept} of 60" in stderr
-    # A node dies: its processes die with it, and the other node says which one it was.
+        assert gone(workers, within=5.0)
+    # The other node dies: the first one says which it was.
     with both(pair, 25, monkeypatch, name) as (training, other):
         workers = workers_of(pair, "nodes")
         other.kill()
-        _, alive = psutil.wait_procs(workers[1:], timeout=5.0)
-        assert all(process.status() == psutil.STATUS_ZOMBIE for process in alive)
+        assert gone(workers[1:], within=5.0)
         training.go_on()
         _, stderr = training.process.communicate(timeout=HUNG_S)
         assert training.process.returncode == 1, stderr
         assert "node 1 of 2 is lost" in stderr
         assert "Traceback" not in stderr
-    # torchrun, with the same recipe, goes on.
+    # One node goes on alone.
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+    with halting.halted(halting.step(33), *COMMAND, name, cwd=pair.folder, python=warm_python(), **pipes) as training:
+        training.process.send_signal(signal.SIGTERM)
+        _, stderr = training.process.communicate(timeout=HUNG_S)
+        assert training.process.returncode == 75, stderr
+    # torchrun starts two again; a process of the second one is killed, and both nodes start theirs anew.
     port = free_port()
     launcher = ("-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--master-port", str(port))
-    command = [sys.executable, *launcher, "--master-addr", "127.0.0.1", "--node-rank"]
-    nodes = [
-        subprocess.Popen([*command, rank, *COMMAND, name], cwd=pair.folder, stderr=subprocess.PIPE, text=True)
-        for rank in ("0", "1")
-    ]
-    for node in nodes:
-        _, stderr = node.communicate(timeout=HUNG_S)
-        assert node.returncode == 0, stderr
-    same_run(pair, "nodes")
+    command = (*launcher, "--master-addr", "127.0.0.1", "--node-rank")
+    arguments = (*COMMAND, name, "devices.restarts=1")
+    second = [warm_python(), *command, "1", *arguments]
+    with ExitStack() as stack:
+        other = subprocess.Popen(second, cwd=pair.folder, stderr=subprocess.PIPE, text=True)
+        stack.callback(halting.end, other)
+        first = halting.halted(
+            halting.step(41), *command, "0", *arguments, cwd=pair.folder, python=warm_python(), **pipes
+        )
+        training = stack.enter_context(first)
+        workers_of(pair, "nodes")[1].kill()
+        _, stderr = training.process.communicate(timeout=HUNG_S)
+        assert training.process.returncode == 0, stderr
+        assert other.wait(HUNG_S) == 0
+        assert "training process 1 ended early (killed by SIGKILL)" in stderr
+        assert "starting again in 10 s (devices.restarts: 1 of 1)" in stderr
+        assert "Traceback" not in stderr
+    steps = read_steps(pair.run_dir("nodes") / "ledger.jsonl")
+    assert [steps[number]["devices"] for number in (15, 33, 59)] == [2, 1, 2]
+    same_run(pair, "nodes", devices=frozenset({1, 2}))
+
+
+def done(pair: Ran) -> int:
+    return len(read_steps(pair.run_dir("nodes") / "ledger.jsonl"))

@@ -2,7 +2,7 @@
 
 The commands, each with its answer:
 
-    look        folders, mark                          which folders hold node 0's file of that name
+    look        folders, mark, within                  which folders hold node 0's file of that name
     compute     run_dir, attempt, address, port,       failures and outcomes of this node's processes, by rank
                 processes, threads
     answer      folder, job, processes, threads        nothing: the answers are on the shared disk
@@ -113,7 +113,7 @@ class _Follower:
     def _look(self, command: Mapping[str, Any]) -> dict[str, Any]:
         seen = []
         for folder in map(Path, command["folders"]):
-            if appears(folder / command["mark"]):
+            if appears(folder / command["mark"], command["within"]):
                 write_json(folder / f"{command['mark']}-{self.node.rank}", {"node": self.node.rank})
                 seen.append(str(folder))
         return {"seen": seen}

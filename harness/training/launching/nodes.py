@@ -272,7 +272,8 @@ class Coordinator:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / mark, {"node": 0})
         try:
-            order = self.begin({"do": "look", "folders": list(map(str, folders)), "mark": mark})
+            names = list(map(str, folders))
+            order = self.begin({"do": "look", "folders": names, "mark": mark, "within": SHARED_S})
             answers = order.finish()
             for other in self.others:
                 for folder in folders:

@@ -103,6 +103,15 @@ def test_a_folder_that_is_not_shared_is_found_out(node: Node, store: Store, tmp_
     assert not list(tmp_path.iterdir())
 
 
+def test_a_node_says_which_folders_it_sees(node: Node, store: Store, other: Other, tmp_path: Path) -> None:
+    (tmp_path / "mark").touch()
+    folders = [str(tmp_path), str(tmp_path / "not there")]
+    with Coordinator(node, store) as nodes:
+        answers = nodes.begin({"do": "look", "folders": folders, "mark": "mark", "within": 0.0}).finish()
+    assert answers[1] == {"seen": [str(tmp_path)]}
+    assert other.ended() == 0
+
+
 def test_a_node_without_a_heartbeat_is_lost_and_stops_node_0(node: Node, store: Store) -> None:
     store.put("hello/1", introduction())
     store.put("beat/1", 7)
