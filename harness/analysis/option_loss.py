@@ -53,10 +53,16 @@ def loss_by_seed(arms: Arms, arm: str, benchmark: str) -> dict[int, float]:
     values = {}
     for seed, run in arms.runs.get(arm, {}).items():
         evaluation = run.last(benchmark)
-        losses = option_losses(run, evaluation) if evaluation else None
-        if evaluation and losses:
-            values[seed] = overall(Scoring(combine=scoring_of(evaluation).combine), losses)
+        loss = mean_option_loss(run, evaluation) if evaluation else None
+        if loss is not None:
+            values[seed] = loss
     return values
 
 
-__all__ = ["loss_by_seed", "option_cross_entropy", "option_losses"]
+def mean_option_loss(run: Run, evaluation: Evaluation) -> float | None:
+    """Mean cross entropy in nats, tasks combined as for the score; None and errors as `option_losses`."""
+    losses = option_losses(run, evaluation)
+    return overall(Scoring(combine=scoring_of(evaluation).combine), losses) if losses else None
+
+
+__all__ = ["loss_by_seed", "mean_option_loss", "option_cross_entropy", "option_losses"]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import yaml
 
 from harness.analysis.curves import scale_of
+from harness.analysis.option_loss import mean_option_loss
 from harness.analysis.runs import (
     Pair,
     Run,
@@ -22,6 +23,7 @@ from harness.analysis.selection import SHOWN, read_selection
 from harness.analysis.summary import step_speedup
 from harness.report import table as render
 from harness.report.figures.accuracy import accuracy_figure, panels_of
+from harness.report.figures.training_loss import loss_figure
 from harness.report.pages.html import Block, Code, Losses, Page, Pictures, Section, Tabular, Text, Tile
 from harness.report.table import Cell, Column, Table
 from harness.report.tables.selection import kinds_table, overlap_table, words_table
@@ -76,7 +78,7 @@ def run_sections(runs: Sequence[Run], pairs: Sequence[Pair], selections: Sequenc
         selections: what is known of their gates' choices.
     """
     done = [run for run in runs if run.trained]
-    sections = [asked(runs), *([planned(done), tokens(done), clocks(done)] if done else [])]
+    sections = [asked(runs), *([planned(done), tokens(done), clocks(done), *losses(done)] if done else [])]
     sections += [accuracy(runs, pairs, benchmark) for benchmark in benchmarks_of(runs)]
     sections += [chosen(selection) for selection in selections]
     return [*sections, provenance(runs)]
@@ -191,6 +193,19 @@ def clocks(runs: Sequence[Run]) -> Section:
     return Section("clocks", "Clocks", (Tabular(facts("clocks", "Clocks", runs, rows, notes)),))
 
 
+def losses(runs: Sequence[Run]) -> list[Section]:
+    """The loss over the steps of each training, where its ledger is kept beside the record."""
+    figure = loss_figure(runs, [name_of(run, runs) for run in runs])
+    if figure is None:
+        return []
+    shown = "Loss of each training over its steps, baseline and gated over each other, dense and sparse steps apart."
+    note = (
+        "Faint: single steps, or means of neighbouring ones where there are many; strong: running means. A sparse "
+        "step's loss is over the targets that the gate chose, so only the dense steps compare the arms."
+    )
+    return [Section("loss", "Loss during the training", (Pictures(((shown, figure),), note),))]
+
+
 def accuracy(runs: Sequence[Run], pairs: Sequence[Pair], benchmark: str) -> Section:
     """Scores after the last step with their intervals, differences of the pairs, and the curves."""
     whole = [pair for pair in pairs if pair.baseline is not None and pair.gated is not None]
@@ -292,6 +307,7 @@ def _scores(runs: Sequence[Run], benchmark: str) -> Table:
     for name, task in tasks.items():
         label = f"{task['ability']} ({task['n']:,})" + ("" if task["in_mean"] else ", not in the mean")
         rows.append((label, [of(run, _task_reader(name, scale)) for run in runs]))
+    rows.append(("cross entropy of the right option, nats", [of(run, _option_loss) for run in runs]))
     for key, label in _COUNTS.items():
         rows.append((label, [of(run, _count_reader(key)) for run in runs]))
     rows.append(("after step", [of(run, lambda _, entry: render.count(entry["step"])) for run in runs]))
@@ -308,6 +324,11 @@ def _task_reader(name: str, scale: float) -> Callable[[Run, Evaluation], Cell]:
         return render.accuracy(None if task is None else task_interval(task, run.items(entry)), scale=scale)
 
     return read
+
+
+def _option_loss(run: Run, entry: Evaluation) -> Cell:
+    loss = mean_option_loss(run, entry)
+    return _NONE if loss is None else Cell(f"{loss:.3f}", (loss,))
 
 
 def _count_reader(key: str) -> Callable[[Run, Evaluation], Cell]:

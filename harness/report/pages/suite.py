@@ -29,6 +29,7 @@ from harness.report.pages.html import Block, Page, Pictures, Section, Tabular, T
 from harness.report.pages.runs import chosen, made_from, provenance
 from harness.report.table import Cell, Column, Table
 from harness.report.tables.frontier import frontier_table, shapes_table
+from harness.report.tables.option_loss import option_loss_table
 from harness.report.tables.suites import claims_table
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from harness.analysis.arms import Arms as Grouped
     from harness.analysis.statistics import Interval
-    from harness.config.suite import Suite
+    from harness.config.suite import Claim, Suite
 
 Arms = dict[str, tuple[Run, ...]]
 _AGAINST: Final = ("baseline", "baseline_equal_targets", "random")
@@ -81,7 +82,7 @@ def suite_sections(
     sections = []
     for benchmark in benchmarks_of(runs):
         measured = [arm for key, members in arms.items() if (arm := arm_of(key, members, benchmark)) is not None]
-        sections.append(_accuracy(grouped, measured, benchmark))
+        sections.append(_accuracy(grouped, measured, benchmark, definition.claims if definition else ()))
     sections += _against_flops(grouped, benchmarks_of(runs))
     sections.append(_cost(arms))
     sections += [chosen(selection) for selection in selections]
@@ -103,7 +104,7 @@ def _verdicts(claims: Table) -> list[Tile]:
     return [Tile(f"claims {word}", str(number), f"of {len(verdicts)}") for word, number in counted.items()]
 
 
-def _accuracy(grouped: Grouped, arms: Sequence[Arm], benchmark: str) -> Section:
+def _accuracy(grouped: Grouped, arms: Sequence[Arm], benchmark: str, claims: Sequence[Claim]) -> Section:
     name = grouped.name
     runs = [run for arm in arms for run in arm.runs]
     scale, _ = scale_of(runs, benchmark)
@@ -127,6 +128,8 @@ def _accuracy(grouped: Grouped, arms: Sequence[Arm], benchmark: str) -> Section:
     blocks.append(Tabular(_scores(arms, benchmark, scale)))
     against = [other for key in _AGAINST for other in arms if other.name == key]
     blocks += [Tabular(_against(other, arms, benchmark, scale)) for other in against]
+    second = option_loss_table(grouped, claims, benchmark)
+    blocks += [] if second is None else [Tabular(second)]
     return Section(f"accuracy-{benchmark}", f"Accuracy on {benchmark}", tuple(blocks))
 
 
@@ -239,9 +242,19 @@ def _cost(arms: Arms) -> Section:
 
 
 def _list(arms: Arms) -> Section:
-    columns = (Column("arm", ("arm",), right=False), Column("seed", ("seed",)), Column("run", ("run",), right=False))
+    columns = (
+        Column("arm", ("arm",), right=False),
+        Column("seed", ("seed",)),
+        Column("run", ("run",), right=False),
+        Column("train time", ("train_seconds",)),
+    )
     rows = tuple(
-        (render.label(Arm(name, runs, (), ()).label), Cell(str(run.seed), (run.seed,)), render.label(run.id))
+        (
+            render.label(Arm(name, runs, (), ()).label),
+            Cell(str(run.seed), (run.seed,)),
+            render.label(run.id),
+            render.train_time(run.totals["seconds"]["train"], run.totals.get("cpu_seconds")),
+        )
         for name, runs in arms.items()
         for run in runs
     )

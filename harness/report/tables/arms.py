@@ -109,6 +109,7 @@ def time_table(pairs: Sequence[Pair]) -> Table:
         RUN,
         ARM,
         Column("train", ("train_seconds",)),
+        Column("its CPU seconds", ("train_cpu_seconds",)),
         Column("data", ("data_seconds",)),
         Column("writing", ("io_seconds",)),
         Column("dense step", ("dense_step_seconds", "dense_steps")),
@@ -127,20 +128,21 @@ def time_table(pairs: Sequence[Pair]) -> Table:
         hours = totals["device_hours"]["train"]
         return [
             render.duration(seconds["train"]),
+            render.duration(totals.get("cpu_seconds")),
             render.duration(seconds["data"]),
             render.duration(seconds["io"]),
             _step(dense, step["n_dense"]),
-            gated_only(run, columns[6], _step(sparse, step["n_sparse"])),
-            gated_only(run, columns[7], render.ratio(None if speedup is None else 1 / speedup)),
-            gated_only(run, columns[8], render.ratio(totals["sparse_flops_ratio"])),
-            teacher(run, "seconds", columns[9]),
+            gated_only(run, columns[7], _step(sparse, step["n_sparse"])),
+            gated_only(run, columns[8], render.ratio(None if speedup is None else 1 / speedup)),
+            gated_only(run, columns[9], render.ratio(totals["sparse_flops_ratio"])),
+            teacher(run, "seconds", columns[10]),
             Cell(f"{hours:.3g}", (hours,)),
             render.duration(seconds["eval"]),
         ]
 
     notes = (
-        "Wall time. data: the training waits for a batch; writing: checkpoints and loading. Evaluation never counts "
-        "as training.",
+        "Wall time but for the CPU seconds, which a training on a CPU has and which alone are compared there. data: "
+        "the training waits for a batch; writing: checkpoints and loading. Evaluation never counts as training.",
         "Steps: medians of the training clock (number of steps). sparse/dense: of a CPU in CPU seconds. "
         "FLOP ideal: analytic FLOPs of the sparse steps over "
         "those of the same batches with nothing elided.",

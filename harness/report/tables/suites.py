@@ -239,6 +239,11 @@ def _claim_row(
     )
 
 
+def _train_time(run: Run) -> Cell:
+    wall, cpu = run.totals["seconds"]["train"], run.totals.get("cpu_seconds")
+    return Cell(render.train_time(wall, cpu).text, (wall, cpu))
+
+
 def runs_table(arms: Arms, benchmarks: Sequence[str]) -> Table:
     """Every run of the suite, so that each number above can be traced to its record. Written, not printed."""
     columns = (
@@ -247,7 +252,7 @@ def runs_table(arms: Arms, benchmarks: Sequence[str]) -> Table:
         Column("seed", ("seed",)),
         Column("targets computed", ("targets_computed",)),
         Column("positions computed", ("positions_computed",)),
-        Column("train time", ("train_seconds",)),
+        Column("train time", ("train_seconds", "train_cpu_seconds")),
         *(Column(name, (name,)) for name in benchmarks),
     )
     rows = []
@@ -262,7 +267,7 @@ def runs_table(arms: Arms, benchmarks: Sequence[str]) -> Table:
                     Cell(str(seed), (seed,)),
                     render.count(counts["scored"]),
                     render.count(counts["active"]),
-                    render.duration(run.totals["seconds"]["train"]),
+                    _train_time(run),
                     *(
                         column.missing() if value is None else Cell(f"{_scale(arms, name) * value:.1f}", (value,))
                         for column, name, value in zip(columns[6:], benchmarks, scores, strict=True)

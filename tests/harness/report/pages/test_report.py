@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.analysis.arms import group_by_arm
+from harness.analysis.option_loss import mean_option_loss
 from harness.analysis.runs import difference_of_means, load_runs, mean_of_tasks, pair_runs
 from harness.analysis.selection import runs_to_replay
 from harness.cli.report import make_figures, make_reports
@@ -118,6 +119,9 @@ def test_a_pair_shows_what_its_records_say(results: Path) -> None:
         last = run.last("shapes")
         assert last is not None
         assert render.accuracy(mean_of_tasks(last, run.items(last))).text in read.text
+        loss = mean_option_loss(run, last)
+        assert loss is not None
+        assert f"{loss:.3f}" in read.text
         for kind in ("visual", "prompt", "special", "target", "active", "scored"):
             assert f"{run.totals['counts'][kind]:,}" in read.text
         assert render.duration(run.totals["seconds"]["train"]).text in read.text
@@ -185,6 +189,7 @@ def test_a_suite_compares_its_arms_within_a_seed(suite: Path) -> None:
     )
     assert "Difference from baseline" in read.text
     assert "ReGATE, keep 0.25" in read.text
+    assert "cross entropy of the right option on shapes" in read.text
     assert all(run.id in read.text for run in runs)
     assert [run.name for run in runs_to_replay(runs)] == ["demo.regate.seed0"], "one is enough to look at"
 

@@ -375,6 +375,7 @@ def test_every_run_is_named_with_its_numbers(runs: list[Run], tables: dict[str, 
     assert rows.keys() == {run.id for run in runs}
     run = runs[0]
     assert rows[run.id]["targets_computed"] == run.totals["counts"]["scored"]
+    assert rows[run.id]["train_cpu_seconds"] == pytest.approx(run.totals["cpu_seconds"])
     assert not tables["suite_claim_runs"].printed
 
 
