@@ -211,7 +211,8 @@ def _record_facts(record: Answer) -> list[tuple[str, str]]:
     clocks = ", ".join(f"{name} {render.duration(seconds).text}" for name, seconds in totals["seconds"].items())
     shares = [render.percent(totals[name] or 0.0).text for name in ("targets_reduction", "expected_reduction")]
     hardware = where["hardware"]
-    devices = [gpu["name"] for gpu in hardware["gpus"]] or [f"{hardware['cpu']}, {hardware['threads']} thread{'' if hardware['threads'] == 1 else 's'}"]
+    threads = f"{hardware['threads']} {'thread' if hardware['threads'] == 1 else 'threads'}"
+    devices = [gpu["name"] for gpu in hardware["gpus"]] or [f"{hardware['cpu']}, {threads}"]
     facts = [
         (
             "targets",
