@@ -31,6 +31,7 @@ from harness.analysis.statistics import (
     sign_flip_test,
     standard_error,
 )
+from harness.analysis.summary import on_cpu, time_is_comparable
 from harness.report import table as render
 from harness.report.table import Cell, Column, Table
 from harness.report.tables.accuracy import mean_cell
@@ -71,7 +72,6 @@ def runs_table(runs: Sequence[Run]) -> Table:
         Column("peak memory", ("peak_bytes",)),
         Column("machine", ("machine",), right=False),
     )
-    first = runs[0].totals["seconds"]["train"] if runs[0].trained else None
     rows = []
     for run in runs:
         head = (render.label(run.id, run.id), render.label(run.arm), Cell(str(run.seed), (run.seed,)))
@@ -88,15 +88,30 @@ def runs_table(runs: Sequence[Run]) -> Table:
                 render.count(counts["target"]),
                 render.count(counts["scored"]),
                 render.count(counts["active"]),
-                render.duration(seconds),
-                render.ratio(seconds / first if first else None),
+                render.train_time(seconds, totals.get("cpu_seconds")),
+                render.ratio(_part_of(runs[0], run)),
                 render.duration(teacher) if run.record.get("reference") else columns[9].empty(),
                 Cell(f"{hours:.3g}", (hours,)),
                 render.memory(totals["peak_bytes"]),
                 render.label(machine(run)),
             )
         )
-    return Table("runs", "Runs", columns, tuple(rows), tuple(_labels(runs)))
+    times = (
+        "Part of the first: of the training time, on CPUs of the CPU seconds; none where a run shared its machine or "
+        "its record does not say."
+    )
+    return Table("runs", "Runs", columns, tuple(rows), (times, *_labels(runs)))
+
+
+def _part_of(first: Run, run: Run) -> float | None:
+    """Training time as a part of the first run's: CPU seconds on CPUs, wall seconds on GPUs; None where the two may
+    not be set side by side (`time_is_comparable`)."""
+    if not first.trained or not time_is_comparable([first, run]):
+        return None
+    ours, theirs = (
+        one.totals["cpu_seconds"] if on_cpu(one) else one.totals["seconds"]["train"] for one in (run, first)
+    )
+    return float(ours / theirs) if theirs else None
 
 
 def settings_table(runs: Sequence[Run]) -> Table:

@@ -17,7 +17,7 @@ from harness.common.errors import DataError, RecipeError, StaleError
 from harness.records.record import read_record, write_record
 from harness.report import table as render
 from harness.report.tables import build_tables, check_tables, make_tables, tables_markdown
-from harness.report.tables.compare import as_json, compare_tables
+from harness.report.tables.compare import as_json, compare_tables, runs_table
 from tests.harness.worlds.run_builder import build_pair, build_run, finish, recipe
 
 EVIDENCE = sorted(path.parent for path in (Path(__file__).parents[4] / "results" / "evidence").glob("*/tables"))
@@ -54,6 +54,16 @@ def test_what_differs_is_named_and_nothing_else(results: Path) -> None:
     again = compare_tables([gated, Run({**gated.record, "name": "other"}, gated.folder)])[1]
     assert again.rows == ()
     assert again.notes == ("Nothing differs but the name.",)
+
+
+def test_times_of_cpus_are_set_side_by_side_in_cpu_seconds_and_only_where_they_can_be(results: Path) -> None:
+    first, second = load_runs(results)[:2]
+    cells = [row[8] for row in runs_table([first, second]).rows]
+    cpu = [run.totals["cpu_seconds"] for run in (first, second)]
+    assert [cell.values[0] for cell in cells] == [1.0, pytest.approx(cpu[1] / cpu[0])]
+    shared = {**second.totals, "waited_seconds": second.totals["cpu_seconds"]}
+    waited = Run({**second.record, "totals": shared}, second.folder)
+    assert [row[8].values[0] for row in runs_table([first, waited]).rows] == [1.0, None]
 
 
 def test_differences_are_paired_on_the_items_and_tested(results: Path) -> None:
