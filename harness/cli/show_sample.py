@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from harness.common.errors import DataError, EnvironmentProblem
 from harness.common.files import write_atomic
+from harness.common.numbers import percent
 from harness.config.explain import nearest
 from harness.data.records import short
 
@@ -138,7 +139,7 @@ def _kept(
     candidates = candidates_of(batch.layout, recipe.gate.candidates)
     losses_BS = store.losses_at(candidates, batch.sample_ids_B)
     kept_BS = top_k(losses_BS, candidates.mask_BS, recipe.gate.keep_ratio)
-    ratio = f"{recipe.gate.keep_ratio:.0%}"
+    ratio = percent(recipe.gate.keep_ratio, 0)
     return in_order(candidates, kept_BS)[0].bool().tolist(), f"kept: {ratio} of the targets by reference loss alone"
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from harness.benchmarks import BENCHMARKS, PAPER_BENCHMARKS, PaperBenchmark
 from harness.common.errors import DataError, EnvironmentProblem, RecipeError
 from harness.common.hashing import digest
+from harness.common.numbers import percent
 from harness.config.model import ATTENTION_PACKAGES
 from harness.config.weight_files import missing_weights
 from harness.data.conversion import usable
@@ -341,8 +342,8 @@ def _gate_warnings(plan: Plan, gate: GateConfig) -> Iterator[str]:
     if plan.closed_form and abs(plan.expected_reduction - plan.closed_form) > _NOTABLE * plan.closed_form:
         yield (
             f"the schedule is cut: the last cycle ends after {plan.steps % gate.cycle_steps or gate.cycle_steps} of "
-            f"{gate.cycle_steps} steps or the warm-up within a cycle, so {plan.expected_reduction:.2%} fewer targets "
-            f"instead of the {plan.closed_form:.2%} of whole cycles"
+            f"{gate.cycle_steps} steps or the warm-up within a cycle, so {percent(plan.expected_reduction)} fewer "
+            f"targets instead of the {percent(plan.closed_form)} of whole cycles"
         )
     if plan.targets and plan.targets.per_sample * gate.least_keep_ratio < 1:
         yield "gate.keep_ratio leaves less than one target of a mean sample; one is always kept"
@@ -431,7 +432,7 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "gate", f"{plan.dense_steps:,} dense and {plan.sparse_steps:,} sparse steps"
         yield (
             "reduction",
-            f"{plan.expected_reduction:.2%} of the targets elided (whole cycles: {plan.closed_form:.2%})",
+            f"{percent(plan.expected_reduction)} of the targets elided (whole cycles: {percent(plan.closed_form)})",
         )
         no_pass = "not needed: this gate reads no reference losses"
         yield "teacher", "one text-only pass over the data" if plan.teacher_pass else no_pass

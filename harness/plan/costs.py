@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Final
 
+from harness.common.numbers import percent
 from harness.config.paper import read_paper
 from harness.models import MODELS
 from harness.plan.disk import disk_figures
@@ -110,7 +111,7 @@ def decoding_figures(recipe: Recipe, footprint: Footprint, lengths: Lengths, gpu
     dense, sparse = dense_and_sparse(recipe, footprint, lengths)
     flops = min(dense.total, sparse.total)
     low, high = (lengths.clips * gpus * PEAK * use / flops for use in (PAPER_USE, GOOD_USE))
-    clips = f"{gpus} GPUs at {PAPER_USE:.1%} to {GOOD_USE:.0%} of an H100, every sample a video"
+    clips = f"{gpus} GPUs at {percent(PAPER_USE, 1)} to {percent(GOOD_USE, 0)} of an H100, every sample a video"
     return [
         estimated("clips", low, "a second", clips, high),
         estimated("CPU cores", low * CLIP_SECONDS[0], "", CLIP_SOURCE, high * CLIP_SECONDS[1]),

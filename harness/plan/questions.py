@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from harness.benchmarks import BENCHMARKS, PaperBenchmark
+from harness.common.numbers import percent
 from harness.models.decoder_flops import forward_flops
 from harness.plan.figures import Figure, counted, estimated
 from harness.plan.work import GOOD_USE, PAPER_USE, PEAK
@@ -66,8 +67,8 @@ def question_figures(recipe: Recipe, plan: Plan, footprint: Footprint, data: Dat
             "their GPU-hours",
             short * points / 3600,
             "GPU-hours",
-            f"an item after the other: its pass at {GOOD_USE:.0%} and {PAPER_USE:.1%} of an H100, answers of "
-            f"{SHORT_ANSWER} tokens and as long as they may be, each reading all weights",
+            f"an item after the other: its pass at {percent(GOOD_USE, 0)} and {percent(PAPER_USE, 1)} of an H100, "
+            f"answers of {SHORT_ANSWER} tokens and as long as they may be, each reading all weights",
             long * points / 3600,
         )
     )
@@ -129,7 +130,7 @@ def _difference(name: str, parts: list[tuple[float, int]], moves: float, *, item
     share = sum(weight**2 / count for weight, count in parts)
     low, high = (POWER * moves * math.sqrt((1 - (1 - part) ** items) * share) for part in DISAGREE)
     source = (
-        f"questions alone: {DISAGREE[0]:.0%} to {DISAGREE[1]:.0%} of them answered differently, as in tiny_claim; "
-        "5 % level, power 0.8; the spread over seeds comes on top"
+        f"questions alone: {percent(DISAGREE[0], 0)} to {percent(DISAGREE[1], 0)} of them answered differently, as "
+        "in tiny_claim; 5 % level, power 0.8; the spread over seeds comes on top"
     )
     return estimated(name, low, "points", source, high)

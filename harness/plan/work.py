@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from harness.common.numbers import percent
 from harness.models.decoder_flops import forward_flops, recomputed_flops
 from harness.plan.figures import Basis, Figure, counted, estimated
 from harness.plan.memory import gpus_of, recomputed_layers
@@ -417,7 +418,8 @@ def hours(flops: float, use: Sequence[float] = (GOOD_USE, PAPER_USE)) -> tuple[f
 
 
 HOURS_SOURCE: Final = (
-    f"H100, {PEAK / 1e12:.0f} TFLOP/s, {GOOD_USE:.0%} of it used and the {PAPER_USE:.1%} that the paper's hours imply"
+    f"H100, {PEAK / 1e12:.0f} TFLOP/s, {percent(GOOD_USE, 0)} of it used and the {percent(PAPER_USE, 1)} that the "
+    "paper's hours imply"
 )
 
 

@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from harness.common import numbers
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -191,7 +193,7 @@ def large(value: float | None) -> Cell:
 
 def percent(value: float | None) -> Cell:
     """A part of one, shown in per cent; CSV keeps the part."""
-    return Cell(MISSING, (None,)) if value is None else Cell(f"{100 * value:.2f} %", (value,))
+    return Cell(MISSING, (None,)) if value is None else Cell(numbers.percent(value), (value,))
 
 
 def beside(cell: Cell, other: Cell) -> Cell:

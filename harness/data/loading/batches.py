@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from harness.common.errors import DataError, HarnessError
+from harness.common.numbers import percent
 from harness.data.check import listing
 from harness.data.loading.epoch_view import EpochView, clips, encode, order_of
 from harness.data.loading.errors import VideoError
@@ -227,7 +228,7 @@ def _black(frames: int, size: int) -> Tensor:
 def _stop_if_many(failed: set[int], dataset: DataSet) -> None:
     total = len(dataset.samples)
     if len(failed) > MAX_FAILED * total:
-        head = f"the media of {len(failed)} of {total} samples cannot be read, more than {MAX_FAILED:.1%}"
+        head = f"the media of {len(failed)} of {total} samples cannot be read, more than {percent(MAX_FAILED, 1)}"
         lines = [(sample.key, _reason(sample, dataset)) for sample in dataset.samples if sample.id in failed]
         raise DataError(
             listing(head, lines),

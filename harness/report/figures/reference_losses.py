@@ -11,6 +11,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.analysis.word_classes import MARKER
+from harness.common.numbers import percent
 from harness.report.figures.style import FAINT, INK, STYLE, new_figure
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def highlighted(selection: dict[str, Any]) -> str:
     """What is highlighted, in words. A conversation's answers share one budget."""
     several = any(token["answer"] for panel in selection["panels"] for token in panel["tokens"])
     whose = "a conversation's" if several else "an answer's"
-    return f"kept: the {selection['keep_ratio']:.0%} of {whose} targets with the highest reference loss"
+    return f"kept: the {percent(selection['keep_ratio'], 0)} of {whose} targets with the highest reference loss"
 
 
 def _panel(axes: Axes, panel: dict[str, Any]) -> None:

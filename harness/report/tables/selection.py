@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from harness.analysis.selection import SCHEMA, SHOWN
 from harness.common.files import write_atomic
+from harness.common.numbers import percent
 from harness.report import table as render
 from harness.report.table import Cell, Column, Table
 
@@ -149,10 +150,7 @@ def _columns(selection: Selection) -> tuple[Column, ...]:
 
 def _cells(row: Mapping[str, Any]) -> list[Cell]:
     targets = row["targets"]
-    left = [
-        Cell(f"{count:,} ({count / targets:.0%})" if targets else "0", (count, count / targets if targets else None))
-        for count in row["left_out"]
-    ]
+    left = [_left_out(count, targets) for count in row["left_out"]]
     return [
         render.count(row["words"]),
         render.count(targets),
@@ -160,6 +158,12 @@ def _cells(row: Mapping[str, Any]) -> list[Cell]:
         render.ratio(row["mean_loss"]),
         render.count(row["grounded"]),
     ]
+
+
+def _left_out(count: int, targets: int) -> Cell:
+    if not targets:
+        return Cell("0", (count, None))
+    return Cell(f"{count:,} ({percent(count / targets, 0)})", (count, count / targets))
 
 
 def _sum(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

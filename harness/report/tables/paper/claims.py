@@ -24,6 +24,7 @@ from harness.analysis.paper_runs import (
     teacher_hours,
 )
 from harness.analysis.runs import machine
+from harness.common.numbers import percent
 from harness.report import table as render
 from harness.report.table import Cell, Column, Table
 from harness.report.tables.paper.comparison import (
@@ -147,7 +148,7 @@ def _reduction_part(runs: PaperRuns, model: str) -> Entry:
     assert part.paper is not None
     value = None if part.ours.value is None else 1 - part.ours.value
     return cost_entry(
-        model, "reduction of targets computed", Measured(value, runs=part.ours.runs), 1 - part.paper, _cent
+        model, "reduction of targets computed", Measured(value, runs=part.ours.runs), 1 - part.paper, percent
     )
 
 
@@ -219,7 +220,7 @@ def _teacher_cost(runs: PaperRuns) -> list[Entry]:
         paper = _printed(runs.paper, model, EXTENDED, "teacher_gpu_hours") / _printed(
             runs.paper, model, BASELINE, "train_gpu_hours"
         )
-        entries.append(cost_entry(model, f"{model}: teacher pass / baseline's training", ours, paper, _cent))
+        entries.append(cost_entry(model, f"{model}: teacher pass / baseline's training", ours, paper, percent))
     return entries
 
 
@@ -245,10 +246,6 @@ CLAIMS: Final[dict[str, Parts]] = {
 
 def _ratio(value: float) -> str:
     return f"{value:.3f}"
-
-
-def _cent(value: float) -> str:
-    return f"{100 * value:.2f} %"
 
 
 __all__ = ["CLAIMS", "claim_verdict", "claims_table"]

@@ -26,6 +26,7 @@ from harness.analysis.paper_runs import (
     wall_hours,
 )
 from harness.analysis.summary import step_speedup
+from harness.common.numbers import percent
 from harness.report import table as render
 from harness.report.tables.paper.comparison import (
     ROUNDING,
@@ -159,7 +160,7 @@ def _tokens(runs: PaperRuns, model: str, arm: str, label: str, paper: float, bas
     if arm != BASELINE:
         part = runs.ratio(model, arm, BASELINE, targets)
         reduction = Measured(None if part.value is None else 1 - part.value, runs=part.runs)
-        entries.append(cost_entry(label, "reduction of them", reduction, 1 - paper / baseline, _two_places))
+        entries.append(cost_entry(label, "reduction of them", reduction, 1 - paper / baseline, percent))
     return entries
 
 
@@ -229,10 +230,6 @@ def _any_of_the_models(runs: PaperRuns) -> bool:
 
 def _large(value: float) -> str:
     return f"-{render.large(-value).text}" if value < 0 else render.large(value).text
-
-
-def _two_places(value: float) -> str:
-    return f"{100 * value:.2f} %"
 
 
 def _three(value: float) -> str:

@@ -6,6 +6,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Final
 
 from harness.analysis.paper import MODELS, TABLES, Paper, cell_of, in_points
+from harness.common.numbers import percent
 from harness.report import table as render
 from harness.report.table import Cell, Column, Table
 from harness.report.tables.paper.efficiency import ARMS
@@ -127,8 +128,8 @@ def _row(name: str, printed: float, recomputed: float, rounding: float) -> Row:
     agree = abs(printed - recomputed) <= rounding + 1e-9
     return (
         render.label(name),
-        Cell(f"{100 * printed:.2f} %", (printed,)),
-        Cell(f"{100 * recomputed:.2f} %", (recomputed,)),
+        Cell(percent(printed), (printed,)),
+        Cell(percent(recomputed), (recomputed,)),
         render.label("yes" if agree else "no"),
     )
 

@@ -145,7 +145,7 @@ def test_too_many_failures_stop_the_run(
     workers: int, broken: DataSet, processor: TinyProcessor, sampler: Sampler
 ) -> None:
     (broken.root / "clips/train/000008.mp4").write_bytes(b"x")
-    words = r"of 600 samples cannot be read, more than 0.5%:\n  00000[78]/.*(not there|cannot be)"
+    words = r"of 600 samples cannot be read, more than 0.5 %:\n  00000[78]/.*(not there|cannot be)"
     with pytest.raises(DataError, match=words) as caught:
         list(windows(broken, processor, sampler, start=0, stop=75, workers=workers))
     assert "Traceback" not in str(caught.value)

@@ -380,7 +380,7 @@ def test_reference_losses_are_drawn_token_by_token(choice_world: World, tmp_path
         if element.tag.endswith("}text") and "font-weight: 700" in element.attrib["style"].replace("bold", "700")
     }
     assert grounded <= bold
-    assert "50% of an answer's targets" in svg
+    assert "50 % of an answer's targets" in svg
     assert f"elided_words_{world.run.id}.json" in written
     page = written[f"reference_loss_{world.run.id}.html"].read_text()
     for panel in selection["panels"]:
