@@ -27,10 +27,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from harness.analysis.elided_words import Token
     from harness.analysis.runs import Run
     from harness.common.progress import Progress
     from harness.config.recipe import Paths
     from harness.data.processor import Processor
+    from harness.data.sample import Sample
     from harness.data.sources import DataSet
     from regate import DifficultyStore, ReferenceStore
     from regate.config import GateConfig
@@ -53,6 +55,78 @@ class Stores:
     epochs: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A run whose choices can be made again.
+
+    Attributes:
+        made_from: what the choices depend on, small enough to compare at each call.
+    """
+
+    run: Run
+    recipe: Recipe
+    gate: GateConfig
+    stores: Stores
+    made_from: Mapping[str, Any]
+
+    def data(self, paths: Paths) -> tuple[DataSet, Processor] | str:
+        """The data set and what makes tokens of it, or which of them is not here.
+
+        Raises:
+            StaleError, DataError: they are not those that the run used.
+        """
+        from harness.data.conversion import usable
+        from harness.data.sources import missing_data, open_data
+        from harness.models import adapter_for
+
+        recipe = self.recipe
+        lines = missing_data(recipe.data, paths, recipe.seed)
+        if lines:
+            return f"its data are not here: {lines[0]}"
+        data = usable(recipe, open_data(recipe.data, paths, recipe.seed))
+        adapter = adapter_for(recipe, data)
+        if adapter.missing():
+            return f"its tokenizer is not here: {adapter.missing()[0]}"
+        processor = adapter.processor()
+        _same(self.run, data, processor)
+        return data, processor
+
+    def walk(
+        self, data: DataSet, processor: Processor, progress: Progress
+    ) -> Iterator[tuple[Sample, list[Token], Chosen]]:
+        """Every sample of the data set, in its order, with its targets as words and what the gate chose of them."""
+        texts = Texts(processor)
+        with progress.task(f"choices of {self.recipe.name}", len(data.samples)) as advance:
+            for first in range(0, len(data.samples), _ROWS):
+                samples = data.samples[first : first + _ROWS]
+                for chosen in choices(samples, first, self.gate, processor, self.stores, self.recipe.seed):
+                    sample = samples[chosen.sample - first]
+                    yield sample, texts.of(sample, chosen.tokens), chosen
+                advance(first + len(samples))
+
+
+def open_replay(run: Run, paths: Paths) -> Replay | str:
+    """A run with what its gate read, or why its choices cannot be made again.
+
+    Args:
+        paths: where data, weights and stores are on this machine.
+
+    Raises:
+        StaleError, DataError: a store is not the one that the run used.
+    """
+    own = _own_rule(run)
+    if own is not None and not own.is_file():
+        return f"its selection rule is not kept: {own}"
+    recipe = recipe_of(run, paths)
+    if recipe.gate is None:
+        return "it has no gate"
+    reason = _not_replayable(recipe.gate)
+    if reason is not None:
+        return reason
+    stores = _open_stores(run, recipe.gate, Path(paths.stores))
+    return stores if isinstance(stores, str) else Replay(run, recipe, recipe.gate, stores, _made_from(run, stores))
+
+
 def study(run: Run, paths: Paths, progress: Progress) -> str | None:
     """Replay a run's choices over its whole data set and write them to selection.json in its folder.
 
@@ -66,35 +140,17 @@ def study(run: Run, paths: Paths, progress: Progress) -> str | None:
     Raises:
         StaleError, DataError: the data, the tokenizer or a store is not the one that the run used.
     """
-    own = _own_rule(run)
-    if own is not None and not own.is_file():
-        return f"its selection rule is not kept: {own}"
-    recipe = recipe_of(run, paths)
-    reason = _not_replayable(recipe)
-    if reason is not None or recipe.gate is None:
-        return reason
-    from harness.data.conversion import usable
-    from harness.data.sources import missing_data, open_data
-    from harness.models import adapter_for
-
-    stores = _open_stores(run, recipe.gate, Path(paths.stores))
-    if isinstance(stores, str):
-        return stores
-    made_from = _made_from(run, stores)
+    replay = open_replay(run, paths)
+    if isinstance(replay, str):
+        return replay
     stored = read_selection(run.folder)
-    if stored is not None and stored["made_from"] == made_from:
+    if stored is not None and stored["made_from"] == replay.made_from:
         return None
-    lines = missing_data(recipe.data, paths, recipe.seed)
-    if lines:
-        return f"its data are not here: {lines[0]}"
-    data = usable(recipe, open_data(recipe.data, paths, recipe.seed))
-    adapter = adapter_for(recipe, data)
-    if adapter.missing():
-        return f"its tokenizer is not here: {adapter.missing()[0]}"
-    processor = adapter.processor()
-    _same(run, data, processor)
-    results = _pass(recipe, data, processor, stores, progress)
-    write_selection(run.folder, {"schema": SCHEMA, "run": run.id, "made_from": made_from, **results})
+    opened = replay.data(paths)
+    if isinstance(opened, str):
+        return opened
+    results = _pass(replay, *opened, progress)
+    write_selection(run.folder, {"schema": SCHEMA, "run": run.id, "made_from": replay.made_from, **results})
     return None
 
 
@@ -174,27 +230,20 @@ def _difficulty(stores: Stores, candidates: Any, ids_B: Tensor, epoch: int) -> T
     return None if stores.difficulty is None else stores.difficulty.values(candidates, ids_B, epoch=epoch)
 
 
-def _pass(recipe: Recipe, data: DataSet, processor: Processor, stores: Stores, progress: Progress) -> dict[str, Any]:
+def _pass(replay: Replay, data: DataSet, processor: Processor, progress: Progress) -> dict[str, Any]:
     """One pass over the data set's text: words, overlaps, panels."""
-    assert recipe.gate is not None
-    texts = Texts(processor)
-    words, overlaps, panels = WordCounts(stores.epochs), Overlaps(stores.epochs), Panels(data.frames)
-    with progress.task(f"choices of {recipe.name}", len(data.samples)) as advance:
-        for first in range(0, len(data.samples), _ROWS):
-            samples = data.samples[first : first + _ROWS]
-            for chosen in choices(samples, first, recipe.gate, processor, stores, recipe.seed):
-                sample = samples[chosen.sample - first]
-                tokens = texts.of(sample, chosen.tokens)
-                words.add(tokens, chosen)
-                overlaps.add(chosen)
-                panels.add(sample, tokens, chosen)
-            advance(first + len(samples))
+    epochs, gate = replay.stores.epochs, replay.gate
+    words, overlaps, panels = WordCounts(epochs), Overlaps(epochs), Panels(data.frames)
+    for sample, tokens, chosen in replay.walk(data, processor, progress):
+        words.add(tokens, chosen)
+        overlaps.add(chosen)
+        panels.add(sample, tokens, chosen)
     return {
-        "keep_ratio": recipe.gate.keep_ratio,
-        "selection": recipe.gate.selection_name,
+        "keep_ratio": gate.keep_ratio,
+        "selection": gate.selection_name,
         "samples": len(data.samples),
         "targets": words.targets,
-        "epochs": list(stores.epochs),
+        "epochs": list(epochs),
         **words.result(),
         "overlap": overlaps.rows(),
         "by_reference": overlaps.by_reference(),
@@ -257,10 +306,7 @@ def expected_jaccard(count: int, kept: int) -> float:
     return float(sum(hypergeom.pmf(k, count, kept, kept) * k / (2 * kept - k) for k in common))
 
 
-def _not_replayable(recipe: Recipe) -> str | None:
-    gate = recipe.gate
-    if gate is None:
-        return "it has no gate"
+def _not_replayable(gate: GateConfig) -> str | None:
     if not (gate.needs_reference or gate.needs_difficulty):
         return f"selection {gate.selection_name} depends on no loss"
     if gate.selects_after_forward:
@@ -308,4 +354,6 @@ def _same(run: Run, data: DataSet, processor: Processor) -> None:
             )
 
 
-__all__ = ["Chosen", "Overlaps", "Stores", "choices", "expected_jaccard", "recipe_of", "study"]
+__all__ = [
+    "Chosen", "Overlaps", "Replay", "Stores", "choices", "expected_jaccard", "open_replay", "recipe_of", "study",
+]  # fmt: skip

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.analysis.curves import suites
-from harness.analysis.runs import pair_runs
+from harness.analysis.runs import benchmarks_of, pair_runs
 from harness.analysis.selection import runs_to_replay
 from harness.cli.run_names import known_suites, resolve_runs
 from harness.common.errors import DataError
@@ -34,7 +34,9 @@ def make_figures(arguments: Sequence[str], arms: Sequence[str], progress: Progre
     meant = resolve_runs(arguments)
     _require_finished(meant)
     check_arms(arms, suites(meant.finished))
-    replay_choices(meant.runs if meant.named else runs_to_replay(meant.finished), meant.paths, progress)
+    shown = meant.runs if meant.named else runs_to_replay(meant.finished)
+    replay_choices(shown, meant.paths, progress)
+    look_at_flips(shown, meant.finished, meant.paths, progress)
     return build_figures(Path(meant.paths.results), arms=arms, definitions=known_suites(arguments))
 
 
@@ -76,3 +78,29 @@ def replay_choices(runs: Sequence[Run], paths: Paths, progress: Progress) -> Non
         if reason is not None:
             kept = " (an earlier replay is shown)" if read_selection(run.folder) is not None else ""
             progress.say(f"{run.id}: its choices cannot be replayed: {reason}{kept}")
+
+
+def look_at_flips(runs: Sequence[Run], finished: Sequence[Run], paths: Paths, progress: Progress) -> None:
+    """Find what the gates of these runs left out of the words that items ask for; say of every one why not where it
+    cannot be found.
+
+    Args:
+        finished: where a run's baseline is looked for.
+    """
+    gated = {run.id for run in runs if run.gate is not None}
+    if not gated:
+        return
+    from harness.analysis.needed_words import read_needed, study
+    from harness.evaluation.evaluate import kept_task
+    from harness.evaluation.task import MultipleChoiceTask
+
+    for pair in pair_runs(finished):
+        run = pair.gated
+        if run is None or run.id not in gated:
+            continue
+        kept = {name: kept_task(run.folder, name) for name in benchmarks_of([run])}
+        own = {name: task for name, task in kept.items() if isinstance(task, MultipleChoiceTask)}
+        reason = study(pair, own, paths, progress)
+        if reason is not None:
+            earlier = " (an earlier figure is shown)" if read_needed(run.folder) is not None else ""
+            progress.say(f"{run.id}: what its items ask for cannot be looked up: {reason}{earlier}")

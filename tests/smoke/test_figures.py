@@ -68,7 +68,7 @@ def test_figures_and_report_come_from_the_command_line(pair: Ran) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     written = [Path(line) for line in done.stdout.split()]
     assert all((pair.folder / path).stat().st_size for path in written)
-    assert {path.name.split("_")[0] for path in written} == {"accuracy", "reference", "elided", "selection"}
+    assert {path.name.split("_")[0] for path in written} == {"accuracy", "reference", "elided", "selection", "needed"}
     (report,) = make_reports([f"paths.{name}={place}" for name, place in paths_of(pair).model_dump().items()],
                              Progress(quiet=True))  # fmt: skip
     page = report.read_text()

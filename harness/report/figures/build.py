@@ -1,5 +1,5 @@
-"""Figures: pure functions of the records, the item files and selection.json, as SVG and PDF (text stays text), PNG
-and HTML.
+"""Figures: pure functions of the records, the item files, selection.json and needed_words.json, as SVG and PDF (text
+stays text), PNG and HTML.
 
 Drawn with matplotlib's Agg canvas and no global state of it; the same results give the same bytes with the same
 matplotlib.
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from harness.analysis.arms import group_by_arm
 from harness.analysis.curves import ARMS, Arm, arm_of, suites
+from harness.analysis.needed_words import read_needed
 from harness.analysis.runs import benchmarks_of, load_runs, pair_runs
 from harness.analysis.selection import read_selection
 from harness.common.errors import HarnessError, RecipeError
@@ -19,6 +20,7 @@ from harness.config.explain import nearest
 from harness.report.figures.accuracy import accuracy_figure, suite_figure
 from harness.report.figures.arms import arms_figure
 from harness.report.figures.frontier import frontier_figure
+from harness.report.figures.needed_words import needed_figure
 from harness.report.figures.reference_losses import losses_figure
 from harness.report.figures.style import save
 from harness.report.pages.html import losses_page, to_html
@@ -84,6 +86,7 @@ def build_figures(
                 written += save(against_flops, folder / f"frontier_suite_{suite}_{benchmark}")
     for run in runs:
         written += _choices(results_dir, run)
+        written += _needed(run, folder)
     return written
 
 
@@ -106,6 +109,20 @@ def _choices(results_dir: Path, run: Run) -> list[Path]:
         write_atomic(page, to_html(losses_page(selection)))
         written.append(page)
     return written
+
+
+def _needed(run: Run, folder: Path) -> list[Path]:
+    """The words that flipped items ask for, one figure a benchmark, of a run whose needed_words.json is there."""
+    needed = read_needed(run.folder)
+    if needed is None:
+        return []
+    figures = {benchmark: needed_figure(needed, benchmark) for benchmark in needed["benchmarks"]}
+    return [
+        path
+        for benchmark, figure in figures.items()
+        if figure is not None
+        for path in save(figure, folder / f"needed_words_{run.id}_{benchmark}")
+    ]
 
 
 def check_arms(asked: Sequence[str], by_suite: Mapping[str, dict[str, tuple[Run, ...]]]) -> None:
