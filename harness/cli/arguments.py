@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.common.errors import EnvironmentProblem, RecipeError
-from harness.common.files import unusable_folder
+from harness.common.files import odd_kind, unusable_folder
 from harness.config.load import EVALUATION, SUITE, is_override, kind_of, load, load_paths, load_recipes, suite_recipes
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def readable_results(results: Path) -> Path:
         RecipeError: a file stands there.
     """
     if results.exists() and not results.is_dir():
-        raise RecipeError(f"paths.results: {results} is not a folder")
+        raise RecipeError(f"paths.results: {results} is {odd_kind(results) or 'a file'}, not a folder")
     return results
 
 

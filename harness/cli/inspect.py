@@ -11,6 +11,7 @@ from harness.cli.arguments import results_folder, split
 from harness.cli.run_names import run_of_beginning
 from harness.cli.status import run_folders, run_status, status_lines
 from harness.common.errors import RecipeError
+from harness.common.files import has_file
 from harness.config.data import Data
 from harness.config.explain import nearest
 from harness.config.load import (
@@ -191,7 +192,7 @@ def _record(folder: Path) -> Answer | None:
     from harness.records.record import read_record
 
     path = folder / "record.json"
-    return read_record(path) if path.is_file() else None
+    return read_record(path) if has_file(path) else None
 
 
 def shown_lines(answer: Answer) -> list[str]:

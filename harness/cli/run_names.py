@@ -13,7 +13,7 @@ from harness.analysis.runs import Run, load_runs
 from harness.cli.arguments import readable_results, shared_results, split
 from harness.cli.status import run_folders
 from harness.common.errors import DataError, HarnessError, RecipeError
-from harness.common.files import is_sealed
+from harness.common.files import is_file, is_sealed
 from harness.config.explain import nearest
 from harness.config.load import (
     EVALUATION,
@@ -95,7 +95,8 @@ def left_out(problems: Sequence[HarnessError]) -> HarnessError:
 def earlier_records(results: Path) -> str | None:
     """How many records below a results folder have no checksum, in words; None where all have one."""
     files = record_files(results)
-    unsealed = [path for path in files if not is_sealed(path)]
+    # What is no file at all is named where the records are read; opening a pipe would wait for ever.
+    unsealed = [path for path in files if is_file(path) and not is_sealed(path)]
     if not unsealed:
         return None
     return (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from harness.analysis.runs import shown_scale
 from harness.cli.arguments import recipes_of, results_folder, split
 from harness.common.errors import DataError, HarnessError
-from harness.common.files import read_json
+from harness.common.files import has_file, read_json
 from harness.records.ledger import finished_step, read_events, read_steps
 from harness.report import table as render
 
@@ -80,7 +80,7 @@ def _done(folder: Path, status: Status, asked: dict[str, Any] | None) -> list[st
         "reference": started and asked is not None and asked["gate"] is not None,
         "train": ended,
         "eval": ended and asked is not None and len(status["evaluations"]) >= expected,
-        "record": (folder / "record.json").is_file(),
+        "record": has_file(folder / "record.json"),
     }
     return [name for name, done in stages.items() if done]
 
@@ -88,11 +88,11 @@ def _done(folder: Path, status: Status, asked: dict[str, Any] | None) -> list[st
 def _asked(path: Path) -> dict[str, Any] | None:
     """The recipe of a run, as far as it is looked at here."""
     shape = {"evaluate": {"benchmarks": list, "at": list}, "gate": dict | None}
-    return read_json(path, "a recipe", shape=shape) if path.is_file() else None
+    return read_json(path, "a recipe", shape=shape) if has_file(path) else None
 
 
 def _json(path: Path) -> dict[str, Any] | None:
-    return read_json(path, "a file of a run") if path.is_file() else None
+    return read_json(path, "a file of a run") if has_file(path) else None
 
 
 def _evaluations(folder: Path) -> list[Status]:

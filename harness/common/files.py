@@ -163,6 +163,16 @@ def unusable_folder(path: Path) -> str | None:
     return None if os.access(place, os.W_OK | os.X_OK) else f"{place} cannot be written"
 
 
+def has_file(path: Path) -> bool:
+    """Whether a file of ours is there.
+
+    Raises:
+        DataError: a pipe, a socket or a device stands in its place, which is not the same as nothing.
+    """
+    check_kind(path)
+    return is_file(path)
+
+
 def is_sealed(path: Path) -> bool:
     """Whether a file of ours says by a digest what was written; those of earlier versions do not."""
     with path.open("rb") as file:

@@ -224,8 +224,11 @@ def recipe_folder() -> FilePath:
 
 
 def kind_of(path_or_name: str | FilePath) -> Kind[Any] | None:
-    """The kind of a file, or of a shipped document; None where there is none of that name."""
+    """The kind of a file, or of a shipped document; None where there is none of that name. What is neither file nor
+    folder is taken for a recipe: reading it as one says what it is."""
     path = FilePath(path_or_name)
+    if odd_kind(path) is not None:
+        return RECIPE
     if is_file(path):
         return _kind_of_file(path)
     return next((kind for kind in (SUITE, EVALUATION, RECIPE) if _shipped_file(kind, path) is not None), None)
@@ -271,13 +274,13 @@ def _read(kind: Kind[Any], path_or_name: str | FilePath) -> tuple[str, bytes]:
 
 
 def _not_there(kind: Kind[Any], given: FilePath) -> RecipeError:
+    odd = odd_kind(given)
+    if odd is not None:
+        return RecipeError(f"{given} is {odd}, not a file", hint="write the YAML to a file, and name that")
     actual = kind_of(given)
     if actual is not None and actual is not kind:
         hint = f"harness eval {shlex.quote(str(given))}" if actual is EVALUATION else None
         return RecipeError(f"{given} is {_a(actual)}, not {_a(kind)}", hint=hint)
-    odd = odd_kind(given)
-    if odd is not None:
-        return RecipeError(f"{given} is {odd}, not a file", hint="write the YAML to a file, and name that")
     if kind is not RECIPE:
         return RecipeError(f"{given}: no {kind.name} of that name{nearest(str(given), shipped(kind))}")
     if is_folder(given):

@@ -33,8 +33,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "binary.yaml").write_bytes(b"\x00\x01\x02")
     (folder / "list.yaml").write_text("- a\n")
     (folder / "dangling.yaml").symlink_to("nowhere")
+    os.mkfifo(folder / "pipe.yaml")
+    _with_a_pipe(folder / "piped")
     (folder / "my recipe.yaml").write_text(run_builder.recipe(folder / "results", "mine").model_dump_json())
     return folder
+
+
+def _with_a_pipe(results: Path) -> None:
+    """A finished pair, with a named pipe in the place of a record."""
+    run_builder.build_pair(results)
+    (record,) = results.glob("runs/demo_regate-*/record.json")
+    record.unlink()
+    os.mkfifo(record)
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +62,8 @@ DOCUMENTS = {
     "list.yaml": "list.yaml:1:1: a recipe is a mapping",
     "file": "file:1:1: a recipe is a mapping",
     "dangling.yaml": "dangling.yaml: no such file",
+    "pipe.yaml": "pipe.yaml is a named pipe, not a file",
+    "/dev/null": "/dev/null is a device, not a file",
     "evaluate/videollama2_official": "is an evaluation, not a recipe\n  harness eval evaluate/",
     LONG: "neither a file nor a shipped recipe",
     "": "an argument is empty",
@@ -97,9 +109,17 @@ MISTAKES: list[tuple[int, str, list[str]]] = [
     (2, "there is no such kind; did you mean runs?", ["list", "run"]),
     (2, "there is no such kind of document", ["schema", "recipes"]),
     (2, "did you mean tiny_regate?", ["init", "tiny_regat"]),
+    # What is neither a file nor a folder.
+    (2, "pipe.yaml is a named pipe, not a file", ["show", "pipe.yaml"]),
+    (2, "/dev/null is a device, not a file", ["show", "/dev/null"]),
+    (2, "pipe.yaml is a named pipe, not a file", ["tables", "pipe.yaml"]),
+    (2, "paths.results: pipe.yaml is a named pipe, not a folder", ["tables", "paths.results=pipe.yaml"]),
+    (2, "paths.results: /dev/null is a device, not a folder", ["show", "demo_regate", "paths.results=/dev/null"]),
+    (4, "record.json: a named pipe, not a file", ["show", "demo_regate", "paths.results=piped"]),
+    (4, "record.json: a named pipe, not a file", ["tables", "--check", "paths.results=piped"]),
     # Where to read and where to write.
     *[
-        (2, "paths.results: file is not a folder", [*verb, "paths.results=file"])
+        (2, "paths.results: file is a file, not a folder", [*verb, "paths.results=file"])
         for verb in (
             ["status"], ["tables"], ["figures"], ["report"], ["sync"], ["list", "runs"], ["show", "demo_regate"],
             ["compare", "demo_baseline", "demo_regate"], ["trace", "pairs", "1", "arm"],
