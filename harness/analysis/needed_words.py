@@ -206,8 +206,7 @@ def study(
         "epoch": replay.stores.epochs[-1],
         "benchmarks": {name: _result(neighbours) for name, neighbours in found.items()},
     }
-    content = json.loads(json.dumps(needed, sort_keys=True, allow_nan=False))
-    write_json(run.folder / FILE, content, sealed=True)
+    write_needed(run.folder, needed)
     return None
 
 
@@ -254,6 +253,13 @@ def read_needed(run_dir: Path) -> Needed | None:
             hint="delete the file and run `harness figures`, which makes it again where the stores are",
         )
     return needed
+
+
+def write_needed(run_dir: Path, needed: Needed) -> Path:
+    """Put the file into a run's folder, with its checksum."""
+    path = run_dir / FILE
+    write_json(path, json.loads(json.dumps(needed, sort_keys=True, allow_nan=False)), sealed=True)
+    return path
 
 
 def _answers(sample: Sample, tokens: Sequence[Token], kept: Sequence[bool]) -> list[Answer]:
@@ -343,5 +349,5 @@ def _as_words(answer: Answer, asked_for: frozenset[str]) -> list[dict[str, Any]]
 
 __all__ = [
     "BOTH", "EXAMPLES", "FILE", "LOST", "NEIGHBOURS", "NEITHER", "WON", "Answer", "Item", "Needed", "Neighbours",
-    "items_of", "read_needed", "study", "words_asked_for", "words_of",
+    "items_of", "read_needed", "study", "words_asked_for", "words_of", "write_needed",
 ]  # fmt: skip

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 import regate
+from harness.analysis.needed_words import read_needed, write_needed
 from harness.analysis.selection import read_selection, write_selection
 from harness.benchmarks.question_file import QuestionFile
 from harness.cli.status import run_status
@@ -167,6 +168,10 @@ def choices(folder: Path) -> Path:
     return write_selection(folder, {"schema": 1, "run": folder.name, "panels": [], "share": 0.25})
 
 
+def asked_for(folder: Path) -> Path:
+    return write_needed(folder, {"schema": 1, "run": folder.name, "benchmarks": {}, "keep_ratio": 0.25})
+
+
 def targets(folder: Path) -> Path:
     path = folder / "targets-0123456789abcdef.npz"
     values = np.arange(4, dtype=np.int64)
@@ -294,6 +299,7 @@ READERS = {
     "recipe of a run": Reader(asked, lambda path: read_recipe(path.parent).identity()),
     "status of a run": Reader(asked, status_of, remade=("unreadable",)),
     "choices of a gate": Reader(choices, lambda path: read_selection(path.parent)),
+    "words that items ask for": Reader(asked_for, lambda path: read_needed(path.parent)),
     "inputs": Reader(inputs, lambda path: pin(path.parent, "data", "d" * 64)),
     "cost": Reader(cost, read_cost),
     "provenance": Reader(ran_on, _read_provenance),

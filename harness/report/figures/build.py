@@ -54,11 +54,11 @@ def build_figures(
         finished: the runs below results_dir, where they were read before; None reads them.
 
     Returns:
-        The files written; none where no run has an evaluation or a selection.json.
+        The files written; none where no run has an evaluation, a selection.json or a needed_words.json.
 
     Raises:
-        DataError, StaleError: a record, its items or its selection.json is damaged or not what it says it is, or an
-            arm of a suite has two runs of one seed.
+        DataError, StaleError: a record, its items, its selection.json or needed_words.json is damaged or not what it
+            says it is, or an arm of a suite has two runs of one seed.
         RecipeError: no suite has an arm of that name.
     """
     read = load_runs(results_dir, damaged) if finished is None else finished
