@@ -219,7 +219,7 @@ def _record_facts(record: Answer) -> list[tuple[str, str]]:
             "targets",
             f"{counts['target']:,}, {counts['scored']:,} computed: {shares[0]} fewer (expected {shares[1]})",
         ),
-        ("positions", f"{counts['valid']:,}, {counts['active']:,} computed, {counts['visual']:,} of them visual"),
+        ("positions", f"{counts['valid']:,} ({counts['visual']:,} of them visual), {counts['active']:,} computed"),
         ("clocks", clocks),
         ("device-hours", ", ".join(f"{name} {value:.3g}" for name, value in hours.items())),
         ("hardware", ", ".join(devices)),

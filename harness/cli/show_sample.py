@@ -106,14 +106,24 @@ def _shown(recipe: Recipe, data: DataSet, adapter: Adapter, sample: Sample, prog
     kept, choice = _kept(recipe, data, adapter, sample, progress)
     tokenizer = adapter.processor().tokenizer
     tokens = []
+    before: int | None = None
     for place, (token, kind, label) in enumerate(
         zip(row.input_ids_S.tolist(), row.kind_S.tolist(), row.labels_S.tolist(), strict=True)
     ):
         name = Kind(kind).name.lower()
-        text = "" if name == "visual" else tokenizer.decode([token])
+        text = "" if name == "visual" else _text_behind(tokenizer, before, token)
+        before = None if name == "visual" else token
         ordinal = int(row.ordinal_S[place])
         tokens.append((text, name, label >= 0, None if kept is None or ordinal < 0 else kept[ordinal]))
     return Shown(sample, tuple(tokens), _sheet(row), choice)
+
+
+def _text_behind(tokenizer: Any, before: int | None, token: int) -> str:
+    """A token as it stands in the text: most tokenizers write the space before a word only behind another token."""
+    if before is None:
+        return str(tokenizer.decode([token]))
+    both, first = tokenizer.decode([before, token]), tokenizer.decode([before])
+    return str(both.removeprefix(first) if both.startswith(first) else tokenizer.decode([token]))
 
 
 def _kept(
@@ -180,7 +190,7 @@ def _lines(shown: Shown) -> list[str]:
         lines.append(f"  {kind:<8} {count:>5}  {text!r}" if text else f"  {kind:<8} {count:>5}")
     known = [is_kept for *_, is_kept in shown.tokens if is_kept is not None]
     if known:
-        words = [text for text, *_, is_kept in shown.tokens if is_kept]
+        words = [text.strip() for text, *_, is_kept in shown.tokens if is_kept]
         lines.append(f"  kept     {sum(known):>5}  {' | '.join(words)!r}")
     return lines
 
