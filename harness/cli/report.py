@@ -50,9 +50,12 @@ def make_reports(arguments: Sequence[str], progress: Progress) -> list[Path]:
     results, finished, definitions = Path(meant.paths.results), meant.finished, known_suites(arguments)
     _require_finished(meant)
     if meant.named:
-        replay_choices(runs_to_replay(meant.runs) if len(meant.runs) > 2 else meant.runs, meant.paths, progress)
+        shown = runs_to_replay(meant.runs) if len(meant.runs) > 2 else meant.runs
+        replay_choices(shown, meant.paths, progress)
+        look_at_flips(shown, finished, meant.paths, progress)
         return [write_report(results, meant.runs, definitions)]
     replay_choices(runs_to_replay(finished), meant.paths, progress)
+    look_at_flips(runs_to_replay(finished), finished, meant.paths, progress)
     groups = [[run for runs in arms.values() for run in runs] for arms in suites(finished).values()]
     groups += [list(pair.runs) for pair in pair_runs([run for run in finished if not run.record.get("suite")])]
     return [write_report(results, group, definitions) for group in groups]

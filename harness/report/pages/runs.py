@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import yaml
 
 from harness.analysis.curves import scale_of
+from harness.analysis.needed_words import read_needed
 from harness.analysis.option_loss import mean_option_loss
 from harness.analysis.runs import (
     Pair,
@@ -23,6 +24,7 @@ from harness.analysis.selection import SHOWN, read_selection
 from harness.analysis.summary import step_speedup
 from harness.report import table as render
 from harness.report.figures.accuracy import accuracy_figure, panels_of
+from harness.report.figures.needed_words import needed_figure
 from harness.report.figures.training_loss import loss_figure
 from harness.report.pages.html import Block, Code, Losses, Page, Pictures, Section, Tabular, Text, Tile
 from harness.report.table import Cell, Column, Table
@@ -81,6 +83,7 @@ def run_sections(runs: Sequence[Run], pairs: Sequence[Pair], selections: Sequenc
     sections = [asked(runs), *([planned(done), tokens(done), clocks(done), *losses(done)] if done else [])]
     sections += [accuracy(runs, pairs, benchmark) for benchmark in benchmarks_of(runs)]
     sections += [chosen(selection) for selection in selections]
+    sections += [section for run in runs for section in needed(run)]
     return [*sections, provenance(runs)]
 
 
@@ -235,6 +238,18 @@ def chosen(selection: dict[str, Any]) -> Section:
         Tabular(overlap_table(selection)),
     ]
     return Section(f"chosen-{selection['run']}", f"What {selection['run']} kept and left out", tuple(blocks))
+
+
+def needed(run: Run) -> list[Section]:
+    """The words that flipped items ask for, where `harness.analysis.needed_words` looked them up."""
+    found = read_needed(run.folder)
+    if found is None:
+        return []
+    drawn = {benchmark: needed_figure(found, benchmark) for benchmark in found["benchmarks"]}
+    title = f"What {run.id} left out of the words that items ask for"
+    shown = tuple((f"{title}: {benchmark}", figure) for benchmark, figure in drawn.items() if figure is not None)
+    words = f"Items that flip between {found['baseline']} and this run, and their nearest training answers."
+    return [Section(f"needed-{run.id}", title, (Pictures(shown, words),))] if shown else []
 
 
 def provenance(runs: Sequence[Run]) -> Section:

@@ -36,6 +36,7 @@ from harness.config.recipe import Recipe
 from harness.data.sample import Question, Sample, Turn
 from harness.evaluation.task import MultipleChoiceTask
 from harness.report.figures.build import build_figures
+from harness.report.pages.build import write_report
 from tests.harness.worlds.run_builder import ABILITIES, build_run, finish
 
 if TYPE_CHECKING:
@@ -162,6 +163,8 @@ def test_the_figure_shows_the_flipped_items(choice_world: World, pair: Pair, tas
     for example in needed["benchmarks"]["shapes"]["examples"]:
         for word in (word for neighbour in example["neighbours"] for word in neighbour["words"]):
             assert f">{word['text'] if word['kept'] else '[' + word['text'] + ']'}</text>" in svg
+    page = write_report(results, list(pair.runs)).read_text()
+    assert f"What {pair.gated.id} left out of the words that items ask for" in page
 
 
 def test_what_cannot_be_looked_up_says_why(choice_world: World, pair: Pair, task: MultipleChoiceTask) -> None:
