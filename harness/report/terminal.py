@@ -181,6 +181,22 @@ def _joined(names: Sequence[str]) -> str:
     return ", ".join(name for name in names if name)
 
 
+def _broken(names: str, width: int) -> str:
+    """Names that are longer than a line, broken behind a sign of theirs: a digest or a key's part stays whole where a
+    line has room for it."""
+    lines = []
+    for word in names.split(" "):
+        rest, parts = word, []
+        while len(rest) > width and (end := max(rest.rfind(sign, 0, width) for sign in _SIGNS)) > 0:
+            parts.append(rest[: end + 1])
+            rest = rest[end + 1 :]
+        lines.append("\n".join([*parts, rest]))
+    return " ".join(lines)
+
+
+_SIGNS: Final = "-._/"
+
+
 def _print_part(
     console: Console, table: Table, texts: Sequence[Sequence[str]], part: Sequence[int], *, styled: bool
 ) -> None:
@@ -193,18 +209,18 @@ def _print_part(
     # One space of padding and the one of the box between two columns: _GAP.
     grid = RichTable(box=Box(_RULES, ascii=True), show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     numbers = [index for index in part if index not in names] if not whole else list(part)
-    room = console.width
+    room, width_of_names = console.width, 0
     if not whole:
-        width = _names_width(table.columns, texts, console.width)
-        room -= width + _GAP
+        width_of_names = _names_width(table.columns, texts, console.width)
+        room -= width_of_names + _GAP
         title = Text(_joined([table.columns[index].title for index in names]))
-        grid.add_column(title, overflow="fold", width=width)
+        grid.add_column(title, overflow="fold", width=width_of_names)
     for index, width in zip(numbers, _widths(table.columns, texts, numbers, room), strict=True):
         column = table.columns[index]
         justify: Literal["left", "right"] = "right" if column.right else "left"
         grid.add_column(Text(column.title), justify=justify, overflow="fold", width=width)
     for row, cells in zip(texts, table.rows, strict=True):
-        first = [] if whole else [Text(_joined([row[index] for index in names]))]
+        first = [] if whole else [Text(_broken(_joined([row[index] for index in names]), width_of_names))]
         styles = [_MARKS.get(cells[index].mark, "") if styled else "" for index in numbers]
         shown = [Text(row[index], style=style) for index, style in zip(numbers, styles, strict=True)]
         grid.add_row(*first, *shown)

@@ -64,6 +64,15 @@ def test_a_wide_table_is_set_in_parts_that_repeat_its_rows(tables: list[Table]) 
     assert "42.02 %" in rows[0]
 
 
+def test_a_name_too_long_for_its_column_is_broken_at_its_signs() -> None:
+    """An id's digest is in one piece, so that it is found by whoever looks for it."""
+    columns = (Column("run", ("run",), right=False), *(Column(f"number {n}", (f"n{n}",)) for n in range(9)))
+    run = "tiny_smoke_baseline-fbeda516"
+    row = (render.label(run), *(render.count(1_000_000) for _ in range(9)))
+    lines = to_text(Table("t", "T", columns, (row,)), 60).splitlines()
+    assert sum(line.startswith("tiny_smoke_baseline- ") for line in lines) == lines.count("fbeda516") > 1
+
+
 def test_best_and_second_best_are_signs_without_styles() -> None:
     cells = render.marked([Cell("1.0", (1.0,)), Cell("3.0", (3.0,)), Cell("2.0", (2.0,))])
     rows = tuple((render.label(name), cell) for name, cell in zip("abc", cells, strict=True))
