@@ -57,21 +57,22 @@ def internvl_root(pytestconfig: pytest.Config) -> Path:
 
 
 SMOKE = "tests/smoke/"
-"""Its tests look at one pair of runs, which is made once a session."""
+PAIR = f"{SMOKE}test_"
+"""Its tests look at one pair of runs, which is made once a session; those below own_runs make theirs."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The smoke tests first: together they take longest."""
-    items.sort(key=lambda item: not item.nodeid.startswith(SMOKE))
+    """The smoke tests first, those of the pair before the others: together they take longest."""
+    items.sort(key=lambda item: (not item.nodeid.startswith(PAIR), not item.nodeid.startswith(SMOKE)))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """`pytest -n 2 --dist loadfile` keeps a file in one process, and all smoke tests."""
+    """`pytest -n 2 --dist loadfile` keeps a file in one process, and all smoke tests that look at the pair."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return SMOKE if nodeid.startswith(SMOKE) else nodeid.partition("::")[0]
+            return SMOKE if nodeid.startswith(PAIR) else nodeid.partition("::")[0]
 
     return Scheduling(config, log)

@@ -10,8 +10,7 @@ import pytest
 import yaml
 
 from tests.harness.worlds.tiny import tiny_recipe
-
-from .conftest import harness
+from tests.smoke.conftest import harness
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .conftest import RECIPES, Ran, harness
+from tests.smoke.conftest import RECIPES, Ran, harness
 
 if TYPE_CHECKING:
     from pathlib import Path

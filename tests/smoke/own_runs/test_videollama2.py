@@ -10,8 +10,7 @@ import pytest
 from harness.models import adapter_for
 from harness.records.ledger import read_steps
 from tests.harness.worlds.videollama2 import NAME, user_supplied, write_world
-
-from .conftest import RECIPES, Ran, harness
+from tests.smoke.conftest import RECIPES, Ran, harness
 
 if TYPE_CHECKING:
     from pathlib import Path
