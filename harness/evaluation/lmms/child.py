@@ -8,7 +8,6 @@ The parent, not the exit code, decides whether a result counts.
 
 from __future__ import annotations
 
-import errno
 import gzip
 import hashlib
 import json
@@ -20,7 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from harness.common.errors import EnvironmentProblem, HarnessError
+from harness.common.errors import HarnessError
+from harness.common.exits import FAILED, explained
 from harness.common.files import read_json, write_atomic, write_json
 from harness.config.evaluation import EvaluationRecipe, LmmsEvalModel
 from harness.config.recipe import Recipe
@@ -157,12 +157,12 @@ def report(error: BaseException) -> dict[str, Any]:
     error = (last.exception() if last is not None else None) or error
     if isinstance(error, HarnessError):
         return {"message": str(error), "hint": error.hint, "exit_code": error.exit_code}
-    hint, code = None, HarnessError.exit_code
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        hint, code = "free some disk space; the same command goes on where it was", EnvironmentProblem.exit_code
-    elif type(error).__name__ == "OutOfMemoryError":
-        hint = "lower evaluate.batch"
-    return {"message": f"{type(error).__name__}: {error}", "hint": hint, "exit_code": code}
+    if isinstance(error, Exception):
+        message, code = explained(error)
+        if code != FAILED:
+            return {"message": message, "hint": None, "exit_code": code}
+    hint = "lower evaluate.batch" if type(error).__name__ == "OutOfMemoryError" else None
+    return {"message": f"{type(error).__name__}: {error}", "hint": hint, "exit_code": FAILED}
 
 
 def project_adapter(recipe: Recipe) -> Adapter:

@@ -308,10 +308,22 @@ def test_the_childs_errors_keep_their_kind_and_hint(data: DataSet, tmp_path: Pat
     assert report(ValueError("seven")) == {"message": "ValueError: seven", "hint": None, "exit_code": 1}
 
 
-def test_a_full_disk_or_memory_in_the_child_comes_with_advice() -> None:
-    full = report(OSError(errno.ENOSPC, "No space left on device"))
-    assert full["exit_code"] == 3
-    assert "disk space" in full["hint"]
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "no space left on the disk"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "shapes.items"), "shapes.items: a folder"),
+        (PermissionError(errno.EACCES, "Permission denied", "eval"), "eval: permission denied"),
+        (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
+    ],
+)
+def test_a_fault_of_the_machine_in_the_child_comes_with_advice(error: OSError, advice: str) -> None:
+    told = report(error)
+    assert told["exit_code"] == 3
+    assert advice in told["message"]
+
+
+def test_too_little_memory_in_the_child_comes_with_advice() -> None:
     memory = report(torch.OutOfMemoryError("CUDA out of memory"))
     assert (memory["exit_code"], memory["hint"]) == (1, "lower evaluate.batch")
 
