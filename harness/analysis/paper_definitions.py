@@ -132,8 +132,8 @@ def _differing(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> list[s
         f"{key} {_short(actual[key]) if key in actual else 'not stated'} and not "
         f"{_short(expected[key]) if key in expected else 'stated'}"
         for key in keys
-        # A key of null or an empty list switches nothing on, as does one that a record older than the key does not
-        # have.
+        # A key of null, false or an empty list switches nothing on, as does one that a record older than the key does
+        # not have.
         if _on(actual.get(key)) != _on(expected.get(key))
         and not (key in WEIGHT_PATHS and _ends_alike(actual.get(key), expected.get(key)))
     ]
@@ -148,7 +148,7 @@ def _ends_alike(actual: Any, expected: Any) -> bool:
 
 
 def _on(value: Any) -> Any:
-    return None if value == [] else value
+    return None if value is False or value == [] else value
 
 
 def _short(value: Any) -> str:

@@ -126,7 +126,7 @@ def test_disk_and_shared_memory(monkeypatch: pytest.MonkeyPatch, machine: Any) -
 
 
 def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, machine: Any) -> None:
-    monkeypatch.setattr(doctor.os, "access", lambda place, mode: False)
+    monkeypatch.setattr("harness.common.files.os.access", lambda place, mode: False)
     assert states(examine([]), "paths.results") == ["fail"]
 
 
