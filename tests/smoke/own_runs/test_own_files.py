@@ -101,7 +101,7 @@ def test_every_item_of_the_users_questions_is_kept_and_scored(folder: Path) -> N
 
 
 def test_the_arms_are_compared_on_the_users_questions(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")  # wide enough that no name is broken over lines
+    monkeypatch.setenv("COLUMNS", "400")  # wide enough that no name is broken over lines
     compared = command(folder, "compare", record(folder, "base")["id"], record(folder, "own")["id"])
     assert "score of my_rule.py" in compared
     assert "choice" in compared
