@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.analysis.paper import load_paper
-from harness.analysis.paper_definitions import BASELINE, EXTENDED, FAST, RECIPES
+from harness.analysis.paper.definitions import BASELINE, EXTENDED, FAST, RECIPES
+from harness.analysis.paper.numbers import load_paper
 from harness.config.load import load_recipe
 from harness.plan import Planner
 

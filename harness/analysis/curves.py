@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Final
 
-from harness.analysis.paper import GPUS, MODELS, load_paper
+from harness.analysis.paper.numbers import GPUS, MODELS, load_paper
 from harness.analysis.runs import Run, chance, mean_of_tasks
 from harness.analysis.seeds import spread
 from harness.analysis.statistics import Interval

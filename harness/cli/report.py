@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.analysis.choices.selection import runs_to_replay
 from harness.analysis.curves import suites
 from harness.analysis.runs import benchmarks_of, pair_runs
-from harness.analysis.selection import runs_to_replay
 from harness.cli.run_names import known_suites, resolve_runs
 from harness.common.errors import DataError
 from harness.report.pages.build import write_report
@@ -73,8 +73,8 @@ def replay_choices(runs: Sequence[Run], paths: Paths, progress: Progress) -> Non
     gated = [run for run in runs if run.gate is not None]
     if not gated:
         return
-    from harness.analysis.replay import study
-    from harness.analysis.selection import read_selection
+    from harness.analysis.choices.replay import study
+    from harness.analysis.choices.selection import read_selection
 
     for run in gated:
         reason = study(run, paths, progress)
@@ -93,7 +93,7 @@ def look_at_flips(runs: Sequence[Run], finished: Sequence[Run], paths: Paths, pr
     gated = {run.id for run in runs if run.gate is not None}
     if not gated:
         return
-    from harness.analysis.needed_words import read_needed, study
+    from harness.analysis.choices.needed_words import read_needed, study
     from harness.evaluation.evaluate import kept_task
     from harness.evaluation.task import MultipleChoiceTask
 

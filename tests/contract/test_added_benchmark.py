@@ -15,7 +15,7 @@ import datasets
 import pytest
 import yaml
 
-from harness.analysis.paper import load_paper
+from harness.analysis.paper.numbers import load_paper
 from harness.report.table import written
 from harness.report.tables import make_tables
 from harness.report.tables.paper.build import paper_tables_of
@@ -62,7 +62,7 @@ ROWS = [  # right option, answer, correct, unparsable
 ]
 PAPER_TABLES = """
 import json
-from harness.analysis.paper import load_paper
+from harness.analysis.paper.numbers import load_paper
 from harness.report.table import written
 from harness.report.tables.paper.build import paper_tables_of
 from tests.harness.worlds.paper_runs import papers_own_runs, run_of

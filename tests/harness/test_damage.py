@@ -19,8 +19,8 @@ import pytest
 import torch
 
 import regate
-from harness.analysis.needed_words import read_needed, write_needed
-from harness.analysis.selection import read_selection, write_selection
+from harness.analysis.choices.needed_words import read_needed, write_needed
+from harness.analysis.choices.selection import read_selection, write_selection
 from harness.benchmarks.question_file import QuestionFile
 from harness.cli.status import run_status
 from harness.common.exits import explained

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.analysis.replay import Stores, choices, recipe_of
+from harness.analysis.choices.replay import Stores, choices, recipe_of
+from harness.analysis.choices.selection import read_selection
 from harness.analysis.runs import load_runs
-from harness.analysis.selection import read_selection
 from harness.cli.report import make_reports
 from harness.common.progress import Progress
 from harness.config.recipe import Paths

@@ -19,7 +19,7 @@ from harness.analysis.curves import (
     scale_of,
     several_devices,
 )
-from harness.analysis.paper import MODELS
+from harness.analysis.paper.numbers import MODELS
 from harness.analysis.runs import teacher_cost
 from harness.analysis.summary import time_is_comparable
 from harness.report.figures.style import FAINT, PAPER, RULE, STYLE, look, new_figure, thousands, time_unit, write

@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness.analysis.arms import group_by_arm
+from harness.analysis.choices.needed_words import read_needed
+from harness.analysis.choices.selection import read_selection
 from harness.analysis.curves import ARMS, Arm, arm_of, suites
-from harness.analysis.needed_words import read_needed
 from harness.analysis.runs import benchmarks_of, load_runs, pair_runs
-from harness.analysis.selection import read_selection
 from harness.common.errors import HarnessError, RecipeError
 from harness.common.files import write_atomic
 from harness.config.explain import nearest

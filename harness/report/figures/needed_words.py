@@ -9,7 +9,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any, Final
 
-from harness.analysis.needed_words import BOTH, LOST, NEIGHBOURS, WON
+from harness.analysis.choices.needed_words import BOTH, LOST, NEIGHBOURS, WON
 from harness.analysis.statistics import mean_interval
 from harness.report.figures.style import FAINT, INK, RULE, STYLE, new_figure
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from harness.analysis.needed_words import Needed
+    from harness.analysis.choices.needed_words import Needed
 
 LOOKS: Final = {BOTH: ("#4d4d4d", "s"), LOST: ("#d55e00", "v"), WON: ("#0072b2", "^")}
 KEPT: Final = "#0072b2"

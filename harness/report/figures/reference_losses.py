@@ -10,7 +10,7 @@ import re
 import textwrap
 from typing import TYPE_CHECKING, Any, Final
 
-from harness.analysis.word_classes import MARKER
+from harness.analysis.choices.word_classes import MARKER
 from harness.common.numbers import percent
 from harness.report.figures.style import FAINT, INK, STYLE, new_figure
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from xml.etree import ElementTree
 
-from harness.analysis.word_classes import MARKER
+from harness.analysis.choices.word_classes import MARKER
 from harness.report.figures.reference_losses import GROUNDED, KEPT, LEFT, highlighted, question_of
 from harness.report.figures.style import FAINT, GRID, INK, LOOKS, PAPER, RULE, svg_of
 

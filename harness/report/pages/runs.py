@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
+from harness.analysis.choices.needed_words import read_needed
+from harness.analysis.choices.selection import SHOWN, read_selection
 from harness.analysis.curves import scale_of
-from harness.analysis.needed_words import read_needed
 from harness.analysis.option_loss import mean_option_loss
 from harness.analysis.runs import (
     Pair,
@@ -20,7 +21,6 @@ from harness.analysis.runs import (
     task_interval,
     teacher_cost,
 )
-from harness.analysis.selection import SHOWN, read_selection
 from harness.analysis.summary import step_speedup
 from harness.report import table as render
 from harness.report.figures.accuracy import accuracy_figure, panels_of
@@ -241,7 +241,7 @@ def chosen(selection: dict[str, Any]) -> Section:
 
 
 def needed(run: Run) -> list[Section]:
-    """The words that flipped items ask for, where `harness.analysis.needed_words` looked them up."""
+    """The words that flipped items ask for, where `harness.analysis.choices.needed_words` looked them up."""
     found = read_needed(run.folder)
     if found is None:
         return []

@@ -6,10 +6,10 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.analysis.arms import group_by_arm
+from harness.analysis.choices.selection import read_selection, runs_to_replay
 from harness.analysis.curves import ARMS, Arm, arm_of, scale_of
 from harness.analysis.runs import Run, asked_otherwise, benchmarks_of
 from harness.analysis.seeds import spread
-from harness.analysis.selection import read_selection, runs_to_replay
 from harness.analysis.summary import (
     positions_computed,
     step_speedups,

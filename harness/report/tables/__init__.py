@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from harness.analysis.arms import seed_groups
-from harness.analysis.paper import Paper, load_paper
+from harness.analysis.paper.numbers import Paper, load_paper
 from harness.analysis.runs import Pair, Run, benchmarks_of, load_runs, pair_runs
 from harness.common.errors import DataError, HarnessError, StaleError
 from harness.common.files import write_atomic

@@ -25,7 +25,7 @@ from harness.report.tables.common import ARM, INTERVALS, RUN, TRACE, Row, models
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from harness.analysis.paper import Paper
+    from harness.analysis.paper.numbers import Paper
     from harness.analysis.statistics import Interval
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from harness.analysis.selection import SCHEMA, SHOWN
+from harness.analysis.choices.selection import SCHEMA, SHOWN
 from harness.common.files import write_atomic
 from harness.common.numbers import percent
 from harness.report import table as render
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from harness.analysis.selection import Selection
+    from harness.analysis.choices.selection import Selection
 
 _LISTS: Final = (
-    'Kinds of words are closed lists of English function words (harness/analysis/word_classes.py) '
+    'Kinds of words are closed lists of English function words (harness/analysis/choices/word_classes.py) '
     'and "content word" for all else; '
     "a word in several lists has the first of them in the order numeral, determiner, pronoun, auxiliary, "
     "conjunction, preposition, particle. No tagger is used."

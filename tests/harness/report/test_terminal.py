@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.analysis.paper import load_paper
+from harness.analysis.paper.numbers import load_paper
 from harness.cli.run_names import known_suites
 from harness.report import table as render
 from harness.report.table import Cell, Column, Table

@@ -11,8 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from harness.analysis.paper import GATED, MODELS, TABLES, Paper
-from harness.analysis.paper_definitions import (
+from harness.analysis.paper.definitions import (
     BASELINE,
     EXTENDED,
     FAST,
@@ -21,6 +20,7 @@ from harness.analysis.paper_definitions import (
     fields_of_record,
     shipped_definitions,
 )
+from harness.analysis.paper.numbers import GATED, MODELS, TABLES, Paper
 from harness.analysis.runs import Run
 from harness.config.load import load_recipe
 from regate.config import GateConfig

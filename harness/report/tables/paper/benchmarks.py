@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from harness.analysis.paper import GATED, GROUPS, MODELS, TABLES, PaperRow, shown
-from harness.analysis.paper_runs import BASELINE, EXTENDED, PaperRuns, targets
+from harness.analysis.paper.numbers import GATED, GROUPS, MODELS, TABLES, PaperRow, shown
+from harness.analysis.paper.runs import BASELINE, EXTENDED, PaperRuns, targets
 from harness.report import table as render
 from harness.report.table import Cell, Column, Table
 from harness.report.tables.accuracy import mean_cell

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.analysis.paper import MODELS, TABLES, Paper
-from harness.analysis.paper_runs import paper_runs
+from harness.analysis.paper.numbers import MODELS, TABLES, Paper
+from harness.analysis.paper.runs import paper_runs
 from harness.report.tables.paper.benchmarks import benchmark_rows_table
 from harness.report.tables.paper.claims import claims_table
 from harness.report.tables.paper.comparison import model_comparison
@@ -15,7 +15,7 @@ from harness.report.tables.paper.prompts import inconsistencies_table, prompts_t
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from harness.analysis.paper_definitions import Definition
+    from harness.analysis.paper.definitions import Definition
     from harness.analysis.runs import Run
     from harness.report.table import Table
 

@@ -10,8 +10,8 @@ from statistics import mean
 from typing import TYPE_CHECKING, Final
 
 from harness.analysis import verdicts
-from harness.analysis.paper import GATED, MODELS, Paper
-from harness.analysis.paper_runs import (
+from harness.analysis.paper.numbers import GATED, MODELS, Paper
+from harness.analysis.paper.runs import (
     BASELINE,
     EXTENDED,
     FAST,

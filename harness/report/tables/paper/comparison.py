@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from harness.analysis import verdicts
-from harness.analysis.paper import GATED, PAPER_NAMES, TABLES, in_points
-from harness.analysis.paper_runs import BASELINE, EXTENDED, FAST, MISSING, Measured
+from harness.analysis.paper.numbers import GATED, PAPER_NAMES, TABLES, in_points
+from harness.analysis.paper.runs import BASELINE, EXTENDED, FAST, MISSING, Measured
 from harness.analysis.runs import machine
 from harness.report import table as render
 from harness.report.table import Cell, Column, Table
@@ -17,7 +17,7 @@ from harness.report.tables.accuracy import answer_note
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from harness.analysis.paper_runs import PaperRuns
+    from harness.analysis.paper.runs import PaperRuns
     from harness.analysis.verdicts import Verdict
     from harness.benchmarks import PaperBenchmark
 

@@ -8,9 +8,9 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.analysis import verdicts
-from harness.analysis.paper import MODELS
-from harness.analysis.paper_definitions import TEACHER_LARGE, TEACHER_SMALL
-from harness.analysis.paper_runs import (
+from harness.analysis.paper.definitions import TEACHER_LARGE, TEACHER_SMALL
+from harness.analysis.paper.numbers import MODELS
+from harness.analysis.paper.runs import (
     BASELINE,
     EXTENDED,
     FAST,

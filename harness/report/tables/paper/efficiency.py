@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from harness.analysis.paper import GATED, MODELS
-from harness.analysis.paper_runs import (
+from harness.analysis.paper.numbers import GATED, MODELS
+from harness.analysis.paper.runs import (
     BASELINE,
     EXTENDED,
     FAST,

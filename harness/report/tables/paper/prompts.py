@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import mean
 from typing import TYPE_CHECKING, Final
 
-from harness.analysis.paper import MODELS, TABLES, Paper, cell_of, in_points
+from harness.analysis.paper.numbers import MODELS, TABLES, Paper, cell_of, in_points
 from harness.common.numbers import percent
 from harness.report import table as render
 from harness.report.table import Cell, Column, Table

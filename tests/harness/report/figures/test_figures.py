@@ -15,13 +15,13 @@ from matplotlib.text import Text
 from scipy.stats import t
 
 from harness.analysis.arms import group_by_arm
+from harness.analysis.choices.replay import study
+from harness.analysis.choices.selection import read_selection
 from harness.analysis.curves import ARMS, Point, arm_of, curve, mean_curve, paper_points, suites
 from harness.analysis.frontier import Point as ArmPoint
 from harness.analysis.frontier import frontier, with_dominated
-from harness.analysis.replay import study
 from harness.analysis.runs import load_runs, pair_runs
 from harness.analysis.seeds import Spread, spread
-from harness.analysis.selection import read_selection
 from harness.analysis.statistics import Interval
 from harness.common.errors import RecipeError, StaleError
 from harness.common.progress import Progress

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from harness.analysis import replay
-from harness.analysis.elided_words import Chosen, Token
-from harness.analysis.needed_words import (
+from harness.analysis.choices import replay
+from harness.analysis.choices.elided_words import Chosen, Token
+from harness.analysis.choices.needed_words import (
     BOTH,
     LOST,
     NEIGHBOURS,
@@ -26,9 +26,9 @@ from harness.analysis.needed_words import (
     words_asked_for,
     words_of,
 )
+from harness.analysis.choices.selection import read_selection
+from harness.analysis.choices.word_classes import word_class
 from harness.analysis.runs import Pair, load_runs
-from harness.analysis.selection import read_selection
-from harness.analysis.word_classes import word_class
 from harness.benchmarks import Benchmark
 from harness.common.errors import StaleError
 from harness.common.progress import Progress

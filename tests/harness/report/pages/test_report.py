@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.analysis.arms import group_by_arm
+from harness.analysis.choices.selection import runs_to_replay
 from harness.analysis.option_loss import mean_option_loss
 from harness.analysis.runs import difference_of_means, load_runs, mean_of_tasks, pair_runs
-from harness.analysis.selection import runs_to_replay
 from harness.cli.report import make_figures, make_reports
 from harness.common.errors import DataError, RecipeError
 from harness.common.progress import Progress

@@ -13,8 +13,8 @@ import pytest
 from pydantic import ValidationError
 from scipy.stats import ttest_rel
 
-from harness.analysis.paper import GATED, MODELS, TABLES, Paper, in_points, load_paper
-from harness.analysis.paper_runs import paper_runs
+from harness.analysis.paper.numbers import GATED, MODELS, TABLES, Paper, in_points, load_paper
+from harness.analysis.paper.runs import paper_runs
 from harness.analysis.runs import Run, load_runs
 from harness.config.load import RECIPE, load_recipe, shipped
 from harness.config.recipe import Recipe

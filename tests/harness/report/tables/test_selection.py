@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.analysis.selection import FILE, read_selection
+from harness.analysis.choices.selection import FILE, read_selection
 from harness.report.tables.selection import write_tables
 
 EVIDENCE = Path(__file__).parents[4] / "results" / "evidence"

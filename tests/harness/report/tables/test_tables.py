@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.analysis.paper import load_paper
+from harness.analysis.paper.numbers import load_paper
 from harness.analysis.runs import Pair, Run, differences, load_runs, pair_runs, sign_tests
 from harness.analysis.statistics import Interval, sign_flip_test, sign_test, wilson
 from harness.benchmarks.scoring import Scoring

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from harness.analysis.elided_words import Chosen, Texts
-from harness.analysis.replay import Overlaps, Stores, choices, expected_jaccard, study
-from harness.analysis.selection import read_selection
+from harness.analysis.choices.elided_words import Chosen, Texts
+from harness.analysis.choices.replay import Overlaps, Stores, choices, expected_jaccard, study
+from harness.analysis.choices.selection import read_selection
 from harness.common.errors import StaleError
 from harness.common.progress import Progress
 from harness.report.tables.selection import kinds_table, overlap_table, words_table, write_tables

@@ -1,7 +1,7 @@
 """Words of a replay: which of them a gate left out, and single answers token by token.
 
-A word's kind is that of `harness.analysis.word_classes`. A "grounded" word, which only the picture determines, is
-known where the data source marks it, and is never guessed.
+A word's kind is that of `harness.analysis.choices.word_classes`. A "grounded" word, which only the picture
+determines, is known where the data source marks it, and is never guessed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from harness.analysis.word_classes import KINDS, MARKER, group, spread_spans, word_class
+from harness.analysis.choices.word_classes import KINDS, MARKER, group, spread_spans, word_class
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +64,7 @@ class Token:
         answer: which answer of the conversation it belongs to, counted from 0.
         number: which word of the conversation.
         word: that word, in lower case.
-        kind: one of `harness.analysis.word_classes.KINDS`.
+        kind: one of `harness.analysis.choices.word_classes.KINDS`.
         grounded: class of a word that only the picture determines, or None.
     """
 

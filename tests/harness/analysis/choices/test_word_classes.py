@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.analysis.word_classes import CLOSED, CONTENT, KINDS, PUNCTUATION, group, spread_spans, word_class
+from harness.analysis.choices.word_classes import CLOSED, CONTENT, KINDS, PUNCTUATION, group, spread_spans, word_class
 
 
 @pytest.mark.parametrize(

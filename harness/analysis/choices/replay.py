@@ -15,8 +15,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from harness.analysis.elided_words import Chosen, Panels, Texts, WordCounts
-from harness.analysis.selection import SCHEMA, read_selection, write_selection
+from harness.analysis.choices.elided_words import Chosen, Panels, Texts, WordCounts
+from harness.analysis.choices.selection import SCHEMA, read_selection, write_selection
 from harness.common.errors import StaleError
 from harness.config.recipe import Recipe
 from harness.records.run_folder import OWN_FILES
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from harness.analysis.elided_words import Token
+    from harness.analysis.choices.elided_words import Token
     from harness.analysis.runs import Run
     from harness.common.progress import Progress
     from harness.config.recipe import Paths

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import TYPE_CHECKING, Final
 
-from harness.analysis.paper import GPUS, MODELS, PAPER_NAMES, TABLES, Paper, in_points
-from harness.analysis.paper_definitions import (
+from harness.analysis.paper.definitions import (
     BASELINE,
     EXTENDED,
     FAST,
@@ -23,6 +22,7 @@ from harness.analysis.paper_definitions import (
     reason,
     shipped_definitions,
 )
+from harness.analysis.paper.numbers import GPUS, MODELS, PAPER_NAMES, TABLES, Paper, in_points
 from harness.analysis.runs import (
     Run,
     asked_otherwise,
@@ -38,7 +38,7 @@ from harness.analysis.statistics import Interval, score_difference
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from harness.analysis.paper_definitions import Definition
+    from harness.analysis.paper.definitions import Definition
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,9 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from harness.analysis.replay import open_replay
+from harness.analysis.choices.replay import open_replay
+from harness.analysis.choices.word_classes import MARKER, PUNCTUATION, group, word_class
 from harness.analysis.runs import benchmarks_of, comparable
-from harness.analysis.word_classes import MARKER, PUNCTUATION, group, word_class
 from harness.common.errors import StaleError
 from harness.common.files import read_json, write_json
 from harness.common.hashing import digest
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from harness.analysis.elided_words import Chosen, Token
+    from harness.analysis.choices.elided_words import Chosen, Token
     from harness.analysis.runs import Pair
     from harness.common.progress import Progress
     from harness.config.recipe import Paths
