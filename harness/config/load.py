@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from harness.config.yaml_positions import Path
 
 Model = TypeVar("Model", bound=BaseModel)
+_PICKS: Final = ("arms", "seeds")
+"""What picks some runs of a suite on the command line."""
 _LARGEST: Final = 1_000_000
 """Bytes; a recipe is a page of text, and a video given by mistake is not."""
 
@@ -164,12 +166,9 @@ def suite_recipes(suite: Suite, overrides: Sequence[str] = ()) -> list[Recipe]:
     ]
 
 
-_PICKS: Final = ("arms", "seeds")
-
-
 def _picked(suite: Suite, picks: Sequence[str]) -> list[tuple[str, int]]:
     """Arm and seed of the runs that `arms=` and `seeds=` pick; of all runs where neither is given."""
-    there = {"arms": tuple(map(str, suite.arms)), "seeds": tuple(map(str, suite.seeds))}
+    known = {"arms": tuple(map(str, suite.arms)), "seeds": tuple(map(str, suite.seeds))}
     chosen: dict[str, list[str]] = {}
     for text in picks:
         key, _, value = text.partition("=")
@@ -177,14 +176,14 @@ def _picked(suite: Suite, picks: Sequence[str]) -> list[tuple[str, int]]:
         if key in chosen:
             raise RecipeError(f"{key} is given twice: {', '.join(picks)}")
         chosen[key] = [name for part in value.strip().strip("[]").split(",") if (name := part.strip(" '\""))]
-        unknown = [name for name in chosen[key] if name not in there[key]]
+        unknown = [name for name in chosen[key] if name not in known[key]]
         if unknown or not chosen[key]:
             fault = f"{', '.join(unknown)}: none of the suite's {key}" if unknown else "names none"
-            raise RecipeError(f"{text}: {fault}", hint=f"{key} of {suite.name}: {', '.join(there[key])}")
+            raise RecipeError(f"{text}: {fault}", hint=f"{key} of {suite.name}: {', '.join(known[key])}")
     members = [
         (arm, seed)
         for arm, seed in suite.members
-        if arm in chosen.get("arms", there["arms"]) and str(seed) in chosen.get("seeds", there["seeds"])
+        if arm in chosen.get("arms", known["arms"]) and str(seed) in chosen.get("seeds", known["seeds"])
     ]
     if not members:
         raise RecipeError(f"{' '.join(picks)}: {suite.name} has no run of these arms with these seeds")

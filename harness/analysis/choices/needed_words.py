@@ -12,17 +12,15 @@ The results lie in the gated run's folder (needed_words.json); figures are pure 
 from __future__ import annotations
 
 import heapq
-import json
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from harness.analysis.choices.kept_files import read_kept, write_kept
 from harness.analysis.choices.replay import open_replay
 from harness.analysis.choices.word_classes import MARKER, PUNCTUATION, group, word_class
 from harness.analysis.runs import benchmarks_of, comparable
-from harness.common.errors import StaleError
-from harness.common.files import read_json, write_json
 from harness.common.hashing import digest
 from harness.records.record import read_items
 
@@ -192,9 +190,9 @@ def study(
     opened = replay.data(paths)
     if isinstance(opened, str):
         return opened
-    found = {name: Neighbours(items) for name, items in asked.items()}
+    by_benchmark = {name: Neighbours(items) for name, items in asked.items()}
     for sample, tokens, chosen in replay.walk(*opened, progress):
-        for neighbours in found.values():
+        for neighbours in by_benchmark.values():
             neighbours.add(sample, tokens, chosen)
     needed = {
         "schema": SCHEMA,
@@ -204,7 +202,7 @@ def study(
         "keep_ratio": replay.gate.keep_ratio,
         "selection": replay.gate.selection_name,
         "epoch": replay.stores.epochs[-1],
-        "benchmarks": {name: _result(neighbours) for name, neighbours in found.items()},
+        "benchmarks": {name: _result(neighbours) for name, neighbours in by_benchmark.items()},
     }
     write_needed(run.folder, needed)
     return None
@@ -216,7 +214,7 @@ def items_of(pair: Pair, benchmark: str, task: MultipleChoiceTask) -> list[Item]
     both = comparable(pair, benchmark)
     if both is None or pair.gated is None:
         return []
-    evaluation, theirs, ours = both
+    evaluation, baseline_values, gated_values = both
     last = pair.gated.last(benchmark)
     assert last is not None
     lines = {(line["task"], str(line["key"])): line for line in read_items(pair.gated.folder, last) or ()}
@@ -224,7 +222,9 @@ def items_of(pair: Pair, benchmark: str, task: MultipleChoiceTask) -> list[Item]
     for entry in evaluation["tasks"]:
         name, ability = entry["task"], entry["ability"]
         for question in task.tasks.get(ability, ()):
-            before, after = theirs.get(name, {}).get(question.key), ours.get(name, {}).get(question.key)
+            before, after = (
+                values.get(name, {}).get(question.key) for values in (baseline_values, gated_values)
+            )
             if before is None or after is None:
                 continue
             line, accepted = lines[name, question.key], task.benchmark.form == "short"
@@ -239,27 +239,13 @@ def read_needed(run_dir: Path) -> Needed | None:
     """What `study` wrote; None if it was not made.
 
     Raises:
-        DataError: the file is damaged.
-        StaleError: it is of another version or of another run.
+        DataError, StaleError: as `read_kept`.
     """
-    path = run_dir / FILE
-    if not path.exists():
-        return None
-    needed = read_json(path, "the words that items ask for")
-    schema, run = needed.get("schema"), needed.get("run")
-    if schema != SCHEMA or run != run_dir.name:
-        raise StaleError(
-            f"{path}: schema {schema} of {run}, expected {SCHEMA} of {run_dir.name}",
-            hint="delete the file and run `harness figures`, which makes it again where the stores are",
-        )
-    return needed
+    return read_kept(run_dir / FILE, "the words that items ask for", SCHEMA)
 
 
 def write_needed(run_dir: Path, needed: Needed) -> Path:
-    """Put the file into a run's folder, with its checksum."""
-    path = run_dir / FILE
-    write_json(path, json.loads(json.dumps(needed, sort_keys=True, allow_nan=False)), sealed=True)
-    return path
+    return write_kept(run_dir / FILE, needed)
 
 
 def _answers(sample: Sample, tokens: Sequence[Token], kept: Sequence[bool]) -> list[Answer]:
@@ -287,8 +273,9 @@ def _questions(sample: Sample) -> list[str]:
 
 
 def _items_digest(asked: Mapping[str, Sequence[Item]]) -> str:
-    told = {name: [[item.task, item.question.key, item.group, item.given] for item in asked[name]] for name in asked}
-    return digest(told)
+    return digest(
+        {name: [[item.task, item.question.key, item.group, item.given] for item in asked[name]] for name in asked}
+    )
 
 
 def _result(neighbours: Neighbours) -> dict[str, Any]:

@@ -6,12 +6,10 @@ made where the stores no longer are.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, Final
 
+from harness.analysis.choices.kept_files import read_kept, write_kept
 from harness.analysis.curves import suites
-from harness.common.errors import StaleError
-from harness.common.files import read_json, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,29 +25,16 @@ Selection = dict[str, Any]
 
 
 def read_selection(run_dir: Path) -> Selection | None:
-    """What a run's gate chose; None if it was not computed.
+    """What a run's gate chose; None if it was not made.
 
     Raises:
-        DataError: the file is damaged.
-        StaleError: it is of another version or of another run.
+        DataError, StaleError: as `read_kept`.
     """
-    path = run_dir / FILE
-    if not path.exists():
-        return None
-    selection = read_json(path, "the choices of a run")
-    schema, run = selection.get("schema"), selection.get("run")
-    if schema != SCHEMA or run != run_dir.name:
-        raise StaleError(
-            f"{path}: schema {schema} of {run}, expected {SCHEMA} of {run_dir.name}",
-            hint="delete the file and run `harness figures`, which makes it again where the stores are",
-        )
-    return selection
+    return read_kept(run_dir / FILE, "the choices of a run", SCHEMA)
 
 
 def write_selection(run_dir: Path, selection: Selection) -> Path:
-    path = run_dir / FILE
-    write_json(path, json.loads(json.dumps(selection, sort_keys=True, allow_nan=False)), sealed=True)
-    return path
+    return write_kept(run_dir / FILE, selection)
 
 
 def runs_to_replay(runs: Sequence[Run]) -> list[Run]:

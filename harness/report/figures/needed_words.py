@@ -42,25 +42,25 @@ def needed_figure(needed: Needed, benchmark: str) -> Figure | None:
     """The figure of one benchmark; None where no item flips, or none has a neighbour."""
     import matplotlib as mpl
 
-    found = needed["benchmarks"][benchmark]
-    items = [item for item in found["items"] if item["targets"] and item["group"] in LOOKS]
+    result = needed["benchmarks"][benchmark]
+    items = [item for item in result["items"] if item["targets"] and item["group"] in LOOKS]
     if not any(item["group"] != BOTH for item in items):
         return None
     abilities = list(dict.fromkeys(item["ability"] for item in items))
-    lines = [line for example in found["examples"] for line in _lines(example)]
+    lines = [line for example in result["examples"] for line in _lines(example)]
     heights = [_ROW * len(abilities) + 0.9, _LINE * (len(lines) + 2)]
     with mpl.rc_context(STYLE):
         figure = new_figure(_WIDTH, sum(heights) + 1.3)
         dots, texts = figure.subplots(2, 1, height_ratios=heights)
-        _dots(dots, items, abilities, found)
+        _dots(dots, items, abilities, result)
         _write(texts, lines)
         figure.suptitle(f"{needed['run']} and {needed['baseline']}: words that {benchmark} asks for", fontsize=10)
-        without = sum(not item["targets"] for item in found["items"])
+        without = sum(not item["targets"] for item in result["items"])
         figure.supxlabel("\n".join(textwrap.wrap(_caption(needed, without), 130)), fontsize=7.5, color=FAINT)
     return figure
 
 
-def _dots(axes: Axes, items: Sequence[dict[str, Any]], abilities: Sequence[str], found: dict[str, Any]) -> None:
+def _dots(axes: Axes, items: Sequence[dict[str, Any]], abilities: Sequence[str], result: dict[str, Any]) -> None:
     for place, (group, (colour, mark)) in enumerate(LOOKS.items()):
         for row, ability in enumerate(abilities):
             parts = [
@@ -79,7 +79,7 @@ def _dots(axes: Axes, items: Sequence[dict[str, Any]], abilities: Sequence[str],
             )  # fmt: skip
             note: dict[str, Any] = {"textcoords": "offset points", "xytext": (5, 3), "fontsize": 6.5, "color": colour}
             axes.annotate(str(len(parts)), (100 * mean.value, row + 0.24 * (place - 1)), **note)
-    whole = 100 * found["left_out"] / found["targets"]
+    whole = 100 * result["left_out"] / result["targets"]
     axes.axvline(whole, color=RULE, linewidth=1, linestyle=":")
     axes.set_yticks(range(len(abilities)), abilities)
     axes.set_ylim(len(abilities) - 0.4, -0.6)

@@ -242,13 +242,13 @@ def chosen(selection: dict[str, Any]) -> Section:
 
 def needed(run: Run) -> list[Section]:
     """The words that flipped items ask for, where `harness.analysis.choices.needed_words` looked them up."""
-    found = read_needed(run.folder)
-    if found is None:
+    needed = read_needed(run.folder)
+    if needed is None:
         return []
-    drawn = {benchmark: needed_figure(found, benchmark) for benchmark in found["benchmarks"]}
+    drawn = {benchmark: needed_figure(needed, benchmark) for benchmark in needed["benchmarks"]}
     title = f"What {run.id} left out of the words that items ask for"
     shown = tuple((f"{title}: {benchmark}", figure) for benchmark, figure in drawn.items() if figure is not None)
-    words = f"Items that flip between {found['baseline']} and this run, and their nearest training answers."
+    words = f"Items that flip between {needed['baseline']} and this run, and their nearest training answers."
     return [Section(f"needed-{run.id}", title, (Pictures(shown, words),))] if shown else []
 
 
