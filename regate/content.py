@@ -38,18 +38,20 @@ def diverse(value_nD: Tensor, clip: Clip, keep: float) -> Tensor:
     One after the other the cell whose smallest cosine distance to those chosen before is largest; the first is the
     one with the largest distance to its nearest neighbour. Cells that stay in any case are chosen before.
     """
-    cosine_nn = 1.0 - _cosine(value_nD, value_nD)
+    distance_nn = 1.0 - _cosine(value_nD, value_nD)
+    # Two cells that are each other's nearest are equally far, whatever the last bits of the kernel say.
+    distance_nn = distance_nn.triu() + distance_nn.triu(1).T
     apart_n = on_device(clip.apart_n, value_nD.device)
     chosen_n = apart_n.clone()
     if bool(clip.apart_n.any()):
-        nearest_n = cosine_nn.masked_fill(~apart_n, torch.inf).amin(dim=1)
+        nearest_n = distance_nn.masked_fill(~apart_n, torch.inf).amin(dim=1)
     else:
         self_nn = torch.eye(len(value_nD), dtype=torch.bool, device=value_nD.device)
-        nearest_n = cosine_nn.masked_fill(self_nn, torch.inf).amin(dim=1)
+        nearest_n = distance_nn.masked_fill(self_nn, torch.inf).amin(dim=1)
     for count in range(int(clip.apart_n.sum()), clip.kept):
         next_1 = nearest_n.masked_fill(chosen_n, -torch.inf).argmax().view(1)
         chosen_n = chosen_n.index_fill(0, next_1, True)
-        distance_n = cosine_nn.index_select(0, next_1)[0]
+        distance_n = distance_nn.index_select(0, next_1)[0]
         nearest_n = distance_n if count == 0 else torch.minimum(nearest_n, distance_n)
     return torch.where(chosen_n, torch.arange(len(value_nD), device=value_nD.device), -1)
 

@@ -34,7 +34,9 @@ def cosine(one, other):
 def slow_diverse(cells, apart, shape, keep):
     """The greedy choice, cell by cell."""
     picked = [n for n in range(len(cells)) if apart[n]]
-    distance = [[1 - cosine(one, other) for other in cells] for one in cells]
+    numbers = range(len(cells))
+    # Of two cells always the same way round: the last bit of a dot product depends on it.
+    distance = [[1 - cosine(cells[min(n, m)], cells[max(n, m)]) for m in numbers] for n in numbers]
     while len(picked) < ceil(keep * len(cells)):
         rest = [n for n in range(len(cells)) if n not in picked]
         others = {n: picked or [m for m in range(len(cells)) if m != n] for n in rest}
@@ -103,6 +105,16 @@ def test_rules_equal_their_slow_definitions(how, shape, keep, apart, seed):
     stays_n = owner_n == torch.arange(cells)
     assert int(stays_n.sum()) == clip.kept >= 1
     assert bool(stays_n[apart_n].all())
+
+
+@pytest.mark.parametrize(("shape", "seed"), [((2, 2, 2), 79), ((3, 3, 3), 567), ((3, 3, 3), 1088)])
+def test_of_two_cells_that_are_each_others_nearest_the_first_is_taken(shape, seed):
+    """Both are equally far from their nearest neighbour, whatever the last bits of a kernel say."""
+    cells = shape[0] * shape[1] * shape[2]
+    value_nD = torch.randn(cells, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    none_n = torch.zeros(cells, dtype=torch.bool)
+    clip = clip_of("diverse", 0.25, shape, torch.arange(cells), none_n)
+    assert RULES["diverse"](value_nD, clip, 0.25).tolist() == slow_diverse(value_nD, none_n.tolist(), shape, 0.25)
 
 
 def test_rules_by_hand():
