@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,8 +27,13 @@ class Ran:
     stderr: str
 
     def run_dir(self, name: str) -> Path:
-        (found,) = (self.folder / "results" / "runs").glob(f"{name}-????????")
-        return found
+        (folder,) = (self.folder / "results" / "runs").glob(f"{name}-????????")
+        return folder
+
+    def record(self, name: str) -> dict[str, Any]:
+        loaded: dict[str, Any] = json.loads((self.run_dir(name) / "record.json").read_text())
+        assert loaded["status"] == "complete"
+        return loaded
 
 
 def harness(folder: Path, *arguments: str | Path, python: str | None = None) -> subprocess.CompletedProcess[str]:

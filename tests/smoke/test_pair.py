@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 ARMS = ("tiny_smoke_baseline", "tiny_smoke_regate")
-
-
-def record(pair: Ran, name: str) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((pair.run_dir(name) / "record.json").read_text())
-    return loaded
 
 
 def sha256(path: Path) -> str:
@@ -45,7 +40,7 @@ def test_the_table_names_both_arms_and_is_on_disk(pair: Ran) -> None:
 
 @pytest.mark.parametrize("name", ARMS)
 def test_the_record_is_complete(pair: Ran, name: str) -> None:
-    loaded = record(pair, name)
+    loaded = pair.record(name)
     assert loaded["status"] == "complete"
     kept = {path.name for path in (pair.run_dir(name) / "checkpoints").iterdir()}
     assert kept == {"step-000030", "step-000060"}, "what it could resume from is gone"
@@ -66,15 +61,15 @@ def test_the_record_is_complete(pair: Ran, name: str) -> None:
 def test_the_ledger_agrees_with_the_closed_form(pair: Ran) -> None:
     """Eq. 4, step by step: p = 1 keeps every target, p = 1/2 keeps floor(N / 2) of each sample's N."""
     steps = read_steps(pair.run_dir("tiny_smoke_regate") / "ledger.jsonl")
-    gate = record(pair, "tiny_smoke_regate")["recipe"]["gate"]
+    gate = pair.record("tiny_smoke_regate")["recipe"]["gate"]
     cycle = DualCycle(gate["keep_ratio"], gate["cycle_steps"], gate["dense_steps"], gate["warmup_steps"])
-    batch = record(pair, "tiny_smoke_regate")["recipe"]["train"]["global_batch"]
+    batch = pair.record("tiny_smoke_regate")["recipe"]["train"]["global_batch"]
     for entry in steps:
         keep = cycle.keep_ratio_at(entry["step"])
         target, scored = entry["counts"]["target"], entry["counts"]["scored"]
         assert entry["keep_ratio"] == keep
         assert keep * target - (batch if keep < 1 else 0) <= scored <= keep * target
-    totals = record(pair, "tiny_smoke_regate")["totals"]
+    totals = pair.record("tiny_smoke_regate")["totals"]
     assert totals["expected_reduction"] == pytest.approx(1 - cycle.expected_keep(len(steps)))
     # Rounding takes at most one target of a sample in a sparse step; the steps' own sizes vary a little.
     rounding = batch * sum(entry["keep_ratio"] < 1 for entry in steps) / totals["counts"]["target"]
@@ -82,7 +77,7 @@ def test_the_ledger_agrees_with_the_closed_form(pair: Ran) -> None:
 
 
 def test_the_baseline_computes_everything(pair: Ran) -> None:
-    counts = record(pair, "tiny_smoke_baseline")["totals"]["counts"]
+    counts = pair.record("tiny_smoke_baseline")["totals"]["counts"]
     assert counts["active"] == counts["valid"]
     assert counts["scored"] == counts["target"]
 
@@ -112,7 +107,7 @@ def test_mlflow_shows_the_same_numbers(pair: Ran) -> None:
     runs = client.search_runs([experiment.experiment_id])
     parents = {run.info.run_name: run for run in runs if "mlflow.parentRunId" not in run.data.tags}
     for name in ARMS:
-        loaded = record(pair, name)
+        loaded = pair.record(name)
         (parent,) = (run for key, run in parents.items() if key.startswith(name))
         children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
         metrics: dict[str, float] = {}
@@ -124,14 +119,14 @@ def test_mlflow_shows_the_same_numbers(pair: Ran) -> None:
 
 
 def test_the_same_command_again_repeats_nothing(pair: Ran) -> None:
-    before = {name: record(pair, name) for name in ARMS}
+    before = {name: pair.record(name) for name in ARMS}
     ledgers = {name: sha256(pair.run_dir(name) / "ledger.jsonl") for name in ARMS}
     done = harness(pair.folder, "run", *PAIR)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout == pair.stdout
     for name in ARMS:
         assert sha256(pair.run_dir(name) / "ledger.jsonl") == ledgers[name]
-        assert strip_times(record(pair, name)) == strip_times(before[name])
+        assert strip_times(pair.record(name)) == strip_times(before[name])
 
 
 def test_keep_ratio_one_is_the_baseline_bit_for_bit(pair: Ran) -> None:

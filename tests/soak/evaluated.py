@@ -27,13 +27,18 @@ _OF_THE_CLOCK: Final = ("seconds", "seal")
 
 def recipe_in(folder: Path) -> Recipe:
     """`stopped`'s run, evaluated twice."""
-    made = {**stopped.recipe_in(folder).model_dump(mode="json"), "name": "evaluated", "evaluate": ASKED}
-    return Recipe.model_validate_json(json.dumps(made))
+    plain = {**stopped.recipe_in(folder).model_dump(mode="json"), "name": "evaluated", "evaluate": ASKED}
+    return Recipe.model_validate_json(json.dumps(plain))
 
 
 def go_on(folder: Path) -> None:
     """The run's command, from where it is to its record."""
-    prepared = pipeline.prepare(recipe_in(folder), Progress(quiet=True))
+    command(recipe_in(folder))
+
+
+def command(recipe: Recipe) -> None:
+    """All stages of a run, from where it is to its record."""
+    prepared = pipeline.prepare(recipe, Progress(quiet=True))
     pipeline.train(prepared)
     pipeline.evaluate(prepared)
     pipeline.finish(prepared)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import importlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -131,22 +130,13 @@ def main(folder: Path, moment: str, made: Path) -> dict[str, Any]:
         filled; left: names of files that only a later start could remove; outcome: what the second attempt came to.
     """
     from harness.records import run_folder
+    from tests.soak.forks import in_a_fork
 
     run_folder._SPARE_BYTES = 0  # the disk fills later: what a start asks for has its own tests
     for name in () if moment == "data" else ("data", "weights"):
         shutil.copytree(made / name, folder / name)
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reader)
-        with os.fdopen(writer, "w") as file:
-            json.dump(_first_attempt(folder, moment), file)
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as file:
-        content = file.read()
-    _, status = os.waitpid(child, 0)
-    message, code, took = json.loads(content) if content else (f"wait status {status}", -1, None)
+    ended, status = in_a_fork(lambda: _first_attempt(folder, moment))
+    message, code, took = ended or (f"wait status {status}", -1, None)
     left = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.tmp"))
     (folder / "filling").unlink(missing_ok=True)
     go_on, outcome = run_of(moment)

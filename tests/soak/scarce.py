@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import resource
 import shutil
 import subprocess
@@ -14,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from harness import pipeline
 from harness.common.exits import explained
-from harness.common.progress import Progress
 from harness.config.recipe import Recipe
 
 from . import evaluated
+from .forks import in_a_fork
 
 ROOT: Final = Path(__file__).parents[2]
 WORKERS: Final = 2
@@ -43,37 +41,17 @@ KINDS: Final = (Scarcity(files=24), Scarcity(files=64), Scarcity(shm="64k"), Sca
 
 def recipe_in(folder: Path) -> Recipe:
     """The evaluated run, its clips decoded by loading processes."""
-    made = evaluated.recipe_in(folder).model_dump(mode="json")
-    made["name"] = "scarce"
-    made["train"] |= {"workers": WORKERS}
-    made["devices"] |= {"tower_cache_gb": 0.0}
-    return Recipe.model_validate_json(json.dumps(made))
-
-
-def go_on(folder: Path) -> None:
-    """The run's command, from where it is to its record."""
-    prepared = pipeline.prepare(recipe_in(folder), Progress(quiet=True))
-    pipeline.train(prepared)
-    pipeline.evaluate(prepared)
-    pipeline.finish(prepared)
+    plain = evaluated.recipe_in(folder).model_dump(mode="json")
+    plain["name"] = "scarce"
+    plain["train"] |= {"workers": WORKERS}
+    plain["devices"] |= {"tower_cache_gb": 0.0}
+    return Recipe.model_validate_json(json.dumps(plain))
 
 
 def attempt(folder: Path, scarcity: Scarcity) -> dict[str, Any]:
-    """code, message and seconds of an attempt in a process that gets no more than that. It is forked from one that
-    has computed nothing: threads of OpenMP do not survive a fork."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reader)
-        with os.fdopen(writer, "w") as file:
-            json.dump(_attempt(folder, scarcity), file)
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as file:
-        content = file.read()
-    _, status = os.waitpid(child, 0)
-    ended: dict[str, Any] = json.loads(content) if content else {"code": -1, "message": f"status {status}"}
-    return ended
+    """code, message and seconds of an attempt in a process that gets no more than that."""
+    ended, status = in_a_fork(lambda: _attempt(folder, scarcity))
+    return ended or {"code": -1, "message": f"status {status}"}
 
 
 def _attempt(folder: Path, scarcity: Scarcity) -> dict[str, Any]:
@@ -86,7 +64,7 @@ def _attempt(folder: Path, scarcity: Scarcity) -> dict[str, Any]:
     if scarcity.files is not None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (scarcity.files, scarcity.files))
     try:
-        go_on(folder)
+        evaluated.command(recipe_in(folder))
     except Exception as error:  # noqa: BLE001 - whatever comes is judged
         message, code = explained(error)
     return {"code": code, "message": message, "seconds": time.monotonic() - began}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,8 +20,7 @@ def test_the_toy_pair_from_nothing_to_the_table(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
     assert "ReGATE" in done.stdout
     ran = Ran(tmp_path, done.stdout, done.stderr)
-    dense, gated = (json.loads((ran.run_dir(path.stem) / "record.json").read_text()) for path in PAIR)
-    assert dense["status"] == gated["status"] == "complete"
+    dense, gated = (ran.record(path.stem) for path in PAIR)
     assert dense["totals"]["counts"]["scored"] == dense["totals"]["counts"]["target"]
     counts = gated["totals"]["counts"]
     assert counts["target"] == dense["totals"]["counts"]["target"]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,18 +16,12 @@ PAIR = (RECIPES / "tiny_videochat2_baseline.yaml", RECIPES / "tiny_videochat2_re
 SMALL = ("data.train_clips=64", "data.test_clips=14", "evaluate.at=[1.0]", "evaluate.limit=2", "train.workers=0")
 
 
-def record(ran: Ran, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((ran.run_dir(name) / "record.json").read_text())
-    assert found["status"] == "complete"
-    return found
-
-
 def test_the_toy_pair_from_nothing_to_the_table(tmp_path: Path) -> None:
     done = harness(tmp_path, "run", *PAIR, *SMALL)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "ReGATE" in done.stdout
     ran = Ran(tmp_path, done.stdout, done.stderr)
-    dense, gated = (record(ran, path.stem) for path in PAIR)
+    dense, gated = (ran.record(path.stem) for path in PAIR)
     assert dense["totals"]["counts"]["scored"] == dense["totals"]["counts"]["target"]
     counts = gated["totals"]["counts"]
     assert counts["target"] == dense["totals"]["counts"]["target"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -28,18 +28,12 @@ SHIPPED = [
 ]
 
 
-def record(ran: Ran, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((ran.run_dir(name) / "record.json").read_text())
-    assert found["status"] == "complete"
-    return found
-
-
 def test_the_toy_pair_from_nothing_to_the_table(tmp_path: Path) -> None:
     done = harness(tmp_path, "run", *PAIR)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "ReGATE" in done.stdout
     ran = Ran(tmp_path, done.stdout, done.stderr)
-    dense, gated = (record(ran, path.stem) for path in PAIR)
+    dense, gated = (ran.record(path.stem) for path in PAIR)
     assert dense["totals"]["counts"]["scored"] == dense["totals"]["counts"]["target"]
     counts = gated["totals"]["counts"]
     assert counts["target"] == dense["totals"]["counts"]["target"]
@@ -63,7 +57,7 @@ def test_the_shipped_recipe_runs_where_weights_and_data_are_at_their_paths(tmp_p
     done = harness(tmp_path, "run", NAME, *SHIPPED)
     assert done.returncode == 0, done.stderr[-4000:]
     ran = Ran(tmp_path, done.stdout, done.stderr)
-    found = record(ran, NAME)
+    found = ran.record(NAME)
     steps = read_steps(ran.run_dir(NAME) / "ledger.jsonl")
     assert len(steps) == found["totals"]["steps"] == 2
     tokens = adapter_for(user_supplied(tmp_path), None).processor().visual_tokens
