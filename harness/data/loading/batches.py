@@ -148,18 +148,28 @@ def picture_batches(dataset: DataSet, processor: Processor, *, rows: int) -> Ite
 
 def _pictures(sample: Sample, dataset: DataSet) -> list[Tensor]:
     """The sample's clips as the first epoch shows them; after three failed attempts an error."""
-    for wait in (*_WAITS, None):
+    try:
+        return _decoded(sample, dataset, _FIRST)
+    except VideoError as error:
+        raise DataError(
+            f"{sample.key}: {error}",
+            hint="gate.reference.pictures reads the media of every sample: `harness data check` names all that are "
+            "damaged, data.damaged: exclude leaves them out",
+        ) from error
+
+
+def _decoded(sample: Sample, dataset: DataSet, view: EpochView) -> list[Tensor]:
+    """The sample's clips; files on a network may come at the second or third attempt.
+
+    Raises:
+        VideoError: of the last attempt.
+    """
+    for wait in _WAITS:
         try:
-            return clips(sample, dataset.sampling, _FIRST, frames=dataset.frames, size=dataset.blank)
-        except VideoError as error:
-            if wait is None:
-                raise DataError(
-                    f"{sample.key}: {error}",
-                    hint="gate.reference.pictures reads the media of every sample: `harness data check` names all "
-                    "that are damaged, data.damaged: exclude leaves them out",
-                ) from error
+            return clips(sample, dataset.sampling, view, frames=dataset.frames, size=dataset.blank)
+        except VideoError:
             time.sleep(wait)
-    raise AssertionError("the last attempt returns or raises")
+    return clips(sample, dataset.sampling, view, frames=dataset.frames, size=dataset.blank)
 
 
 def load(
@@ -177,14 +187,11 @@ def load(
     order = order_of(sample, dataset.sampling, view)
     if not with_media:
         return encode(sample, order, processor, None)
-    for wait in (*_WAITS, None):
-        try:
-            pictures = clips(sample, dataset.sampling, view, frames=dataset.frames, size=dataset.blank)
-            return encode(sample, order, processor, pictures)
-        except VideoError:
-            if wait is not None:
-                time.sleep(wait)
-    return _blank(sample, dataset, processor)
+    try:
+        pictures = _decoded(sample, dataset, view)
+    except VideoError:
+        return _blank(sample, dataset, processor)
+    return encode(sample, order, processor, pictures)
 
 
 def _by_length(rows: list[Encoded], processor: Processor, tokens_per_batch: int) -> Iterator[Batch]:
