@@ -188,17 +188,17 @@ class Loop:
         self.parallel.optimizer.step()
         self.parallel.optimizer.zero_grad()
         tower_kept = sum(len(batch.sample_ids_B) for batch in window if "tower_features" in batch.inputs)
-        passes = [decision for decision in (*decisions, *elided) if decision is not None]
-        flops, flops_dense = self._flops(decisions, passes[len(decisions) :], tower_kept)
+        learned_from = [decision for decision in elided if decision is not None]
+        flops, flops_dense = self._flops(decisions, learned_from, tower_kept)
         return StepResult(
             counts=sum((decision.counts for decision in decisions), regate.TokenCounts()),
-            executed=sum(self.elide.executed(decision) for decision in passes),
+            executed=sum(self.elide.executed(decision) for decision in (*decisions, *learned_from)),
             rows=self.elide.rows,
             kernel=self.elide.kernel,
             keep_ratio=decisions[0].keep_ratio,
             sparse=decisions[0].sparse,
             loss_sum=loss_sum,
-            distil_sum=distil_sum if len(passes) > len(decisions) else None,
+            distil_sum=distil_sum if learned_from else None,
             flops=flops,
             flops_dense=flops_dense,
             tower_kept=tower_kept,
