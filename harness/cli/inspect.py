@@ -207,14 +207,16 @@ def shown_lines(answer: Answer) -> list[str]:
 
 
 def _record_facts(record: Answer) -> list[tuple[str, str]]:
-    totals, where = record["totals"], record["provenance"]
+    where = record["provenance"]
+    return [*_work_facts(record["totals"]), *_place_facts(where)] if record["totals"] else _place_facts(where)
+
+
+def _work_facts(totals: Answer) -> list[tuple[str, str]]:
+    """What a training computed and took; weights that are evaluated as they are have none of it."""
     counts, hours = totals["counts"], totals["device_hours"]
     clocks = ", ".join(f"{name} {render.duration(seconds).text}" for name, seconds in totals["seconds"].items())
     shares = [render.percent(totals[name] or 0.0).text for name in ("targets_reduction", "expected_reduction")]
-    hardware = where["hardware"]
-    threads = f"{hardware['threads']} {'thread' if hardware['threads'] == 1 else 'threads'}"
-    devices = [gpu["name"] for gpu in hardware["gpus"]] or [f"{hardware['cpu']}, {threads}"]
-    facts = [
+    return [
         (
             "targets",
             f"{counts['target']:,}, {counts['scored']:,} computed: {shares[0]} fewer (expected {shares[1]})",
@@ -222,6 +224,15 @@ def _record_facts(record: Answer) -> list[tuple[str, str]]:
         ("positions", f"{counts['valid']:,} ({counts['visual']:,} of them visual), {counts['active']:,} computed"),
         ("clocks", clocks),
         ("device-hours", ", ".join(f"{name} {value:.3g}" for name, value in hours.items())),
+    ]
+
+
+def _place_facts(where: Answer) -> list[tuple[str, str]]:
+    """What it was computed on and with."""
+    hardware = where["hardware"]
+    threads = f"{hardware['threads']} {'thread' if hardware['threads'] == 1 else 'threads'}"
+    devices = [gpu["name"] for gpu in hardware["gpus"]] or [f"{hardware['cpu']}, {threads}"]
+    facts = [
         ("hardware", ", ".join(devices)),
         ("packages", ", ".join(f"{name} {version}" for name, version in where["packages"].items())),
     ]

@@ -348,7 +348,13 @@ def list_all(
         _echo("\n".join(listing_lines(answer)))
 
 
-@app.command(epilog=_examples("harness show tiny_regate", "harness show tiny_regate-1a2b"))
+@app.command(
+    epilog=_examples(
+        "harness show tiny_regate",
+        "harness show tiny_regate-1a2b",
+        "harness show tiny_regate-1a2b shapes_colour/colour/000000",
+    ),
+)
 @guarded
 def show(
     name: Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A recipe, or a run or the beginning of its id.")],
@@ -364,7 +370,7 @@ def show(
 
     items, overrides = split(arguments or [])
     if len(items) == 1:
-        from harness.cli.trace import asked_again, asked_lines
+        from harness.cli.show_item import asked_again, asked_lines
         from harness.common.progress import Progress
 
         answer, lines = asked_again(name, items[0], overrides, Progress()), asked_lines

@@ -1,37 +1,36 @@
-"""From a number in a table to what it was made from, and one item asked again: `harness trace`, `harness show`."""
+"""From a number in a table to what it was made from: `harness trace`."""
 
 from __future__ import annotations
 
-import tempfile
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.analysis.runs import Run, load_runs, scoring_of
 from harness.cli.arguments import results_folder
-from harness.cli.run_names import known_suites, run_of_beginning
-from harness.common.errors import RecipeError, StaleError
+from harness.cli.run_names import known_suites
+from harness.common.errors import DataError, RecipeError
 from harness.config.explain import did_you_mean, nearest
-from harness.evaluation.evaluate import Job, ask_again, kept_task
-from harness.evaluation.lmms.answer_cache import answers_file
-from harness.evaluation.task import MultipleChoiceTask
-from harness.records.evaluations import items_file, read_item_lines
+from harness.evaluation.evaluate import kept_task
+from harness.evaluation.files import published_item
+from harness.evaluation.lmms.answer_cache import sent_prompt
+from harness.evaluation.rows import options_of
+from harness.evaluation.task import LmmsEvalTask, MultipleChoiceTask
+from harness.records.evaluations import items_file
 from harness.records.record import RECORD_FILE, read_items
-from harness.records.run_folder import RECIPE_FILE, read_recipe
 from harness.report.table import Table, runs_of
 from harness.report.tables import make_tables
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
-    from harness.common.progress import Progress
-    from harness.config.recipe import Recipe
+    from harness.benchmarks import PaperBenchmark
     from harness.data.sample import Question
+    from harness.evaluation.files import PublishedData
     from harness.report.table import Cell
 
 Answer = dict[str, Any]
 _SHOWN: Final = 10
-_FIELDS: Final = ("answer", "prediction", "correct", "option_loss", "option_tokens", "text", "empty", "unparsable")
+FIELDS: Final = ("answer", "prediction", "correct", "option_loss", "option_tokens", "text", "empty", "unparsable")
 """What of an item is shown beside its question."""
 
 
@@ -136,7 +135,8 @@ def _of_run(run: Run, benchmark: str | None, names: Sequence[str], item: str | N
         "step": evaluation["step"],
         "scoring": vars_of(evaluation),
         "items_file": None if lines is None else str(items_file(path)),
-        "items": [_told(run.folder, evaluation, line) for line in _selected(kept, item)] if item else kept,
+        "in_full": item is not None,
+        "items": [told(run.folder, evaluation, line) for line in selected(kept, item)] if item else kept,
         "right": sum(line["correct"] for line in kept),
         "scored": len(kept),
     }
@@ -149,7 +149,7 @@ def vars_of(evaluation: Mapping[str, Any]) -> dict[str, str]:
     return {"unit": scoring.unit, "combine": scoring.combine, "scale": scoring.scale}
 
 
-def _selected(items: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
+def selected(items: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
     """The items of a key, or of `task/key`.
 
     Raises:
@@ -163,117 +163,64 @@ def _selected(items: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str
     return chosen
 
 
-def _told(run_dir: Path, evaluation: Mapping[str, Any], item: Mapping[str, Any]) -> Answer:
-    """An item with its question, clip and options, as far as they are kept."""
-    told: Answer = {"task": item["task"], "key": str(item["key"])}
-    question = _question(run_dir, evaluation["benchmark"], item)
-    if question is not None:
-        told |= {"question": question.text, "options": list(question.options)}
-        told["media"] = [
-            {"kind": m.kind, "path": str(m.path), "start": m.start, "end": m.end} for m in question.media
-        ]
+def told(run_dir: Path, evaluation: Mapping[str, Any], item: Mapping[str, Any]) -> Answer:
+    """An item with its question, clip and options, as far as they are kept or its data are here."""
+    task = kept_task(run_dir, evaluation["benchmark"])
+    if isinstance(task, MultipleChoiceTask):
+        known = asked_of(task.question(item))
+    elif isinstance(task, LmmsEvalTask):
+        result = run_dir / "eval" / f"step-{evaluation['step']:06d}" / f"{evaluation['benchmark']}.json"
+        known = {"prompt": sent(result, task.benchmark, item), **_here(task, item)}
     else:
-        told["prompt"] = _prompt(run_dir, evaluation, item)
-    return told | {name: item[name] for name in _FIELDS if name in item}
+        known = {}
+    name: Answer = {"task": item["task"], "key": str(item["key"])}
+    return name | known | {field: item[field] for field in FIELDS if field in item}
 
 
-def _question(run_dir: Path, benchmark: str, item: Mapping[str, Any]) -> Question | None:
-    task = kept_task(run_dir, benchmark)
-    if not isinstance(task, MultipleChoiceTask):
-        return None
-    asked = task.tasks.get(item["ability"], ())
-    return next((question for question in asked if question.key == item["key"]), None)
+def _here(task: LmmsEvalTask, item: Mapping[str, Any]) -> Answer:
+    """What the data of a published benchmark say of an item; nothing where they are not here."""
+    try:
+        return row_of(task.data, item)
+    except DataError:
+        return {}
 
 
-def _prompt(run_dir: Path, evaluation: Mapping[str, Any], item: Mapping[str, Any]) -> str | None:
-    """What was sent, out of the answers that are kept while the run's folder is whole."""
-    result = run_dir / "eval" / f"step-{evaluation['step']:06d}" / f"{evaluation['benchmark']}.json"
-    for path in sorted(result.parent.glob(answers_file(result, 0).name.replace("-0.", "-*."))):
-        for line in read_item_lines(path):
-            if str(line["key"]) == str(item["key"]):
-                return str(line["prompt"])
-    return None
+def asked_of(question: Question | None) -> Answer:
+    """What a question of this project's form asks; nothing where it is not kept."""
+    if question is None:
+        return {}
+    media = [{"kind": m.kind, "path": str(m.path), "start": m.start, "end": m.end} for m in question.media]
+    right = question.options[question.answer]
+    return {"question": question.text, "options": list(question.options), "media": media, "right_option": right}
 
 
-# --- an item asked again ---------------------------------------------------------------------------------
-
-
-def asked_again(name: str, item: str, arguments: Sequence[str], progress: Progress) -> Answer:
-    """One item of a run's last evaluation beside the answer that its kept checkpoint gives now.
+def row_of(data: PublishedData, item: Mapping[str, Any]) -> Answer:
+    """What the row of a published benchmark asks.
 
     Raises:
-        RecipeError: no such run or item, or an item of a published benchmark.
-        StaleError: the question or the checkpoint is not kept any more.
+        DataError: the data are not complete.
     """
-    results = results_folder(arguments)
-    folders = {run.id: run for run in load_runs(results)}
-    run_id = run_of_beginning(name, folders)
-    if run_id is None:
-        raise RecipeError(f"{name}: no finished run below {results / 'runs'}{nearest(name, folders)}")
-    run = folders[run_id]
-    evaluation, line = _last_item(run, item)
-    task = kept_task(run.folder, evaluation["benchmark"])
-    if task is None:
-        raise StaleError(
-            f"{run_id}: the questions of {evaluation['benchmark']} are not kept",
-            hint="evaluate it again: harness eval",
-        )
-    if not isinstance(task, MultipleChoiceTask):
-        raise RecipeError(
-            f"{evaluation['benchmark']} is asked by lmms-eval's own task, as a whole; its items are not asked alone",
-            hint="harness trace shows what was sent and answered",
-        )
-    question = _question(run.folder, evaluation["benchmark"], line)
-    if question is None:
-        raise StaleError(f"{run_id}: the question of {item} is not kept", hint="evaluate it again: harness eval")
-    alone = MultipleChoiceTask(
-        replace(task.benchmark, abilities=(question.ability,)), {question.ability: (question,)}
-    )
-    checkpoint = run.folder / "checkpoints" / f"step-{evaluation['step']:06d}"
-    if not checkpoint.is_dir():
-        raise StaleError(
-            f"{checkpoint} is gone: the model that answered {item} is not kept", hint="harness trace shows its answer"
-        )
-    job = Job(evaluation["step"], evaluation["fraction"], checkpoint)
-    with tempfile.TemporaryDirectory(prefix="harness-show-") as folder:
-        (now,) = ask_again(_recipe_of(run), Path(folder), job, alone, progress)
-    shown_item = _told(run.folder, evaluation, line)
-    stored, again = ({field: entry[field] for field in _FIELDS if field in entry} for entry in (line, now))
-    shown_item = {field: value for field, value in shown_item.items() if field not in _FIELDS}
-    shown_item["right_option"] = question.options[question.answer] if task.benchmark.form != "short" else None
+    benchmark = data.benchmark
+    found = published_item(data, item["task"], str(item["key"]))
+    row, options = found.row, options_of(benchmark, found.row)
+    medium: Answer = {"kind": benchmark.media, "path": str(found.video or found.file), "start": None, "end": None}
+    if found.video is None:
+        medium["row"] = found.place
+    right = None if benchmark.answer_field is None else row[benchmark.answer_field]
+    if right is not None and benchmark.answer_index and benchmark.options_column is not None:
+        right = row[benchmark.options_column][int(right)]
     return {
-        "schema": 1, "run": run_id, "benchmark": evaluation["benchmark"], "step": evaluation["step"],
-        "form": task.benchmark.form, "item": shown_item, "stored": stored, "again": again,
-    }  # fmt: skip
+        "question": None if row.get("question") is None else str(row["question"]),
+        "options": options,
+        "media": [medium],
+        "right_option": None if right is None else str(right),
+    }
 
 
-def _last_item(run: Run, name: str) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """The item of a key, and the last evaluation that it belongs to."""
-    benchmarks = dict.fromkeys(entry["benchmark"] for entry in run.record["evaluations"])
-    found: list[tuple[dict[str, Any], Mapping[str, Any]]] = []
-    every: list[Mapping[str, Any]] = []
-    for benchmark in benchmarks:
-        evaluation = run.last(benchmark)
-        assert evaluation is not None
-        lines = read_items(run.folder, evaluation) or []
-        every += lines
-        found += [(evaluation, line) for line in lines if name in (str(line["key"]), f"{line['task']}/{line['key']}")]
-    if not found:
-        _selected(every, name)
-    if len(found) > 1:
-        several = ", ".join(f"{line['task']}/{line['key']}" for _, line in found)
-        raise RecipeError(f"{name} is the key of several items; write one of {several}")
-    return found[0]
-
-
-def _recipe_of(run: Run) -> Recipe:
-    """The recipe that the run's folder keeps, for an item of a training's evaluation."""
-    path = run.folder / RECIPE_FILE
-    if not path.is_file():
-        raise StaleError(f"{path} is gone: how the model is loaded is not known")
-    if not run.trained:
-        raise RecipeError(f"{run.id} was evaluated without a training", hint="harness eval asks it again")
-    return read_recipe(run.folder)
+def sent(result: Path, benchmark: PaperBenchmark, item: Mapping[str, Any]) -> str | None:
+    """What was sent, out of the answers that are kept beside a result while the run's folder is whole."""
+    tasks = dict(zip(map(benchmark.part_task, benchmark.parts), benchmark.lmms_tasks, strict=benchmark.group))
+    return sent_prompt(result, tasks[item["task"]] if benchmark.group else benchmark.task, str(item["key"]))
 
 
 # --- lines for a person ----------------------------------------------------------------------------------
@@ -302,7 +249,7 @@ def _evaluation_lines(evaluation: Mapping[str, Any]) -> list[str]:
         f"  items   {evaluation['items_file']}",
     ]
     items = evaluation["items"]
-    if items and ("question" in items[0] or "prompt" in items[0]):
+    if evaluation["in_full"]:
         return lines + [f"  {line}" for item in items for line in item_lines(item)]
     for item in items[:_SHOWN]:
         verdict = "right" if item["correct"] == 1 else "wrong" if item["correct"] == 0 else f"{item['correct']:g}"
@@ -314,15 +261,21 @@ def _evaluation_lines(evaluation: Mapping[str, Any]) -> list[str]:
 
 def item_lines(item: Mapping[str, Any]) -> list[str]:
     """An item in full: question, clip, options with their losses or the generated answer."""
-    lines = [f"{item['task']}/{item['key']}"]
-    if "question" in item:
-        lines.append(f"  question  {item['question']}")
-        lines += [f"  {media['kind']:<9} {media['path']}{_cut(media)}" for media in item["media"]]
-    elif item.get("prompt"):
-        lines += [f"  sent      {line}" for line in str(item["prompt"]).splitlines()]
+    return [f"{item['task']}/{item['key']}", *question_lines(item), *answer_lines(item, item.get("options"))]
+
+
+def question_lines(item: Mapping[str, Any]) -> list[str]:
+    """What an item asks: what was sent where that is kept, else its question; what it shows; and the right answer of
+    a published benchmark's."""
+    media = [f"  {medium['kind']:<9} {medium['path']}{_cut(medium)}" for medium in item.get("media", ())]
+    if item.get("prompt"):
+        asked = [f"  sent      {line}" for line in str(item["prompt"]).splitlines()]
+    elif item.get("question"):
+        asked = [f"  question  {item['question']}"]
     else:
-        lines.append("  its question is not kept")
-    return lines + answer_lines(item, item.get("options"))
+        return [*media, "  its question is not kept"]
+    right = item.get("right_option") if "prompt" in item else None
+    return asked + media + ([] if right is None else [f"  right     {right}"])
 
 
 def answer_lines(item: Mapping[str, Any], options: Sequence[str] | None) -> list[str]:
@@ -337,28 +290,19 @@ def answer_lines(item: Mapping[str, Any], options: Sequence[str] | None) -> list
             lines.append(f"  {loss:8.3f} nats  {text}{f'  ({chr(44).join(marks)})' if marks else ''}")
     elif "text" in item:
         lines.append(f"  answer    {item['text']!r}")
-        if options:
+        if options and "prediction" in item:
             lines.append(f"  accepted  {'; '.join(options)}")
     lines.append(f"  {'right' if item['correct'] == 1 else 'wrong' if item['correct'] == 0 else item['correct']}")
     return lines
 
 
 def _cut(media: Mapping[str, Any]) -> str:
+    if "row" in media:
+        return f", row {media['row']}, counted from 0"
     if media["start"] is None and media["end"] is None:
         return ""
     end = "its end" if media["end"] is None else f"{media['end']:g} s"
     return f" from {media['start'] or 0:g} s to {end}"
 
 
-def asked_lines(answer: Answer) -> list[str]:
-    """What `show RUN ITEM` prints: the question, the stored answer and the one given now."""
-    item = answer["item"]
-    lines = [f"{answer['run']}, {answer['benchmark']} after step {answer['step']}, {item['task']}/{item['key']}"]
-    lines.append(f"  question  {item['question']}")
-    lines += [f"  {media['kind']:<9} {media['path']}{_cut(media)}" for media in item["media"]]
-    for title, given in (("stored", answer["stored"]), ("asked again", answer["again"])):
-        lines += [title, *answer_lines(given, item["options"])]
-    return lines
-
-
-__all__ = ["asked_again", "asked_lines", "traced", "traced_lines"]
+__all__ = ["answer_lines", "item_lines", "question_lines", "selected", "told", "traced", "traced_lines"]

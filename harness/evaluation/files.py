@@ -20,6 +20,7 @@ from harness.evaluation.rows import (
     choose,
     chosen,
     index_name,
+    part_of,
     pictures,
     read_index,
     read_rows,
@@ -46,6 +47,7 @@ class PublishedData:
         limit: most items of each part, None for all.
         expected: number of items that are asked, by the name of their part's task.
         digest: of the rows without their pictures, of the sizes of the row files, and of the videos' names and sizes.
+        row: number of the one row that is asked, where an item is asked alone; its part is the benchmark's only one.
     """
 
     benchmark: PaperBenchmark
@@ -53,6 +55,27 @@ class PublishedData:
     limit: int | None
     expected: dict[str, int]
     digest: str
+    row: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedItem:
+    """An item of a benchmark, as its row has it.
+
+    Attributes:
+        part: that it counts in.
+        number: of its row among those of its task of lmms-eval.
+        row: without pictures.
+        file, place: the row file, and the number of the row in it.
+        video: the file or folder that is shown; None where the row holds pictures.
+    """
+
+    part: str
+    number: int
+    row: Row
+    file: Path
+    place: int
+    video: Path | None
 
 
 def benchmarks_root(data: str) -> Path:
@@ -95,6 +118,42 @@ def open_published(benchmark: PaperBenchmark, root: Path, limit: int | None = No
     ordered = {task: expected[task] for task in map(benchmark.part_task, benchmark.parts)}
     fingerprint = digest([json.loads(json.dumps(everything, default=str)), sizes, videos])
     return PublishedData(benchmark, root, limit, ordered, fingerprint)
+
+
+def published_item(data: PublishedData, task: str, key: str) -> PublishedItem:
+    """An item of complete data.
+
+    Args:
+        task: name of its part's task in our results.
+        key: its place among the items that its task of lmms-eval asks.
+
+    Raises:
+        DataError: no such item, or files are missing.
+    """
+    benchmark, root = data.benchmark, data.root
+    source = next((part for part in benchmark.parts if benchmark.part_task(part) == task), None)
+    if source is None or not key.isdigit():
+        raise DataError(f"{benchmark.name}: no item {task}/{key}")
+    source = source if benchmark.group else ""
+    placed = [
+        (path, place, row)
+        for path in row_files(benchmark, root, source)
+        for place, row in enumerate(_checked(benchmark, path))
+    ]
+    numbers = chosen(choose(benchmark, [row for _, _, row in placed], data.limit))
+    if int(key) >= len(numbers):
+        raise DataError(f"{benchmark.name}: no item {key} of {task}; {len(numbers):,} are asked")
+    number = numbers[int(key)]
+    path, place, row = placed[number]
+    part = source or part_of(benchmark, row) or ""
+    if benchmark.part_task(part) != task:
+        raise DataError(f"{benchmark.name}: item {key} is of {benchmark.part_task(part)}, not of {task}")
+    video = None
+    if benchmark.media == "video":
+        folder = root / benchmark.folder / VIDEOS
+        (name,) = _names(benchmark, folder, [(source, row)])
+        video = _existing(folder / name) or folder / name
+    return PublishedItem(part, number, row, path, place, video)
 
 
 def missing_published(benchmark: PaperBenchmark, root: Path, limit: int | None = None) -> list[str]:

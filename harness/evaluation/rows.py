@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import fnmatch
 import json
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.common.errors import DataError, RecipeError
@@ -185,3 +186,20 @@ def choose(benchmark: PaperBenchmark, rows: Iterable[Mapping[str, Any]], limit: 
 def chosen(by_part: Mapping[str, Sequence[int]]) -> list[int]:
     """All numbers of `choose`, in the order of the rows."""
     return sorted(number for numbers in by_part.values() for number in numbers)
+
+
+_OPTION_COLUMN: Final = re.compile(r"options?|option\d+|choices|choice_[a-z]|candidates|a\d+")
+"""Columns that hold a row's options in one data set or another."""
+_OPTION_LINE: Final = re.compile(r"^\s*\(?[A-Z][).:]\s*(\S.*?)\s*$", re.MULTILINE)
+"""An option in a question that lists them."""
+
+
+def options_of(benchmark: PaperBenchmark, row: Mapping[str, Any]) -> list[str]:
+    """The texts of a row's options: of columns that hold them, of the lines of a question that lists them and, of
+    benchmarks that have the same for every row, those. Empty for a benchmark that any words answer."""
+    texts = list(benchmark.options)
+    for name, value in row.items():
+        if _OPTION_COLUMN.fullmatch(name):
+            texts += [str(entry) for entry in value] if isinstance(value, list | tuple) else [str(value)]
+    question = row.get("question")
+    return [*texts, *_OPTION_LINE.findall(question)] if texts and isinstance(question, str) else texts

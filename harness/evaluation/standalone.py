@@ -51,7 +51,7 @@ def evaluate_standalone(
         raise EnvironmentProblem(f"{recipe.name}: weights are missing\n{lines}")
     check_disk(Path(recipe.paths.results))
     run_dir = run_dir_of(recipe)
-    job = Job(0, 0.0, _checkpoint(recipe))
+    job = Job(0, 0.0, checkpoint_of(recipe))
     if nodes is not None:
         nodes.check_shared([Path(recipe.paths.results)])
     with lock_run(run_dir):
@@ -70,7 +70,7 @@ def evaluate_standalone(
 def weights_of(recipe: EvaluationRecipe) -> str:
     """What tells the model's weights from others: the digest of its checkpoint, and of the weights that it does not
     hold."""
-    checkpoint = checkpoint_digest(_checkpoint(recipe))
+    checkpoint = checkpoint_digest(checkpoint_of(recipe))
     if not recipe.model.weights_beside:
         return checkpoint
     from harness.models.checkpoint_files import fingerprint, weight_files
@@ -79,6 +79,7 @@ def weights_of(recipe: EvaluationRecipe) -> str:
     return digest([checkpoint, *(fingerprint(weight_files(folder)) for folder in folders)])
 
 
-def _checkpoint(recipe: EvaluationRecipe) -> Path | None:
+def checkpoint_of(recipe: EvaluationRecipe) -> Path | None:
+    """Where the evaluated weights lie; None for a model without."""
     checkpoint = recipe.model.checkpoint
     return None if checkpoint is None else Path(recipe.paths.weights) / checkpoint

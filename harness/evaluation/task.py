@@ -6,18 +6,18 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from pydantic import TypeAdapter
 
 from harness.benchmarks import AnyBenchmark, Benchmark, PaperBenchmark, find
 from harness.benchmarks.question_file import QuestionFile
 from harness.benchmarks.scoring import Scoring
-from harness.common.errors import DataError, HarnessError, RecipeError
+from harness.common.errors import DataError, HarnessError, RecipeError, StaleError
 from harness.common.hashing import digest
-from harness.evaluation.files import PublishedData, benchmarks_root, open_published
+from harness.evaluation.files import PublishedData, benchmarks_root, open_published, published_item
 from harness.evaluation.items import summarise_published
 from harness.evaluation.multiple_choice import (
     expected_prompt_hash,
@@ -32,12 +32,15 @@ from harness.evaluation.multiple_choice import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from harness.data.sample import Question
     from harness.data.sources import DataSet
     from harness.evaluation.multiple_choice import Tasks
 
 
 Prompts = Literal["task", "paper"]
 """How a published benchmark asks: as lmms-eval's task does, or with the paper's response formats."""
+
+ASK_ANEW: Final = "evaluate it again: harness eval"
 
 
 class EvalTask(Protocol):
@@ -71,6 +74,18 @@ class EvalTask(Protocol):
 
         Raises:
             HarnessError: the items are not those that were asked, or one contradicts itself; it is named.
+        """
+        ...
+
+    def alone(self, item: Mapping[str, Any]) -> EvalTask:
+        """The same task with one of its items as all that is asked.
+
+        Args:
+            item: of a result: `task` and `key`.
+
+        Raises:
+            DataError: data that it needs are missing; where they come from is said.
+            StaleError: its question is not kept, or the data are others than those that were asked.
         """
         ...
 
@@ -119,6 +134,20 @@ class MultipleChoiceTask:
                 raise HarnessError(f"{item['task']} {item['key']}: {problem}")
         summary = summarise(benchmark, items)
         return {**summary, "counts": {"expected": len(asked), **summary["counts"], "guessed": 0, "errors": 0}}
+
+    def question(self, item: Mapping[str, Any]) -> Question | None:
+        """The question that an item of a result answers; None where it is none of these."""
+        questions = self.tasks.get(item["ability"], ())
+        return next((question for question in questions if question.key == item["key"]), None)
+
+    def alone(self, item: Mapping[str, Any]) -> MultipleChoiceTask:
+        question = self.question(item)
+        if question is None:
+            raise StaleError(f"the question of {item['task']}/{item['key']} is not kept", hint=ASK_ANEW)
+        benchmark = replace(self.benchmark, abilities=(question.ability,))
+        alone = MultipleChoiceTask(benchmark, {question.ability: (question,)})
+        require_media([alone])
+        return alone
 
 
 def _item_problem(benchmark: Benchmark, item: Mapping[str, Any], options: int, answer: int) -> str | None:
@@ -172,6 +201,7 @@ class LmmsEvalTask:
             "limit": self.data.limit,
             "expected": self.data.expected,
             "digest": self.data.digest,
+            "row": self.data.row,
         }
 
     def summary(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -192,10 +222,22 @@ class LmmsEvalTask:
                 if counted[task] != count
             }
             raise HarnessError(f"items scored: {', '.join(f'{task} {words}' for task, words in few.items())} asked")
-        if items and all(item["empty"] for item in items):
+        if items and self.data.row is None and all(item["empty"] for item in items):
             raise HarnessError(f"all {len(items)} answers are empty: the model said nothing")
         summary = summarise_published(self.benchmark, items)
         return {**summary, "counts": {"expected": self.expected, **summary["counts"], "errors": 0}}
+
+    def alone(self, item: Mapping[str, Any]) -> LmmsEvalTask:
+        data = open_published(self.benchmark, self.data.root, self.data.limit)
+        if data.digest != self.data.digest:
+            raise StaleError(
+                f"{self.name}: the data in {data.root / self.benchmark.folder} are others than those that were asked",
+                hint=ASK_ANEW,
+            )
+        row = published_item(data, item["task"], str(item["key"]))
+        benchmark = replace(self.benchmark, parts={row.part: self.benchmark.parts[row.part]})
+        expected = {item["task"]: 1}
+        return LmmsEvalTask(replace(data, benchmark=benchmark, expected=expected, row=row.number), self.prompts)
 
 
 def task_of(job: Mapping[str, Any]) -> EvalTask:
@@ -206,7 +248,7 @@ def task_of(job: Mapping[str, Any]) -> EvalTask:
         tasks = {a: tuple(q for q in questions if q.ability == a) for a in benchmark.abilities}
         return MultipleChoiceTask(benchmark, tasks)
     published = TypeAdapter(PaperBenchmark).validate_python(job["benchmark"])
-    data = PublishedData(published, Path(job["root"]), job["limit"], job["expected"], job["digest"])
+    data = PublishedData(published, Path(job["root"]), job["limit"], job["expected"], job["digest"], job.get("row"))
     return LmmsEvalTask(data, job["prompts"])
 
 
@@ -238,8 +280,17 @@ def build_tasks(
         else _build_task(find(entry, known), data, data_folder, prompts, limit)
         for entry in asked
     ]
-    multiple_choice = [task for task in tasks if isinstance(task, MultipleChoiceTask)]
-    questions = [question for task in multiple_choice for group in task.tasks.values() for question in group]
+    require_media([task for task in tasks if isinstance(task, MultipleChoiceTask)])
+    return tasks
+
+
+def require_media(tasks: Sequence[MultipleChoiceTask]) -> None:
+    """Look for every medium of the questions.
+
+    Raises:
+        DataError: some are not there; the first five are named.
+    """
+    questions = [question for task in tasks for group in task.tasks.values() for question in group]
     paths = {media.path for question in questions for media in question.media}
     missing = sorted(str(path) for path in paths if not path.is_file())
     if missing:
@@ -248,7 +299,6 @@ def build_tasks(
             f"{len(missing)} media files of the questions are missing: {', '.join(missing[:5])}{more}",
             hint="make or fetch the data again: `harness data check` names what is damaged",
         )
-    return tasks
 
 
 def _own_task(file: QuestionFile, limit: int | None) -> MultipleChoiceTask:

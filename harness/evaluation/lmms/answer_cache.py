@@ -16,7 +16,7 @@ from harness.common.files import check_kind
 from harness.common.hashing import digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -148,6 +148,17 @@ class AnswerCollector:
         return answers
 
 
+def sent_prompt(result: Path, task: str, key: str) -> str | None:
+    """What was sent for an item, out of the answers beside a result; the newest where it was sent several times. None
+    where no answer to it is kept."""
+    prompt = None
+    for path in sorted(result.parent.glob(answers_file(result, 0).name.replace("-0.", "-*."))):
+        for entry in _entries(path):
+            if (entry.get("task"), entry.get("key")) == (task, key):
+                prompt = str(entry["prompt"])
+    return prompt
+
+
 def drop_torn_tail(path: Path) -> None:
     """Cut a file of lines behind its last whole line: a kill may have come in the middle of one."""
     if not path.exists():
@@ -160,19 +171,21 @@ def drop_torn_tail(path: Path) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    return {entry["id"]: entry["answer"] for entry in _entries(path)}
+
+
+def _entries(path: Path) -> Iterator[dict[str, Any]]:
     """Whole lines that are as they were written; another process may be writing the last one, and a damaged one is
     asked again."""
     check_kind(path)
-    answers: dict[str, Any] = {}
     for line in path.read_bytes().splitlines():
         try:
             entry = json.loads(line)
-            name, answer = entry["id"], entry["answer"]
-            if entry["sum"] == _sum(name, answer):
-                answers[name] = answer
+            whole = entry["sum"] == _sum(entry["id"], entry["answer"])
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
-    return answers
+        if whole:
+            yield entry
 
 
 def _sum(name: str, answer: Any) -> str:

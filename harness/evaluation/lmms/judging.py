@@ -20,7 +20,7 @@ from PIL import Image
 
 from harness.common.errors import DataError
 from harness.evaluation.items import VERDICT
-from harness.evaluation.rows import index_name, part_of, unit_of
+from harness.evaluation.rows import index_name, options_of, part_of, unit_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,10 +32,6 @@ Doc = dict[str, Any]
 _IDS: Final = ("question_id", "id", "index", "qid", "question_idx")
 """Columns that name an item in one data set or another."""
 _PICTURES: Final = (".jpg", ".jpeg", ".png")
-_OPTION_COLUMN: Final = re.compile(r"options?|option\d+|choices|choice_[a-z]|candidates|a\d+")
-"""Columns that hold a row's options in one data set or another."""
-_OPTION_LINE: Final = re.compile(r"^\s*\(?[A-Z][).:]\s*(\S.*?)\s*$", re.MULTILINE)
-"""An option in a question that lists them."""
 _LABEL: Final = re.compile(r"[\s(*]*[A-Za-z0-9][*]*\s*[).:,\uFF09\u3001*]+\s*")
 """An option's letter before its text: "B. ", "(B) ", "**B** "."""
 _ALONE: Final = re.compile(r"[\W_]*[A-Za-z0-9\uFF21-\uFF3A][\W_]*")
@@ -67,7 +63,7 @@ def judged(
             "unparsable": bool(text.strip()) and not readable,
             "guessed": guessed,
         }
-        options = _options(benchmark, doc)
+        options = options_of(benchmark, doc)
         if options:
             verdict["beyond_option"] = bool(text.strip()) and not is_option(text, options)
         unit = unit_of(benchmark, doc)
@@ -115,17 +111,6 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(isinstance(entry, str | int | float) for entry in value)
     return isinstance(value, str | int | float)
-
-
-def _options(benchmark: PaperBenchmark, doc: Doc) -> list[str]:
-    """The texts of a row's options: of columns that hold them, of the lines of a question that lists them and, of
-    benchmarks that have the same for every row, those. Empty for a benchmark that any words answer."""
-    texts = list(benchmark.options)
-    for name, value in doc.items():
-        if _OPTION_COLUMN.fullmatch(name):
-            texts += [str(entry) for entry in value] if isinstance(value, list | tuple) else [str(value)]
-    question = doc.get("question")
-    return [*texts, *_OPTION_LINE.findall(question)] if texts and isinstance(question, str) else texts
 
 
 def is_option(text: str, options: Sequence[str]) -> bool:

@@ -102,7 +102,12 @@ def own_function(folder: Path, name: str) -> tuple[Callable[..., Any], ModuleTyp
 
 
 def write_official_tasks(
-    benchmark: PaperBenchmark, root: Path, folder: Path, prompts: Literal["task", "paper"], limit: int | None
+    benchmark: PaperBenchmark,
+    root: Path,
+    folder: Path,
+    prompts: Literal["task", "paper"],
+    limit: int | None,
+    row: int | None = None,
 ) -> list[str]:
     """Write the task files of a benchmark and return the names of its tasks.
 
@@ -113,6 +118,7 @@ def write_official_tasks(
         root: the folder of all published benchmarks' data (`evaluation.files.benchmarks_root`).
         folder: gets the files; `TaskManager(include_path=folder, include_defaults=False)` finds them.
         limit: items of each part, as in `open_published`. lmms-eval's own `limit` must not be used.
+        row: number of the one row that is asked, of a benchmark with one part; None asks all.
 
     Raises:
         EnvironmentProblem: the installed lmms-eval lacks a task.
@@ -121,12 +127,15 @@ def write_official_tasks(
     _link_videos(benchmark, root)
     for task, part in zip(benchmark.lmms_tasks, benchmark.parts if benchmark.group else ("",), strict=True):
         settings, home = installed_task(benchmark, task)
-        about = {"benchmark": asdict(benchmark), "part": part, "limit": limit, "folder": str(home)}
+        about = {"benchmark": asdict(benchmark), "part": part, "limit": limit, "row": row, "folder": str(home)}
         about["videos"] = str((root / benchmark.folder / VIDEOS).absolute())
         functions = f"{task}_functions"
         (folder / f"{functions}.json").write_text(json.dumps({**about, "settings": _names(settings)}))
         (folder / f"{functions}.py").write_text(_FUNCTIONS)
-        changed = {**settings, **_changes(benchmark, root, part, settings, prompts, limit)}
+        changed = {**settings, **_changes(benchmark, root, part, settings, prompts)}
+        if row is not None or (benchmark.aggregate == "complete" and limit is not None):
+            # An aggregation may work on all items alone.
+            changed["metric_list"] = [{"metric": benchmark.metric, "aggregation": "bypass", "higher_is_better": True}]
         (folder / f"{task}.yaml").write_text("".join(_line(functions, k, v) for k, v in changed.items()))
     return list(benchmark.lmms_tasks)
 
@@ -158,7 +167,6 @@ def _changes(
     part: str,
     settings: Mapping[str, Any],
     prompts: Literal["task", "paper"],
-    limit: int | None,
 ) -> dict[str, Any]:
     """What differs from the installed task."""
     files = row_files(benchmark, root, part)
@@ -187,8 +195,6 @@ def _changes(
         if prompts == "paper" and benchmark.paper is not None and benchmark.paper_differs:
             prompt_words["post_prompt"] = f"\n{benchmark.paper.prompt}" if benchmark.paper.prompt else ""
         changed["lmms_eval_specific_kwargs"] = {"default": prompt_words}
-    if benchmark.aggregate == "complete" and limit is not None:  # the task's aggregation works on all items alone
-        changed["metric_list"] = [{"metric": benchmark.metric, "aggregation": "bypass", "higher_is_better": True}]
     return changed
 
 
@@ -227,9 +233,11 @@ def task_functions(path: Path) -> dict[str, Callable[..., Any]]:
     benchmark = TypeAdapter(PaperBenchmark).validate_python(about["benchmark"])
     folder = Path(about["folder"])
     own = {name: own_function(folder, reference) for name, reference in about["settings"].items()}
-    limit = about["limit"]
+    limit, row = about["limit"], about["row"]
 
     def process_docs(dataset: Any) -> Any:
+        if row is not None:
+            return dataset.select([row])
         columns = sorted(unit_columns(benchmark))
         if not columns and limit is None:
             return dataset

@@ -39,7 +39,8 @@ def write_task_files(task: EvalTask, folder: Path) -> WrittenTask:
         return task, write_tasks(folder, task.benchmark, task.tasks), folder
     official: Any = task
     data = official.data
-    return task, write_official_tasks(data.benchmark, data.root, folder, official.prompts, data.limit), folder
+    names = write_official_tasks(data.benchmark, data.root, folder, official.prompts, data.limit, data.row)
+    return task, names, folder
 
 
 def run_task(
@@ -95,6 +96,8 @@ def _lmms_eval_items(task: LmmsEvalTask, output: Mapping[str, Any]) -> tuple[lis
     """The items, and the further numbers that lmms-eval makes of the same answers."""
     benchmark = task.benchmark
     items = items_of(benchmark, output["samples"])
+    if task.data.row is not None:
+        return items, {}  # a benchmark has no score by one of its items
     check_aggregate(benchmark, items, output["results"])
     (first, *_) = benchmark.lmms_tasks
     beside = {name: output["results"][first][f"{name},none"] for name in benchmark.beside}

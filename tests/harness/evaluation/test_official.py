@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import ANY
 
 import pytest
 import torch
 from PIL import Image
 
 from harness.benchmarks import BENCHMARKS, PaperBenchmark
+from harness.cli.show_item import asked_again, asked_lines
 from harness.cli.status import run_status
-from harness.common.errors import DataError, EnvironmentProblem, HarnessError, RecipeError
+from harness.cli.trace import item_lines, told
+from harness.common.errors import DataError, EnvironmentProblem, HarnessError, RecipeError, StaleError
 from harness.common.progress import Progress
 from harness.config.evaluation import EvaluationRecipe
 from harness.config.load import EVALUATION, kind_of, load, shipped
@@ -21,10 +25,12 @@ from harness.config.weight_files import missing_checkpoint
 from harness.data.loading.video import read_frames
 from harness.data.sample import Media, Sample, Turn
 from harness.evaluation.evaluate import checkpoint_digest
+from harness.evaluation.files import open_published
 from harness.evaluation.lmms.visuals import shown
 from harness.evaluation.standalone import evaluate_standalone
+from harness.evaluation.task import LmmsEvalTask
 from harness.models import evaluated_for
-from harness.records.record import read_record
+from harness.records.record import read_items, read_record
 from tests.harness.worlds.known_models import KnownAdapter
 from tests.harness.worlds.paper_data import make_cases, picture
 from tests.harness.worlds.videollama2 import FIXTURE
@@ -69,15 +75,22 @@ def run(recipe: EvaluationRecipe, cases: dict[str, Case], python: str | None = N
     return read_record(path)
 
 
+WHOLE = ("scienceqa", "mme_cognition", "mvbench")
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, cases: dict[str, Case]) -> dict[str, Any]:
+    """The record of a checkpoint that is evaluated as it is."""
+    return run(document(folder, benchmarks=WHOLE, limit=2, batch=3), cases, python=sys.executable)
+
+
 @pytest.mark.slow
-def test_a_whole_checkpoint_is_evaluated_as_it_is(folder: Path, cases: dict[str, Case]) -> None:
+def test_a_whole_checkpoint_is_evaluated_as_it_is(folder: Path, whole: dict[str, Any]) -> None:
     """Pictures and videos as the official tasks give them reach the model; the answers are its own."""
-    names = ["scienceqa", "mme_cognition", "mvbench"]
-    recipe = document(folder, benchmarks=names, limit=2, batch=3)
-    record = run(recipe, cases, python=sys.executable)
+    recipe, record = document(folder, benchmarks=WHOLE, limit=2, batch=3), whole
     assert (record["status"], record["totals"], record["plan"]) == ("evaluated", None, None)
     assert record["provenance"]["weights"] == checkpoint_digest(FIXTURE)
-    assert [evaluation["benchmark"] for evaluation in record["evaluations"]] == sorted(names)
+    assert [evaluation["benchmark"] for evaluation in record["evaluations"]] == sorted(WHOLE)
     for evaluation in record["evaluations"]:
         counts = evaluation["counts"]
         assert counts["expected"] == counts["scored"] > 0
@@ -91,6 +104,70 @@ def test_a_whole_checkpoint_is_evaluated_as_it_is(folder: Path, cases: dict[str,
     for line in lines_of(folder, record, "scienceqa.answers-0.jsonl"):
         seen = shown([picture(int(line["key"]))], no_video, 4, "a picture")
         assert line["answer"] == answer_of(seen.media[0], seen.frames[0], line["prompt"])
+
+
+def ask(folder: Path, record: dict[str, Any], item: str, **places: Path) -> dict[str, Any]:
+    """`harness show RUN ITEM`, and that what it prints can be printed."""
+    paths = {"results": folder / "results", "data": folder / "data", "weights": FIXTURE.parent, **places}
+    overrides = [f"paths.{name}={place}" for name, place in paths.items()]
+    answer = asked_again(record["id"], item, overrides, Progress(quiet=True), child=(warm_python(), *CHILD))
+    assert all(asked_lines(json.loads(json.dumps(answer))))
+    return answer
+
+
+@pytest.mark.slow
+def test_an_item_of_a_published_benchmark_is_asked_again_alone(folder: Path, whole: dict[str, Any]) -> None:
+    clip = ask(folder, whole, "mvbench_moving_count/1")
+    assert (clip["form"], clip["again"]) == ("published", clip["stored"])
+    assert clip["item"]["right_option"] == "It closes."
+    assert clip["item"]["options"] == ["It opens.", "It closes.", "Nothing."]
+    (medium,) = clip["item"]["media"]
+    assert (medium["kind"], Path(medium["path"]).name) == ("video", "moving_count1.mp4")
+    (asked,) = {  # of that task, not of another one's second item
+        line["prompt"]
+        for line in lines_of(folder, whole, "mvbench.answers-0.jsonl")
+        if (line["task"], line["key"]) == ("mvbench_moving_count", "1")
+    }
+    assert clip["item"]["prompt"] == asked
+    assert f"  sent      {asked.splitlines()[0]}" in asked_lines(clip)
+
+
+@pytest.mark.slow
+def test_an_item_of_a_published_benchmark_is_told_with_what_was_sent(folder: Path, whole: dict[str, Any]) -> None:
+    run_dir = folder / "results/runs" / whole["id"]
+    evaluation = next(entry for entry in whole["evaluations"] if entry["benchmark"] == "scienceqa")
+    item = (read_items(run_dir, evaluation) or [])[1]
+    known = told(run_dir, evaluation, item)
+    assert known["right_option"] == "two"
+    assert known["media"] == [{"kind": "image", "path": ANY, "start": None, "end": None, "row": 1}]
+    assert "[scienceqa 1]" in known["prompt"]
+    lines = item_lines(known)
+    assert f"  answer    {item['text']!r}" in lines
+    assert "test-0.parquet, row 1, counted from 0" in "\n".join(lines)
+
+
+def test_one_item_is_one_row_of_its_part(folder: Path, cases: dict[str, Case]) -> None:
+    """Of MME, whose parts are one task of lmms-eval and whose rows hold another benchmark's, too."""
+    benchmark = cases["mme_cognition"].benchmark
+    task = LmmsEvalTask(open_published(benchmark, folder / "data" / "benchmarks"), "task")
+    alone = task.alone({"task": "mme_cognition_text_translation", "key": "3"})
+    assert (alone.data.row, alone.expected, list(alone.benchmark.parts)) == (9, 1, ["text_translation"])
+    with pytest.raises(DataError, match="item 3 is of mme_cognition_text_translation, not of mme_cognition_code"):
+        task.alone({"task": "mme_cognition_code_reasoning", "key": "3"})
+    gone = replace(task, data=replace(task.data, digest="other"))
+    with pytest.raises(StaleError, match="are others than those that were asked"):
+        gone.alone({"task": "mme_cognition_text_translation", "key": "3"})
+
+
+@pytest.mark.slow
+def test_what_an_item_needs_and_is_not_here_is_named(folder: Path, whole: dict[str, Any]) -> None:
+    item = "scienceqa/1"
+    with pytest.raises(DataError, match=r"scienceqa: no rows .*; fetch lmms-lab-encoder/ScienceQA"):
+        ask(folder, whole, item, data=folder / "nowhere")
+    with pytest.raises(EnvironmentProblem, match=r"weights are missing\n.*config\.json: of a whole VideoLLaMA2"):
+        ask(folder, whole, item, weights=folder / "nowhere")
+    with pytest.raises(RecipeError, match="1 is the key of several items; write one of mme_cognition_"):
+        ask(folder, whole, "1")
 
 
 def lines_of(folder: Path, record: dict[str, Any], file: str) -> list[dict[str, Any]]:
