@@ -27,7 +27,7 @@ from regate.index import Slots, StoreIndex
 from regate.reference import ReferenceStore, to_half
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from io import BufferedRandom
 
     from numpy.typing import NDArray
@@ -176,6 +176,21 @@ class DifficultyStore:
     def checksum(self, epoch: int) -> int:
         """crc32 of the values at the start of an epoch of `epochs`."""
         return zlib.crc32(np.ascontiguousarray(self._map(epoch)).data)
+
+    def checksums(self) -> dict[str, int]:
+        """`checksum` of every epoch of `epochs`, by its number, JSON-able: what `check` compares with."""
+        return {str(epoch): self.checksum(epoch) for epoch in self.epochs}
+
+    def check(self, checksums: Mapping[str, int]) -> None:
+        """Hold the values to what `checksums` said of them, for whoever reads them after the training.
+
+        Raises:
+            StoreError: an epoch's values are gone or not those.
+        """
+        for epoch, seen in checksums.items():
+            file = self.path / f"m.e{epoch}.npy"
+            if self.checksum(int(epoch)) != seen:
+                raise StoreError(f"{file} is damaged (checksum differs from that of the training's end)")
 
     def append(self, step: int, slots: Slots, seen_n: NDArray[Any], losses: NDArray[Any]) -> None:
         """Note the losses that a micro-batch observed.

@@ -285,6 +285,10 @@ class Gate:
                 raise ConfigError("the checkpoint's gate and this gate have different settings: one goes by the loss")
             self._dense_loss.load(state["dense_loss"])
 
+    def checksums(self) -> dict[str, int]:
+        """See `DifficultyStore.checksums`; empty without running losses. Take it when the training is over."""
+        return {} if self._difficulty is None else self._difficulty.checksums()
+
     def _score(self, candidates: Candidates, sample_ids_B: Tensor, step: int) -> Tensor:
         reference_BS = difficulty_BS = None
         if self._reference is not None:
@@ -372,6 +376,10 @@ class DenseGate:
 
     def state_dict(self) -> dict[str, Any]:
         return {"schema": 1, "difficulty": None}
+
+    def checksums(self) -> dict[str, int]:
+        """It keeps no running losses."""
+        return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["difficulty"] is not None:

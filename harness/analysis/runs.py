@@ -75,6 +75,12 @@ class Run:
         return gate
 
     @property
+    def running_losses(self) -> dict[str, int] | None:
+        """crc32 of the running losses at the training's end, by epoch; None without any, and of earlier versions."""
+        checksums: dict[str, int] | None = self.record.get("running_losses")
+        return checksums
+
+    @property
     def seed(self) -> int:
         return int(self.record["recipe"]["seed"])
 

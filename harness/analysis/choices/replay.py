@@ -143,6 +143,11 @@ def study(run: Run, paths: Paths, progress: Progress) -> str | None:
     replay = open_replay(run, paths)
     if isinstance(replay, str):
         return replay
+    if replay.stores.difficulty is not None and run.running_losses is None:
+        progress.say(
+            f"{run.id}: its running losses have no checksum, as an earlier version trained it: a byte of them that "
+            "changed is not seen"
+        )
     stored = read_selection(run.folder)
     if stored is not None and stored["made_from"] == replay.made_from:
         return None
@@ -331,6 +336,7 @@ def _open_stores(run: Run, gate: GateConfig, folder: Path) -> Stores | str:
         if not path.exists():
             return f"its running losses are not here: {path}"
         difficulty = DifficultyStore.open(path)
+        difficulty.check(run.running_losses or {})
         epochs = tuple(epoch for epoch in difficulty.epochs if epoch < run.totals["epochs_begun"])
     return Stores(reference, difficulty, epochs)
 

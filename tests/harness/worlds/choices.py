@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -75,8 +75,8 @@ def build_world(folder: Path) -> World:
     processor = adapter.processor()
     run_dir = build_run(recipe)
     reference = _score(folder / "stores", data, processor)
-    kept = _gate(recipe, run_dir, data, processor, reference)
-    record = finish(recipe, run_dir)
+    kept, checksums = _gate(recipe, run_dir, data, processor, reference)
+    record = {**finish(recipe, run_dir), **checksums}
     made_from = reference.manifest["fingerprint"]
     record["reference"] = {
         "fingerprint": digest(made_from),
@@ -110,8 +110,9 @@ def _score(stores: Path, data: DataSet, processor: Processor) -> regate.Referenc
 
 def _gate(
     recipe: Recipe, run_dir: Path, data: DataSet, processor: Processor, reference: regate.ReferenceStore
-) -> dict[tuple[int, int, int], list[bool]]:
-    """Every step's decision, on drawn losses; what each sparse step kept of each sample, in canonical order."""
+) -> tuple[dict[tuple[int, int, int], list[bool]], dict[str, Any]]:
+    """Every step's decision, on drawn losses: what each sparse step kept of each sample, in canonical order; and what
+    the record says of the running losses."""
     assert recipe.gate is not None
     difficulty = None
     if recipe.gate.needs_difficulty:
@@ -133,4 +134,4 @@ def _gate(
         if sampler.epoch_of(step + 1) != sampler.epoch_of(step):
             gate.end_epoch()
     gate.state_dict()
-    return kept
+    return kept, {"running_losses": gate.checksums()} if recipe.gate.needs_difficulty else {}

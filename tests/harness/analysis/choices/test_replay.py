@@ -15,7 +15,7 @@ from harness.analysis.choices.selection import read_selection
 from harness.common.errors import StaleError
 from harness.common.progress import Progress
 from harness.report.tables.selection import kinds_table, overlap_table, words_table, write_tables
-from regate import DifficultyStore, ReferenceStore
+from regate import DifficultyStore, ReferenceStore, StoreError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -127,6 +127,35 @@ def test_other_data_are_refused_and_missing_stores_are_named(choice_world: World
     record["provenance"] |= {"data": "0" * 64, "reference": "1" * 64}
     with pytest.raises(StaleError, match="its data has fingerprint 0000"):
         study(replace(choice_world.run, record=record, _read={}), paths, QUIET)
+
+
+def test_running_losses_that_changed_are_named(choice_world: World) -> None:
+    """Of every epoch, and also where the file is gone: without it the replay would be of the other epochs."""
+    run, paths = choice_world.run, choice_world.recipe.paths
+    assert run.running_losses is not None
+    files = sorted((run.folder / "difficulty").glob("m.e*.npy"))
+    assert [f"m.e{epoch}.npy" for epoch in sorted(run.running_losses)] == [file.name for file in files]
+    for file in files:
+        content = file.read_bytes()
+        for damaged in (bytes([*content[:-1], content[-1] ^ 1]), None):
+            file.unlink() if damaged is None else file.write_bytes(damaged)
+            with pytest.raises(StoreError, match=f"{file} is "):
+                study(run, paths, QUIET)
+            file.write_bytes(content)
+    assert study(run, paths, QUIET) is None
+
+
+def test_running_losses_of_an_earlier_version_are_said_to_have_no_checksum(choice_world: World) -> None:
+    said: list[str] = []
+    progress = Progress(quiet=True)
+    progress.say = said.append  # type: ignore[method-assign]
+    assert study(choice_world.run, choice_world.recipe.paths, progress) is None
+    assert not said
+    record = {key: value for key, value in choice_world.run.record.items() if key != "running_losses"}
+    earlier = replace(choice_world.run, record=record, _read={})
+    assert study(earlier, choice_world.recipe.paths, progress) is None
+    (line,) = said
+    assert "its running losses have no checksum" in line
 
 
 def test_a_selection_of_another_run_is_refused(choice_world: World, tmp_path: Path) -> None:
