@@ -136,7 +136,7 @@ def build_record(
         "status": "complete",
     }
     # The recipe stays as it is: its digest is the run's id, and its files are relative to `paths`, which is left out.
-    clean: Record = {**_without_places(record, _places(recipe)), "recipe": record["recipe"], **_of_the_training(events)}
+    clean: Record = {**_without_places(record, _places(recipe)), "recipe": record["recipe"], **_said(events)}
     check_record(clean, run_dir / RECORD_FILE)
     return clean
 
@@ -147,14 +147,14 @@ def _attempts(machine: Mapping[str, Any], events: list[dict[str, Any]]) -> dict[
     return {**machine, "changes": changes} if changes else dict(machine)
 
 
-def _of_the_training(events: list[dict[str, Any]]) -> dict[str, Any]:
+def _said(events: list[dict[str, Any]]) -> dict[str, Any]:
     """What the newest attempt said at its start: parameters, trained ones and learning rate of each part, where the
     model has parts of its own; layers that are computed a second time, where any are; the attention kernel, where the
     recipe names it. And at its end: crc32 of the running losses, by epoch, where the gate keeps any; a training of an
     earlier version did not say it."""
-    named = {"start": ("groups", "recomputed_layers", "attention"), "end": ("running_losses",)}
-    newest = {event["event"]: event for event in events if event["event"] in named}
-    return {name: newest[kind][name] for kind, names in named.items() for name in names if name in newest.get(kind, {})}
+    newest = {event["event"]: event for event in events}
+    said = {"groups": "start", "recomputed_layers": "start", "attention": "start", "running_losses": "end"}
+    return {name: newest[event][name] for name, event in said.items() if name in newest.get(event, {})}
 
 
 def evaluation_record(

@@ -13,6 +13,8 @@ from harness.records.evaluations import read_item_lines
 from harness.records.ledger import read_events, read_steps
 from harness.records.record import strip_times
 from regate.schedule import DualCycle
+from tests.soak.readers import without_reader
+from tests.soak.stopped import files_of
 
 from .conftest import PAIR, Ran, harness
 
@@ -116,6 +118,14 @@ def test_mlflow_shows_the_same_numbers(pair: Ran) -> None:
         assert loaded["evaluations"][-1]["mean"]["value"] in metrics.values()
         assert float(loaded["totals"]["counts"]["scored"]) in metrics.values()
         assert len(children) >= 2
+
+
+def test_every_file_has_a_reader(pair: Ran) -> None:
+    """What `tests/soak` harms is all that a command leaves: a new file gets an entry there."""
+    places = (pair.folder, pair.folder / "workspace")
+    files = [file for place in places for file in files_of(place)]
+    assert len(files) > 100
+    assert not without_reader(files)
 
 
 def test_the_same_command_again_repeats_nothing(pair: Ran) -> None:

@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,12 +19,14 @@ from harness.common.progress import Progress
 from harness.config.recipe import Recipe
 from harness.records.ledger import Ledger, read_steps
 from harness.records.record import read_record, strip_times
+from tests.forked import context
 from tests.harness.worlds.tiny import tiny_recipe
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+from .readers import Opened, is_unread
 
-ROOT: Final = Path(__file__).parents[2]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
 STEPS: Final = 8
 KILLED_AFTER: Final = 5
 """The step that was the last in the ledger; the newest checkpoint is of step 4, the one before of step 2."""
@@ -61,23 +61,32 @@ def go_on_to_tables(folder: Path) -> None:
 
 
 def killed(folder: Path) -> None:
-    """Work until the step that is the last, and be killed in it."""
+    """Work until the step that is the last, and be killed in it; what was read until then is kept beside the
+    folder."""
     append: Callable[..., None] = Ledger.append
+    opened = Opened(folder)
 
     def append_and_die(ledger: Ledger, event: str, **fields: Any) -> None:
         append(ledger, event, **fields)
         if event == "step" and fields["step"] == KILLED_AFTER:
+            opened.keep(read_by(folder))
             os.kill(os.getpid(), signal.SIGKILL)
 
     Ledger.append = append_and_die  # type: ignore[method-assign]
     go_on(folder)
 
 
-def make_stopped(folder: Path) -> None:
+def make_stopped(folder: Path, work: Callable[..., None] = killed, *arguments: Any) -> None:
     """Start the run in a process of its own, which is killed."""
-    code = "import sys; from pathlib import Path; from tests.soak.stopped import killed; killed(Path(sys.argv[1]))"
-    done = subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, check=False)
-    assert done.returncode == -signal.SIGKILL
+    child = context().Process(target=work, args=(folder, *arguments))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+
+
+def read_by(folder: Path) -> Path:
+    """Where the names of the files that a killed process read are kept."""
+    return folder.with_name(f"{folder.name}-read.json")
 
 
 def run_dir(folder: Path) -> Path:
@@ -161,14 +170,20 @@ def files_of(folder: Path) -> list[str]:
 
 
 def damages(folder: Path) -> Iterator[Damage]:
-    """Every kind of every file; of clips beyond the first of their folder one kind, of an empty file what can be."""
+    """Every kind of every file; of clips beyond the first of their folder and of files that nobody reads one kind, of
+    an empty file what can be."""
     clips = set()
     for file in files_of(folder):
         path = folder / file
-        again = path.suffix == ".mp4" and path.parent in clips
+        again = is_unread(file) or (path.suffix == ".mp4" and path.parent in clips)
         clips.add(path.parent)
         for kind in KINDS[3:4] if again else KINDS if path.stat().st_size else KINDS[5:]:
             yield Damage(file, kind)
+
+
+def few(wanted: Sequence[Damage], cases: Iterable[Damage]) -> list[Damage]:
+    """The cases of some kinds and ends of paths."""
+    return [case for like in wanted for case in cases if case.file.endswith(like.file) and case.kind == like.kind]
 
 
 def survives(

@@ -1,16 +1,18 @@
-"""Each file that a killed run leaves, harmed in each way: the run comes to the same end, or the file is named."""
+"""Each file that a run leaves which was killed in its training, harmed in each way: it comes to the same end, or the
+file is named."""
 
 from __future__ import annotations
 
-import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from .stopped import Damage, damages, go_on, make_stopped, outcome, survives
+from .stopped import Damage, damages, few, outcome, survives
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from .conftest import Left
 
 pytestmark = pytest.mark.slow
 FEW = (
@@ -24,28 +26,13 @@ FEW = (
 """Those of a quick look; `file` is the end of its path."""
 
 
-@pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("soak") / "stopped"
-    make_stopped(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def whole(stopped: Path) -> dict[str, Any]:
-    """What the killed run comes to when nothing happens to its files."""
-    folder = stopped.with_name("whole")
-    shutil.copytree(stopped, folder)
-    go_on(folder)
-    return outcome(folder)
-
-
 def test_damage_between_two_attempts(
-    stopped: Path, whole: dict[str, Any], tmp_path: Path, request: pytest.FixtureRequest
+    killed_in_training: Left, trained: Left, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    cases = list(damages(stopped))
+    whole, cases = outcome(trained.folder), list(damages(killed_in_training.folder))
     if not request.config.getoption("--soak"):
-        cases = [case for few in FEW for case in cases if case.file.endswith(few.file) and case.kind == few.kind]
+        cases = few(FEW, cases)
         assert len(cases) >= len(FEW)
-    failures = [failure for case in cases if (failure := survives(stopped, case, whole, tmp_path / "case"))]
+    folder = killed_in_training.folder
+    failures = [failure for case in cases if (failure := survives(folder, case, whole, tmp_path / "case"))]
     assert not failures, "\n".join([f"{len(failures)} of {len(cases)}", *failures])

@@ -3,55 +3,47 @@ command comes to the same numbers, or the file is named."""
 
 from __future__ import annotations
 
-import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from .evaluated import go_on, make_killed, outcome
-from .stopped import damages, survives
+from .evaluated import go_on, outcome
+from .stopped import Damage, damages, few, survives
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from .conftest import Left
+
 pytestmark = pytest.mark.slow
-WRITTEN_ALONE = ("results/tables/", "results/figures/", "results/reports/", "data/")
-"""Of them nothing is read back by a run that is finished: data are, by one that is not."""
+FEW = {
+    "finished": (
+        Damage("difficulty/m.e1.npy", "flip 0.5"),
+        Damage("ledger.jsonl", "flip 0.5"),
+        Damage("record.json", "flip 0.5"),
+        Damage("selection.json", "flip 0.5"),
+    ),
+    "killed_in_evaluation": (
+        Damage("shapes.answers-0.jsonl", "flip 0.5"),
+        Damage("shapes.items.jsonl.gz", "cut"),
+        Damage("checkpoints/step-000008/model.safetensors", "flip 0.97"),
+    ),
+}
+"""Those of a quick look; `file` is the end of its path."""
 
 
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("soak") / "killed"
-    make_killed(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def finished(killed: Path) -> Path:
-    folder = killed.with_name("finished")
-    shutil.copytree(killed, folder)
-    go_on(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def whole(finished: Path) -> dict[str, Any]:
-    return outcome(finished)
-
-
-@pytest.mark.parametrize("state", ["finished", "killed"])
+@pytest.mark.parametrize("state", FEW)
 def test_damage_of_an_evaluated_run(
-    state: str, whole: dict[str, Any], tmp_path: Path, request: pytest.FixtureRequest
+    state: str, finished: Left, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    folder = request.getfixturevalue(state)
-    cases = list(damages(folder))
-    if state == "killed":  # the other files are those of a finished run
-        cases = [case for case in cases if "/eval/" in case.file]
+    left: Left = request.getfixturevalue(state)
+    whole, cases = outcome(finished.folder), list(damages(left.folder))
     if not request.config.getoption("--soak"):
-        cases = [case for case in cases if case.kind == "flip 0.5" and "/eval/" not in case.file][:: len(cases) // 9]
+        cases = few(FEW[state], cases)
+        assert len(cases) == len(FEW[state])
     failures = [
         failure
         for case in cases
-        if (failure := survives(folder, case, whole, tmp_path / "case", command=go_on, outcome=outcome))
+        if (failure := survives(left.folder, case, whole, tmp_path / "case", command=go_on, outcome=outcome))
     ]
     assert not failures, "\n".join([f"{len(failures)} of {len(cases)}", *failures])
