@@ -37,8 +37,11 @@ class LossCurve:
     together: int
 
 
-def loss_curves(run: Run) -> dict[str, LossCurve]:
+def loss_curves(run: Run, most: int | None = None) -> dict[str, LossCurve]:
     """`dense` and `sparse`, as far as the run has such steps; none where its ledger was not kept beside the record.
+
+    Args:
+        most: points of a curve; None takes MOST_POINTS.
 
     Raises:
         DataError: the ledger is damaged.
@@ -48,15 +51,26 @@ def loss_curves(run: Run) -> dict[str, LossCurve]:
         return {}
     steps = [event for event in read_steps(path) if event.get("loss") is not None and not event.get("skipped")]
     kinds = {"dense": [event for event in steps if not _sparse(event)], "sparse": list(filter(_sparse, steps))}
-    return {kind: _curve(events) for kind, events in kinds.items() if len(events) > 1}
+    most = MOST_POINTS if most is None else most
+    return {kind: _curve(events, most) for kind, events in kinds.items() if len(events) > 1}
+
+
+def mean_curve(curves: Sequence[LossCurve]) -> LossCurve | None:
+    """The mean over seeds, step by step; None where they have other steps, which a mean would mix."""
+    first, *others = curves
+    if any(curve.steps != first.steps for curve in others):
+        return None
+    losses = tuple(map(fmean, zip(*(curve.losses for curve in curves), strict=True)))
+    smoothed = tuple(map(fmean, zip(*(curve.smoothed for curve in curves), strict=True)))
+    return LossCurve(first.steps, losses, smoothed, first.together)
 
 
 def _sparse(event: Mapping[str, Any]) -> bool:
     return float(event.get("keep_ratio", 1.0)) < 1.0
 
 
-def _curve(events: Sequence[Mapping[str, Any]]) -> LossCurve:
-    together = -(-len(events) // MOST_POINTS)
+def _curve(events: Sequence[Mapping[str, Any]], most: int) -> LossCurve:
+    together = -(-len(events) // most)
     edges = [*range(0, len(events), together), len(events)]
     groups = [events[first:stop] for first, stop in pairwise(edges)]
     losses = [fmean(float(event["loss"]) for event in group) for group in groups]
@@ -66,4 +80,4 @@ def _curve(events: Sequence[Mapping[str, Any]]) -> LossCurve:
     return LossCurve(tuple(steps), tuple(losses), tuple(smoothed), together)
 
 
-__all__ = ["LossCurve", "loss_curves"]
+__all__ = ["LossCurve", "loss_curves", "mean_curve"]

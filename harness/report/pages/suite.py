@@ -25,6 +25,7 @@ from harness.report import table as render
 from harness.report.figures.accuracy import panels_of, suite_figure
 from harness.report.figures.arms import arms_figure
 from harness.report.figures.frontier import frontier_figure
+from harness.report.figures.training_loss import suite_loss_figure
 from harness.report.pages.html import Block, Page, Pictures, Section, Tabular, Text, Tile
 from harness.report.pages.runs import chosen, made_from, provenance
 from harness.report.table import Cell, Column, Table
@@ -84,6 +85,7 @@ def suite_sections(
         measured = [arm for key, members in arms.items() if (arm := arm_of(key, members, benchmark)) is not None]
         sections.append(_accuracy(grouped, measured, benchmark, definition.claims if definition else ()))
     sections += _against_flops(grouped, benchmarks_of(runs))
+    sections += _losses(arms)
     sections.append(_cost(arms))
     sections += [chosen(selection) for selection in selections]
     return [*sections, _list(arms), *_mixed(runs), provenance(runs[:1])]
@@ -150,6 +152,19 @@ def _against_flops(grouped: Grouped, benchmarks: Sequence[str]) -> list[Section]
     if sections and elsewhere is not None:
         sections.append(Section("shapes", "FLOPs at 7B shapes", (Tabular(elsewhere),)))
     return sections
+
+
+def _losses(arms: Arms) -> list[Section]:
+    """The loss over the steps of each arm, where ledgers are kept beside the records."""
+    figure = suite_loss_figure(arms)
+    if figure is None:
+        return []
+    words = "Loss of the trainings over their steps on one scale, an arm a colour; dense and sparse steps apart."
+    note = (
+        "Thin: running means of each seed; strong: the mean over an arm's seeds. A sparse step's loss is over the "
+        "targets that the gate chose, so only the dense steps compare the arms."
+    )
+    return [Section("loss", "Loss during the training", (Pictures(((words, figure),), note),))]
 
 
 def _scores(arms: Sequence[Arm], benchmark: str, scale: float) -> Table:

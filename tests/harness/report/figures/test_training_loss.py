@@ -12,8 +12,9 @@ from harness.analysis import training_loss
 from harness.analysis.runs import Run, load_runs, pair_runs
 from harness.analysis.training_loss import loss_curves
 from harness.report.figures.style import LOOKS
-from harness.report.figures.training_loss import loss_figure
+from harness.report.figures.training_loss import loss_figure, suite_loss_figure
 from harness.report.pages.runs import losses, runs_page
+from harness.report.pages.suite import suite_page
 from tests.harness.worlds import run_builder
 
 if TYPE_CHECKING:
@@ -75,3 +76,40 @@ def test_the_report_has_it_where_the_ledger_is_kept(runs: tuple[Run, Run], tmp_p
     assert "Loss during the training" in [section.title for section in page.sections]
     without = [Run(run.record, tmp_path) for run in runs]
     assert losses(without) == []
+
+
+def test_a_suite_has_a_strong_mean_over_thin_seeds_and_each_arm_its_colour(
+    runs: tuple[Run, Run], tmp_path: Path
+) -> None:
+    made = run_builder.recipe(tmp_path, "demo_seed1", seed=1)
+    run_builder.finish(made, run_builder.build_run(made))
+    (second,) = load_runs(tmp_path)
+    arms = {"baseline": (runs[0], second), "keep25": (runs[1],)}
+    figure = suite_loss_figure(arms)
+    assert figure is not None
+    dense, sparse = figure.axes
+    assert dense.get_ylim() == sparse.get_ylim()
+    assert [line.get_color() for line in dense.lines] == [LOOKS["baseline"][0]] * 3 + [LOOKS["keep25"][0]]
+    *seeds, mean = dense.lines[:3]
+    assert max(line.get_linewidth() for line in seeds) < mean.get_linewidth()
+    halves = [fmean(pair) for pair in zip(*(line.get_ydata() for line in seeds), strict=True)]
+    assert list(mean.get_ydata()) == pytest.approx(halves)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["baseline", "ReGATE, keep 0.25"]
+    assert len(sparse.lines) == 1
+    page = suite_page("demo", arms)
+    assert "Loss during the training" in [section.title for section in page.sections]
+    assert suite_loss_figure({"baseline": (Run(second.record, tmp_path),)}) is None
+
+
+def test_losses_of_more_than_a_decade_have_a_logarithmic_axis(runs: tuple[Run, Run], tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger.jsonl"
+    events = [json.loads(line) for line in (runs[0].folder / "ledger.jsonl").read_text().splitlines()]
+    for event in events:
+        if event["event"] == "step":
+            event["loss"] = 5.0 / (event["step"] + 1)
+    ledger.write_text("".join(json.dumps(event) + "\n" for event in events))
+    steep, flat = (loss_figure([run], ["run"]) for run in (Run(runs[0].record, tmp_path), runs[0]))
+    assert steep is not None
+    assert flat is not None
+    assert (steep.axes[0].get_yscale(), flat.axes[0].get_yscale()) == ("log", "linear")
