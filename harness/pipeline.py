@@ -25,6 +25,7 @@ from harness.data.sources import make_data
 from harness.evaluation import evaluate as evaluation
 from harness.evaluation.lmms.process import visible_gpus
 from harness.models import MODELS, adapter_for
+from harness.models.device import check_evaluated_dtype
 from harness.plan import Planner, require
 from harness.plan.disk import disk_needs
 from harness.plan.memory import tower_bytes
@@ -106,6 +107,7 @@ def prepare(
         # A batch that cannot be split is refused before anything is made.
         processes.count(recipe, 1 if others is None else others.nodes)
         check_attention(recipe)
+        check_evaluated_dtype(recipe.evaluate.dtype)
     planner = planner or Planner()
     plan = planner.plan(recipe)
     require(plan)

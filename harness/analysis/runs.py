@@ -230,8 +230,15 @@ def surroundings(first: Run, second: Run) -> list[str]:
     differing += [
         f"hardware.{key}" for key in ("cpu", "gpus", "threads") if a["hardware"].get(key) != b["hardware"].get(key)
     ]
+    if _held_in(first) != _held_in(second):
+        differing.append("type of the evaluated weights")
     packages = sorted(a["packages"].keys() | b["packages"].keys())
     return differing + [name for name in packages if a["packages"].get(name) != b["packages"].get(name)]
+
+
+def _held_in(run: Run) -> set[str]:
+    """Types of the weights while they were scored; all were float32 before it was written down."""
+    return {evaluation.get("weights", "float32") for evaluation in run.record["evaluations"]}
 
 
 def machine(run: Run) -> str:

@@ -115,6 +115,10 @@ class EvaluateRecipe(Strict):
     """Items of each task; None takes all."""
     prompts: Literal["task", "paper"] = "task"
     """How the published benchmarks ask: as lmms-eval's task does, or with the paper's response formats (Table 6)."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What a kept model's weights, float32 on the disk, are held in while it is scored. auto: bfloat16 on a GPU where
+    `train.precision` computes in it, float32 elsewhere. In bfloat16 they take half of the memory and need no cast in
+    each pass; the residual stream is bfloat16, too, so that losses are not the same to the bit."""
 
     @model_validator(mode="after")
     def _different_names(self) -> EvaluateRecipe:
@@ -138,7 +142,8 @@ class EvaluateRecipe(Strict):
     def identity(self) -> dict[str, Any]:
         """What of it makes two runs the same run."""
         entries = [entry if isinstance(entry, str) else entry.identity() for entry in self.benchmarks]
-        return {**self.model_dump(mode="json"), "benchmarks": entries}
+        added = {"dtype"} if self.dtype == "auto" else set()  # as ADDED_KEYS
+        return {**self.model_dump(mode="json", exclude=added), "benchmarks": entries}
 
 
 class Devices(Strict):
@@ -261,6 +266,12 @@ class Recipe(Strict):
     paths: Paths = Paths()
     track: Track = Track()
     suite: SuiteMark | None = None
+
+    @model_validator(mode="after")
+    def _one_half_precision(self) -> Recipe:
+        if self.evaluate.dtype == "bfloat16" and self.train.precision == "float16":
+            raise ValueError("evaluate.dtype is bfloat16 and train.precision float16: leave evaluate.dtype out")
+        return self
 
     @model_validator(mode="after")
     def _texts_that_stay(self) -> Recipe:

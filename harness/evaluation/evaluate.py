@@ -346,8 +346,9 @@ _ODD: Final = ("empty", "unparsable", "guessed", "beyond_option")
 def _line(recipe: Recipe | EvaluationRecipe, wanted: Wanted, result: Mapping[str, Any]) -> str:
     mean, counts = result["mean"], result["counts"]
     error = "" if mean["stderr"] is None else f" +- {mean['stderr']:.3f}"
+    held = ", weights in bfloat16" if result.get("weights") == "bfloat16" else ""
     odd = "".join(f", {counts[name]} {name}" for name in _ODD if counts.get(name))
     return (
         f"{recipe.name} step {wanted.job.step}: {wanted.task.name} {mean['value']:.3f}{error} "
-        f"({counts['scored']} questions{odd}, {result['seconds']:.1f} s)"
+        f"({counts['scored']} questions{odd}{held}, {result['seconds']:.1f} s)"
     )

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 
-from harness.common.errors import RecipeError
+from harness.common.errors import EnvironmentProblem, RecipeError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,6 +39,50 @@ def compute_dtype(precision: str) -> torch.dtype:
     if precision == "auto":
         return torch.bfloat16 if computes_bfloat16() else torch.float32
     return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision, torch.float32)
+
+
+def evaluated_dtypes(
+    asked: str, precision: str, device: torch.device
+) -> tuple[torch.dtype, torch.dtype | None]:
+    """What the weights of a kept model are held in while it is scored, and the autocast type of its passes.
+
+    Args:
+        asked: `evaluate.dtype` of a recipe.
+        precision: its `train.precision`: evaluation computes as training does.
+
+    Returns:
+        The weights' type, and None for passes in the type of the weights.
+
+    Raises:
+        EnvironmentProblem: the GPU has no bfloat16 arithmetic.
+    """
+    on_gpu = device.type == "cuda"
+    capable = on_gpu and torch.cuda.is_bf16_supported()
+    if asked == "bfloat16" and on_gpu and not capable:
+        raise EnvironmentProblem(
+            f"evaluate.dtype is bfloat16, and {torch.cuda.get_device_name(device)} has no bfloat16 arithmetic",
+            hint="leave evaluate.dtype out",
+        )
+    computed = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
+    if asked == "bfloat16" or (precision == "auto" and capable):
+        computed = torch.bfloat16
+    rounded = asked == "bfloat16" or (asked == "auto" and capable and computed is torch.bfloat16)
+    return torch.bfloat16 if rounded else torch.float32, computed
+
+
+def check_evaluated_dtype(asked: str) -> None:
+    """Raises EnvironmentProblem where `evaluated_dtypes` will, before days are trained."""
+    if torch.cuda.is_available():
+        evaluated_dtypes(asked, "auto", torch.device("cuda", 0))
+
+
+def hold_in(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Round a model's floating-point parameters to a type. Its buffers stay: among them are the frequencies of
+    positions, whose error grows with the length of a text."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def to_device(value: Tensor, device: torch.device) -> Tensor:

@@ -81,7 +81,7 @@ def run(job: Mapping[str, Any], events: Events, make_adapter: Callable[[Recipe],
                 result, items = run_task(written, collector, model)
             except ShareAnswered:
                 continue
-        result["seconds"] = time.monotonic() - began
+        result |= {**subject.facts(), "seconds": time.monotonic() - began}
         write_result(path, wanted["identity"], result, items)
         events.send("done", result=index, done=len(items))
 
@@ -112,18 +112,18 @@ def make_subject(
     """
     import torch
 
-    from harness.evaluation.lmms.scorer import compute_dtype
     from harness.evaluation.lmms.subjects import Builtin, Checkpoints
     from harness.models import evaluated_for
+    from harness.models.device import evaluated_dtypes
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch_size = recipe.evaluate.batch
     if isinstance(recipe, Recipe):
-        dtype = compute_dtype(recipe.train.precision, device)
-        return Checkpoints(make_adapter(recipe), recipe.data.frames, batch_size, device, dtype, readers)
+        weights, dtype = evaluated_dtypes(recipe.evaluate.dtype, recipe.train.precision, device)
+        return Checkpoints(make_adapter(recipe), recipe.data.frames, batch_size, device, dtype, readers, weights)
     if isinstance(recipe.model, LmmsEvalModel):
         return Builtin(recipe.model, batch_size)
-    dtype = compute_dtype(recipe.precision, device)
+    _, dtype = evaluated_dtypes("auto", recipe.precision, device)
     return Checkpoints(evaluated_for(recipe), recipe.frames, batch_size, device, dtype, readers)
 
 

@@ -23,6 +23,7 @@ from harness.common.errors import HarnessError, RecipeError
 from harness.data.sample import Encoded, Media, Sample, Turn, sample_id
 from harness.evaluation.lmms.generation import Limits, Speaks, generate, generate_plainly, generates, grow
 from harness.evaluation.lmms.shared_tower import one_tower_pass
+from harness.models.device import hold_in
 from regate.types import IGNORE
 
 if TYPE_CHECKING:
@@ -287,6 +288,7 @@ class Checkpoint:
         dtype: autocast type, None for none.
         readers: threads that decode media while the model computes.
         features: as of `Scorer`.
+        weights: type that they are held in; None for that of `Adapter.load`.
     """
 
     adapter: Evaluated
@@ -298,12 +300,16 @@ class Checkpoint:
     dtype: torch.dtype | None
     readers: int = 1
     features: KeptFeatures | None = None
+    weights: torch.dtype | None = None
     _scorer: Scorer | None = field(default=None, repr=False)
 
     def scorer(self) -> Scorer:
         """The model and its processor, on their device."""
         if self._scorer is None:
-            model = self.adapter.load(self.directory).to(self.device)
+            model = self.adapter.load(self.directory)
+            if self.weights is not None:
+                hold_in(model, self.weights)  # before it is moved: a GPU never holds the larger one
+            model.to(self.device)
             self._scorer = Scorer(
                 self.adapter, model, self.frames, self.batch_size, self.dtype, self.readers, self.features
             )
@@ -374,11 +380,3 @@ def _check(request: Request, losses: Sequence[OptionLoss]) -> None:
 def _cut(text: str, until: Sequence[str]) -> str:
     ends = [text.find(stop) for stop in until if stop and stop in text]
     return text[: min(ends)] if ends else text
-
-
-def compute_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """Autocast type of a recipe's `train.precision` on a device: evaluation computes as training does."""
-    if precision == "auto":
-        capable = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if capable else None
-    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)

@@ -34,6 +34,8 @@ class Checkpoints:
     Args:
         count: frames of a clip.
         readers: threads that decode media.
+        weights: type that kept models are held in; None for published ones, which are loaded in the type that they
+            compute in.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Checkpoints:
         device: torch.device,
         dtype: torch.dtype | None,
         readers: int = 1,
+        weights: torch.dtype | None = None,
     ) -> None:
         self._adapter = adapter
         self._settings = {
@@ -53,6 +56,7 @@ class Checkpoints:
             "dtype": dtype,
             "readers": readers,
             "features": _kept_features(adapter, device, dtype),
+            "weights": weights,
         }
         rule = adapter.frame_rule
         self._frames = FrameCache(lambda media: read_frames(media, frames=count, rule=rule))
@@ -66,7 +70,14 @@ class Checkpoints:
             "frames": self._settings["count"],
             "frame_rule": self._adapter.frame_rule,
             "dtype": str(self._settings["dtype"]),
+            # Earlier versions held all in float32, and said nothing of it.
+            **{key: name for key, name in self.facts().items() if name != "float32"},
         }
+
+    def facts(self) -> dict[str, Any]:
+        """What a result says of how the model was held: the type of kept weights."""
+        weights = self._settings["weights"]
+        return {} if weights is None else {"weights": str(weights).removeprefix("torch.")}
 
     def model(self, directory: Path, collector: AnswerCollector, benchmark: AnyBenchmark) -> lmms:
         """lmms-eval's view of a checkpoint. The weights of the last one are freed before the next ones are loaded."""
@@ -107,6 +118,10 @@ class Builtin:
         """What decides an answer beside the checkpoint's weights and the request."""
         settings = {key: getattr(self._model, key) for key in ("name", "args")}
         return {**settings, "lmms_eval": importlib.metadata.version("lmms_eval")}
+
+    def facts(self) -> dict[str, Any]:
+        """How its weights are held is its own affair."""
+        return {}
 
     def model(self, directory: Path, collector: AnswerCollector, benchmark: AnyBenchmark) -> lmms:
         """The model behind our own, which keeps its answers."""

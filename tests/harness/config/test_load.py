@@ -250,6 +250,10 @@ def test_keys_that_came_later_leave_the_ids_of_earlier_runs_as_they_were(name: s
             written = "null" if default is None else json.dumps(default)
             added = [*(pictures if recipe is not plain else ()), f"{path}.{key}={written}"]
             assert load_recipe(name, added).run_id == recipe.run_id
+    assert load_recipe(name, ["evaluate.dtype=auto"]).run_id == plain.run_id
+    assert load_recipe(name, ["evaluate.dtype=bfloat16"]).run_id != plain.run_id
+    with pytest.raises(RecipeError, match=r"evaluate\.dtype is bfloat16 and train\.precision float16"):
+        load_recipe(name, ["evaluate.dtype=bfloat16", "train.precision=float16"])
     assert load_recipe(name, ["train.last_layer=all"]).run_id != plain.run_id
     if plain.gate is not None:
         assert load_recipe(name, ["gate.deep=1"]).run_id != plain.run_id

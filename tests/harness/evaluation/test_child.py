@@ -75,12 +75,14 @@ class World:
         processes: int = 1,
         place: str = "run",
         python: str | None = None,
+        dtype: str = "auto",
     ) -> list[dict[str, Any]]:
         jobs = [Job(step, step / 10, self.checkpoint(step)) for step in steps]
         recipe = make_recipe(*benchmarks)
         devices = Devices(processes=processes, threads=1)
+        asked = recipe.evaluate.model_copy(update={"dtype": dtype})
         return evaluate_checkpoints(
-            recipe.model_copy(update={"devices": devices}),
+            recipe.model_copy(update={"devices": devices, "evaluate": asked}),
             self.folder / place,
             jobs,
             data=self.data,
@@ -216,6 +218,22 @@ def test_a_killed_evaluation_goes_on_at_the_next_item(world: World) -> None:
     assert letters["tasks"][0]["value"] == pytest.approx(2 / 6)  # B is right for two of six colours
     assert letters["tasks"][1]["value"] == pytest.approx(2 / 5)
     assert letters["mean"]["value"] == pytest.approx((2 / 6 + 2 / 5) / 2)
+
+
+def test_weights_in_bfloat16_are_told_and_take_no_answers_of_float32(world: World) -> None:
+    """The bigram model's likeliest words are far apart: what it answers does not change."""
+    exact, rounded = world.result(5, "known"), world.folder / "rounded" / "eval" / "step-000005" / "known.json"
+    assert json.loads(exact.read_text())["weights"] == "float32"
+    rounded.parent.mkdir(parents=True)
+    answers = "known.answers-0.jsonl"
+    shutil.copyfile(exact.with_name(answers), rounded.with_name(answers))
+    lines = Lines()
+    (result,) = world.run("known", steps=(5,), place="rounded", dtype="bfloat16", lines=lines)
+    assert result["weights"] == "bfloat16"
+    assert any("11 questions, weights in bfloat16" in line for line in lines.said)
+    items = read_item_lines(rounded.with_name("known.items.jsonl.gz"))
+    assert [item["prediction"] for item in items] == [item["prediction"] for item in world.items(5, "known")]
+    assert [item["option_loss"] for item in items] != [item["option_loss"] for item in world.items(5, "known")]
 
 
 def test_two_processes_score_as_one(world: World) -> None:

@@ -11,14 +11,15 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from harness.common.errors import DataError, HarnessError, RecipeError
+from harness.common.errors import DataError, EnvironmentProblem, HarnessError, RecipeError
 from harness.data.loading.video import read_frames
 from harness.data.sample import Sample, Turn
 from harness.evaluation.lmms.generation import Limits
 from harness.evaluation.lmms.kept_features import KeptFeatures
-from harness.evaluation.lmms.scorer import FrameCache, OptionLoss, Request, Scorer, chunked, clips_of, compute_dtype
+from harness.evaluation.lmms.scorer import FrameCache, OptionLoss, Request, Scorer, chunked, clips_of
 from harness.evaluation.multiple_choice import prompt
 from harness.models.adapter import KeepsTower
+from harness.models.device import evaluated_dtypes, hold_in
 from harness.models.tiny.adapter import TinyAdapter
 from harness.models.tiny.processor import TinyProcessor
 from tests.harness.worlds import known_models as known
@@ -333,7 +334,57 @@ def test_a_damaged_clip_ends_the_reading_of_those_behind_it(data: DataSet, tmp_p
     [("auto", None), ("float32", None), ("bfloat16", torch.bfloat16), ("float16", torch.float16)],
 )
 def test_the_type_on_a_cpu_is_the_recipes(precision: str, expected: torch.dtype | None) -> None:
-    assert compute_dtype(precision, torch.device("cpu")) is expected
+    cpu = torch.device("cpu")
+    assert evaluated_dtypes("auto", precision, cpu) == (torch.float32, expected)
+    assert evaluated_dtypes("float32", precision, cpu) == (torch.float32, expected)
+    assert evaluated_dtypes("bfloat16", precision, cpu) == (torch.bfloat16, torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("asked", "precision", "weights", "computed"),
+    [
+        ("auto", "auto", torch.bfloat16, torch.bfloat16),
+        ("auto", "bfloat16", torch.bfloat16, torch.bfloat16),
+        ("auto", "float32", torch.float32, None),
+        ("auto", "float16", torch.float32, torch.float16),
+        ("float32", "auto", torch.float32, torch.bfloat16),
+        ("bfloat16", "float32", torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_the_types_on_a_gpu(
+    asked: str, precision: str, weights: torch.dtype, computed: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert evaluated_dtypes(asked, precision, torch.device("cuda", 0)) == (weights, computed)
+
+
+def test_a_gpu_without_bfloat16_holds_weights_in_float32_and_refuses_to_be_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "an older one")
+    gpu = torch.device("cuda", 0)
+    assert evaluated_dtypes("auto", "auto", gpu) == (torch.float32, None)
+    with pytest.raises(EnvironmentProblem, match="an older one has no bfloat16"):
+        evaluated_dtypes("bfloat16", "auto", gpu)
+
+
+def test_weights_in_bfloat16_are_rounded_once_and_nothing_else_is(data: DataSet) -> None:
+    """Losses are near those of the same rounded weights held in float32, and not equal: the residual stream of the
+    one is bfloat16 too. Buffers, frequencies of positions among them, keep their bits."""
+    buffers = dict(known.random_model(3).named_buffers())
+    assert any(buffer.is_floating_point() for buffer in buffers.values())
+    held = hold_in(known.random_model(3), torch.bfloat16)
+    assert {parameter.dtype for parameter in held.parameters()} == {torch.bfloat16}
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in held.named_buffers())
+    rounded = hold_in(hold_in(known.random_model(3), torch.bfloat16), torch.float32)
+    losses = []
+    for model in (held, rounded):
+        speaker = scorer(model)  # type: ignore[arg-type]
+        speaker.dtype = torch.bfloat16
+        losses.append([option.loss for options in losses_of(speaker, asks(data)) for option in options])
+    gaps = [abs(a - b) / b for a, b in zip(*losses, strict=True)]
+    assert 0 < max(gaps) < 0.02
 
 
 def test_half_precision_is_used_where_asked(data: DataSet) -> None:
