@@ -4,10 +4,10 @@
     python benchmarks/fidelity.py FOLDER --gguf FILE             # a GGUF file in that folder
     python benchmarks/fidelity.py FOLDER --out results/benchmarks
 
-Rows are prose of this project's own documentation: a prompt, then targets, of which the half with the highest loss
-of the model itself is selected. Every variant gets the same rows and the same selection; what it computes differs.
-Exact is the same selection with nothing elided. It has no seeds and proves nothing about a training; it shows what a
-decoder of a few layers hides. Mean of the batches.
+Rows are prose of this project's own documentation: a prompt, then targets, of which those with the highest loss of
+the model itself are selected, half of them or what a ramp of the keep ratio ends at. Every variant gets the same
+rows; what it computes differs. Exact is the same selection with nothing elided. It has no seeds and proves nothing
+about a training; it shows what a decoder of a few layers hides. Text has no pictures to elide. Mean of the batches.
 
 Legend: B rows, S length, N selected targets, V vocabulary.
 """
@@ -30,7 +30,7 @@ from harness.models.decoder_flops import LayerSpan, step_flops
 from harness.models.flops import decoder_shape
 from regate.gate import ALIGN, count_tokens
 from regate.top_k import top_k
-from regate.types import Level
+from regate.types import LayerKeep, Level
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,12 +43,26 @@ PROSE = ("README.md", "CONTRIBUTING.md", "docs/interpretations.md", "docs/librar
 
 @dataclass(frozen=True)
 class Variant:
-    """What a sparse step computes. `leaves` and `deep` are parts of the layers; None for no layer."""
+    """What a sparse step computes. `leaves` and `deep` are parts of the layers; None for no layer.
+
+    Attributes:
+        keep: the part of the targets that is selected.
+        below: parts of the layers, from the bottom up, and the part of the targets that the layers below each keep.
+        layer_keep: the part of the positions that each layer but the first and the last computes.
+    """
 
     leaves: float | None = None
     deep: float | None = None
     align: Align = "predictor"
     all_targets: bool = False
+    keep: float = 0.5
+    below: tuple[tuple[float, float], ...] = ()
+    layer_keep: float | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Nothing is elided."""
+        return self.leaves is None and self.deep is None and not self.below and self.layer_keep is None
 
 
 VARIANTS = {
@@ -64,6 +78,13 @@ VARIANTS = {
     "deep above 3/4": Variant(deep=0.75),
     "deep above 9/10": Variant(deep=0.9),
     "leaves above 1/2, deep above 3/4": Variant(leaves=0.5, deep=0.75),
+    "3/4 of the targets below 1/2, half above": Variant(leaves=0.5, below=((0.5, 0.75),)),
+    "all below 1/4, 3/4 below 1/2, half above": Variant(leaves=0.5, below=((0.25, 1.0), (0.5, 0.75))),
+    "each layer computes a random half of the positions": Variant(layer_keep=0.5),
+    "a quarter selected: exact": Variant(keep=0.25),
+    "a quarter selected: ReGATE": Variant(leaves=0.0, keep=0.25),
+    "3/4 selected: exact": Variant(keep=0.75),
+    "3/4 selected: ReGATE": Variant(leaves=0.0, keep=0.75),
     "baseline: loss on all targets": Variant(all_targets=True),
 }
 
@@ -82,22 +103,31 @@ def rows_of_prose(tokenizer: Any, rows: int, length: int) -> Tensor:
 
 
 def decide(model: Any, ids_BS: Tensor, prompt: int, variant: Variant) -> regate.Decision:
-    """The half of the targets with the highest loss, and what the variant computes for it."""
+    """The targets with the highest loss, and what the variant computes for them."""
     labels_BS = torch.where(torch.arange(ids_BS.shape[1]) >= prompt, ids_BS, -100)
     layout = regate.layout_from_labels(labels_BS, torch.ones_like(ids_BS))
     with torch.no_grad():
         logits_BSV = model(input_ids=ids_BS, use_cache=False).logits
     loss_BS = torch.zeros(ids_BS.shape)
     loss_BS[:, 1:] = cross_entropy(logits_BSV[:, :-1].transpose(1, 2), ids_BS[:, 1:], reduction="none")
-    chosen_BS = layout.target_BS if variant.all_targets else top_k(loss_BS, layout.target_BS, 0.5)
+    chosen_BS = layout.target_BS if variant.all_targets else top_k(loss_BS, layout.target_BS, variant.keep)
     valid_BS = active_BS = layout.valid_BS
     levels: tuple[Level, ...] = ()
+
+    def active_for(kept_BS: Tensor) -> Tensor:
+        return valid_BS & (~layout.target_BS | ALIGN[variant.align](kept_BS))
+
     if variant.leaves is not None:
-        active_BS = valid_BS & (~layout.target_BS | ALIGN[variant.align](chosen_BS))
+        active_BS = active_for(chosen_BS)
         levels = (Level(0, valid_BS), Level(variant.leaves, active_BS)) if variant.leaves else ()
+    if variant.below:
+        kept = [active_for(top_k(loss_BS, layout.target_BS, keep)) for _, keep in variant.below]
+        starts = [0, *(layer for layer, _ in variant.below)]
+        levels = tuple(Level(start, mask_BS) for start, mask_BS in zip(starts, [*kept, active_BS], strict=True))
     counts = count_tokens(layout, active_BS, chosen_BS)
-    decision = regate.Decision(active_BS, chosen_BS, torch.arange(len(ids_BS)), layout, 0.5, counts, 0)
-    return replace(decision, levels=levels, deep=variant.deep)
+    decision = regate.Decision(active_BS, chosen_BS, torch.arange(len(ids_BS)), layout, variant.keep, counts, 0)
+    single = None if variant.layer_keep is None else LayerKeep(variant.layer_keep, 0)
+    return replace(decision, levels=levels, deep=variant.deep, layer_keep=single)
 
 
 def step(
@@ -120,12 +150,14 @@ def measure(model: Any, ids_BS: Tensor, prompt: int) -> dict[str, dict[str, floa
     shape = decoder_shape(model.config)
     elide = regate.attach(model, rows="packed")
     results: dict[str, dict[str, float]] = {}
-    exact: tuple[Tensor, Tensor, Tensor] | None = None
+    exact_by_keep: dict[float, tuple[Tensor, Tensor, Tensor]] = {}
     dense = step_flops(shape, [ids_BS.shape[1]] * len(ids_BS), (ids_BS.shape[1] - prompt) * len(ids_BS))
     for name, variant in VARIANTS.items():
         decision = decide(model, ids_BS, prompt, variant)
         loss, log_p_NV, gradient = step(model, elide, ids_BS, decision)
-        exact = exact or (loss, log_p_NV, gradient)
+        if variant.exact and not variant.all_targets:
+            exact_by_keep[variant.keep] = (loss, log_p_NV, gradient)
+        exact = exact_by_keep[variant.keep]
         cosine = cosine_similarity(gradient.double(), exact[2].double(), dim=0)
         spans = [LayerSpan(*astuple(work)) for work in elide.work(decision)]
         rows = decision.active_BS.sum(dim=1).tolist()
@@ -149,9 +181,10 @@ def table(document: dict[str, Any]) -> str:
         "",
         f"Made by `python benchmarks/fidelity.py`: {document['model']}, {setting['layers']} layers, float32; "
         f"{setting['batches']} batches of {setting['rows']} rows of {setting['length']} tokens, of which "
-        f"{setting['prompt']} are the prompt. Loss, KL divergence and agreement are those on the selected half of "
-        "the targets; cosine and norm are of the gradient of all parameters, beside the exact one; FLOPs are those "
-        "of the decoder and the head, beside a dense step of the baseline. One model and one text: it says what "
+        f"{setting['prompt']} are the prompt. Loss, KL divergence and agreement are those on the selected "
+        "targets, half of them where no other part is named; cosine and norm are of the gradient of all parameters, "
+        "beside the exact one of the same selection; FLOPs are those of the decoder and the head, beside a dense "
+        "step of the baseline. One model and one text: it says what "
         "depth does to a variant, not what a training with it reaches.",
         "",
         "| variant | loss | KL | top-1 agreement | gradient cosine | gradient norm | FLOPs |",

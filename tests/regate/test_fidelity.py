@@ -27,7 +27,11 @@ def fidelity():
 
 def test_the_exact_variant_is_exact_and_deep_at_the_last_layer_as_good(fidelity, monkeypatch):
     exact = next(iter(fidelity.VARIANTS))
-    last = {"deep at the last layer": fidelity.Variant(deep=2 / 3), "leaves nowhere": fidelity.Variant(leaves=1.0)}
+    last = {
+        "deep at the last layer": fidelity.Variant(deep=2 / 3),
+        "leaves nowhere": fidelity.Variant(leaves=1.0),
+        "every layer computes all": fidelity.Variant(layer_keep=1.0),
+    }
     monkeypatch.setattr(fidelity, "VARIANTS", {**fidelity.VARIANTS, **last})
     ids_BS = torch.randint(3, tiny.VOCAB, (2, 24), generator=torch.Generator().manual_seed(1))
     rows = fidelity.measure(tiny.lm("Llama", double=False), ids_BS, 8)
@@ -39,6 +43,16 @@ def test_the_exact_variant_is_exact_and_deep_at_the_last_layer_as_good(fidelity,
     assert rows["baseline: loss on all targets"]["flops"] == pytest.approx(1.0)
     assert rows["ReGATE"]["flops"] < rows["leaves above 1/2"]["flops"] < rows[exact]["flops"] < 1.0
     assert rows["deep above 1/2"]["flops"] < rows[exact]["flops"]
+    for part, more in (("a quarter", "ReGATE"), ("3/4", "3/4 of the targets below 1/2, half above")):
+        assert rows[f"{part} selected: exact"]["cosine"] == pytest.approx(1.0, abs=1e-5)
+        assert rows[f"{part} selected: exact"]["kl"] == pytest.approx(0.0, abs=1e-5)
+        assert rows[f"{part} selected: ReGATE"]["cosine"] < 0.999, "held against the same selection"
+        assert rows[more]["flops"] < rows[exact]["flops"]
+    by_keep = [rows[name]["flops"] for name in ("a quarter selected: ReGATE", "ReGATE", "3/4 selected: ReGATE")]
+    assert by_keep == sorted(by_keep)
+    assert rows["each layer computes a random half of the positions"]["cosine"] < 0.999
+    nested = [rows[name]["flops"] for name in fidelity.VARIANTS if name.endswith("half above")]
+    assert rows["ReGATE"]["flops"] < nested[0] < nested[1] < rows[exact]["flops"]
 
 
 def test_the_committed_table_is_made_from_the_committed_figures(fidelity):
