@@ -258,6 +258,7 @@ def tables(
     epilog=_examples(
         "harness figures tiny_baseline tiny_regate",
         "harness figures suites/tiny_claim --draw baseline --draw regate",
+        "harness figures tiny_regate --attended",
     ),
 )
 @guarded
@@ -266,12 +267,15 @@ def draw_figures(
     draw: Annotated[
         list[str] | None, typer.Option("--draw", metavar="ARM", help="Arm of a suite to draw; may be repeated.")
     ] = None,
+    attention: Annotated[
+        bool, typer.Option("--attended", help="Read where the kept models look, which loads them, and draw it.")
+    ] = False,
 ) -> None:
     """Draw accuracy curves, reference losses and elided words. The files are named."""
     from harness.cli.report import make_figures
     from harness.common.progress import Progress
 
-    _echo("\n".join(map(str, make_figures(arguments or [], draw or [], Progress()))))
+    _echo("\n".join(map(str, make_figures(arguments or [], draw or [], Progress(), attention=attention))))
 
 
 @app.command(epilog=_examples("harness report tiny_regate"))

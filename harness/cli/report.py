@@ -9,23 +9,30 @@ from harness.analysis.choices.selection import runs_to_replay
 from harness.analysis.curves import suites
 from harness.analysis.runs import benchmarks_of, pair_runs
 from harness.cli.run_names import known_suites, resolve_runs
-from harness.common.errors import DataError
+from harness.common.errors import DataError, RecipeError
 from harness.report.pages.build import write_report
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from harness.analysis.runs import Run
+    from harness.analysis.runs import Pair, Run
     from harness.cli.run_names import NamedRuns
     from harness.common.progress import Progress
     from harness.config.recipe import Paths
+    from harness.evaluation.task import MultipleChoiceTask
 
 
-def make_figures(arguments: Sequence[str], arms: Sequence[str], progress: Progress) -> list[Path]:
+def make_figures(
+    arguments: Sequence[str], arms: Sequence[str], progress: Progress, *, attention: bool = False
+) -> list[Path]:
     """Replay the choices of the runs named, or of those that are shown (`runs_to_replay`), and draw everything.
 
+    Args:
+        arms: of suites, to draw.
+        attention: read where these runs and their baselines look, too: their kept models are loaded.
+
     Raises:
-        RecipeError: a name is neither a run nor a suite nor a recipe.
+        RecipeError: a name is neither a run nor a suite nor a recipe, or attention is asked for and no run is gated.
         DataError: a run has no record, or there is none.
         StaleError: data or stores are not those of a run.
     """
@@ -37,6 +44,8 @@ def make_figures(arguments: Sequence[str], arms: Sequence[str], progress: Progre
     shown = meant.runs if meant.named else runs_to_replay(meant.finished)
     replay_choices(shown, meant.paths, progress)
     look_at_flips(shown, meant.finished, meant.paths, progress)
+    if attention:
+        look_at_attention(shown, meant.finished, meant.paths, progress)
     return build_figures(Path(meant.paths.results), arms=arms, definitions=known_suites(arguments))
 
 
@@ -90,10 +99,46 @@ def look_at_flips(runs: Sequence[Run], finished: Sequence[Run], paths: Paths, pr
     Args:
         finished: where a run's baseline is looked for.
     """
+    from harness.analysis.choices.needed_words import read_needed, study
+
+    for pair, run, tasks in _asked_pairs(runs, finished):
+        reason = study(pair, tasks, paths, progress)
+        if reason is not None:
+            earlier = " (an earlier figure is shown)" if read_needed(run.folder) is not None else ""
+            progress.say(f"{run.id}: what its items ask for cannot be looked up: {reason}{earlier}")
+
+
+def look_at_attention(runs: Sequence[Run], finished: Sequence[Run], paths: Paths, progress: Progress) -> None:
+    """Read where the models of these gated runs and of their baselines look; say of every one why not where that
+    cannot be read.
+
+    Args:
+        finished: where a run's baseline is looked for.
+
+    Raises:
+        RecipeError: none of the runs has a gate.
+    """
+    from harness.analysis.attention.study import read_attention, study
+
+    if all(run.gate is None for run in runs):
+        raise RecipeError(
+            "--attended sets a gated run beside its baseline, and no run that is shown has a gate",
+            hint="name a gated run: harness figures --attended RUN",
+        )
+    for pair, run, tasks in _asked_pairs(runs, finished):
+        reason = study(pair, tasks, paths, progress)
+        if reason is not None:
+            earlier = " (an earlier figure is shown)" if read_attention(run.folder) is not None else ""
+            progress.say(f"{run.id}: its attention cannot be read: {reason}{earlier}")
+
+
+def _asked_pairs(
+    runs: Sequence[Run], finished: Sequence[Run]
+) -> Iterator[tuple[Pair, Run, dict[str, MultipleChoiceTask]]]:
+    """The gated ones of these runs in their pairs, with the questions of this project that they were asked."""
     gated = {run.id for run in runs if run.gate is not None}
     if not gated:
         return
-    from harness.analysis.choices.needed_words import read_needed, study
     from harness.evaluation.evaluate import kept_task
     from harness.evaluation.task import MultipleChoiceTask
 
@@ -102,8 +147,4 @@ def look_at_flips(runs: Sequence[Run], finished: Sequence[Run], paths: Paths, pr
         if run is None or run.id not in gated:
             continue
         kept = {name: kept_task(run.folder, name) for name in benchmarks_of([run])}
-        own = {name: task for name, task in kept.items() if isinstance(task, MultipleChoiceTask)}
-        reason = study(pair, own, paths, progress)
-        if reason is not None:
-            earlier = " (an earlier figure is shown)" if read_needed(run.folder) is not None else ""
-            progress.say(f"{run.id}: what its items ask for cannot be looked up: {reason}{earlier}")
+        yield pair, run, {name: task for name, task in kept.items() if isinstance(task, MultipleChoiceTask)}

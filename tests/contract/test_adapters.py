@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import regate
+from harness.analysis.attention.weights import attended
 from harness.common.errors import EnvironmentProblem, RecipeError
 from harness.common.progress import Progress
 from harness.config.model import (
@@ -153,6 +154,20 @@ def test_cells_that_stay_by_what_they_show_reach_every_family(adapter: Any, how:
         elide.remove()
         torch.testing.assert_close(logits[-1], logits[0], rtol=1e-4, atol=1e-4)
     assert seen[0] == decision.counts.active < decision.counts.valid
+
+
+def test_where_every_family_looks_can_be_read(adapter: Any) -> None:
+    student = adapter.student().eval()
+    batch = adapter.processor().collate(rows(adapter, 2))
+    looked = attended(adapter, student, batch)
+    layout, layers = batch.layout, len(student.get_decoder().layers)
+    assert looked.visual_BL.shape == (2, layers)
+    torch.testing.assert_close(looked.weight_BS.sum(dim=1), torch.ones(2, dtype=torch.float64))
+    assert float(looked.weight_BS[~layout.valid_BS].sum()) == 0.0
+    visual_B = (looked.weight_BS * (layout.kind_BS == Kind.VISUAL)).sum(dim=1)
+    torch.testing.assert_close(looked.visual_BL.mean(dim=1), visual_B)
+    assert ((visual_B > 0) & (visual_B < 1)).all()
+    assert (layout.grids is not None) is adapter.tells_grids
 
 
 def test_single_layers_that_compute_a_part_reach_every_family(adapter: Any) -> None:

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 import regate
+from harness.analysis.attention.study import read_attention, write_attention
 from harness.analysis.choices.needed_words import read_needed, write_needed
 from harness.analysis.choices.selection import read_selection, write_selection
 from harness.benchmarks.question_file import QuestionFile
@@ -172,6 +173,10 @@ def asked_for(folder: Path) -> Path:
     return write_needed(folder, {"schema": 1, "run": folder.name, "benchmarks": {}, "keep_ratio": 0.25})
 
 
+def looked(folder: Path) -> Path:
+    return write_attention(folder, {"schema": 1, "run": folder.name, "benchmarks": {}, "made_from": {}})
+
+
 def targets(folder: Path) -> Path:
     path = folder / "targets-0123456789abcdef.npz"
     values = np.arange(4, dtype=np.int64)
@@ -300,6 +305,7 @@ READERS = {
     "status of a run": Reader(asked, status_of, remade=("unreadable",)),
     "choices of a gate": Reader(choices, lambda path: read_selection(path.parent)),
     "words that items ask for": Reader(asked_for, lambda path: read_needed(path.parent)),
+    "attention": Reader(looked, lambda path: read_attention(path.parent)),
     "inputs": Reader(inputs, lambda path: pin(path.parent, "data", "d" * 64)),
     "cost": Reader(cost, read_cost),
     "provenance": Reader(ran_on, _read_provenance),

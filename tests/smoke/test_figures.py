@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.analysis.attention.study import ARMS, read_attention
 from harness.analysis.choices.replay import Stores, choices, recipe_of
 from harness.analysis.choices.selection import read_selection
 from harness.analysis.runs import load_runs
@@ -64,11 +65,16 @@ def test_the_replay_is_what_the_run_computed(pair: Ran) -> None:
 
 
 def test_figures_and_report_come_from_the_command_line(pair: Ran) -> None:
-    done = harness(pair.folder, "figures")
+    done = harness(pair.folder, "figures", "--attended")
     assert done.returncode == 0, done.stderr[-2000:]
     written = [Path(line) for line in done.stdout.split()]
     assert all((pair.folder / path).stat().st_size for path in written)
-    assert {path.name.split("_")[0] for path in written} == {"accuracy", "reference", "elided", "selection", "needed"}
+    kinds = {"accuracy", "reference", "elided", "selection", "needed", "attention"}
+    assert {path.name.split("_")[0] for path in written} == kinds
+    looked = read_attention(pair.run_dir(NAME))
+    assert looked is not None
+    (shapes,) = looked["benchmarks"].values()
+    assert all(0.0 < part < 1.0 for item in shapes["items"] for arm in ARMS for part in item[arm])
     (report,) = make_reports([f"paths.{name}={place}" for name, place in paths_of(pair).model_dump().items()],
                              Progress(quiet=True))  # fmt: skip
     page = report.read_text()

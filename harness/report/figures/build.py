@@ -1,5 +1,5 @@
-"""Figures: pure functions of the records, the item files, selection.json and needed_words.json, as SVG and PDF (text
-stays text), PNG and HTML.
+"""Figures: pure functions of the records, the item files, selection.json, needed_words.json and
+attention.json, as SVG and PDF (text stays text), PNG and HTML.
 
 Drawn with matplotlib's Agg canvas and no global state of it; the same results give the same bytes with the same
 matplotlib.
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness.analysis.arms import group_by_arm
+from harness.analysis.attention.study import read_attention
 from harness.analysis.choices.needed_words import read_needed
 from harness.analysis.choices.selection import read_selection
 from harness.analysis.curves import ARMS, Arm, arm_of, suites
@@ -19,6 +20,7 @@ from harness.common.files import write_atomic
 from harness.config.explain import nearest
 from harness.report.figures.accuracy import accuracy_figure, suite_figure
 from harness.report.figures.arms import arms_figure
+from harness.report.figures.attention import attention_figure
 from harness.report.figures.frontier import frontier_figure
 from harness.report.figures.needed_words import needed_figure
 from harness.report.figures.reference_losses import losses_figure
@@ -54,11 +56,11 @@ def build_figures(
         finished: the runs below results_dir, where they were read before; None reads them.
 
     Returns:
-        The files written; none where no run has an evaluation, a selection.json or a needed_words.json.
+        The files written; none where no run has an evaluation, or a file of a study.
 
     Raises:
-        DataError, StaleError: a record, its items, its selection.json or needed_words.json is damaged or not what it
-            says it is, or an arm of a suite has two runs of one seed.
+        DataError, StaleError: a record, its items, or the file of a study is damaged or not what it says it is, or an
+            arm of a suite has two runs of one seed.
         RecipeError: no suite has an arm of that name.
     """
     read = load_runs(results_dir, damaged) if finished is None else finished
@@ -87,6 +89,7 @@ def build_figures(
     for run in runs:
         written += _choices(results_dir, run)
         written += _needed(run, folder)
+        written += _attention(run, folder)
     return written
 
 
@@ -122,6 +125,18 @@ def _needed(run: Run, folder: Path) -> list[Path]:
         for benchmark, figure in figures.items()
         if figure is not None
         for path in save(figure, folder / f"needed_words_{run.id}_{benchmark}")
+    ]
+
+
+def _attention(run: Run, folder: Path) -> list[Path]:
+    """Where a run and its baseline look, one figure a benchmark, of a run whose attention.json is there."""
+    attention = read_attention(run.folder)
+    if attention is None:
+        return []
+    return [
+        path
+        for benchmark in attention["benchmarks"]
+        for path in save(attention_figure(attention, benchmark), folder / f"attention_{run.id}_{benchmark}")
     ]
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
+from harness.analysis.attention.study import read_attention
 from harness.analysis.choices.needed_words import read_needed
 from harness.analysis.choices.selection import SHOWN, read_selection
 from harness.analysis.curves import scale_of
@@ -24,6 +25,7 @@ from harness.analysis.runs import (
 from harness.analysis.summary import step_speedup
 from harness.report import table as render
 from harness.report.figures.accuracy import accuracy_figure, panels_of
+from harness.report.figures.attention import attention_figure
 from harness.report.figures.needed_words import needed_figure
 from harness.report.figures.training_loss import loss_figure
 from harness.report.pages.html import Block, Code, Losses, Page, Pictures, Section, Tabular, Text, Tile
@@ -83,7 +85,7 @@ def run_sections(runs: Sequence[Run], pairs: Sequence[Pair], selections: Sequenc
     sections = [asked(runs), *([planned(done), tokens(done), clocks(done), *losses(done)] if done else [])]
     sections += [accuracy(runs, pairs, benchmark) for benchmark in benchmarks_of(runs)]
     sections += [chosen(selection) for selection in selections]
-    sections += [section for run in runs for section in needed(run)]
+    sections += [section for run in runs for section in (*needed(run), *attention(run))]
     return [*sections, provenance(runs)]
 
 
@@ -250,6 +252,17 @@ def needed(run: Run) -> list[Section]:
     shown = tuple((f"{title}: {benchmark}", figure) for benchmark, figure in drawn.items() if figure is not None)
     words = f"Items that flip between {needed['baseline']} and this run, and their nearest training answers."
     return [Section(f"needed-{run.id}", title, (Pictures(shown, words),))] if shown else []
+
+
+def attention(run: Run) -> list[Section]:
+    """Where the run and its baseline look, where `harness.analysis.attention.study` read it."""
+    attention = read_attention(run.folder)
+    if attention is None:
+        return []
+    title = f"Where {run.id} looks"
+    drawn = tuple((f"{title}: {name}", attention_figure(attention, name)) for name in attention["benchmarks"])
+    words = f"Attention of {attention['baseline']} and this run on visual positions as the right answer is written."
+    return [Section(f"attention-{run.id}", title, (Pictures(drawn, words),))]
 
 
 def provenance(runs: Sequence[Run]) -> Section:
