@@ -7,7 +7,11 @@
 Rows are prose of this project's own documentation: a prompt, then targets, of which those with the highest loss of
 the model itself are selected, half of them or what a ramp of the keep ratio ends at. Every variant gets the same
 rows; what it computes differs. Exact is the same selection with nothing elided. It has no seeds and proves nothing
-about a training; it shows what a decoder of a few layers hides. Text has no pictures to elide. Mean of the batches.
+about a training; it shows what a decoder of a few layers hides. Mean of the batches. The documentation changes: the
+digest of the rows' tokens stands beside the figures, which other rows give otherwise.
+
+Text has no pictures to elide, and no small multimodal model with real weights is in a package registry: what
+`gate.visual` does to a gradient is not in this table.
 
 Legend: B rows, S length, N selected targets, V vocabulary.
 """
@@ -15,6 +19,7 @@ Legend: B rows, S length, N selected targets, V vocabulary.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 from dataclasses import astuple, dataclass, replace
@@ -184,8 +189,10 @@ def table(document: dict[str, Any]) -> str:
         f"{setting['prompt']} are the prompt. Loss, KL divergence and agreement are those on the selected "
         "targets, half of them where no other part is named; cosine and norm are of the gradient of all parameters, "
         "beside the exact one of the same selection; FLOPs are those of the decoder and the head, beside a dense "
-        "step of the baseline. One model and one text: it says what "
-        "depth does to a variant, not what a training with it reaches.",
+        "step of the baseline. One model and one text, the documentation of this project as it was (tokens "
+        f"{setting['tokens'][:12]}): it says what depth does to a variant, not what a training with it reaches. "
+        "Text has no pictures, and no small multimodal model with real weights is in a package registry: leaving out "
+        "pictures is not in this table.",
         "",
         "| variant | loss | KL | top-1 agreement | gradient cosine | gradient norm | FLOPs |",
         "|---|---|---|---|---|---|---|",
@@ -219,7 +226,7 @@ def main() -> None:
         for name, row in batches[0].items()
     }
     setting = {name: getattr(arguments, name) for name in ("batches", "rows", "length", "prompt")}
-    setting["layers"] = model.config.num_hidden_layers
+    setting |= {"layers": model.config.num_hidden_layers, "tokens": hashlib.sha256(ids.numpy().tobytes()).hexdigest()}
     name = arguments.name or arguments.folder.name
     document = {"schema": 1, "model": name, "setting": setting, "variants": variants}
     if arguments.out is None:
