@@ -75,7 +75,7 @@ def plain_loop(adapter: Any, model: Any, asked: Sequence[Request], most: int) ->
         frames = [read_frames(media, frames=processor.frames, rule=adapter.frame_rule) for media in request.media]
         turns = (Turn("user", request.prompt),)
         sample = Sample(sample_id("question", request.key), request.key, request.media, turns)
-        inputs = processor.collate([processor.encode_prompt(sample, frames)]).inputs
+        inputs = processor.collate([processor.encode_prompt(sample, frames)]).model_inputs()
         with torch.inference_mode():
             ids_BS = model.generate(**inputs, generation_config=settings)
         written = ids_BS[0, inputs["input_ids"].shape[1] :].tolist()

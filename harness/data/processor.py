@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from harness.data.loading.pixels import ColourTable
     from harness.data.sample import Sample
 
 
@@ -49,7 +50,7 @@ class Processor(Protocol):
         ...
 
     def collate(self, rows: Sequence[Encoded]) -> Batch:
-        """Right-padded batch and its layout."""
+        """Right-padded batch and its layout; pixels in bytes wherever the model's own values follow from them."""
         ...
 
 
@@ -73,12 +74,18 @@ def make_row(sample: Sample, ids: Sequence[int], kinds: Sequence[int], **further
     )
 
 
-def pad_rows(rows: Sequence[Encoded], pad_id: int, further: Mapping[str, Any]) -> Batch:
+def pad_rows(
+    rows: Sequence[Encoded],
+    pad_id: int,
+    further: Mapping[str, Any],
+    colours: Mapping[str, ColourTable] | None = None,
+) -> Batch:
     """Rows padded on the right to the longest one, with their layout.
 
     Args:
         pad_id: in `input_ids` behind the end of a row.
         further: the model's other inputs.
+        colours: as of `Batch`, of those among `further` that hold pixels in bytes.
 
     Returns:
         A batch whose inputs are int64 input_ids and attention_mask [B, S], and `further`.
@@ -103,6 +110,7 @@ def pad_rows(rows: Sequence[Encoded], pad_id: int, further: Mapping[str, Any]) -
         layout,
         failed=tuple(row.sample_id for row in rows if row.failed),
         cut=tuple(row.cut for row in rows if row.cut is not None),
+        colours=dict(colours or {}),
     )
 
 

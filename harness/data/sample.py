@@ -6,15 +6,17 @@ Legend: B rows, S expanded length, T frames, H and W pixels.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from torch import Tensor
 
     from harness.data.loading.frames import FrameRule
+    from harness.data.loading.pixels import ColourTable
     from regate.types import Grid, Layout
 
 
@@ -108,8 +110,8 @@ class Encoded:
             where the turns are shown in another order than the file's, `harness.data.loading.epoch_view` puts the
             file's
             back.
-        pixels: what the vision tower reads (the adapter's own shape, normally T3HW), or None for a text-only
-            encoding (the teacher's view).
+        pixels: what the vision tower reads (the adapter's own shape, normally T3HW), in bytes where `Batch.colours`
+            says what they are to the model; None for a text-only encoding (the teacher's view).
         failed: the media could not be read at run time; every label is -100 then.
         unshuffled: the turns were to be shown in another order and are in that of the file.
         cut: how many targets stood beyond the processor's limit and are not in the row; None if nothing was cut.
@@ -136,12 +138,14 @@ class Batch:
 
     Attributes:
         sample_ids_B: int64.
-        inputs: keyword arguments of the model: input_ids (BS), attention_mask (BS), pixel_values, ...
+        inputs: keyword arguments of the model: input_ids (BS), attention_mask (BS), pixel_values, ... Those that
+            `colours` names are uint8; `model_inputs` has them as the model reads them.
         layout: stays on the CPU.
         failed: ids of the samples whose media could not be read.
         unshuffled: ids of the samples that were to be shown in another order and are in that of the file, since
             another order would have changed their targets (a conversation that is cut off).
         cut: the targets that were cut off, one number for each row of which the processor cut something.
+        colours: of inputs that hold pixels in bytes, what each value is to the model.
     """
 
     sample_ids_B: Tensor
@@ -150,11 +154,29 @@ class Batch:
     failed: tuple[int, ...] = ()
     unshuffled: tuple[int, ...] = ()
     cut: tuple[int, ...] = ()
+    colours: Mapping[str, ColourTable] = field(default_factory=dict)
 
     @property
     def input_ids_BS(self) -> Tensor:
         ids: Tensor = self.inputs["input_ids"]
         return ids
+
+    def model_inputs(self, inputs: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The model's keyword arguments, pixels normalised on the device where they are.
+
+        Args:
+            inputs: those of the batch on another device; None takes them as they are.
+        """
+        given = self.inputs if inputs is None else inputs
+        return {**given, **{name: table.look_up(given[name]) for name, table in self.colours.items()}}
+
+    def pin_memory(self) -> Batch:
+        """The batch with its inputs in memory from which a GPU copies without waiting, as torch's loader asks for."""
+        return replace(self, inputs={name: _pinned(value) for name, value in self.inputs.items()})
+
+
+def _pinned(value: Any) -> Any:
+    return value.pin_memory() if hasattr(value, "pin_memory") else value
 
 
 def sample_id(source: str, key: str) -> int:

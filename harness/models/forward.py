@@ -11,10 +11,23 @@ from harness.models.device import compute_device, to_device
 from regate.types import Kind
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
     from torch import Tensor, nn
 
     from harness.data.sample import Batch
     from regate.types import Decision
+
+
+def inputs_on(inputs: Mapping[str, Any], batch: Batch, device: torch.device) -> dict[str, Any]:
+    """Arguments of a model that computes on `device`: copied there without waiting, and pixels normalised there.
+
+    Args:
+        inputs: those of `batch`, or what was made of them.
+    """
+    moved = {name: to_device(value, device) if hasattr(value, "to") else value for name, value in inputs.items()}
+    return batch.model_inputs(moved)
 
 
 def scored_forward(
@@ -27,9 +40,7 @@ def scored_forward(
             them (`visual_places` of `harness.models.multimodal`).
     """
     device = compute_device(model)
-    inputs: dict[str, Any] = {
-        name: to_device(value, device) if hasattr(value, "to") else value for name, value in batch.inputs.items()
-    }
+    inputs = inputs_on(batch.inputs, batch, device)
     if tells_places:
         place_n = (batch.layout.kind_BS == Kind.VISUAL).flatten().nonzero().squeeze(1)
         inputs["visual_places"] = to_device(place_n, device)

@@ -245,7 +245,7 @@ def host_figures(
     whole = of_machine if recipe.devices.sharding == "none" else 1
     weights = 4 * footprint.parameters * whole
     size = footprint.side
-    clip = recipe.data.frames * 3 * size**2 * 4
+    clip = recipe.data.frames * 3 * size**2
     clips = recipe.train.workers * AHEAD * recipe.train.micro_batch * of_machine
     figures = [
         estimated("weights while they are read", weights / GB, "GB", f"float32, held by {whole} of the processes"),
@@ -254,7 +254,7 @@ def host_figures(
             clip * clips / GB,
             "GB",
             f"{of_machine} x {recipe.train.workers} loading processes, {AHEAD} micro-batches ahead, "
-            f"{recipe.data.frames} frames of {size} x {size}",
+            f"{recipe.data.frames} frames of {size} x {size}, a byte a colour",
         ),
     ]
     if recipe.devices.offload:

@@ -278,10 +278,27 @@ def test_forward_scores_what_the_plain_model_says(adapter: Any) -> None:
     batch = adapter.processor().collate(rows(adapter))
     with torch.no_grad():
         logits_NV, targets_N = adapter.forward(regate.ScoredLM(student), batch, dense(adapter, batch))
-        whole_BSV = student(**batch.inputs).logits
+        whole_BSV = student(**batch.model_inputs()).logits
     target_BS = batch.layout.target_BS
     assert torch.equal(targets_N, batch.layout.labels_BS[target_BS])
     torch.testing.assert_close(logits_NV, whole_BSV[:, :-1][target_BS[:, 1:]])
+
+
+def test_pixels_travel_as_bytes_and_are_what_the_model_reads(adapter: Any) -> None:
+    student = adapter.student().eval()
+    batch = adapter.processor().collate(rows(adapter))
+    (name,) = batch.colours
+    assert batch.inputs[name].dtype == torch.uint8
+    read = batch.model_inputs()
+    assert read[name].dtype == torch.float32
+    assert read[name].shape == batch.inputs[name].shape
+    assert {key: value for key, value in read.items() if key != name}.keys() == batch.inputs.keys() - {name}
+    with torch.no_grad():
+        looked_up, given = (
+            adapter.forward(regate.ScoredLM(student), part, dense(adapter, part))[0]
+            for part in (batch, replace(batch, inputs=read, colours={}))
+        )
+    assert torch.equal(looked_up, given)
 
 
 def test_elision_attaches_and_computes_fewer_positions(adapter: Any) -> None:
@@ -345,7 +362,7 @@ def test_checkpoint_round_trip(adapter: Any, tmp_path: Path) -> None:
                 parameter.add_(0.01)
     adapter.save(student, tmp_path)
     loaded = adapter.load(tmp_path).eval()
-    inputs = adapter.processor().collate(rows(adapter)).inputs
+    inputs = adapter.processor().collate(rows(adapter)).model_inputs()
     with torch.no_grad():
         assert torch.equal(student(**inputs).logits, loaded(**inputs).logits)
     assert list(tmp_path.glob("*.safetensors"))
@@ -358,7 +375,7 @@ def test_generation_from_a_prompt(adapter: Any) -> None:
     processor, sample = adapter.processor(), adapter.data.samples[0]
     frames = [read_frames(media, frames=adapter.data.frames) for media in sample.media]
     prompt = processor.collate([processor.encode_prompt(sample, frames)])
-    generated = student.generate(**prompt.inputs, max_new_tokens=3, do_sample=False)
+    generated = student.generate(**prompt.model_inputs(), max_new_tokens=3, do_sample=False)
     assert torch.equal(generated[:, : prompt.input_ids_BS.shape[1]], prompt.input_ids_BS)
     assert generated.shape[1] > prompt.input_ids_BS.shape[1]
 

@@ -75,20 +75,8 @@ def windows(
     failed: set[int] = set()
     window: list[Batch] = []
     ahead = ReadAhead(workers, bytes_ahead(sampler.world)) if workers else None
-    # The loader draws a number for its workers' seeds: from a generator of its own, so that the training's random
-    # stream is the same whether or not the run was stopped and resumed.
-    loader: DataLoader[Any] = DataLoader(
-        _MicroBatches(dataset, processor, sampler, start, stop, with_media, features, ahead),
-        batch_size=None,
-        shuffle=False,
-        num_workers=workers,
-        prefetch_factor=max(2, sampler.micro_batches) if workers else None,
-        collate_fn=_same,
-        generator=torch.Generator().manual_seed(0),
-        timeout=TIMEOUT_S if workers else 0,
-        worker_init_fn=ignore_stop_requests,
-    )
-    with loaded(loader) as items, nullcontext() if ahead is None else closing(ahead):
+    made = _MicroBatches(dataset, processor, sampler, start, stop, with_media, features, ahead)
+    with loaded(_loader(made, workers)) as items, nullcontext() if ahead is None else closing(ahead):
         for number, item in enumerate(items):
             if ahead is not None:
                 ahead.take(number)
@@ -102,6 +90,26 @@ def windows(
                 yield window
                 window = []
     assert not window
+
+
+def _loader(made: _MicroBatches, workers: int) -> DataLoader[Any]:
+    """Of the micro-batches one by one, pinned where there is a GPU.
+
+    It draws a number for its workers' seeds: from a generator of its own, so that the training's random stream is the
+    same whether or not the run was stopped and resumed.
+    """
+    return DataLoader(
+        made,
+        batch_size=None,
+        shuffle=False,
+        num_workers=workers,
+        prefetch_factor=max(2, made.sampler.micro_batches) if workers else None,
+        collate_fn=_same,
+        generator=torch.Generator().manual_seed(0),
+        timeout=TIMEOUT_S if workers else 0,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=ignore_stop_requests,
+    )
 
 
 def text_batches(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, StoppingCriteria, StoppingCriteriaList
 
+from harness.models.forward import inputs_on
 from regate.types import IGNORE, Kind
 from regate.wrapping import unwrap
 
@@ -64,9 +65,7 @@ def generate(model: nn.Module, processor: Any, batch: Batch, limits: Limits) -> 
     """
     inner: Any = unwrap(model)
     device = next(inner.parameters()).device
-    inputs = {
-        name: value.to(device) if isinstance(value, Tensor) else value for name, value in padded_left(batch).items()
-    }
+    inputs = inputs_on(padded_left(batch), batch, device)
     vocabulary = inner.get_output_embeddings().weight.shape[0]
     settings = GenerationConfig(
         max_new_tokens=limits.max_new_tokens,

@@ -23,6 +23,7 @@ from harness.data.loading.errors import VideoError
 from harness.data.loading.video import ClipFacts, clip_facts
 from harness.data.processor import make_row, pad_rows, refuse_missing_pixels
 from harness.models.hf.chat import marker_places
+from harness.models.hf.colours import AS_BYTES, has_table, in_bytes, own_table
 from regate.types import Grid, Kind
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from harness.data.loading.pixels import ColourTable
     from harness.data.sample import Batch, Encoded, Media, Sample
     from harness.models.hf.chat import Conversations, Rendered
     from harness.models.hf.internvl.image_processing import Tiles
@@ -83,6 +85,8 @@ class HFConversations:
     _texts: dict[str, tuple[str, ...]] = field(init=False, default_factory=dict, compare=False, repr=False)
     """What stands for media of one size, which many share: to ask the checkpoint's processor takes a tenth of a
     second."""
+    _tables: dict[str, ColourTable | None] = field(init=False, default_factory=dict, compare=False, repr=False)
+    """By kind of medium, what was found once."""
 
     @property
     def tokenizer(self) -> Any:
@@ -167,7 +171,8 @@ class HFConversations:
 
     def collate(self, rows: Sequence[Encoded]) -> Batch:
         """Right-padded int64 input_ids and attention_mask [B, S], mm_token_type_ids where the model takes them, and
-        the media's tensors of all rows, one behind the other.
+        the media's tensors of all rows, one behind the other. Pixels are uint8 wherever `colour_tables` knows what
+        they are to the model, and no row has to be filled up: what fills it is no colour.
 
         Raises:
             ValueError: some rows with media have pixels and others lack them.
@@ -179,7 +184,16 @@ class HFConversations:
                     named.setdefault(name, []).append(value)
         if named:
             refuse_missing_pixels(rows)
-        batch = pad_rows(rows, self.pad_id, {name: _joined(values) for name, values in named.items()})
+        colours = {}
+        for name, values in named.items():
+            if all(value.dtype != torch.uint8 for value in values):
+                continue
+            table = self.colour_tables()[name]
+            if len({(value.dtype, value.shape[1:]) for value in values}) == 1:
+                colours[name] = table
+            else:
+                named[name] = [table.look_up(part) if part.dtype == torch.uint8 else part for part in values]
+        batch = pad_rows(rows, self.pad_id, {name: _joined(values) for name, values in named.items()}, colours)
         types_BS = torch.nn.utils.rnn.pad_sequence([row.extra[TYPES] for row in rows], batch_first=True)
         if named:
             batch.inputs["input_ids"] = self._own_ids(batch.input_ids_BS, types_BS)
@@ -204,7 +218,8 @@ class HFConversations:
         """The model's tensors of a black square of `side` pixels: of a video, or of a picture where the family has no
         videos."""
         if self.tiles is not None:
-            return {"pixel_values": self.tiles.squares(torch.zeros((self.frames, 3, 1, 1), dtype=torch.uint8))}
+            black = self.tiles.squares(torch.zeros((self.frames, 3, 1, 1), dtype=torch.uint8))
+            return {"pixel_values": self.tiles.colours.look_up(black)}
         kind = "video" if self.chat.markers["video"] else "image"
         count = self.frames if kind == "video" else 1
         clips = {"image": [], "video": [], kind: [torch.zeros((count, 3, side, side), dtype=torch.uint8)]}
@@ -261,7 +276,7 @@ class HFConversations:
         if clips["image"] and clips["video"]:
             self._refuse_shared_pixels(sample)
         if frames is not None:
-            return self._look(kinds, clips, times)
+            return self._seen(kinds, clips, times)
         sizes = {kind: [tuple(clip.shape) for clip in of_kind] for kind, of_kind in clips.items()}
         key = repr((list(kinds), sizes, times if times and self._writes_times() else None))
         if key not in self._texts:
@@ -341,8 +356,71 @@ class HFConversations:
             )
         return _metadata(facts)
 
+    # --- pixels ------------------------------------------------------------------------------------------
+
+    def colour_tables(self) -> dict[str, ColourTable]:
+        """By name of input, what the values of bytes are to the model, where the checkpoint's processor treats all
+        values of a colour alike: it is asked for a picture with and without its normalisation, and the two are the
+        same to the bit."""
+        if self.tiles is not None:
+            return {"pixel_values": self.tiles.colours}
+        tables: dict[str, ColourTable] = {}
+        clashing: set[str] = set()
+        for kind in ("image", "video"):
+            part = getattr(self.processor, f"{kind}_processor", None)
+            if part is None or not self.chat.markers[kind]:
+                continue
+            table = self._table(kind, part)
+            for name in part.model_input_names:
+                if not name.startswith("pixel_values"):
+                    continue
+                if table is None or tables.setdefault(name, table) != table:
+                    clashing.add(name)
+        return {name: table for name, table in tables.items() if name not in clashing}
+
+    def _table(self, kind: str, part: Any) -> ColourTable | None:
+        if kind not in self._tables:
+            self._tables[kind] = own_table(part) if has_table(part) and self._is_by_value(kind, part) else None
+        return self._tables[kind]
+
+    def _is_by_value(self, kind: str, part: Any) -> bool:
+        """Whether the normalised picture is the table's, looked up in bytes."""
+        side, count = self.blank, 1 if kind == "image" else self.frames
+        colours = torch.randint(256, (count, 3, side, side), generator=torch.Generator().manual_seed(0))
+        clips = {"image": [], "video": [], kind: [colours.to(torch.uint8)]}
+        times = [_metadata(ClipFacts(side, side, tuple(range(count)), count, 1.0))] if kind == "video" else []
+        plain, raw = (self._look([kind], clips, times, **how).inputs for how in ({}, AS_BYTES))
+        names = [name for name in plain if name.startswith("pixel_values")]
+        table = own_table(part)
+        return all(
+            raw[name].dtype == torch.uint8 and torch.equal(table.look_up(raw[name]), plain[name]) for name in names
+        )
+
+    def _seen(self, kinds: Sequence[str], clips: Mapping[str, list[Tensor]], times: list[dict[str, Any]]) -> Seen:
+        """What the checkpoint's processor makes of decoded media: pixels in bytes where all of one kind have one
+        size, so that nothing is filled up, and all kinds have a table."""
+        shown = [kind for kind in clips if clips[kind]]
+        one_size = all(len({clip.shape for clip in clips[kind]}) == 1 for kind in shown)
+        known = self.colour_tables() if shown and one_size else {}
+        names = {
+            name
+            for kind in shown
+            for name in getattr(self.processor, f"{kind}_processor").model_input_names
+            if name.startswith("pixel_values")
+        }
+        if not names or not names <= known.keys():
+            return self._look(kinds, clips, times)
+        seen = self._look(kinds, clips, times, **AS_BYTES)
+        mask = seen.inputs.get("pixel_attention_mask")
+        filled = mask is not None and not bool(mask.all())
+        return self._look(kinds, clips, times) if filled else seen
+
     def _look(
-        self, kinds: Sequence[str], clips: Mapping[str, list[Tensor]], times: list[dict[str, Any]]
+        self,
+        kinds: Sequence[str],
+        clips: Mapping[str, list[Tensor]],
+        times: list[dict[str, Any]],
+        **how: Any,
     ) -> Seen:
         """The checkpoint's processor over pictures and videos.
 
@@ -350,24 +428,28 @@ class HFConversations:
             kinds: of the media in the order of the text.
             clips: uint8 [T, 3, H, W] by kind of medium.
             times: metadata of each video.
+            how: further settings of both kinds.
         """
         if not kinds:
             return Seen({}, ())
         asked: dict[str, Any] = {}
         if clips["image"]:
             asked["images"] = [clip[0].permute(1, 2, 0).numpy() for clip in clips["image"]]
-            asked["images_kwargs"] = dict(self.image_settings)
+            asked["images_kwargs"] = {**self.image_settings, **how}
         if clips["video"]:
             asked["videos"] = [clip.permute(0, 2, 3, 1).numpy() for clip in clips["video"]]
             asked["videos_kwargs"] = {
                 "do_sample_frames": False,
                 "video_metadata": times,
                 **self.video_settings,
+                **how,
             }
         text = "\n".join(self.chat.markers[kind] or "" for kind in kinds)
         output = self.processor(text=[text], return_tensors="pt", return_text_replacement_offsets=True, **asked)
         texts = tuple(part["replacement"] for part in output["text_replacement_offsets"][0])
         inputs = {name: torch.as_tensor(value) for name, value in output.items() if name not in _OF_TEXT}
+        if how:
+            inputs |= {name: in_bytes(value) for name, value in inputs.items() if name.startswith("pixel_values")}
         return Seen(inputs, texts)
 
     # --- rows --------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from harness.common.errors import DataError
 from harness.common.files import read_json, write_atomic
 from harness.common.hashing import digest
+from harness.data.loading.pixels import ColourTable
 from harness.data.processor import make_row, pad_rows, refuse_missing_pixels
 from regate.types import Grid, Kind
 
@@ -168,7 +169,8 @@ class TinyProcessor:
         return self._encoded(sample, pieces, frames)
 
     def collate(self, rows: Sequence[Encoded]) -> Batch:
-        """Right-padded int64 input_ids and attention_mask [B, S]; pixel_values float32 [N, T, 3, H, W], -1..1.
+        """Right-padded int64 input_ids and attention_mask [B, S]; pixel_values uint8 [N, T, 3, H, W], -1..1 to the
+        model.
 
         Rows are either all with pixels or all without; the frames of a row that failed to decode are black,
         and none of its positions is supervised.
@@ -177,7 +179,9 @@ class TinyProcessor:
             ValueError: some rows have pixels and others, not failed, lack them.
         """
         pixels = self._pixels(rows)
-        return pad_rows(rows, self.pad_id, {} if pixels is None else {"pixel_values": pixels})
+        if pixels is None:
+            return pad_rows(rows, self.pad_id, {})
+        return pad_rows(rows, self.pad_id, {"pixel_values": pixels}, {"pixel_values": COLOURS})
 
     def span_classes(self, sample: Sample) -> tuple[str | None, ...]:
         """For each target, in canonical order, the class of the entry of `sample.spans` around it, or None."""
@@ -272,16 +276,19 @@ class TinyProcessor:
         return frames[0]
 
     def _pixels(self, rows: Sequence[Encoded]) -> Tensor | None:
-        """Clips of the rows that hold placeholders, normalised, or None for a text-only batch."""
+        """Clips of the rows that hold placeholders, or None for a text-only batch."""
         visual = [row for row in rows if bool((row.kind_S == Kind.VISUAL).any())]
         if all(row.pixels is None and not row.failed for row in visual):
             return None
         black = torch.zeros((self.frames, 3, self.size, self.size), dtype=torch.uint8)
         refuse_missing_pixels(row for row in visual if not row.failed)
         clips = [black if row.failed else row.pixels for row in visual]
-        return normalise(torch.stack([clip for clip in clips if clip is not None]))
+        return torch.stack([clip for clip in clips if clip is not None])
 
 
 def normalise(pixels: Tensor) -> Tensor:
     """uint8 0..255 to float32 -1..1."""
     return pixels.float().div_(127.5).sub_(1.0)
+
+
+COLOURS: Final = ColourTable.by(normalise)

@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
+from harness.data.loading.pixels import ColourTable
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -60,9 +62,14 @@ class Pixels:
         return high * wide + 1
 
     def normalise(self, frames_F3ZZ: Tensor) -> Tensor:
-        """0..255 to float32 of the training's mean and deviation."""
+        """0..255 to float32 of the training's mean and deviation. Tiles are no bytes: a frame is resized in float32
+        and cut and resized again without rounding, as in the official code."""
         mean, deviation = (torch.tensor(part)[:, None, None] for part in COLOURS[self.colours])
         return (frames_F3ZZ.float() / 255 - mean) / deviation
+
+    def as_read(self) -> ColourTable | None:
+        """What the values of bytes are to the model; None where the clips are no bytes."""
+        return None if self.hd else ColourTable.by(self.normalise)
 
     def _middle(self, frames_T3HW: Tensor) -> Tensor:
         """The short side to Z by PIL's bicubic filter, and the middle square: uint8 [T, 3, Z, Z]."""

@@ -158,15 +158,17 @@ class VideoChat2Conversations:
 
     def collate(self, rows: Sequence[Encoded]) -> Batch:
         """Right-padded int64 input_ids and attention_mask [B, S]; bos_as_ones bool [B]; and of all clips pixel_values
-        float32 [F, 3, Z, Z], frame_counts, and left-padded qformer_input_ids and qformer_attention_mask [N, L], the
-        four absent where no row has pixels.
+        uint8 [F, 3, Z, Z] (float32 with HD tiles), frame_counts, and left-padded qformer_input_ids and
+        qformer_attention_mask [N, L], the four absent where no row has pixels.
 
         Raises:
             ValueError: some rows with media have pixels and others lack them.
         """
         media = self._media(rows) if any(row.pixels is not None for row in rows) else {}
         bos_as_ones_B = torch.stack([row.extra["bos_as_ones"] for row in rows])
-        return pad_rows(rows, self.pad_id, {"bos_as_ones": bos_as_ones_B, **media})
+        table = self.pixels.as_read()
+        colours = {} if table is None or not media else {"pixel_values": table}
+        return pad_rows(rows, self.pad_id, {"bos_as_ones": bos_as_ones_B, **media}, colours)
 
     def save(self, directory: Path) -> None:
         """Both tokenizers' files, for whoever reads the checkpoint."""
@@ -184,10 +186,11 @@ class VideoChat2Conversations:
             frames.append(row.pixels.flatten(0, 1))
             counts += [row.pixels.shape[1]] * row.pixels.shape[0]
             words += [row.extra["instruction_L"]] * row.pixels.shape[0]
+        pixels = torch.cat(frames)
         pad = int(self.qformer_tokenizer.pad_token_id)
         ones = [torch.ones_like(row) for row in words]
         return {
-            "pixel_values": self.pixels.normalise(torch.cat(frames)),
+            "pixel_values": self.pixels.normalise(pixels) if self.pixels.hd else pixels,
             "frame_counts": tuple(counts),
             "qformer_input_ids": pad_sequence(words, batch_first=True, padding_value=pad, padding_side="left"),
             "qformer_attention_mask": pad_sequence(ones, batch_first=True, padding_side="left"),

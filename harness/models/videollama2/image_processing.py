@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from harness.common.errors import EnvironmentProblem
+from harness.data.loading.pixels import ColourTable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,18 +49,21 @@ class Pixels:
         squares = [np.asarray(self._square(frame)) for frame in frames]
         return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).contiguous()
 
+    @property
+    def colours(self) -> ColourTable:
+        """Rescaled in double precision, then normalised in single precision, with numpy's rounding."""
+        return ColourTable(self._table().tobytes())
+
     def normalise(self, squares_F3ZZ: Tensor) -> Tensor:
-        """uint8 to float32, by a table of the 256 values of each colour, so that rounding is numpy's."""
-        table = torch.from_numpy(self._table())
-        colours = [table[colour][squares_F3ZZ[:, colour].int()] for colour in range(3)]
-        return torch.stack(colours, dim=1)
+        """uint8 to float32."""
+        return self.colours.look_up(squares_F3ZZ)
 
     def settings(self) -> dict[str, Any]:
         """All that decides the numbers."""
         return asdict(self)
 
     def _table(self) -> Any:
-        """float32 [3, 256]: rescaled in double precision, then normalised in single precision."""
+        """float32 [3, 256]."""
         values = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
         mean, std = (np.array(part, dtype=np.float32)[:, None] for part in (self.mean, self.std))
         return (values - mean) / std

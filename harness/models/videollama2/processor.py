@@ -152,7 +152,7 @@ class VideoLLaMA2Conversations:
         return len(self._tokens(self._render(sample, _messages(sample))).ids)
 
     def collate(self, rows: Sequence[Encoded]) -> Batch:
-        """Right-padded int64 input_ids and attention_mask [B, S]; pixel_values float32 [F, 3, Z, Z] of all media of
+        """Right-padded int64 input_ids and attention_mask [B, S]; pixel_values uint8 [F, 3, Z, Z] of all media of
         the batch and frame_counts, the number of frames of each, both absent where no row has pixels.
 
         Raises:
@@ -163,10 +163,10 @@ class VideoLLaMA2Conversations:
             return pad_rows(rows, self.pad_id, {})
         refuse_missing_pixels(rows)
         media = {
-            "pixel_values": self.pixels.normalise(torch.cat(clips)),
+            "pixel_values": torch.cat(clips),
             "frame_counts": tuple(len(clip) for clip in clips),
         }
-        return pad_rows(rows, self.pad_id, media)
+        return pad_rows(rows, self.pad_id, media, {"pixel_values": self.pixels.colours})
 
     def save(self, directory: Path) -> None:
         """The tokenizer's files, for whoever reads the checkpoint."""

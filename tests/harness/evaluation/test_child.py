@@ -136,7 +136,7 @@ def by_plain_forward(question: Question) -> list[float]:
         turns = (Turn("user", prompt("options", question)), Turn("assistant", option))
         row = processor.encode(Sample(1, "k", question.media, turns), frames)
         with torch.no_grad():
-            logits_SV = model(**processor.collate([row]).inputs).logits[0]
+            logits_SV = model(**processor.collate([row]).model_inputs()).logits[0]
         losses.append(float(torch.nn.functional.cross_entropy(logits_SV[:-1], row.labels_S[1:], reduction="sum")))
     return losses
 

@@ -186,7 +186,7 @@ def plain_answers(recipe: EvaluationRecipe) -> Callable[[Media, Tensor, str], li
         row = processor.encode_prompt(sample, [frames])
         settings = {"max_new_tokens": 16, "do_sample": False, "eos_token_id": processor.end_id}
         with torch.no_grad():
-            ids = loaded.generate(**processor.collate([row]).inputs, **settings)
+            ids = loaded.generate(**processor.collate([row]).model_inputs(), **settings)
         new = [int(i) for i in ids[0, len(row.input_ids_S) :] if int(i) != processor.end_id]
         return [processor.decode(new).split("\n\n")[0], len(new)]
 

@@ -70,7 +70,7 @@ def test_an_official_file_loads_and_answers(tmp_path: Path, parity: Parity, merg
     scorer = Scorer(model, loaded, lambda media: clip, batch_size=1)
     ((text, tokens),) = next(iter(scorer.answers([{0: request}]))).values()
     row = model.processor().encode_prompt(_sample(request, media), [clip])
-    inputs = model.processor().collate([row]).inputs
+    inputs = model.processor().collate([row]).model_inputs()
     plain: Any = parity.model()
     with torch.no_grad():
         ids = plain.generate(**inputs, max_new_tokens=6, do_sample=False, eos_token_id=model.processor().end_id)

@@ -43,7 +43,8 @@ def plain_losses(model: nn.Module, batch: Batch, *, pictures: bool) -> list[floa
     """-log p of each target, one by one, by a whole forward pass over a single row."""
     visual_S = batch.layout.kind_BS[0] == regate.Kind.VISUAL
     ids_S = batch.input_ids_BS[0]
-    given: dict[str, Any] = {"input_ids": ids_S[None], "attention_mask": torch.ones_like(ids_S)[None], **batch.inputs}
+    ones_S = torch.ones_like(ids_S)
+    given: dict[str, Any] = {"input_ids": ids_S[None], "attention_mask": ones_S[None], **batch.model_inputs()}
     if not pictures:
         given["input_ids"] = torch.where(visual_S, 0, ids_S)[None]
         given["attention_mask"] = (~visual_S).long()[None]

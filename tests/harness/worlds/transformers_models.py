@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import zlib
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,10 +93,11 @@ def encoded(adapter: Any, chosen: list[Sample]) -> list[Encoded]:
 
 
 def in_double(batch: Batch) -> Batch:
-    for name, value in batch.inputs.items():
-        if isinstance(value, torch.Tensor) and value.is_floating_point():
-            batch.inputs[name] = value.double()
-    return batch
+    inputs = {
+        name: value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        for name, value in batch.model_inputs().items()
+    }
+    return replace(batch, inputs=inputs, colours={})
 
 
 def loss_of(adapter: Any, scored: regate.ScoredLM, batch: Batch, decision: regate.Decision) -> torch.Tensor:

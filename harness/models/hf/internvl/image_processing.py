@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 
 from harness.common.errors import EnvironmentProblem
+from harness.data.loading.pixels import ColourTable
+from harness.models.hf.colours import AS_BYTES, own_table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,10 +78,10 @@ class Tiles:
         return "\n".join(f"Frame{dash}{number + 1}: {self.picture_text(1)}" for number in range(frames))
 
     def picture(self, image_13HW: Tensor, pictures: int) -> Tensor:
-        """float32 [N, 3, Z, Z] of a uint8 picture: tiles row by row, then the whole picture."""
+        """uint8 [N, 3, Z, Z] of a uint8 picture: tiles row by row, then the whole picture."""
         height, width = image_13HW.shape[2:]
         if self.through is not None:
-            asked = {"min_patches": self.least, "max_patches": max(1, self.most // pictures)}
+            asked = {"min_patches": self.least, "max_patches": max(1, self.most // pictures), **AS_BYTES}
             seen = self.through.image_processor(
                 [image_13HW[0].permute(1, 2, 0).numpy()], crop_to_patches=True, return_tensors="pt", **asked
             )
@@ -91,20 +93,25 @@ class Tiles:
         parts = [grid.crop((left, top, left + size, top + size)) for left, top in corners]
         if len(parts) > 1:
             parts.append(image.resize((size, size), resample=Image.Resampling.BICUBIC))
-        return _normalised(parts)
+        return _stacked(parts)
 
     def squares(self, frames_T3HW: Tensor) -> Tensor:
-        """float32 [T, 3, Z, Z] of uint8 frames: one tile each, whatever their shape."""
+        """uint8 [T, 3, Z, Z] of uint8 frames: one tile each, whatever their shape."""
         if self.through is not None:
             clip = frames_T3HW.permute(0, 2, 3, 1).numpy()
-            seen = self.through.video_processor([clip], do_sample_frames=False, return_tensors="pt")
+            seen = self.through.video_processor([clip], do_sample_frames=False, return_tensors="pt", **AS_BYTES)
             return _expected(seen["pixel_values_videos"][0], len(frames_T3HW))
         size = (self.size, self.size)
-        return _normalised([_image(frame).resize(size, resample=Image.Resampling.BICUBIC) for frame in frames_T3HW])
+        return _stacked([_image(frame).resize(size, resample=Image.Resampling.BICUBIC) for frame in frames_T3HW])
 
     def white(self) -> Tensor:
         """float32 [1, 3, Z, Z], of the white picture that a conversation without pictures is given in training."""
-        return self.squares(torch.full((1, 3, _WHITE, _WHITE), 255, dtype=torch.uint8))
+        return self.colours.look_up(self.squares(torch.full((1, 3, _WHITE, _WHITE), 255, dtype=torch.uint8)))
+
+    @property
+    def colours(self) -> ColourTable:
+        """What the values of bytes are to the model."""
+        return ColourTable.by(_normalised) if self.through is None else own_table(self.through.image_processor)
 
 
 def tiles_of(processor: Any, tokens: int, where: str, *, through: bool, most: int | None = None) -> Tiles:
@@ -168,13 +175,19 @@ def _image(picture_3HW: Tensor) -> Image.Image:
     return Image.fromarray(picture_3HW.permute(1, 2, 0).contiguous().numpy())
 
 
-def _normalised(images: list[Image.Image]) -> Tensor:
-    """float32 [N, 3, Z, Z] of RGB images."""
+def _stacked(images: list[Image.Image]) -> Tensor:
+    """uint8 [N, 3, Z, Z] of RGB images."""
     pixels_NZZ3 = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+    return pixels_NZZ3.permute(0, 3, 1, 2).contiguous()
+
+
+def _normalised(pixels_N3ZZ: Tensor) -> Tensor:
+    """float32 of uint8."""
     mean, deviation = (torch.tensor(part)[:, None, None] for part in IMAGENET)
-    return (pixels_NZZ3.permute(0, 3, 1, 2).contiguous().float() / 255 - mean) / deviation
+    return (pixels_N3ZZ.float() / 255 - mean) / deviation
 
 
 def _expected(pixels: Tensor, count: int) -> Tensor:
     assert len(pixels) == count, f"transformers made {len(pixels)} tiles where {count} are counted"
+    assert pixels.dtype == torch.uint8, f"transformers made {pixels.dtype} where bytes are asked"
     return pixels

@@ -108,7 +108,7 @@ def oracle(model: TinyVLMForConditionalGeneration, request: Request) -> list[Opt
         row = processor.encode(Sample(1, "k", request.media, turns), frames)
         batch = processor.collate([row])
         with torch.no_grad():
-            logits_SV = model(**batch.inputs).logits[0]
+            logits_SV = model(**batch.model_inputs()).logits[0]
         loss_S = torch.nn.functional.cross_entropy(logits_SV[:-1], row.labels_S[1:], reduction="none")
         scored_S = row.labels_S[1:] != -100
         greedy = bool((logits_SV[:-1].argmax(-1) == row.labels_S[1:])[scored_S].all())
@@ -153,7 +153,7 @@ def test_generation_equals_that_of_transformers(data: DataSet, way: str) -> None
         frames = [read_frames(media, frames=known.FRAMES) for media in request.media]
         row = processor.encode_prompt(Sample(1, "k", request.media, (Turn("user", request.prompt),)), frames)
         batch = processor.collate([row])
-        ids = model.generate(**batch.inputs, **settings, eos_token_id=processor.end_id)
+        ids = model.generate(**batch.model_inputs(), **settings, eos_token_id=processor.end_id)
         new = [int(i) for i in ids[0, len(row.input_ids_S) :] if int(i) != processor.end_id]
         assert text == processor.decode(new)
         assert tokens == len(new)

@@ -27,6 +27,7 @@ from tests.contract.test_adapters import (  # noqa: F401 - what every adapter pr
     test_forward_scores_what_the_plain_model_says,
     test_generation_from_a_prompt,
     test_layout_of_a_batch_is_consistent,
+    test_pixels_travel_as_bytes_and_are_what_the_model_reads,
     test_processor_is_deterministic_and_survives_a_new_adapter,
     test_shape_is_that_of_the_decoder,
     test_teacher_is_frozen_and_reads_the_student_s_tokens,
@@ -177,7 +178,7 @@ def test_positions_of_three_axes_reach_the_decoder_of_qwen(adapter: Any) -> None
         lambda module, args, kwargs: seen.append(kwargs.get("position_ids")), with_kwargs=True
     )
     with torch.no_grad():
-        student(**batch.inputs)
+        student(**batch.model_inputs())
     dims = None if seen[0] is None else seen[0].dim()
     assert (dims == 3) == adapter.recipe.model.family.startswith("qwen")
     assert ("mm_token_type_ids" in batch.inputs) == (dims == 3)
@@ -213,7 +214,30 @@ def test_ids_are_those_of_transformers_own_processor(adapter: Any) -> None:
         for name, value in own.items():
             if name.startswith("pixel_values"):
                 apart = 2.01 / 255 / 0.224 if official else 0.0
-                assert float((value - row.extra[name]).abs().max()) <= apart
+                assert batch.inputs[name].dtype == torch.uint8
+                assert float((value - batch.model_inputs()[name]).abs().max()) <= apart
+
+
+def test_pictures_that_are_filled_up_are_normalised_first(adapter: Any) -> None:
+    """Of two sizes in a sample, or rows of which one has to be filled up: what fills it is no colour of the table."""
+    processor = adapter.processor()
+    one, image = samples(adapter)[1], samples(adapter)[1].media[0]
+    words = ("user", "<media:0>\n<media:1>\nWhy?"), ("assistant", "so")
+    two = sample("two sizes", *words, media=(image, image))
+    wide = torch.randint(256, (1, 3, 20, 90), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    (frames,) = encoded_frames(adapter, one)
+    rows = [processor.encode(one, [frames]), processor.encode(two, [frames, wide])]
+    batch = processor.collate(rows)
+    read = batch.model_inputs()["pixel_values"]
+    if processor.tiles is not None:
+        assert batch.inputs["pixel_values"].dtype == torch.uint8  # tiles are squares of one size
+        return
+    assert batch.inputs["pixel_values"].dtype == torch.float32
+    clips = [clip[0].permute(1, 2, 0).numpy() for clip in (frames, wide)]
+    text = (processor.chat.markers["image"] or "") * 2
+    own = processor.processor(text=[text], images=clips, return_tensors="pt")["pixel_values"]
+    theirs = read[-own.shape[0] :]
+    assert torch.equal(theirs[tuple(slice(size) for size in own.shape)], own)
 
 
 def encoded_frames(adapter: Any, chosen: Any) -> list[torch.Tensor]:
@@ -284,7 +308,7 @@ def test_a_turn_s_media_stand_where_the_template_writes_them(adapter: Any) -> No
     (row,) = encoded(adapter, [mixed])
     model = adapter.student().eval()
     with torch.no_grad():
-        model(**processor.collate([row]).inputs)  # features and places are as many, or transformers raises
+        model(**processor.collate([row]).model_inputs())  # features and places are as many, or transformers raises
 
 
 def counted(model: Any, inputs: Any, *, backward: bool) -> float:

@@ -97,7 +97,8 @@ def test_prompts_are_those_of_the_official_chat(parity: Parity) -> None:
         batch = parity.prompt(item)
         assert torch.equal(batch.input_ids_BS, parity.inputs[f"infer.{item}.input_ids"].long()), item
         if "pixel_values" in batch.inputs:
-            assert torch.equal(batch.inputs["pixel_values"], parity.inputs[f"infer.{item}.pixel_values"]), item
+            pixels = batch.model_inputs()["pixel_values"]
+            assert torch.equal(pixels, parity.inputs[f"infer.{item}.pixel_values"]), item
 
 
 def test_words_of_the_rules(parity: Parity) -> None:
@@ -131,7 +132,8 @@ def test_pixels_are_the_official_ones_bit_for_bit(parity: Parity) -> None:
             assert torch.equal(tiles.white(), theirs), item
         else:
             assert bool(flags.all())
-            assert torch.equal(row.pixels, theirs), item
+            pixels = parity.processor().collate([row]).model_inputs()["pixel_values"]
+            assert torch.equal(pixels, theirs), item
 
 
 def test_pixels_of_transformers_are_a_grey_level_apart_seldom_two(parity: Parity) -> None:
@@ -142,9 +144,12 @@ def test_pixels_of_transformers_are_a_grey_level_apart_seldom_two(parity: Parity
         processor = parity.processor(item, through=True)
         other = processor.encode(parity.samples[item], parity.frames(item))
         assert torch.equal(row.input_ids_S, other.input_ids_S)
-        assert other.pixels is not None
-        assert difference(other.pixels, row.pixels) <= 2 * GREY_LEVEL, item
-        assert float(((other.pixels - row.pixels).abs() > GREY_LEVEL).float().mean()) < 1e-3, item
+        ours, theirs = (
+            made_by.collate([made]).model_inputs()["pixel_values"]
+            for made_by, made in ((parity.processor(item), row), (processor, other))
+        )
+        assert difference(theirs, ours) <= 2 * GREY_LEVEL, item
+        assert float(((theirs - ours).abs() > GREY_LEVEL).float().mean()) < 1e-3, item
         assert processor.fingerprint != parity.processor(item).fingerprint
 
 
@@ -172,7 +177,7 @@ def test_features(parity: Parity, model: Any) -> None:
     tiles = parity.processor().tiles
     assert tiles is not None
     rows = {item: parity.encoded(item).pixels for item in parity.rows}
-    pixels = torch.cat([tiles.white() if own is None else own for own in rows.values()])
+    pixels = torch.cat([tiles.white() if own is None else tiles.colours.look_up(own) for own in rows.values()])
     with torch.no_grad():
         seen = model.get_image_features(pixels)
     owners = [item for item, own in rows.items() for _ in range(1 if own is None else len(own))]
@@ -222,9 +227,9 @@ def test_wrong_constants_are_told_apart(parity: Parity, change: str, features: b
     batch = parity.batch(["image"])
     right, wrong = parity.model("sdpa"), changed(parity, change)
     with torch.no_grad():
-        pixels = batch.inputs["pixel_values"]
+        pixels = batch.model_inputs()["pixel_values"]
         seen = [model.get_image_features(pixels).pooler_output for model in (right, wrong)]
-        logits = [model(**batch.inputs).logits for model in (right, wrong)]
+        logits = [model(**batch.model_inputs()).logits for model in (right, wrong)]
     if features:
         assert difference(*seen) > 10 * FEATURES
     assert difference(*logits) > 10 * LOGITS
@@ -236,7 +241,7 @@ def test_merged_embeddings(parity: Parity, model: Any) -> None:
         lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
     )
     with torch.no_grad():
-        model(**parity.batch(["image"]).inputs)
+        model(**parity.batch(["image"]).model_inputs())
     handle.remove()
     assert difference(seen[0][0], parity.expected["embeds.image"]) <= FEATURES
 
@@ -244,7 +249,7 @@ def test_merged_embeddings(parity: Parity, model: Any) -> None:
 def test_loss_of_each_token_and_of_each_row(parity: Parity, model: Any) -> None:
     batch = parity.batch(parity.rows)
     with torch.no_grad():
-        logits_BSV = model(**batch.inputs).logits
+        logits_BSV = model(**batch.model_inputs()).logits
     token_loss_N = regate.causal_token_loss(logits_BSV, batch.layout.labels_BS)
     assert difference(token_loss_N, parity.expected["per_token_loss"]) <= LOGITS
     counts = (batch.layout.labels_BS != IGNORE).sum(dim=1).tolist()
@@ -255,9 +260,9 @@ def test_loss_of_each_token_and_of_each_row(parity: Parity, model: Any) -> None:
 def test_a_token_with_the_id_of_the_padding_is_seen(parity: Parity, model: Any) -> None:
     batch = parity.batch(["bang"])
     with torch.no_grad():
-        logits_BSV = model(**batch.inputs).logits
+        logits_BSV = model(**batch.model_inputs()).logits
         hole = parity.inputs["bang.attention_mask.official_collator"].long()
-        official = model(**{**batch.inputs, "attention_mask": hole}).logits
+        official = model(**{**batch.model_inputs(), "attention_mask": hole}).logits
     assert difference(logits_BSV[0, ::3], parity.expected["bang.logits.every3"]) <= LOGITS
     loss = regate.causal_token_loss(logits_BSV, batch.layout.labels_BS).mean()
     assert difference(loss, parity.expected["bang.loss"]) <= LOSS
@@ -272,8 +277,8 @@ def test_greedy_tokens(parity: Parity, model: Any) -> None:
         batch = parity.prompt(item)
         theirs = parity.expected[f"infer.{item}.new_tokens"].long()
         with torch.no_grad():
-            first = model(**batch.inputs).logits[0, -1]
-            answer = model.generate(**batch.inputs, max_new_tokens=theirs.shape[1], do_sample=False)
+            first = model(**batch.model_inputs()).logits[0, -1]
+            answer = model.generate(**batch.model_inputs(), max_new_tokens=theirs.shape[1], do_sample=False)
         assert difference(first, parity.expected[f"infer.{item}.first_logits"]) <= LOGITS, item
         assert torch.equal(answer[:, batch.input_ids_BS.shape[1] :], theirs), item
 
@@ -342,11 +347,11 @@ def test_the_weight_of_a_target(parity: Parity) -> None:
 def test_packed_rows_are_padded_rows(parity: Parity, model: Any) -> None:
     for place, batch in enumerate(parity.pack_batches):
         with torch.no_grad():
-            computed = [model(**batch.inputs).logits]
+            computed = [model(**batch.model_inputs()).logits]
             elide = regate.attach(model, rows=rows_of(model))
             try:
                 with elide(dense(batch)):
-                    computed.append(model(**batch.inputs).logits)
+                    computed.append(model(**batch.model_inputs()).logits)
                     assert elide.rows == rows_of(model)
             finally:
                 elide.remove()

@@ -163,7 +163,7 @@ def test_pixels_are_normalised_and_collated_in_row_order(processor: TinyProcesso
     rows = [processor.encode(SAMPLE, [clip(value)]) for value in (0, 255)]
     text = processor.encode(dataclasses.replace(SAMPLE, media=(), turns=SAMPLE.turns[2:]), None)
     batch = processor.collate([rows[0], text, rows[1]])
-    pixels = batch.inputs["pixel_values"]
+    pixels = batch.model_inputs()["pixel_values"]
     assert pixels.shape == (2, 8, 3, 64, 64)
     assert pixels.dtype == torch.float32
     assert pixels[:, 0, 0, 0, 0].tolist() == [-1.0, 1.0]
@@ -201,7 +201,7 @@ def test_a_failed_row_is_black_and_named(processor: TinyProcessor) -> None:
     failed = dataclasses.replace(processor.encode(dataclasses.replace(SAMPLE, id=9), None), failed=True)
     batch = processor.collate([good, failed])
     assert batch.failed == (9,)
-    assert bool((batch.inputs["pixel_values"][1] == -1).all())
+    assert bool((batch.model_inputs()["pixel_values"][1] == -1).all())
     alone = processor.collate([failed])
     assert alone.inputs["pixel_values"].shape[0] == 1
 

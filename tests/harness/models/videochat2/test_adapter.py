@@ -150,7 +150,7 @@ def test_answers_of_the_evaluation_are_those_of_generate(
         text, _ = answers[i]
         question = Sample(1, request.key, request.media, (Turn("user", request.prompt),))
         prompt = processor.collate([processor.encode_prompt(question, [read_frames(request.media[0], frames=2)])])
-        made = model.generate(**prompt.inputs, max_new_tokens=4, do_sample=False)  # type: ignore[operator]
+        made = model.generate(**prompt.model_inputs(), max_new_tokens=4, do_sample=False)  # type: ignore[operator]
         assert processor.decode(made[0, prompt.input_ids_BS.shape[1] :].tolist()) == text
     calls: list[int] = []
     vision: Any = model.get_base_model().model.vision  # type: ignore[operator]
@@ -195,7 +195,7 @@ def test_it_goes_on_from_stage_3_and_evaluates_hd(world: Path, student: nn.Modul
     assert clips > 1
     assert int((row.kind_S == Kind.VISUAL).sum()) == clips * 96
     with torch.no_grad():
-        assert torch.isfinite(model(**hd.processor().collate([row]).inputs).logits).all()
+        assert torch.isfinite(model(**hd.processor().collate([row]).model_inputs()).logits).all()
 
 
 def test_the_recipe_s_choices_reach_model_and_processor(world: Path) -> None:

@@ -53,8 +53,8 @@ def rows(parity: Parity, frames: int) -> list[Any]:
 def batch(parity: Parity) -> Batch:
     found = parity.processor("video8", FRAMES).collate(rows(parity, FRAMES))
     assert found.inputs["frame_counts"] == (FRAMES, FRAMES, 1)
-    found.inputs["pixel_values"] = found.inputs["pixel_values"].double()
-    return found
+    inputs = found.model_inputs()
+    return replace(found, inputs={**inputs, "pixel_values": inputs["pixel_values"].double()}, colours={})
 
 
 @pytest.fixture(scope="module", params=["adapters", "merged"])
@@ -149,7 +149,7 @@ def test_keep_ratio_1_is_the_ungated_model_exactly(model: nn.Module, batch: Batc
     gated, ungated = (step(model, batch, one, "compact") for one in (decide(batch, 1.0), dense))
     assert difference(gated, ungated) == 0
     with torch.no_grad():
-        whole = model(**batch.inputs, labels=batch.layout.labels_BS)
+        whole = model(**batch.model_inputs(), labels=batch.layout.labels_BS)
     assert float(whole.loss) == pytest.approx(float(ungated[1].mean()), rel=1e-6)  # its loss is float32
 
 
@@ -168,7 +168,7 @@ def test_only_the_update_is_selective_with_loss_only(parity: Parity, batch: Batc
     decision = decide(batch, 0.5, "loss_only")
     selective = step(model, batch, decision, "loss_only")
     model.zero_grad()
-    logits_BSV = model(**batch.inputs).logits
+    logits_BSV = model(**batch.model_inputs()).logits
     labels_BS = torch.where(decision.targets_BS, batch.layout.labels_BS, IGNORE)
     flat = logits_BSV[:, :-1].flatten(0, 1), labels_BS[:, 1:].flatten()
     torch.nn.functional.cross_entropy(*flat, reduction="sum").backward()

@@ -67,7 +67,7 @@ def test_instructions_are_padded_on_the_left_and_cut_on_the_left(parity: Parity)
     cases = [case for case in parity.cases if f"{case}.qformer_input_ids" in parity.tensors]
     assert cases
     for case in cases:
-        inputs = parity.batch(case).inputs
+        inputs = parity.batch(case).model_inputs()
         for name in ("qformer_input_ids", "qformer_attention_mask"):
             assert torch.equal(inputs[name], parity.tensors[f"{case}.{name}"].long()), (case, name)
 
@@ -102,7 +102,7 @@ def test_pictures_of_another_size_get_the_trained_table_stretched() -> None:
 def test_visual_tokens(parity: Parity, model: PeftModel) -> None:
     cases = [case for case in parity.cases if f"{case}.visual_tokens" in parity.tensors]
     for case in cases:
-        inputs = parity.batch(case).inputs
+        inputs = parity.batch(case).model_inputs()
         names = ("pixel_values", "frame_counts", "qformer_input_ids", "qformer_attention_mask")
         with torch.no_grad():
             tokens = inner(model).get_video_features(*(inputs[name] for name in names))
@@ -121,7 +121,7 @@ def test_logits_and_loss(parity: Parity, model: PeftModel) -> None:
     for case in parity.with_logits:
         batch = parity.batch(case)
         with torch.no_grad():
-            out = model(**batch.inputs, labels=batch.layout.labels_BS)
+            out = model(**batch.model_inputs(), labels=batch.layout.labels_BS)
         assert parity.close(case, out.logits) <= LOGITS, case
         assert abs(float(out.loss) - parity.cases[case]["loss"]) <= LOSS, case
         theirs = parity.tensors[f"{case}.per_token_loss"]
@@ -132,7 +132,7 @@ def test_gradients_and_what_is_trained(parity: Parity, model: PeftModel) -> None
     """All official gradients, and no other parameter has one."""
     batch = parity.batch("video8")
     model.zero_grad()
-    model(**batch.inputs, labels=batch.layout.labels_BS).loss.backward()
+    model(**batch.model_inputs(), labels=batch.layout.labels_BS).loss.backward()
     base = model.get_base_model()
     norms = {our_name(name): norm for name, norm in parity.cases["video8"]["grad_norms"].items()}
     trained = {name: value for name, value in base.named_parameters() if value.requires_grad}
@@ -165,9 +165,9 @@ def test_greedy_tokens(parity: Parity, model: PeftModel) -> None:
     assert len(places) == own["num_embeds"]
     theirs = parity.tensors["infer.generated_ids"].long()
     with torch.no_grad():
-        assert difference(model(**batch.inputs).logits, parity.tensors["infer.logits"]) <= LOGITS
-        made = model.generate(**batch.inputs, max_new_tokens=theirs.shape[1], do_sample=False)
-        slow = model.generate(**batch.inputs, max_new_tokens=4, do_sample=False, use_cache=False)
+        assert difference(model(**batch.model_inputs()).logits, parity.tensors["infer.logits"]) <= LOGITS
+        made = model.generate(**batch.model_inputs(), max_new_tokens=theirs.shape[1], do_sample=False)
+        slow = model.generate(**batch.model_inputs(), max_new_tokens=4, do_sample=False, use_cache=False)
     assert torch.equal(made[:, len(places) :], theirs)
     assert torch.equal(slow[:, len(places) :], theirs[:, :4])
 
@@ -188,7 +188,7 @@ def test_wrong_variants_are_told_apart(parity: Parity, model: PeftModel) -> None
         changes["right padding"][name] = torch.stack([row.roll(-padding) for row, padding in rows])
     for what, change in changes.items():
         with torch.no_grad():
-            logits = model(**{**batch.inputs, **change}).logits
+            logits = model(**{**batch.model_inputs(), **change}).logits
         assert parity.close("video8", logits) > 100 * LOGITS, what
 
 

@@ -271,7 +271,7 @@ def test_a_checkpoint_knows_its_base(parity: Parity, model: PeftModel, tmp_path:
     folder = tmp_path / "step"
     folder.mkdir()
     save_checkpoint(model, folder)
-    batch = parity.batch("video8").inputs
+    batch = parity.batch("video8").model_inputs()
     with torch.no_grad():
         wanted = model(**batch).logits
         again: Any = load_checkpoint(folder, parity.files.language_model)

@@ -112,7 +112,7 @@ def test_keep_ratio_1_is_the_ungated_model_exactly(world: tuple[Any, nn.Module, 
     # ... which is the model itself, called as anybody calls it.
     model.zero_grad()
     with torch.no_grad():
-        whole = model(**batch.inputs, labels=batch.layout.labels_BS)
+        whole = model(**batch.model_inputs(), labels=batch.layout.labels_BS)
     assert float(whole.loss) == pytest.approx(float(ungated[1].mean()), rel=1e-6)  # its loss is float32
 
 

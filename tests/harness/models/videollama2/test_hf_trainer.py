@@ -48,7 +48,7 @@ def test_the_trainer_trains_checkpoints_and_resumes(adapter: Any, rows: list[Enc
 
     def collate(items: list[Any]) -> dict[str, Any]:
         batch = processor.collate(items)
-        return {**batch.inputs, "labels": batch.layout.labels_BS}
+        return {**batch.model_inputs(), "labels": batch.layout.labels_BS}
 
     def trainer(steps: int) -> Trainer:
         arguments = TrainingArguments(
@@ -89,7 +89,7 @@ def test_peft_trains_adapters_under_elision(adapter: Any, rows: list[Encoded], t
     model.save_pretrained(tmp_path, save_embedding_layers=False)
     again = PeftModel.from_pretrained(adapter.student(), tmp_path)
     with torch.no_grad():
-        assert torch.equal(again.eval()(**batch.inputs).logits, model.eval()(**batch.inputs).logits)
+        assert torch.equal(again.eval()(**batch.model_inputs()).logits, model.eval()(**batch.model_inputs()).logits)
 
 
 def test_answers_of_the_evaluation_are_those_of_generate(adapter: Any) -> None:
@@ -104,7 +104,7 @@ def test_answers_of_the_evaluation_are_those_of_generate(adapter: Any) -> None:
     (found,) = scorer.answers([dict(enumerate(requests))])
     for request, (text, _) in zip(requests, [found[i] for i in range(len(requests))], strict=True):
         prompt = prompt_of(adapter, request, frames)
-        made = model.generate(**prompt.inputs, max_new_tokens=5, do_sample=False)
+        made = model.generate(**prompt.model_inputs(), max_new_tokens=5, do_sample=False)
         ids = made[0, prompt.input_ids_BS.shape[1] :].tolist()
         assert processor.decode(ids).split("\n\n")[0] == text
 
@@ -124,8 +124,8 @@ def prompt_of(adapter: Any, request: Request, frames: dict[Any, torch.Tensor]) -
 def test_beams_and_sampling_keep_the_frames_with_their_rows(adapter: Any, rows: list[Encoded]) -> None:
     batch = adapter.processor().collate([rows[0]])
     model = adapter.student().eval()
-    made = model.generate(**batch.inputs, max_new_tokens=4, do_sample=False, num_beams=1)
-    again = model.generate(**batch.inputs, max_new_tokens=4, do_sample=False, use_cache=False)
+    made = model.generate(**batch.model_inputs(), max_new_tokens=4, do_sample=False, num_beams=1)
+    again = model.generate(**batch.model_inputs(), max_new_tokens=4, do_sample=False, use_cache=False)
     assert torch.equal(made, again), "the cache changes nothing"
 
 

@@ -88,7 +88,8 @@ def test_pixels_are_the_official_ones_bit_for_bit(
     rows = [processor.encode(sample, frames_of(sample, config.num_frames)) for sample in samples]
     batch = processor.collate(rows)
     with_media = [row for row, sample in enumerate(samples) if sample.media]
-    assert torch.equal(batch.inputs["pixel_values"], torch.cat([parity.pixels(row) for row in with_media]))
+    assert batch.inputs["pixel_values"].dtype == torch.uint8
+    assert torch.equal(batch.model_inputs()["pixel_values"], torch.cat([parity.pixels(row) for row in with_media]))
     assert batch.inputs["frame_counts"] == tuple(len(parity.pixels(row)) for row in with_media)
 
 
@@ -118,7 +119,7 @@ def test_the_model_computes_the_official_loss_on_what_the_processor_makes(
     model.config.placeholder_token_id = model.model.config.placeholder_token_id = processor.placeholder_id
     batch = processor.collate([processor.encode(s, frames_of(s, config.num_frames)) for s in samples])
     with torch.no_grad():
-        loss = model(**batch.inputs, labels=batch.layout.labels_BS).loss
+        loss = model(**batch.model_inputs(), labels=batch.layout.labels_BS).loss
     assert abs(loss.item() - float(parity.expected["loss"])) <= 1e-5
 
 
