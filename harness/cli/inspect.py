@@ -12,6 +12,7 @@ from harness.cli.run_names import run_of_beginning
 from harness.cli.status import run_folders, run_status, status_lines
 from harness.common.errors import RecipeError
 from harness.common.files import has_file
+from harness.common.lines import terminal_width
 from harness.config.data import Data
 from harness.config.explain import nearest
 from harness.config.load import (
@@ -197,7 +198,9 @@ def _record(folder: Path) -> Answer | None:
 
 def shown_lines(answer: Answer) -> list[str]:
     if "recipe" in answer:
-        text = yaml.safe_dump(answer["recipe"], sort_keys=False, allow_unicode=True, width=110)
+        # PyYAML breaks behind the first word that reaches beyond its width.
+        width = max(30, min(terminal_width() or 110, 110) - 16)
+        text = yaml.safe_dump(answer["recipe"], sort_keys=False, allow_unicode=True, width=width)
         return [f"# run {answer['run_id']}", *text.rstrip().split("\n")]
     lines = status_lines([answer["status"]])
     record = answer["record"]

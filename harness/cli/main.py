@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.common.exits import guarded
+from harness.common.lines import fitted
 from harness.common.streams import spell_what_is_missing
 from harness.common.threads import settle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from harness.common.errors import HarnessError
     from harness.training.launching.nodes import Coordinator
@@ -185,7 +186,7 @@ def _stage(arguments: list[str], name: str | None = None) -> None:
 
         for recipe in recipes:
             run_dir = pipeline.run_stage(recipe, name, progress, planner, others)
-            _echo("\n".join(status_lines([run_status(run_dir)])))
+            _say(status_lines([run_status(run_dir)]))
 
     _on_every_node(work)
 
@@ -275,7 +276,7 @@ def draw_figures(
     from harness.cli.report import make_figures
     from harness.common.progress import Progress
 
-    _echo("\n".join(map(str, make_figures(arguments or [], draw or [], Progress(), attention=attention))))
+    _say(map(str, make_figures(arguments or [], draw or [], Progress(), attention=attention)))
 
 
 @app.command(epilog=_examples("harness report tiny_regate"))
@@ -285,7 +286,7 @@ def report(arguments: Named = None) -> None:
     from harness.cli.report import make_reports
     from harness.common.progress import Progress
 
-    _echo("\n".join(map(str, make_reports(arguments or [], Progress()))))
+    _say(map(str, make_reports(arguments or [], Progress())))
 
 
 # --- reading ---------------------------------------------------------------------------------------------
@@ -323,7 +324,7 @@ def plan(recipes: Recipes, json: Json = False) -> None:
     if json:
         _print_json({"schema": 1, "plans": [{**plan.as_dict(), "costs": costs.as_dict()} for plan, costs in plans]})
         return
-    _echo("\n\n".join("\n".join(render(plan, costs)) for plan, costs in plans))
+    _say("\n\n".join("\n".join(render(plan, costs)) for plan, costs in plans).split("\n"))
 
 
 @app.command("list", epilog=_examples("harness list", "harness list benchmarks --json"))
@@ -349,7 +350,7 @@ def list_all(
     if json:
         _print_json(answer)
     else:
-        _echo("\n".join(listing_lines(answer)))
+        _say(listing_lines(answer))
 
 
 @app.command(
@@ -383,7 +384,7 @@ def show(
     if json:
         _print_json(answer)
     else:
-        _echo("\n".join(lines(answer)))
+        _say(lines(answer))
 
 
 @app.command(epilog=_examples("harness trace accuracy_shapes 1 mean"))
@@ -407,7 +408,7 @@ def trace(
     if json:
         _print_json(answer)
     else:
-        _echo("\n".join(traced_lines(answer)))
+        _say(traced_lines(answer))
 
 
 @app.command(epilog=_examples("harness status", "harness status suites/tiny_claim"))
@@ -420,7 +421,7 @@ def status(arguments: SomeRecipes = None, json: Json = False) -> None:
     if json:
         _print_json({"schema": 1, "runs": answer})
     else:
-        _echo("\n".join(status_lines(answer)))
+        _say(status_lines(answer))
 
 
 @app.command(epilog=_examples("harness compare tiny_baseline tiny_regate"))
@@ -474,7 +475,7 @@ def init(
     """Copy a shipped recipe with its comments, to be changed. An existing file is left alone."""
     from harness.cli.start import copy_recipe
 
-    _echo("\n".join(copy_recipe(recipe, file)))
+    _say(copy_recipe(recipe, file))
 
 
 @app.command(epilog=_examples("harness doctor", "harness doctor videollama2_regate --json"))
@@ -489,7 +490,7 @@ def doctor(recipes: SomeRecipes = None, json: Json = False) -> None:
     if json:
         _print_json({"schema": 1, "ok": not failed, "checks": [check.as_dict() for check in checks]})
     else:
-        _echo("\n".join(render(checks)))
+        _say(render(checks))
     if failed:
         raise typer.Exit(ENVIRONMENT)
 
@@ -537,7 +538,7 @@ def data_check(recipes: Recipes) -> None:
     progress, refused = Progress(), 0
     for recipe in recipes_of(recipes):
         lines, damaged = check(recipe, progress)
-        _echo("\n".join(lines))
+        _say(lines)
         refused += damaged if recipe.data.damaged == "refuse" else 0
     if refused:
         raise DataError(
@@ -566,6 +567,11 @@ def data_show(
     if more or len(keys) > 1:
         raise RecipeError("one recipe and one sample are shown at a time")
     _echo("\n".join(show_sample(loaded, keys[0] if keys else None, Progress())))
+
+
+def _say(lines: Iterable[str]) -> None:
+    """Lines for a person, no longer than the terminal is wide."""
+    _echo(fitted(lines))
 
 
 def _echo(text: object, *, nl: bool = True, color: bool | None = None) -> None:

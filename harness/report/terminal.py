@@ -9,6 +9,7 @@ import io
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
 
+from harness.common.lines import in_width, terminal_width
 from harness.common.streams import spelled
 from harness.report.closing import COPIED
 
@@ -64,9 +65,10 @@ def to_text(table: Table, width: int, *, styled: bool = False) -> str:
     console = _console(width, styled=styled)
     console.print(table.title, style="bold" if styled else None, highlight=False, markup=False)
     texts = [[_text(cell, styled=styled) for cell in row] for row in table.rows]
-    for part in _parts(table.columns, texts, width):
+    names, parts = _parts(table.columns, texts, width)
+    for part in parts:
         console.print()
-        _print_part(console, table, texts, part, styled=styled)
+        _print_part(console, table, texts, names, part, styled=styled)
     marked = not styled and any(cell.mark for row in table.rows for cell in row)
     notes = [*table.notes, *([_MARK_NOTE] if marked else [])]
     if notes:
@@ -78,8 +80,8 @@ def to_text(table: Table, width: int, *, styled: bool = False) -> str:
 
 
 def labelled(lines: Iterable[tuple[str, str]], width: int | None = None) -> str:
-    """Each (label, sentence) with the labels in a column of their own. What can be copied, files and commands, is
-    not broken: the lines of `closing.COPIED`.
+    """Each (label, sentence) with the labels in a column of their own. What can be copied, the lines of
+    `closing.COPIED`, stays so: names of files are whole, and the lines of a broken command end with a backslash.
 
     Args:
         width: of a line; None takes the terminal's.
@@ -94,7 +96,9 @@ def labelled(lines: Iterable[tuple[str, str]], width: int | None = None) -> str:
     for label, sentence in lines:
         room = max(1, console.width - margin)
         parts = [line.plain.rstrip() for line in Text(sentence).wrap(console, room, overflow="fold")]
-        parts = [sentence] if label in COPIED else parts
+        if label in COPIED:
+            text += in_width(f"{label:<{margin}}{sentence}", width or terminal_width())
+            continue
         text += [f"{label if place == 0 else '':<{margin}}{part}" for place, part in enumerate(parts)]
     return "\n".join(text)
 
@@ -121,24 +125,28 @@ def _text(cell: Cell, *, styled: bool) -> str:
     return f"{cell.text}{sign}"
 
 
-def _parts(columns: Sequence[Column], texts: Sequence[Sequence[str]], width: int) -> list[list[int]]:
-    """Which columns stand in each part of a table; those that name the rows are in every part."""
+def _parts(
+    columns: Sequence[Column], texts: Sequence[Sequence[str]], width: int
+) -> tuple[list[int], list[list[int]]]:
+    """The columns that name the rows, which every part of a table repeats, and the columns of each part; one part of
+    all columns where they fit."""
     everything = list(range(len(columns)))
-    names = _names(columns)
-    others = everything[len(names) :]
     needed = [_needed(columns, texts, index) for index in everything]
-    if sum(needed) + _GAP * (len(needed) - 1) <= width or not others:
-        return [everything]
-    room = width - _names_width(columns, texts, width) - _GAP
+    if len(columns) == 1 or not _too_wide(columns, texts, everything, width):
+        return _names(columns), [everything]
+    names = _names(columns)
+    if len(names) == len(columns) - 1:  # all but one are words: the first one names the rows
+        names = names[:1]
+    room = width - _names_width(texts, names, width) - _GAP
     parts: list[list[int]] = [[]]
     used = 0
-    for index in others:
+    for index in everything[len(names) :]:
         if parts[-1] and used + needed[index] + _GAP > room:
             parts.append([])
             used = 0
         parts[-1].append(index)
         used += needed[index] + _GAP
-    return [[*names, *part] for part in parts]
+    return names, [[*names, *part] for part in parts]
 
 
 def _names(columns: Sequence[Column]) -> list[int]:
@@ -170,9 +178,8 @@ def _widths(columns: Sequence[Column], texts: Sequence[Sequence[str]], shown: Se
     return widths
 
 
-def _names_width(columns: Sequence[Column], texts: Sequence[Sequence[str]], width: int) -> int:
+def _names_width(texts: Sequence[Sequence[str]], names: Sequence[int], width: int) -> int:
     """Letters of the joined names of a table in parts."""
-    names = _names(columns)
     longest = max((len(_joined([row[index] for index in names])) for row in texts), default=1)
     return min(max(longest, 1), max(_NARROWEST, int(_NAMES * width)))
 
@@ -187,44 +194,58 @@ def _broken(names: str, width: int) -> str:
     lines = []
     for word in names.split(" "):
         rest, parts = word, []
-        while len(rest) > width and (end := max(rest.rfind(sign, 0, width) for sign in _SIGNS)) > 0:
+        while len(rest) > width and (end := _last_sign(rest, width)) > 0:
             parts.append(rest[: end + 1])
             rest = rest[end + 1 :]
         lines.append("\n".join([*parts, rest]))
     return " ".join(lines)
 
 
-_SIGNS: Final = "-._/"
+def _last_sign(word: str, width: int) -> int:
+    """Where a word is broken: behind the last sign between its parts or, where that leaves little, within one."""
+    between = max(word.rfind(sign, 0, width) for sign in "-./")
+    return between if between > width / 3 else max(between, word.rfind("_", 0, width))
 
 
 def _print_part(
-    console: Console, table: Table, texts: Sequence[Sequence[str]], part: Sequence[int], *, styled: bool
+    console: Console,
+    table: Table,
+    texts: Sequence[Sequence[str]],
+    names: Sequence[int],
+    part: Sequence[int],
+    *,
+    styled: bool,
 ) -> None:
     from rich.box import Box
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    names = _names(table.columns)
-    whole = len(part) == len(table.columns)
+    whole = len(part) == len(table.columns) and not _too_wide(table.columns, texts, part, console.width)
     # One space of padding and the one of the box between two columns: _GAP.
     grid = RichTable(box=Box(_RULES, ascii=True), show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     numbers = [index for index in part if index not in names] if not whole else list(part)
     room, width_of_names = console.width, 0
     if not whole:
-        width_of_names = _names_width(table.columns, texts, console.width)
+        width_of_names = _names_width(texts, names, console.width)
         room -= width_of_names + _GAP
-        title = Text(_joined([table.columns[index].title for index in names]))
+        title = Text(_broken(_joined([table.columns[index].title for index in names]), width_of_names))
         grid.add_column(title, overflow="fold", width=width_of_names)
-    for index, width in zip(numbers, _widths(table.columns, texts, numbers, room), strict=True):
+    widths = _widths(table.columns, texts, numbers, room)
+    for index, width in zip(numbers, widths, strict=True):
         column = table.columns[index]
         justify: Literal["left", "right"] = "right" if column.right else "left"
-        grid.add_column(Text(column.title), justify=justify, overflow="fold", width=width)
+        grid.add_column(Text(_broken(column.title, width)), justify=justify, overflow="fold", width=width)
     for row, cells in zip(texts, table.rows, strict=True):
         first = [] if whole else [Text(_broken(_joined([row[index] for index in names]), width_of_names))]
         styles = [_MARKS.get(cells[index].mark, "") if styled else "" for index in numbers]
-        shown = [Text(row[index], style=style) for index, style in zip(numbers, styles, strict=True)]
+        broken = [_broken(row[index], width) for index, width in zip(numbers, widths, strict=True)]
+        shown = [Text(text, style=style) for text, style in zip(broken, styles, strict=True)]
         grid.add_row(*first, *shown)
     console.print(grid)
+
+
+def _too_wide(columns: Sequence[Column], texts: Sequence[Sequence[str]], shown: Sequence[int], width: int) -> bool:
+    return sum(_needed(columns, texts, index) for index in shown) + _GAP * (len(shown) - 1) > width
 
 
 _RULES: Final = "    \n    \n -- \n    \n    \n    \n    \n    \n"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.analysis.paper.numbers import load_paper
+from harness.cli import main as cli
 from harness.cli.run_names import known_suites
 from harness.report import table as render
 from harness.report.table import Cell, Column, Table
@@ -87,13 +88,17 @@ def test_best_and_second_best_are_signs_without_styles() -> None:
     assert "* best" not in styled
 
 
-def test_labels_stand_in_a_column_and_what_is_copied_is_not_broken() -> None:
-    command = "harness compare " + "x" * 70
-    text = labelled([("verdict", "word " * 20), ("next", command)], 60)
+def test_labels_stand_in_a_column_and_what_is_copied_can_be() -> None:
+    command = "harness compare " + "x" * 46
+    files = f"report.html; {'r' * 50}.json"
+    text = labelled([("verdict", "word " * 20), ("files", files), ("next", command)], 60)
     lines = text.splitlines()
-    assert lines[-1] == f"next     {command}"
-    assert all(len(line) <= 60 for line in lines[:-1])
-    assert all(line.startswith(" " * 9) for line in lines[1:-1])
+    assert all(len(line) <= 60 for line in lines)
+    assert lines[1].startswith(" " * 9)
+    assert set(files.split()) <= {word for line in lines for word in line.split()}, "names of files are whole"
+    label, first, second = "\n".join(lines[-2:]).partition("harness")[0].strip(), *lines[-2:]
+    assert (label, first.endswith(" \\")) == ("next", True)
+    assert f"{first[9:-1]}{second}".split() == command.split(), "as a shell reads it"
 
 
 def _shown(environment: dict[str, str], *arguments: str, folder: Path) -> subprocess.CompletedProcess[bytes]:
@@ -123,10 +128,18 @@ def test_an_encoding_without_the_letters_and_no_colour(pair: Path) -> None:
     assert "McNemar" in text
 
 
-def test_a_terminal_is_given_styles_and_no_markdown(pair: Path) -> None:
-    shown = _shown({"COLUMNS": "80", "FORCE_COLOR": "1", "TERM": "xterm"}, "tables", folder=pair)
-    assert shown.returncode == 0, shown.stderr.decode()
-    text = shown.stdout.decode()
+def test_a_terminal_is_given_styles_and_no_markdown(
+    pair: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(pair)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in (("COLUMNS", "80"), ("FORCE_COLOR", "1"), ("TERM", "xterm")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["harness", "tables"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    text = capsys.readouterr().out
     assert "\x1b[1mBaseline and ReGATE\x1b[0m" in text
     assert "| demo_regate" not in text
     assert "| demo_regate-" in (pair / "results" / "tables" / "pairs.md").read_text()
