@@ -20,6 +20,7 @@ from harness.common.errors import HarnessError, StaleError
 from harness.common.file_digests import content_digest
 from harness.common.files import check_kinds_below, read_json, write_atomic, write_json
 from harness.common.hashing import digest
+from harness.common.numbers import gigabytes
 from harness.data.conversion import RefusedSamples, remember
 from harness.data.sources import make_data
 from harness.evaluation import evaluate as evaluation
@@ -162,7 +163,7 @@ def _check_room(run: Prepared) -> None:
     for need in needs:
         by_disk.setdefault(existing_folder(need.folder).stat().st_dev, []).append(need)
     for together in by_disk.values():
-        words = ", ".join(f"{need.size / 1024**3:.2f} GiB for {need.what}" for need in together if need.size)
+        words = ", ".join(f"{gigabytes(need.size)} for {need.what}" for need in together if need.size)
         check_disk(together[0].folder, sum(need.size for need in together), words)
 
 
@@ -173,7 +174,7 @@ def _keep_tower(run: Prepared) -> None:
         return
     size = tower_bytes(MODELS[run.recipe.model.adapter].footprint(run.recipe), run.plan.samples)
     assert size is not None
-    check_disk(Path(run.recipe.paths.stores), size, f"{size / 1024**3:.2f} GiB for the tower's features")
+    check_disk(Path(run.recipe.paths.stores), size, f"{gigabytes(size)} for the tower's features")
     with stage(run.run_dir, "tower features", "prepare"):
         keep_tower_features(run)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from harness.cli.arguments import recipes_of, split, written_folders
 from harness.common.errors import HarnessError
 from harness.common.files import unusable_folder
+from harness.common.numbers import GB, gigabytes
 from harness.config.load import load_paths
 from harness.records.network import reachable
 from harness.records.provenance import gpus
@@ -29,13 +30,12 @@ if TYPE_CHECKING:
 State = Literal["ok", "warn", "fail"]
 PYTHON: Final = (3, 11)
 LEAST_DISK: Final = 8.0
-"""GB that the main job takes with everything it installs."""
+"""GB that the tiny pair takes with everything that is installed for it."""
 LEAST_SHARED: Final = 0.064
 """GB that a container has by default: too little for a clip of 16 frames on its way from a loading process."""
 CODECS: Final = {"h264": "most videos", "hevc": "newer phones", "vp9": "webm", "av1": "newer webm", "mpeg4": "avi"}
 PROBE_SECONDS: Final = 300
 INSTALL: Final = 'pip install -c constraints.txt "regate[harness]"'
-GB: Final = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,8 @@ def examine(arguments: Sequence[str]) -> list[Check]:
     checks = [_python(), *_packages(), *_torch(recipes), _nodes(), *_codecs()]
     if not recipes:
         paths = load_paths(overrides)
-        checks += [*_folders(paths), _disk(paths, LEAST_DISK, "the main job"), _shared_memory(0.0)]
+        disk = _disk(paths, LEAST_DISK, "the tiny pair and all that is installed")
+        checks += [*_folders(paths), disk, _shared_memory(0.0)]
     for recipe in recipes:
         checks += _recipe(recipe)
     return list(dict.fromkeys(checks))
@@ -179,7 +180,7 @@ def _torch(recipes: Sequence[Recipe]) -> Iterator[Check]:
         message = f"{len(cards)} GPUs, driver {driver}, and torch reaches none of them"
         yield Check("driver", "fail", message, f"nvidia-smi\n{INSTALL}")
     elif cards:
-        names = ", ".join(f"{card['name']} ({card['memory_bytes'] / GB:.0f} GB)" for card in cards)
+        names = ", ".join(f"{card['name']} ({gigabytes(card['memory_bytes'])})" for card in cards)
         yield Check("GPUs", "ok", f"{names}, driver {cards[0]['driver']}")
     elif needed:
         yield Check("GPUs", "fail", f"none, and the recipe is meant for {needed}", "run it on a machine with GPUs")
@@ -308,9 +309,9 @@ def _existing(folder: Path) -> Path:
 
 
 def _disk(paths: Paths, needed: float, what: str) -> Check:
-    free = shutil.disk_usage(_existing(Path(paths.results))).free / GB
-    message = f"{free:,.0f} GB free, {needed:,.0f} needed for {what}"
-    if free < needed:
+    free = shutil.disk_usage(_existing(Path(paths.results))).free
+    message = f"{gigabytes(free)} free, {gigabytes(needed * GB)} needed for {what}"
+    if free < needed * GB:
         return Check("disk", "fail", message, "paths.results=FOLDER paths.weights=FOLDER paths.data=FOLDER")
     return Check("disk", "ok", message)
 
@@ -320,11 +321,11 @@ def _shared_memory(clips: float) -> Check:
     place = Path("/dev/shm")
     if not place.is_dir():
         return Check("/dev/shm", "ok", "not there: the system has none")
-    size = shutil.disk_usage(place).total / GB
-    message = f"{size:.2g} GB, {clips:.2g} for clips on their way from the loading processes"
+    size = shutil.disk_usage(place).total
+    message = f"{gigabytes(size)}, {gigabytes(clips * GB)} for clips on their way from the loading processes"
     mend = "train.workers=0, or docker run --shm-size=16g"
-    if size < max(clips, LEAST_SHARED * 1.1):
-        return Check("/dev/shm", "fail" if clips > size else "warn", message, mend)
+    if size < GB * max(clips, LEAST_SHARED * 1.1):
+        return Check("/dev/shm", "fail" if clips * GB > size else "warn", message, mend)
     return Check("/dev/shm", "ok", message)
 
 
@@ -378,9 +379,9 @@ def _memory(costs: Costs) -> Iterator[Check]:
     import psutil
 
     needed = sum(figure.high for figure in costs.figures["memory of the machine"])
-    installed = psutil.virtual_memory().total / GB
-    message = f"{installed:,.0f} GB, about {needed:.2g} needed"
-    if installed < needed:
+    installed = psutil.virtual_memory().total
+    message = f"{gigabytes(installed)}, about {gigabytes(needed * GB)} needed"
+    if installed < needed * GB:
         yield Check("memory", "fail", message, "a machine with more memory; train.workers lowers it a little")
     else:
         yield Check("memory", "ok", message)

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, Final
 from harness.common.errors import DataError, EnvironmentProblem
 from harness.common.files import read_json, write_json
 from harness.common.hashing import digest, file_digest
+from harness.common.numbers import gigabytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
 SCHEMA: Final = 1
-_LONG: Final = 4 * 1024**3
+_LONG: Final = 4 * 10**9
 """Bytes whose reading is announced."""
 
 
@@ -39,7 +40,7 @@ def content_digest(
         unread = [path for path in files if known.get(str(path.absolute()), {}).get("stamp") != stamps[path]]
         size = sum(stamps[path][0] for path in unread)
         if size > _LONG:
-            say(f"reading {size / 1e9:.0f} GB of weights once, for their sha256")
+            say(f"reading {gigabytes(size)} of weights once, for their sha256")
         for path in files:
             sha256 = file_digest(path) if path in unread else known[str(path.absolute())]["sha256"]
             current[str(path.absolute())] = {"stamp": stamps[path], "sha256": sha256}

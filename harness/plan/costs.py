@@ -6,14 +6,13 @@ from dataclasses import replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Final
 
-from harness.common.numbers import percent
+from harness.common.numbers import GB, percent, rounded
 from harness.config.paper import read_paper
 from harness.models import MODELS
 from harness.plan.disk import disk_figures
 from harness.plan.fetch import fetch_commands
 from harness.plan.figures import Costs, Figure, estimated, stated
 from harness.plan.memory import (
-    GB,
     check_devices,
     gpu_figures,
     gpus_of,
@@ -164,6 +163,6 @@ def _warnings(recipe: Recipe, figures: dict[str, tuple[Figure, ...]], memory: fl
     teacher = sum(figure.high for figure in figures.get(TEACHER_MEMORY, ()))
     if memory is not None and teacher > memory:
         yield (
-            f"the teacher takes {teacher:.0f} GB, more than the {memory:g} GB that `hardware` names: set "
+            f"the teacher takes {rounded(teacher)} GB, more than the {memory:g} GB that `hardware` names: set "
             "devices.shard_teacher=true, or lower gate.reference.tokens_per_batch"
         )

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from harness.common.numbers import GB
 from harness.plan.figures import Figure, counted, estimated
-from harness.plan.memory import GB, tower_bytes
+from harness.plan.memory import tower_bytes
 from harness.plan.work import lengths_in
 from harness.records.ledger import finished_step
 from harness.records.run_folder import run_dir_of

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from harness.common.numbers import rounded
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -75,12 +77,3 @@ def stated(name: str, value: float, unit: str, source: str) -> Figure:
 
 def estimated(name: str, value: float, unit: str, source: str, high: float | None = None) -> Figure:
     return Figure(name, value, value if high is None else high, unit, "estimated", source)
-
-
-def rounded(value: float) -> str:
-    """Three digits, and whole numbers in full."""
-    if value == 0:
-        return "0"
-    if abs(value) >= 100 or float(value).is_integer():
-        return f"{value:,.0f}"
-    return f"{value:.3g}"

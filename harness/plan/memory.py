@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from harness.common.errors import RecipeError
+from harness.common.numbers import GB
 from harness.models.footprint import kept_by_a_layer
 from harness.plan.figures import Figure, counted, estimated
 from harness.plan.nodes import check_split
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from harness.plan import Plan
     from harness.plan.work import Lengths
 
-GB: Final = 1e9
 TRAINED_BYTES: Final = 16
 """Of a trained parameter: itself, its gradient and AdamW's two moments, in float32."""
 LOGIT_BYTES: Final = 12

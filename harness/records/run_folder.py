@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from harness.common.addresses import shown
 from harness.common.errors import DataError, EnvironmentProblem, StaleError
 from harness.common.files import check_kind, check_kinds_below, read_json, write_json
+from harness.common.numbers import gigabytes
 from harness.records.ledger import Clocks, Ledger, read_events
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ SCHEMA: Final = 1
 RECIPE_FILE: Final = "recipe.json"
 OWN_FILES: Final = "own"
 """Folder of a run with copies of what its recipe names of the user's own: a selection rule, question files."""
-_SPARE_BYTES: Final = 1024**3
+_SPARE_BYTES: Final = 10**9
 """Refuse to start with less free disk than this: a full disk in the middle costs more than a message before."""
 
 
@@ -139,10 +140,9 @@ def check_disk(folder: Path, needed: int = 0, what: str = "") -> None:
     asked = _SPARE_BYTES + needed
     free = shutil.disk_usage(existing_folder(folder)).free
     if free < asked:
-        purpose = f": {what}, and {_SPARE_BYTES / 1024**3:.2f} GiB to spare" if what else ""
+        purpose = f": {what}, and {gigabytes(_SPARE_BYTES)} to spare" if what else ""
         raise EnvironmentProblem(
-            f"{folder}: {free / 1024**3:.2f} GiB of disk are free, at least {asked / 1024**3:.2f} GiB are "
-            f"needed{purpose}",
+            f"{folder}: {gigabytes(free)} of disk are free, at least {gigabytes(asked)} are needed{purpose}",
             hint="free some, or put paths.* on another disk",
         )
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from harness.common import numbers
+from harness.common.numbers import gigabytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -231,8 +232,8 @@ def amount(reach: float | None, low: float | None, high: float | None, show: Cal
 
 
 def memory(size: int | None) -> Cell:
-    """Bytes, shown in GiB."""
-    return Cell(MISSING, (None,)) if size is None else Cell(f"{size / 2**30:.2f} GiB", (size,))
+    """Bytes of memory or disk."""
+    return Cell(MISSING, (None,)) if size is None else Cell(gigabytes(size), (size,))
 
 
 def accuracy(

@@ -22,12 +22,13 @@ import regate
 from harness.common.errors import DataError, Preempted
 from harness.common.files import atomic_folder
 from harness.common.hashing import digest
+from harness.common.numbers import GB
 from harness.common.signals import stop_requests
 from harness.data.loading.batches import windows
 from harness.data.sampler import Sampler
 from harness.models import MODELS, device
 from harness.models.decoder_flops import LayerSpan, pass_flops, step_flops
-from harness.plan.memory import GB, recomputed_layers
+from harness.plan.memory import recomputed_layers
 from harness.plan.work import lengths_in
 from harness.records.ledger import Clocks, Ledger, finished_step, read_steps
 from harness.records.tracking import MirrorBeside, MirrorChild

@@ -19,7 +19,7 @@ import numpy as np
 
 from harness.data.loading.workers import tensors_in
 
-MOST_BYTES: Final = 1024**3
+MOST_BYTES: Final = 10**9
 """Of all loading processes of one training process together."""
 _SHARED: Final = Path("/dev/shm")
 _LOOK_S: Final = 0.005

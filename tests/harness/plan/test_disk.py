@@ -45,7 +45,7 @@ def test_what_is_written_is_not_asked_for_again(tmp_path: Path, monkeypatch: pyt
 
     free = run_folder.shutil.disk_usage(tmp_path)._replace(free=run_folder._SPARE_BYTES + kept)
     monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda _: free)
-    parts = r"GiB for checkpoints to resume from \(1\), and 1\.00 GiB to spare"
+    parts = r"GB for checkpoints to resume from \(1\), and 1 GB to spare"
     with pytest.raises(EnvironmentProblem, match=parts) as caught:
         pipeline.prepare(recipe, Progress(quiet=True), planner)
     assert caught.value.exit_code == 3

@@ -51,7 +51,7 @@ def test_a_failed_stage_tells_what_it_cost_too(tmp_path: Path) -> None:
 
 def test_too_little_disk_is_said_before_anything_starts(tmp_path: Path) -> None:
     run_folder.check_disk(tmp_path / "not" / "there" / "yet", needed=1)
-    with pytest.raises(EnvironmentProblem, match="GiB of disk are free") as caught:
+    with pytest.raises(EnvironmentProblem, match="GB of disk are free") as caught:
         run_folder.check_disk(tmp_path / "not" / "there" / "yet", needed=2**80)
     assert caught.value.exit_code == 3
 
