@@ -26,7 +26,9 @@ from harness.data.sources import make_data
 from harness.evaluation import evaluate as evaluation
 from harness.evaluation.lmms.process import visible_gpus
 from harness.models import MODELS, adapter_for
+from harness.models.checkpoint_files import weight_files
 from harness.models.device import check_evaluated_dtype
+from harness.models.other_vlm import folder_of_vlm, name_of_vlm
 from harness.plan import Planner, require
 from harness.plan.disk import disk_needs
 from harness.plan.memory import tower_bytes
@@ -208,7 +210,8 @@ def reference(run: Prepared) -> regate.ReferenceStore | None:
     if place is None:
         return None
     pin(run.run_dir, "reference", digest(place.made_from))
-    teacher = _content(run.recipe, run.adapter.teacher_files(), run.progress)
+    other = [] if name_of_vlm(run.recipe) is None else weight_files(folder_of_vlm(run.recipe))
+    teacher = _content(run.recipe, [*run.adapter.teacher_files(), *other], run.progress)
     if place.complete:
         place.check_teacher(teacher)
     else:

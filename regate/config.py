@@ -48,8 +48,9 @@ class ReferenceConfig:
         dtype: of the forward pass; the cross entropy is float32 in any case.
         tokens_per_batch: rows are batched by length up to this many positions.
         pictures: not the paper's. The reference signal becomes l_text - l_multimodal, what the pictures tell of a
-            target: the loss of the text-only teacher less that of the student's own starting weights, which see the
-            pictures. It may be negative. `regate.score_reference` takes the second losses as `subtract`.
+            target: the loss of the text-only teacher less that of a multimodal one, which sees the pictures: with
+            True the student's own starting weights, with a name another model, whose tokens must be the student's.
+            It may be negative. `regate.score_reference` takes the second losses as `subtract`.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
@@ -58,11 +59,13 @@ class ReferenceConfig:
     placeholders: Placeholders = "masked"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     tokens_per_batch: int = 16384
-    pictures: bool = False
+    pictures: bool | str = False
 
     def __post_init__(self) -> None:
         if self.tokens_per_batch < 1:
             raise ConfigError(f"reference.tokens_per_batch must be at least 1, got {self.tokens_per_batch}")
+        if self.pictures == "":
+            raise ConfigError("reference.pictures is an empty name; give true, false or the name of a model")
 
 
 @dataclass(frozen=True, slots=True)

@@ -295,7 +295,7 @@ class Recipe(Strict):
             return self
         if self.devices.shard_teacher:
             raise ValueError(
-                "gate.reference.pictures reads the student's starting weights whole on each device; "
+                "gate.reference.pictures reads a second model whole on each device; "
                 "leave devices.shard_teacher out"
             )
         if not self.gate.needs_reference:

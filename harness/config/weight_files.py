@@ -60,6 +60,16 @@ TEACHER: Final = Requirement(
 """A teacher other than the student's own language model."""
 
 
+SEEING: Final = Requirement(
+    "gate.reference.pictures",
+    ("config.json", "tokenizer_config.json", SHARDED),
+    "the repository of a multimodal model with the student's tokenizer, or a kept model of a run,",
+    None,
+    "see its model page",
+)
+"""A teacher that sees the pictures, other than the student's own starting weights."""
+
+
 def missing_weights(recipe: Recipe) -> list[str]:
     """One line for each file that the recipe's models need and that is not there, with where it comes from.
 
@@ -69,6 +79,8 @@ def missing_weights(recipe: Recipe) -> list[str]:
     lines = recipe.model.missing(root)
     if recipe.gate is not None and recipe.gate.needs_reference:
         lines += _missing(TEACHER, recipe.gate.reference.model, TEACHER.field, root)
+        if isinstance(recipe.gate.reference.pictures, str):
+            lines += _missing(SEEING, recipe.gate.reference.pictures, SEEING.field, root)
     return lines
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from harness.common.numbers import GB, percent, rounded
 from harness.config.paper import read_paper
 from harness.models import MODELS
+from harness.models.other_vlm import name_of_vlm
 from harness.plan.disk import disk_figures
 from harness.plan.fetch import fetch_commands
 from harness.plan.figures import Costs, Figure, estimated, stated
@@ -23,7 +24,7 @@ from harness.plan.memory import (
 )
 from harness.plan.nodes import node_lines
 from harness.plan.questions import asked, difference_figures, question_figures
-from harness.plan.teacher import teacher_decoder
+from harness.plan.teacher import seeing_footprint, teacher_decoder
 from harness.plan.work import (
     GOOD_USE,
     PAPER_USE,
@@ -151,6 +152,9 @@ def contradictions(recipe: Recipe) -> list[str]:
 def _unknown_teacher(recipe: Recipe, plan: Plan, footprint: Footprint) -> Iterator[str]:
     if recipe.gate is not None and plan.teacher_pass and teacher_decoder(recipe, footprint) is None:
         yield f"the teacher {recipe.gate.reference.model} is not there and of unknown size: its pass is not counted"
+    name = name_of_vlm(recipe)
+    if plan.teacher_pass and name is not None and seeing_footprint(recipe, footprint) is None:
+        yield f"the multimodal teacher {name} is not there: the reference pass is not counted"
 
 
 def _warnings(recipe: Recipe, figures: dict[str, tuple[Figure, ...]], memory: float | None) -> Iterator[str]:

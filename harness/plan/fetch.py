@@ -42,6 +42,10 @@ def _weights(recipe: Recipe) -> Iterator[str]:
         folder = root / gate.reference.model
         if absent_files(folder, "config.json") or absent_files(folder, SHARDED):
             yield f"# {folder}: the repository of the teacher that gate.reference.model names"
+    if gate is not None and gate.needs_reference and isinstance(gate.reference.pictures, str):
+        folder = root / gate.reference.pictures
+        if absent_files(folder, "config.json") or absent_files(folder, SHARDED):
+            yield f"# {folder}: the multimodal teacher that gate.reference.pictures names"
 
 
 def _requirement(need: Requirement, root: Path, value: str) -> Iterator[str]:

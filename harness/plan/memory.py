@@ -12,8 +12,10 @@ import numpy as np
 from harness.common.errors import RecipeError
 from harness.common.numbers import GB
 from harness.models.footprint import kept_by_a_layer
+from harness.models.other_vlm import name_of_vlm
 from harness.plan.figures import Figure, counted, estimated
 from harness.plan.nodes import check_split
+from harness.plan.teacher import seeing_footprint
 
 if TYPE_CHECKING:
     from harness.config.recipe import Recipe
@@ -186,6 +188,12 @@ def teacher_figures(recipe: Recipe, plan: Plan, footprint: Footprint, gpus: int)
         counted("the teacher's weights", weights / shards / GB, "GB", f"{of}, {where}"),
         estimated("the teacher's logits", logits / GB, "GB", rows),
     ]
+    if reference.pictures and (seeing := seeing_footprint(recipe, footprint)) is not None:
+        parameters = seeing.decoder_parameters + sum(part.parameters for part in seeing.parts)
+        who = name_of_vlm(recipe) or "the student's starting weights"
+        figures.append(
+            counted("the model that sees the pictures", 4 * parameters / GB, "GB", f"{who}, 4 bytes a parameter")
+        )
     if shards > 1:
         # The layer that computes and the next one; the head has come after them.
         whole = max(2 / shape.layers, shape.vocabulary * shape.hidden / footprint.decoder_parameters) * weights

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from harness.models.flops import decoder_shape
 from harness.models.footprint import read_sizes
+from harness.models.other_vlm import footprint_of_vlm, name_of_vlm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,3 +47,9 @@ def teacher_decoder(recipe: Recipe, footprint: Footprint) -> tuple[DecoderShape,
     routed = fields.get("num_experts_per_tok", 0) * fields.get("moe_intermediate_size", 0)
     width = routed + fields.get("shared_expert_intermediate_size", 0) or fields["intermediate_size"]
     return decoder_shape(SimpleNamespace(**{**fields, "intermediate_size": width})), source
+
+
+def seeing_footprint(recipe: Recipe, footprint: Footprint) -> Footprint | None:
+    """Of the model that sees the pictures for `gate.reference.pictures`: the student, or another one; None where that
+    is not there to say its sizes."""
+    return footprint if name_of_vlm(recipe) is None else footprint_of_vlm(recipe)

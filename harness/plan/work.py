@@ -14,10 +14,11 @@ import numpy as np
 
 from harness.common.numbers import percent
 from harness.models.decoder_flops import forward_flops, recomputed_flops
+from harness.models.other_vlm import name_of_vlm
 from harness.plan.figures import Basis, Figure, counted, estimated
 from harness.plan.memory import gpus_of, recomputed_layers
 from harness.plan.sparse import differs_by_layer, sparse_forward, visual_part
-from harness.plan.teacher import teacher_decoder
+from harness.plan.teacher import seeing_footprint, teacher_decoder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -276,7 +277,10 @@ def teacher_flops(recipe: Recipe, plan: Plan, footprint: Footprint, lengths: Len
     if not plan.teacher_pass or recipe.gate is None or known is None:
         return 0.0, ""
     decoder, source = known
-    of_one = teacher_work(recipe.gate, decoder, footprint, lengths.positions, lengths.visual, lengths.targets)
+    seeing = seeing_footprint(recipe, footprint)
+    if seeing is None:
+        return 0.0, ""
+    of_one = teacher_work(recipe.gate, decoder, seeing, lengths.positions, lengths.visual, lengths.targets)
     return plan.samples * of_one, source
 
 
@@ -284,7 +288,7 @@ def teacher_work(
     gate: GateConfig, decoder: DecoderShape, footprint: Footprint, positions: float, visual: float, targets: float
 ) -> float:
     """FLOPs of the forward pass of a teacher over one sample of so many positions, visual ones and targets; with
-    pictures, also of the student's own pass over them (`footprint`)."""
+    pictures, also of the pass of the model that sees them (`footprint`), taken to be over as many."""
     attended = gate.reference.placeholders == "attended"
     forward = forward_flops(decoder, [positions - (0.0 if attended else visual)], targets)
     total = forward.linear + forward.attention + forward.head
@@ -447,7 +451,9 @@ def time_figures(recipe: Recipe, plan: Plan, footprint: Footprint, lengths: Leng
 
 def _teacher_words(recipe: Recipe) -> str:
     if recipe.gate is not None and recipe.gate.reference.pictures:
-        return "one forward pass over prompts and answers, and one with the pictures"
+        name = name_of_vlm(recipe)
+        whose = "" if name is None else f" of {name}"
+        return f"one forward pass over prompts and answers, and one{whose} with the pictures"
     return "one forward pass over prompts and answers"
 
 

@@ -18,8 +18,10 @@ from harness.common.hashing import digest
 from harness.data.loading.batches import picture_batches, text_batches
 from harness.data.loading.text_rows import TextRows, path_of
 from harness.models import device
+from harness.models.other_vlm import name_of_vlm
 from harness.training.checkpoint import latest
 from harness.training.launching import processes
+from harness.training.other_teacher import facts_of_vlm, losses_of_vlm
 from harness.training.placement.sharding import spread_for_scoring
 from regate import process
 from regate.teacher import write_losses
@@ -101,9 +103,16 @@ def reference_place(run: Prepared) -> ReferencePlace | None:
             "frames": run.data.frames,
             "rule": run.data.sampling.rule,
             "augment": run.data.sampling.augment,
-            "weights": run.adapter.weights_fingerprint,
+            **_seeing_facts(run),
         }
     return ReferencePlace(Path(run.recipe.paths.stores) / f"reference-{digest(made_from)[:16]}", made_from)
+
+
+def _seeing_facts(run: Prepared) -> dict[str, str]:
+    """Of the model that sees the pictures."""
+    if name_of_vlm(run.recipe) is None:
+        return {"weights": run.adapter.weights_fingerprint}
+    return facts_of_vlm(run)
 
 
 def open_reference(run: Prepared) -> regate.ReferenceStore | None:
@@ -225,8 +234,9 @@ def _write_reference_losses(run: Prepared, writer: regate.ReferenceWriter, nodes
     # All batches, also those that a killed pass has done: which rows share a batch decides the last bits.
     subtract = None
     if gate.reference.pictures:
-        batches: Iterator[Batch] = _picture_batches(run, processor)
-        subtract = _losses_with_pictures(run)
+        another = name_of_vlm(run.recipe) is not None
+        batches: Iterator[Batch] = _picture_batches(run, processor, media=not another)
+        subtract = losses_of_vlm(run) if another else _losses_with_pictures(run)
     else:
         batches = _text_batches(run, processor, gate.reference.tokens_per_batch)
     scored = len(writer.done_ids())
@@ -260,11 +270,11 @@ def _losses_with_pictures(run: Prepared) -> Callable[[Any], Tensor]:
     return losses
 
 
-def _picture_batches(run: Prepared, processor: Processor) -> Iterator[Batch]:
-    """This process's part of the batches with media, each as large as a micro-batch."""
+def _picture_batches(run: Prepared, processor: Processor, *, media: bool) -> Iterator[Batch]:
+    """This process's part of the batches, each as large as a micro-batch, with or without their media."""
     part, parts = process.rank(), process.world()
     rows = run.recipe.train.micro_batch
-    return islice(picture_batches(run.data, processor, rows=rows), part, None, parts)
+    return islice(picture_batches(run.data, processor, rows=rows, media=media), part, None, parts)
 
 
 def _teacher(run: Prepared) -> tuple[nn.Module, ProcessGroup | None]:

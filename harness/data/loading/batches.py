@@ -140,24 +140,36 @@ def text_batches(
     yield from _by_length(rows, processor, tokens_per_batch)
 
 
-def picture_batches(dataset: DataSet, processor: Processor, *, rows: int) -> Iterator[Batch]:
+def picture_batches(
+    dataset: DataSet, processor: Processor, *, rows: int, media: bool = True
+) -> Iterator[Batch]:
     """Every sample with its media, in the order of the data set, turns in the order of the file.
 
     Args:
         rows: of a batch; the last one may have fewer.
+        media: False leaves the media out: the same rows as text alone.
 
     Raises:
         DataError: the media of a sample cannot be read.
     """
     for first in range(0, len(dataset.samples), rows):
         samples = [dataset.samples[place] for place in range(first, min(first + rows, len(dataset.samples)))]
-        yield processor.collate([processor.encode(sample, _pictures(sample, dataset)) for sample in samples])
+        yield processor.collate(
+            [
+                encode_with_media(sample, dataset, processor) if media else processor.encode(sample, None)
+                for sample in samples
+            ]
+        )
 
 
-def _pictures(sample: Sample, dataset: DataSet) -> list[Tensor]:
-    """The sample's clips as the first epoch shows them; after three failed attempts an error."""
+def encode_with_media(sample: Sample, dataset: DataSet, processor: Processor) -> Encoded:
+    """A sample as the first epoch shows it.
+
+    Raises:
+        DataError: its media cannot be read at the third attempt either.
+    """
     try:
-        return _decoded(sample, dataset, _FIRST)
+        return processor.encode(sample, _decoded(sample, dataset, _FIRST))
     except VideoError as error:
         raise DataError(
             f"{sample.key}: {error}",

@@ -12,8 +12,9 @@ from harness.common.errors import EnvironmentProblem, RecipeError
 from harness.config.model import TinyModel
 from harness.models.flops import decoder_shape
 from harness.models.forward import scored_forward
+from harness.models.tiny.checkpoint import load_checkpoint
 from harness.models.tiny.config import TinyVLMConfig
-from harness.models.tiny.model import TinyVLMForConditionalGeneration, tower_parameters
+from harness.models.tiny.model import TinyVLMForConditionalGeneration
 from harness.models.tiny.processor import TinyProcessor, normalise
 from harness.models.tiny.sizes import tower_flops, vision_flops
 from harness.models.tiny.stages import make_stages, quiet_transformers, stages_of
@@ -134,21 +135,5 @@ class TinyAdapter:
         self.processor().save(directory)
 
     def load(self, directory: Path) -> nn.Module:
-        """A checkpoint of the tiny model.
-
-        Raises:
-            EnvironmentProblem: it is another model's: transformers would fill what is missing at random.
-        """
-        with quiet_transformers():
-            loaded, loading = TinyVLMForConditionalGeneration.from_pretrained(directory, output_loading_info=True)
-        wrong = sorted(str(name) for kind in ("missing_keys", "unexpected_keys") for name in loading[kind])
-        if wrong:
-            raise EnvironmentProblem(
-                f"{directory}: no checkpoint of the tiny model: {len(wrong)} tensors are missing or foreign, first "
-                f"{wrong[0]}",
-                hint="is it another model's?",
-            )
-        model: nn.Module = loaded
-        for parameter in tower_parameters(model):
-            parameter.requires_grad_(False)
-        return model
+        """A checkpoint of the tiny model. Errors as `load_checkpoint`."""
+        return load_checkpoint(directory)
