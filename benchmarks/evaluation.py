@@ -6,7 +6,8 @@
 A model of transformers at toy size is asked several questions on each clip of a data set that is rendered for it.
 The plain loop reads a question's clip, makes its inputs with the same processor and calls the model's `generate`,
 question by question. The harness's arms are `evaluation.lmms.scorer.Scorer`: media by a thread ahead of the model,
-a clip decoded once for its questions, and its tower pass shared by those of one batch. The arms alternate in one
+a clip decoded once for its questions, and its tower pass shared by those of one batch; in the last arm the frames lie
+on the disk, as `devices.frame_cache_gb` keeps them. The arms alternate in one
 process, in another order every round; time is CPU time of all threads, with one computing thread. Every arm has to
 write the same texts.
 """
@@ -31,6 +32,7 @@ from harness.config.load import load_recipe
 from harness.data.loading.video import read_frames
 from harness.data.sample import Sample, Turn, sample_id
 from harness.data.sources import make_data, open_data
+from harness.evaluation.frame_store import open_frames
 from harness.evaluation.lmms.generation import Limits
 from harness.evaluation.lmms.scorer import FrameCache, Request, Scorer, chunked
 from harness.models import adapter_for
@@ -38,6 +40,10 @@ from harness.records import provenance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from harness.data.sample import Media
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "benchmarks"
 QUESTIONS = ("What moves?", "Where does it go in the end, and which colour has it?", "How many are there?")
@@ -52,6 +58,7 @@ def world(folder: Path, options: argparse.Namespace) -> Any:
             *(f"paths.{name}={folder / name}" for name in ("data", "weights", "stores", "results")),
             *(f"model.{name}={value}" for name, value in sizes.items()),
             *("data.train_clips=8", f"data.test_clips={options.clips}"),
+            f"data.size={options.pixels}",
         ],
     )
     make_data(recipe.data, recipe.paths, recipe.seed)
@@ -83,10 +90,27 @@ def plain_loop(adapter: Any, model: Any, asked: Sequence[Request], most: int) ->
     return texts
 
 
-def harness_answers(adapter: Any, model: Any, asked: Sequence[Request], batch: int) -> list[str]:
-    """The evaluation's way, from clips that nobody has decoded yet."""
+def harness_answers(
+    adapter: Any, model: Any, asked: Sequence[Request], batch: int, kept: Path | None = None
+) -> list[str]:
+    """The evaluation's way, from clips that nobody has decoded yet in this process.
+
+    Args:
+        kept: folder with the frames of an evaluation before it; None where none are kept.
+    """
     count, rule = adapter.data.frames, adapter.frame_rule
-    scorer = Scorer(adapter, model, FrameCache(lambda media: read_frames(media, frames=count, rule=rule)), batch)
+
+    def read(media: Media) -> Tensor:
+        return read_frames(media, frames=count, rule=rule)
+
+    frames: Callable[[Media], Tensor] = read
+    if kept is not None:
+        opened = open_frames(
+            read, adapter.processor(), count=count, rule=rule, folder=kept, room=10**12, say=print
+        )
+        assert opened is not None
+        frames = opened
+    scorer = Scorer(adapter, model, FrameCache(frames), batch)
     answers: dict[int, tuple[str, int]] = {}
     for some in scorer.answers(chunked(asked, batch)):
         answers |= some
@@ -118,7 +142,8 @@ def table(result: dict[str, Any]) -> str:
         "# Items of an evaluation a CPU second",
         "",
         f"Made by `python benchmarks/evaluation.py`: InternVL's classes at hidden {result['hidden']}, 4 layers, "
-        f"{result['items']} questions on {result['clips']} clips, {result['most']} tokens at most, "
+        f"{result['items']} questions on {result['clips']} clips of {result['pixels']} pixels, "
+        f"{result['most']} tokens at most, "
         f"{result['rounds']} alternating rounds after one that is not counted. {hardware.get('cpu', 'CPU')}, one "
         "computing thread; CPU time of all threads, on a machine that other processes may share. Every arm wrote the "
         "same texts. A toy model: what a GPU gains by batches is not in it.",
@@ -137,6 +162,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--clips", type=int, default=7)
+    parser.add_argument("--pixels", type=int, default=64, help="along a side of the clips")
     parser.add_argument("--most", type=int, default=4, help="tokens of an answer")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -155,13 +181,17 @@ def main() -> None:
             "harness, batch 1": partial(harness_answers, adapter, model, asked, 1),
             "harness, batch 3": partial(harness_answers, adapter, model, asked, 3),
             "harness, batch 9": partial(harness_answers, adapter, model, asked, 9),
+            # The round that is not counted decodes them.
+            "harness, batch 9, frames kept": partial(
+                harness_answers, adapter, model, asked, 9, Path(folder) / "frames"
+            ),
         }
         seconds = measure(arms, options.rounds)
     plain = seconds["plain loop"]
     ratios = {name: [base / own for base, own in zip(plain, values, strict=True)] for name, values in seconds.items()}
     result = {
         "provenance": provenance.collect(threads=1),
-        **{name: getattr(options, name) for name in ("rounds", "hidden", "most")},
+        **{name: getattr(options, name) for name in ("rounds", "hidden", "most", "pixels")},
         "clips": len(clips),
         "items": len(asked),
         "arms": {

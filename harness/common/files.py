@@ -152,6 +152,11 @@ def is_folder(path: Path | str) -> bool:
     return os.path.isdir(path)  # noqa: PTH112 - as above
 
 
+def folder_bytes(folder: Path) -> int:
+    """What the files below a folder hold together; 0 where it is not there."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def unusable_folder(path: Path) -> str | None:
     """Why nothing can be written below a folder, which need not be there yet; None where it can.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import (
@@ -172,6 +172,10 @@ class Devices(Strict):
     """Most disk for what a frozen vision tower says of the clips, computed once for all runs that share data and
     weights, where every epoch shows the same frames and the losses stay the same to the bit (a CPU that computes in
     float32); `plan` says how large it is. 0 keeps none."""
+    frame_cache_gb: NonNegativeFloat = 0.0
+    """Most disk below paths.stores for the frames of evaluated videos, decoded and resized once for all runs and
+    checkpoints that are asked about them: 7 MB a clip of 16 frames of 384 pixels. For models that read frames as
+    squares of one size (VideoLLaMA2, VideoChat2 without HD, InternVL); answers are the same. 0 keeps none."""
     keep_resume: bool = False
     """Keep the checkpoints to resume from once the record is written; the kept models stay in any case."""
     timeout_minutes: Annotated[float, Field(gt=0, le=525_600)] = 60.0
@@ -206,6 +210,11 @@ class Paths(Strict):
     media_roots: dict[str, str] = Field(default_factory=dict)
     """Folders beside data.media that annotations may name files in, by absolute or `../` paths. A data set knows such
     a file as /NAME/REST, so it is the same wherever the folder lies."""
+
+    @property
+    def frames(self) -> Path:
+        """Of evaluated videos, of all models: see `devices.frame_cache_gb`."""
+        return Path(self.stores) / "frames"
 
     @field_validator("media_roots")
     @classmethod

@@ -5,7 +5,7 @@ Legend: B rows, S expanded length, H and W pixels, T frames.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -51,6 +51,20 @@ class Processor(Protocol):
 
     def collate(self, rows: Sequence[Encoded]) -> Batch:
         """Right-padded batch and its layout; pixels in bytes wherever the model's own values follow from them."""
+        ...
+
+
+@runtime_checkable
+class ReadsSquares(Protocol):
+    """A processor that reads the frames of a video as squares of one size, whatever their own: it makes the same bits
+    of the squares as of the frames, so that whoever keeps frames may keep those."""
+
+    def squares(self, frames_T3HW: Tensor) -> Tensor:
+        """uint8 frames of a video as uint8 [T, 3, Z, Z]; squares of that size come back as they are."""
+        ...
+
+    def square_settings(self) -> dict[str, Any] | None:
+        """All that decides them, as plain values; None where this processor reads frames otherwise."""
         ...
 
 

@@ -305,6 +305,9 @@ def _follow(
     done: dict[tuple[int, int], int] = {}
     with progress.task(f"evaluate {recipe.name}", total) as advance:
         for process, event in events:
+            if event["event"] == "say":
+                progress.say(event["message"])
+                continue
             if not 0 <= event["result"] < len(ordered):
                 raise HarnessError(f"the evaluation reports a result that was not asked for: {event['result']}")
             wanted = ordered[event["result"]]

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 from harness.benchmarks import BENCHMARKS, AnyBenchmark
 from harness.common.errors import EnvironmentProblem
 from harness.common.files import write_json
+from harness.common.numbers import gigabytes
 from harness.common.hashing import digest
 from harness.config.weight_files import missing_checkpoint
 from harness.evaluation.evaluate import Job, checkpoint_digest, evaluate_checkpoints
 from harness.evaluation.lmms.process import CHILD
 from harness.records import provenance
 from harness.records.record import evaluation_record, write_record
-from harness.records.run_folder import check_disk, lock_run, pin, run_dir_of
+from harness.records.run_folder import check_disk, frames_room, lock_run, pin, run_dir_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -50,6 +51,9 @@ def evaluate_standalone(
         lines = "\n".join(f"  {line}" for line in missing)
         raise EnvironmentProblem(f"{recipe.name}: weights are missing\n{lines}")
     check_disk(Path(recipe.paths.results))
+    room = frames_room(recipe)
+    if room:
+        check_disk(recipe.paths.frames, room, f"{gigabytes(room)} for the frames of evaluated videos")
     run_dir = run_dir_of(recipe)
     job = Job(0, 0.0, checkpoint_of(recipe))
     if nodes is not None:

@@ -11,7 +11,8 @@ from harness.plan.figures import Figure, counted, estimated
 from harness.plan.memory import tower_bytes
 from harness.plan.work import lengths_in
 from harness.records.ledger import finished_step
-from harness.records.run_folder import run_dir_of
+from harness.records.record import RECORD_FILE
+from harness.records.run_folder import frames_room, run_dir_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,6 +61,9 @@ def disk_figures(recipe: Recipe, plan: Plan, footprint: Footprint, lengths: Leng
         judged = "kept on a CPU, within" if size <= limit * GB else "not kept, more than"
         source = f"float32, at most a clip a sample; {judged} devices.tower_cache_gb {limit:g}"
         figures.append(counted("tower features", size / GB, "GB", source))
+    if recipe.devices.frame_cache_gb and plan.benchmarks:
+        source = "devices.frame_cache_gb: at most, for all runs that share paths.stores"
+        figures.append(counted("frames of evaluated videos", recipe.devices.frame_cache_gb, "GB", source))
     return figures
 
 
@@ -83,6 +87,8 @@ def disk_needs(
         yield Need(Path(recipe.paths.stores), "the reference losses", store)
     if recipe.gate is not None and recipe.gate.needs_difficulty and not (run_dir / "difficulty").is_dir():
         yield Need(run_dir, "the running losses", store)
+    if plan.benchmarks and not (run_dir / RECORD_FILE).exists():
+        yield Need(Path(recipe.paths.stores), "the frames of evaluated videos", frames_room(recipe))
 
 
 def model_bytes(footprint: Footprint) -> int:

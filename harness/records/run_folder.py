@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from harness.common.addresses import shown
 from harness.common.errors import DataError, EnvironmentProblem, StaleError
-from harness.common.files import check_kind, check_kinds_below, read_json, write_json
+from harness.common.files import check_kind, check_kinds_below, folder_bytes, read_json, write_json
 from harness.common.numbers import gigabytes
 from harness.records.ledger import Clocks, Ledger, read_events
 
@@ -145,6 +145,12 @@ def check_disk(folder: Path, needed: int = 0, what: str = "") -> None:
             f"{folder}: {gigabytes(free)} of disk are free, at least {gigabytes(asked)} are needed{purpose}",
             hint="free some, or put paths.* on another disk",
         )
+
+
+def frames_room(recipe: Recipe | EvaluationRecipe) -> int:
+    """Bytes that `devices.frame_cache_gb` leaves for the frames of evaluated videos."""
+    limit = int(recipe.devices.frame_cache_gb * 1e9)
+    return max(0, limit - folder_bytes(recipe.paths.frames)) if limit else 0
 
 
 def existing_folder(folder: Path) -> Path:

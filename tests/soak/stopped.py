@@ -177,7 +177,8 @@ def damages(folder: Path) -> Iterator[Damage]:
         path = folder / file
         again = is_unread(file) or (path.suffix == ".mp4" and path.parent in clips)
         clips.add(path.parent)
-        for kind in KINDS[3:4] if again else KINDS if path.stat().st_size else KINDS[5:]:
+        full = path.stat().st_size > 0
+        for kind in KINDS[3 if full else 5 :][:1] if again else KINDS[0 if full else 5 :]:
             yield Damage(file, kind)
 
 

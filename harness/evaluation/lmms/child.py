@@ -29,7 +29,11 @@ from harness.evaluation.task import task_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from harness.models.adapter import Adapter
+    import torch
+
+    from harness.data.sample import Media
+    from harness.evaluation.frame_store import FrameStore
+    from harness.models.adapter import Adapter, Evaluated
 
 PREEMPTED = 75
 
@@ -45,6 +49,10 @@ class Events:
         with suppress(BrokenPipeError):
             self._stream.write(json.dumps({"event": event, **fields}) + "\n")
             self._stream.flush()
+
+    def say(self, message: str) -> None:
+        """A word to the user."""
+        self.send("say", message=message)
 
     def progress(self, result: int) -> Callable[[int], None]:
         """Tells how many items of a result are done, a few times a second."""
@@ -67,7 +75,9 @@ def run(job: Mapping[str, Any], events: Events, make_adapter: Callable[[Recipe],
     recipe = read_recipe(job["recipe"])
     use_threads(job["threads"])
     work = Path(job["work"])
-    subject = make_subject(recipe, make_adapter, readers=max(1, (os.cpu_count() or 1) // job["share"][1]))
+    processes = job["share"][1]
+    readers = max(1, (os.cpu_count() or 1) // processes)
+    subject = make_subject(recipe, make_adapter, readers=readers, processes=processes, say=events.say)
     tasks = {entry["name"]: write_task_files(task_of(entry["task"]), work / "tasks") for entry in job["tasks"]}
     process, processes = job["share"]
     for index, wanted in enumerate(job["results"]):
@@ -103,28 +113,53 @@ def read_recipe(plain: Mapping[str, Any]) -> Recipe | EvaluationRecipe:
 
 
 def make_subject(
-    recipe: Recipe | EvaluationRecipe, make_adapter: Callable[[Recipe], Adapter], *, readers: int = 1
+    recipe: Recipe | EvaluationRecipe,
+    make_adapter: Callable[[Recipe], Adapter],
+    *,
+    readers: int = 1,
+    processes: int = 1,
+    say: Callable[[str], None] = print,
 ) -> Any:
     """What is evaluated: `Checkpoints`, or a `Builtin` model of lmms-eval's.
 
     Args:
         readers: threads that decode media, which they do outside of Python's lock.
+        processes: that answer at the same time.
+        say: is told of damage that is mended.
     """
     import torch
 
+    from harness.evaluation.frame_store import open_frames
     from harness.evaluation.lmms.subjects import Builtin, Checkpoints
     from harness.models import evaluated_for
     from harness.models.device import evaluated_dtypes
+    from harness.records.run_folder import frames_room
+
+    def keep_frames(read: Callable[[Media], torch.Tensor], adapter: Evaluated) -> FrameStore | None:
+        if not recipe.devices.frame_cache_gb:
+            return None
+        frames = recipe.data.frames if isinstance(recipe, Recipe) else recipe.frames
+        return open_frames(
+            read,
+            adapter.processor(),
+            count=frames,
+            rule=adapter.frame_rule,
+            folder=recipe.paths.frames,
+            room=frames_room(recipe) // processes,
+            say=say,
+        )
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch_size = recipe.evaluate.batch
     if isinstance(recipe, Recipe):
         weights, dtype = evaluated_dtypes(recipe.evaluate.dtype, recipe.train.precision, device)
-        return Checkpoints(make_adapter(recipe), recipe.data.frames, batch_size, device, dtype, readers, weights)
+        trained, count = make_adapter(recipe), recipe.data.frames
+        return Checkpoints(trained, count, batch_size, device, dtype, readers, weights, keep_frames)
     if isinstance(recipe.model, LmmsEvalModel):
         return Builtin(recipe.model, batch_size)
     _, dtype = evaluated_dtypes("auto", recipe.precision, device)
-    return Checkpoints(evaluated_for(recipe), recipe.frames, batch_size, device, dtype, readers)
+    published, count = evaluated_for(recipe), recipe.frames
+    return Checkpoints(published, count, batch_size, device, dtype, readers, keep_frames=keep_frames)
 
 
 def write_result(

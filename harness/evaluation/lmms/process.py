@@ -29,6 +29,7 @@ _EXIT_GRACE_S: Final = 30.0
 _EVENTS: Final[Mapping[Any, Mapping[str, type]]] = {
     "progress": {"result": int, "done": int},
     "done": {"result": int, "done": int},
+    "say": {"message": str},
     "error": {"message": str, "exit_code": int},
     "end": {},
 }

@@ -16,13 +16,16 @@ from harness.evaluation.lmms.scorer import Checkpoint, FrameCache
 from harness.models.adapter import KeepsTower
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import torch
     from lmms_eval.api.model import lmms
+    from torch import Tensor
 
     from harness.benchmarks import AnyBenchmark
     from harness.config.evaluation import LmmsEvalModel
+    from harness.data.sample import Media
     from harness.evaluation.lmms.answer_cache import AnswerCollector
     from harness.models.adapter import Evaluated
 
@@ -36,6 +39,7 @@ class Checkpoints:
         readers: threads that decode media.
         weights: type that kept models are held in; None for published ones, which are loaded in the type that they
             compute in.
+        keep_frames: gives what reads media by way of the disk, from what decodes them; None where nothing is kept.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class Checkpoints:
         dtype: torch.dtype | None,
         readers: int = 1,
         weights: torch.dtype | None = None,
+        keep_frames: Callable[[Callable[[Media], Tensor], Evaluated], Callable[[Media], Tensor] | None] | None = None,
     ) -> None:
         self._adapter = adapter
         self._settings = {
@@ -59,7 +64,12 @@ class Checkpoints:
             "weights": weights,
         }
         rule = adapter.frame_rule
-        self._frames = FrameCache(lambda media: read_frames(media, frames=count, rule=rule))
+
+        def read(media: Media) -> Tensor:
+            return read_frames(media, frames=count, rule=rule)
+
+        kept = None if keep_frames is None else keep_frames(read, adapter)
+        self._frames = FrameCache(kept or read)
         self._open: Checkpoint | None = None
 
     def made_by(self) -> dict[str, Any]:

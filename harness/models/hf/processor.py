@@ -311,6 +311,17 @@ class HFConversations:
                 hint="leave the sample out, or divide it",
             )
 
+    def squares(self, frames_T3HW: Tensor) -> Tensor:
+        """See `ReadsSquares`; of InternVL's own way with frames."""
+        assert self.tiles is not None
+        return self.tiles.squares(frames_T3HW)
+
+    def square_settings(self) -> dict[str, Any] | None:
+        """See `ReadsSquares`; transformers' processors take frames in their own size."""
+        if self.tiles is None or self.tiles.through is not None:
+            return None
+        return {"as": "internvl", "size": self.tiles.size}
+
     def _tiled(self, sample: Sample, frames: Sequence[Tensor] | None, *, asked: bool) -> Seen:
         """The sample's media as InternVL's own code shows them.
 

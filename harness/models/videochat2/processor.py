@@ -271,6 +271,14 @@ class VideoChat2Conversations:
             },
         )
 
+    def squares(self, frames_T3HW: Tensor) -> Tensor:
+        """See `ReadsSquares`."""
+        return self.pixels.clips(frames_T3HW)[0]
+
+    def square_settings(self) -> dict[str, Any] | None:
+        """See `ReadsSquares`; how many tiles an HD clip has depends on its shape."""
+        return None if self.pixels.hd else {"as": "videochat2", "size": self.pixels.size}
+
     def _visual(self, sample: Sample, clips: Tensor | None) -> int:
         """Visual tokens of the row."""
         if not sample.media:

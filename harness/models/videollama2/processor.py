@@ -255,6 +255,14 @@ class VideoLLaMA2Conversations:
         grids = (self.grid,) if media and self.grid is not None else None if media else ()
         return make_row(sample, ids, kinds, pixels=self._clip(sample, frames), grids=grids)
 
+    def squares(self, frames_T3HW: Tensor) -> Tensor:
+        """See `ReadsSquares`."""
+        return self.pixels.squares(frames_T3HW)
+
+    def square_settings(self) -> dict[str, Any] | None:
+        """See `ReadsSquares`."""
+        return {"as": "videollama2", **self.pixels.settings()}
+
     def _clip(self, sample: Sample, frames: Sequence[Tensor] | None) -> Tensor | None:
         """uint8 [T, 3, Z, Z], T being 1 for an image."""
         if frames is None or not sample.media:

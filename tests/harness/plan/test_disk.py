@@ -43,6 +43,13 @@ def test_what_is_written_is_not_asked_for_again(tmp_path: Path, monkeypatch: pyt
         ledger.append("start", step=0, steps=2, world=1)
     assert _needs(recipe, planner) == [(points - 1) * kept, resume]
 
+    asked = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"benchmarks": ("shapes",)})})
+    limited = asked.model_copy(update={"devices": recipe.devices.model_copy(update={"frame_cache_gb": 0.5})})
+    recipe.paths.frames.mkdir(parents=True)
+    (recipe.paths.frames / "a.bin").write_bytes(bytes(1000))
+    assert _needs(asked, planner)[2:] == [0]
+    assert _needs(limited, planner)[2:] == [500_000_000 - 1000]
+
     free = run_folder.shutil.disk_usage(tmp_path)._replace(free=run_folder._SPARE_BYTES + kept)
     monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda _: free)
     parts = r"GB for checkpoints to resume from \(1\), and 1 GB to spare"

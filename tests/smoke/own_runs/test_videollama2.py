@@ -29,9 +29,12 @@ SHIPPED = [
 
 
 def test_the_toy_pair_from_nothing_to_the_table(tmp_path: Path) -> None:
-    done = harness(tmp_path, "run", *PAIR)
+    done = harness(tmp_path, "run", *PAIR, "devices.frame_cache_gb=0.01")
     assert done.returncode == 0, done.stderr[-4000:]
     assert "ReGATE" in done.stdout
+    # Both arms, at all of their points, are asked about the same clips.
+    clips = list((tmp_path / "workspace" / "stores" / "frames").rglob("*.bin"))
+    assert len(clips) == 8
     ran = Ran(tmp_path, done.stdout, done.stderr)
     dense, gated = (ran.record(path.stem) for path in PAIR)
     assert dense["totals"]["counts"]["scored"] == dense["totals"]["counts"]["target"]
