@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from harness.benchmarks import BENCHMARKS, AnyBenchmark
 from harness.common.errors import EnvironmentProblem
 from harness.common.files import write_json
-from harness.common.numbers import gigabytes
 from harness.common.hashing import digest
+from harness.common.numbers import gigabytes
 from harness.config.weight_files import missing_checkpoint
 from harness.evaluation.evaluate import Job, checkpoint_digest, evaluate_checkpoints
 from harness.evaluation.lmms.process import CHILD
