@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.common.errors import DataError
-from harness.common.files import check_kind, problems_of
+from harness.common.files import check_kind, has_file, problems_of, read_json, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 BESIDE: Final = "ledger-beside.jsonl"
 """What an evaluation writes while another process trains the same run: two machines must not append to one file."""
+_BESIDE_NOTE: Final = "ledger-beside.json"
+"""How many lines that file has: a training has no other sign of it."""
 SCHEMA: Final = 1
 _LINE: Final[dict[str, Any]] = {"event": str}
 _EVENTS: Final[dict[str, dict[str, Any]]] = {
@@ -152,6 +154,29 @@ def finished_step(path: Path) -> int | None:
     """The number of steps of a training that came to its end, or None."""
     ends = [event["step"] for event in read_events(path) if event["event"] == "end"]
     return int(ends[-1]) if ends else None
+
+
+def note_beside(run_dir: Path) -> None:
+    """Write down how many lines evaluations beside the training have written; the one that writes does it."""
+    lines = sum(1 for _ in _lines(run_dir / BESIDE))
+    write_json(run_dir / _BESIDE_NOTE, {"schema": SCHEMA, "lines": lines}, sealed=True)
+
+
+def check_beside(run_dir: Path) -> None:
+    """Look whether all that evaluations beside the training have written is there.
+
+    Raises:
+        DataError: lines or the file are gone, or damaged: the record would lack their seconds.
+    """
+    note, path = run_dir / _BESIDE_NOTE, run_dir / BESIDE
+    if not has_file(note):
+        return
+    remedy = f"bring it back; or delete {note}, and the record lacks the seconds of evaluations beside the training"
+    what, hint = "the note of evaluations beside a training", f"delete it, and look whether {path} is whole"
+    noted = read_json(note, what, schema=SCHEMA, shape={"lines": int}, hint=hint)["lines"]
+    held = sum(1 for _ in _lines(path)) if has_file(path) else 0
+    if held < noted:
+        raise DataError(f"{path}: holds {held} of the {noted} lines that were written to it", hint=remedy)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

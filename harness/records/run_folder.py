@@ -16,7 +16,7 @@ from harness.common.addresses import shown
 from harness.common.errors import DataError, EnvironmentProblem, StaleError
 from harness.common.files import check_kind, check_kinds_below, folder_bytes, read_json, write_json
 from harness.common.numbers import gigabytes
-from harness.records.ledger import Clocks, Ledger, read_events
+from harness.records.ledger import BESIDE, Clocks, Ledger, check_beside, note_beside, read_events
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -84,6 +84,8 @@ def stage(
         clocks.lap(phase)
         with Ledger(run_dir / ledger_file) as ledger:
             ledger.append("stage", stage=name, seconds=clocks.take(), devices=devices)
+        if ledger_file == BESIDE:
+            note_beside(run_dir)
 
 
 def pin(run_dir: Path, name: str, value: str) -> None:
@@ -111,11 +113,13 @@ def has_started(run_dir: Path) -> bool:
 
 
 def check_ledger_kept(run_dir: Path) -> None:
-    """Look, before anything is computed, whether the ledger of a training that has begun is there.
+    """Look, before anything is computed, whether the ledger of a training that has begun is there, and that of
+    evaluations beside it.
 
     Raises:
-        DataError: it is gone, or damaged: the record could not be made of what is trained on.
+        DataError: one is gone, or damaged: the record could not be made of what is trained on.
     """
+    check_beside(run_dir)
     path = run_dir / "ledger.jsonl"
     if has_started(run_dir):
         return

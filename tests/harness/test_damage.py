@@ -35,9 +35,9 @@ from harness.models.artifacts import ArtifactFolder
 from harness.pipeline import _read_provenance
 from harness.records import provenance, tracking
 from harness.records.evaluations import read_evaluations
-from harness.records.ledger import Ledger, read_events
+from harness.records.ledger import BESIDE, Ledger, read_events
 from harness.records.record import read_record
-from harness.records.run_folder import pin, read_recipe
+from harness.records.run_folder import check_ledger_kept, pin, read_recipe, stage
 from harness.training import target_index
 from harness.training.launching.agent import pid_of, read_outcome
 from tests.harness.worlds.run_builder import build_run, finish, recipe
@@ -73,6 +73,18 @@ def ledger(folder: Path) -> Path:
             ledger.append("step", step=step, loss=1.25 + step, counts={"valid": 10})
         ledger.append("end", step=2)
     return folder / "ledger.jsonl"
+
+
+def ledger_beside(folder: Path) -> Path:
+    for _ in range(2):
+        with stage(folder, "eval", "eval", ledger_file=BESIDE):
+            pass
+    return folder / BESIDE
+
+
+def read_beside(path: Path) -> Any:
+    check_ledger_kept(path.parent)
+    return read_events(path.with_name("ledger.jsonl"))
 
 
 def record(folder: Path) -> Path:
@@ -297,6 +309,10 @@ def read_difficulty(path: Path) -> Any:
 
 READERS = {
     "ledger": Reader(ledger, read_events, part=True),
+    "ledger of evaluations beside": Reader(ledger_beside, read_beside),
+    "note of evaluations beside": Reader(
+        lambda folder: ledger_beside(folder).with_name("ledger-beside.json"), read_beside
+    ),
     "record": Reader(record, read_record),
     "evaluation": Reader(evaluation, read_run_evaluations),
     "items": Reader(items, read_run_evaluations),

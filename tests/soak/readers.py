@@ -42,6 +42,7 @@ ELSEWHERE: Final = {
     "data/shapes-*.mp4": "libav, which opens files itself; the loading processes and the evaluation's process",
     "results/mlflow.db": "MLflow and the mirror to it: harness.records.tracking",
     f"{_RUN}/eval/step-*/*.answers-*.jsonl": "the evaluation's process",
+    f"{_RUN}/ledger-beside.*": "the run, at its start, where an evaluation went on beside the training",
     f"{_RUN}/mirror.json": "the mirror to MLflow: harness.records.tracking",
     f"{_RUN}/needed_words.json": "`harness figures` and the reports of a pair",
     f"{_RUN}/own/*": "`harness figures`, where a rule of the user's own is replayed; its hash stands in the recipe",

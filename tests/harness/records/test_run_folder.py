@@ -12,8 +12,8 @@ import pytest
 from harness.common.errors import DataError, EnvironmentProblem, StaleError
 from harness.common.hashing import digest
 from harness.records import run_folder
-from harness.records.ledger import read_events
-from harness.records.run_folder import check_ledger_kept
+from harness.records.ledger import BESIDE, read_events
+from harness.records.run_folder import check_ledger_kept, stage
 from tests.harness.worlds.run_builder import build_run, recipe
 
 if TYPE_CHECKING:
@@ -87,3 +87,24 @@ def test_a_ledger_that_is_gone_is_told_before_anything_is_computed(tmp_path: Pat
     with pytest.raises(DataError, match=r"ledger.jsonl: holds no training.*holds its checkpoints") as told:
         check_ledger_kept(run_dir)
     assert "bring the ledger back" in str(told.value.hint)
+
+
+@pytest.mark.parametrize("left", [None, 0, 1], ids=["gone", "empty", "a line"])
+def test_seconds_of_evaluations_beside_the_training_do_not_go_unseen(tmp_path: Path, left: int | None) -> None:
+    check_ledger_kept(tmp_path)
+    beside = tmp_path / BESIDE
+    for _ in range(2):
+        with stage(tmp_path, "eval", "eval", ledger_file=BESIDE):
+            pass
+        check_ledger_kept(tmp_path)
+    lines = beside.read_text().splitlines(keepends=True)
+    beside.write_text("".join([*lines, "torn by a ki"]))
+    check_ledger_kept(tmp_path)
+    beside.unlink()
+    if left is not None:
+        beside.write_text("".join(lines[:left]))
+    with pytest.raises(DataError, match=rf"{BESIDE}: holds {left or 0} of the 2 lines") as told:
+        check_ledger_kept(tmp_path)
+    assert "or delete" in str(told.value.hint)
+    next(tmp_path.glob("ledger-beside.json")).unlink()
+    check_ledger_kept(tmp_path)
