@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ import pytest
 from harness.records.ledger import read_steps
 from harness.training.launching.agent import free_port
 from tests import halting
+from tests.soak.full_disk import possible
 from tests.waiting import HUNG_S
 from tests.warm import warm_python
 
@@ -21,6 +23,7 @@ from .test_processes import TRAIN, gone, same_run, workers_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.halting import Halted
 
@@ -141,6 +144,31 @@ def test_two_nodes_are_one_run_whatever_ends_an_attempt(pair: Ran, monkeypatch: 
     steps = read_steps(pair.run_dir("nodes") / "ledger.jsonl")
     assert [steps[number]["devices"] for number in (15, 33, 59)] == [2, 1, 2]
     same_run(pair, "nodes", devices=frozenset({1, 2}))
+
+
+@pytest.mark.skipif(not possible(), reason="this machine lets nobody mount a tmpfs in a namespace")
+def test_a_folder_that_one_node_lacks_ends_both_in_seconds_by_name(tmp_path: Path) -> None:
+    """Its results lie on a disk of its own, where those of node 0 are not seen."""
+    (tmp_path / "results").mkdir()
+    command, job = (sys.executable, *COMMAND, "name=apart"), job_of()
+    mount = 'mount -t tmpfs tmpfs results && exec "$@"'
+    alone = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount)
+    with ExitStack() as stack:
+        nodes = []
+        for number, before in enumerate(((), (*alone, "sh"))):
+            process = subprocess.Popen(
+                [*before, *command], cwd=tmp_path, env=slurm(job, number), text=True, stderr=subprocess.PIPE
+            )
+            stack.callback(halting.end, process)
+            nodes.append(process)
+        said = [process.communicate(timeout=HUNG_S)[1] for process in nodes]
+    assert "results: node 1 does not see the same folder there as node 0" in said[0]
+    assert "node 1: results: is not the folder of node 0, whose file is not seen here" in said[1]
+    assert "node 1: workspace/stores" not in said[1]
+    for process, text in zip(nodes, said, strict=True):
+        assert process.returncode == 3, text
+        assert "Traceback" not in text
+    assert not list(tmp_path.glob("results/.shared*"))
 
 
 def done(pair: Ran) -> int:

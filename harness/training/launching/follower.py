@@ -23,7 +23,17 @@ from harness.common.signals import stop_requests
 from harness.evaluation import shares
 from harness.evaluation.lmms.process import CHILD, visible_gpus
 from harness.training.launching import agent
-from harness.training.launching.nodes import BEAT_S, LOOK_S, LOST_S, SHARED_S, Heart, StoreGone, appears, introduction
+from harness.training.launching.nodes import (
+    BEAT_S,
+    LOOK_S,
+    LOST_S,
+    SHARED_S,
+    Heart,
+    StoreGone,
+    appears,
+    introduction,
+    patience,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -42,7 +52,7 @@ def follow(node: Node, store: Store, say: Callable[[str], None]) -> int:
         HarnessError: node 0 is gone.
         KeyboardInterrupt: this node was told to stop while it did nothing that has to be kept; node 0 knows it.
     """
-    follower = _Follower(node, store)
+    follower = _Follower(node, store, say)
     try:
         code = follower.follow()
     except KeyboardInterrupt:
@@ -54,8 +64,8 @@ def follow(node: Node, store: Store, say: Callable[[str], None]) -> int:
 
 
 class _Follower:
-    def __init__(self, node: Node, store: Store) -> None:
-        self.node, self.store = node, store
+    def __init__(self, node: Node, store: Store, say: Callable[[str], None]) -> None:
+        self.node, self.store, self.say = node, store, say
         self._heart: Heart | None = None
         self._number = 0
 
@@ -111,11 +121,13 @@ class _Follower:
             return {"error": message, "code": code}
 
     def _look(self, command: Mapping[str, Any]) -> dict[str, Any]:
-        seen = []
+        seen, began = [], time.monotonic()
         for folder in map(Path, command["folders"]):
-            if appears(folder / command["mark"], command["within"]):
+            if appears(folder / command["mark"], patience(folder) + began - time.monotonic()):
                 write_json(folder / f"{command['mark']}-{self.node.rank}", {"node": self.node.rank})
                 seen.append(str(folder))
+            else:
+                self.say(f"node {self.node.rank}: {folder}: is not the folder of node 0, whose file is not seen here")
         return {"seen": seen}
 
     def _compute(self, command: Mapping[str, Any]) -> dict[str, Any]:

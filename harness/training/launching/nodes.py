@@ -34,6 +34,7 @@ from harness.common.errors import (
 from harness.common.exits import FAILED, STOPPED, explained
 from harness.common.files import write_json
 from harness.records import provenance
+from harness.records.run_folder import existing_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -54,6 +55,10 @@ LOOK_S: Final = 0.2
 """Seconds between two looks for a value."""
 SHARED_S: Final = 60.0
 """Seconds that a file may take to be seen by another node: network file systems keep what they have looked up."""
+LOCAL_S: Final = 2.0
+"""The same on a disk of one machine, which keeps nothing back."""
+_LOCAL: Final = frozenset(("btrfs", "ext2", "ext3", "ext4", "overlay", "ramfs", "tmpfs", "xfs", "zfs"))
+"""Kinds of file systems that are of one machine; any other may be a network's."""
 _FAREWELL_S: Final = 15.0
 """Seconds that node 0 waits for the others to hear the end, before it takes its store along."""
 _SAME: Final = ("packages", "python", "git")
@@ -273,7 +278,7 @@ class Coordinator:
             write_json(folder / mark, {"node": 0})
         try:
             names = list(map(str, folders))
-            order = self.begin({"do": "look", "folders": names, "mark": mark, "within": SHARED_S})
+            order = self.begin({"do": "look", "folders": names, "mark": mark})
             answers = order.finish()
             for other in self.others:
                 for folder in folders:
@@ -512,6 +517,17 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[
             yield from ((n, theirs.get(n), ours.get(n)) for n in names if theirs.get(n) != ours.get(n))
         elif ours != theirs:
             yield key, theirs, ours
+
+
+def patience(folder: Path) -> float:
+    """Seconds after which what another node wrote into a folder is seen, or never will be: by the file system of the
+    folder, or of the nearest above it that is there."""
+    import psutil
+
+    place = existing_folder(folder).resolve()
+    mounts = {Path(mount.mountpoint): mount.fstype for mount in psutil.disk_partitions(all=True)}
+    kind = next((mounts[parent] for parent in (place, *place.parents) if parent in mounts), "")
+    return LOCAL_S if kind in _LOCAL else SHARED_S
 
 
 def appears(path: Path, within: float = SHARED_S) -> bool:

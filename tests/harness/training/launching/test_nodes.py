@@ -6,16 +6,26 @@ import copy
 import os
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 
 from harness.common.errors import DataError, EnvironmentProblem, HarnessError
 from harness.common.signals import terminate_as_interrupt
-from harness.training.launching import every_node
+from harness.training.launching import every_node, follower
 from harness.training.launching.agent import free_port
 from harness.training.launching.follower import follow
-from harness.training.launching.nodes import Coordinator, check_alike, introduction, open_store
+from harness.training.launching.nodes import (
+    LOCAL_S,
+    SHARED_S,
+    Coordinator,
+    check_alike,
+    introduction,
+    open_store,
+    patience,
+)
 from harness.training.launching.place_in_job import Node
 
 if TYPE_CHECKING:
@@ -55,9 +65,9 @@ class Other:
 
 @pytest.fixture
 def other(node: Node, store: Store) -> Iterator[Other]:
-    yield (follower := Other(node))
+    yield (second := Other(node))
     store.put("end", {"code": 0})
-    follower.ended()
+    second.ended()
 
 
 def test_the_others_see_the_same_folder_and_end_as_node_0_does(
@@ -103,13 +113,27 @@ def test_a_folder_that_is_not_shared_is_found_out(node: Node, store: Store, tmp_
     assert not list(tmp_path.iterdir())
 
 
-def test_a_node_says_which_folders_it_sees(node: Node, store: Store, other: Other, tmp_path: Path) -> None:
+def test_a_node_says_which_folders_it_sees(
+    node: Node, store: Store, other: Other, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower, "patience", lambda _: 0.0)
     (tmp_path / "mark").touch()
     folders = [str(tmp_path), str(tmp_path / "not there")]
     with Coordinator(node, store) as nodes:
-        answers = nodes.begin({"do": "look", "folders": folders, "mark": "mark", "within": 0.0}).finish()
+        answers = nodes.begin({"do": "look", "folders": folders, "mark": "mark"}).finish()
     assert answers[1] == {"seen": [str(tmp_path)]}
     assert other.ended() == 0
+    (line,) = other.said
+    assert line.startswith(f"node 1: {tmp_path / 'not there'}: is not the folder of node 0")
+
+
+def test_a_disk_of_one_machine_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = {"/": "ext4", str(tmp_path / "shared"): "nfs4", str(tmp_path / "shared" / "scratch"): "xfs"}
+    mounts = [SimpleNamespace(mountpoint=place, fstype=kind) for place, kind in kinds.items()]
+    monkeypatch.setattr(psutil, "disk_partitions", lambda all: mounts)
+    (tmp_path / "shared" / "scratch").mkdir(parents=True)
+    for folder, seconds in (("", LOCAL_S), ("shared/absent/run", SHARED_S), ("shared/scratch", LOCAL_S)):
+        assert patience(tmp_path / folder) == seconds
 
 
 def test_a_node_without_a_heartbeat_is_lost_and_stops_node_0(node: Node, store: Store) -> None:
