@@ -563,10 +563,8 @@ def _losses(setting: Setting, parallel: Replicated | Sharded, numbers: range) ->
         with parallel.micro_batch():
             logits_NV = parallel.model(predictor_BS=decision.predictor_rows, **inputs)
             loss = regate.token_loss(logits_NV, decision.targets_N.to(setting.device)).mean()
-            loss.backward()
-        parallel.clip(1.0)
-        parallel.optimizer.step()
-        parallel.optimizer.zero_grad()
+            parallel.backward(loss)
+        parallel.update(1e-4, 1.0)
         losses.append(float(loss.detach()))
     return losses
 

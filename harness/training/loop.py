@@ -38,7 +38,7 @@ from harness.training.cpu_time import CpuMeter
 from harness.training.kept_models import seal_model
 from harness.training.launching import processes
 from harness.training.loss_norm import norms_of
-from harness.training.optimizer import lr_at, set_lr
+from harness.training.optimizer import lr_at
 from harness.training.placement.parallel import wrap_model
 from harness.training.recompute import recompute_first
 from harness.training.step_report import StepResult, send_report
@@ -180,14 +180,12 @@ class Loop:
                     distil_N = regate.distil_loss(decision, logits_NV, less, elided_MV)
                     trained_N = kept_loss_N + self.gate.distil * distil_N
                     distil_sum += distil_N.detach().sum()
-                self.accelerator.backward(norms[place].total(decision, trained_N))
+                self.parallel.backward(norms[place].total(decision, trained_N))
             self.gate.observe(decision, token_loss_N.detach())
             loss_sum += kept_loss_N.detach().sum()
         limit = self.recipe.optimizer.max_grad_norm
-        grad_norm = self.parallel.clip(math.inf if limit is None else limit)
-        set_lr(self.parallel.optimizer, lr_at(self.recipe.optimizer, step, self.job.steps))
-        self.parallel.optimizer.step()
-        self.parallel.optimizer.zero_grad()
+        lr = lr_at(self.recipe.optimizer, step, self.job.steps)
+        grad_norm = self.parallel.update(lr, math.inf if limit is None else limit)
         tower_kept = sum(len(batch.sample_ids_B) for batch in window if "tower_features" in batch.inputs)
         learned_from = [decision for decision in elided if decision is not None]
         flops, flops_dense = self._flops(decisions, learned_from, tower_kept)

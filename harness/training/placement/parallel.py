@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.training.launching import processes
-from harness.training.optimizer import make_optimizer
+from harness.training.optimizer import make_optimizer, set_lr
 from harness.training.placement import trained_state
 from harness.training.placement.sharding import gather_model, make_blueprint, make_mesh, shard, units_of
 
@@ -47,9 +47,20 @@ class ParallelModel(Protocol):
         """Around one forward and backward pass."""
         ...
 
-    def clip(self, limit: float) -> Tensor:
-        """Scale the gradients so that their norm over all parameters is at most `limit`; the norm before, on the
-        device."""
+    def backward(self, loss: Tensor) -> None:
+        """Add a micro-batch's gradients, divided by the number of micro-batches that each process has in a step."""
+        ...
+
+    def update(self, lr: float, limit: float) -> Tensor:
+        """Learn from the gradients and clear them.
+
+        Args:
+            lr: learning rate of the recipe, which the optimizer's groups follow (`set_lr`).
+            limit: gradients are scaled so that their norm over all parameters is at most this.
+
+        Returns:
+            The norm before that, on the device.
+        """
         ...
 
     def export(self, write: Callable[[nn.Module], None]) -> None:
@@ -89,6 +100,12 @@ def wrap_model(
     return Replicated(accelerator, model, optimizer(model))
 
 
+def _step(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    set_lr(optimizer, lr)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
 # --- whole on every process ------------------------------------------------------------------------------
 
 
@@ -124,8 +141,12 @@ class Replicated:
         context: AbstractContextManager[None] = self.accelerator.accumulate(self.model)
         return context
 
-    def clip(self, limit: float) -> Tensor:
+    def backward(self, loss: Tensor) -> None:
+        self.accelerator.backward(loss)
+
+    def update(self, lr: float, limit: float) -> Tensor:
         norm: Tensor = self.accelerator.clip_grad_norm_(self._plain.parameters(), limit)
+        _step(self.optimizer, lr)
         return norm
 
     def export(self, write: Callable[[nn.Module], None]) -> None:
@@ -205,7 +226,15 @@ class Sharded:
             model.set_requires_all_reduce(last)
         return nullcontext()
 
-    def clip(self, limit: float) -> Tensor:
+    def backward(self, loss: Tensor) -> None:
+        self.accelerator.backward(loss)
+
+    def update(self, lr: float, limit: float) -> Tensor:
+        norm = self._clip(limit)
+        _step(self.optimizer, lr)
+        return norm
+
+    def _clip(self, limit: float) -> Tensor:
         from torch.distributed.tensor import DTensor
 
         parameters = list(self.model.parameters())
