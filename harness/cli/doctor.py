@@ -65,7 +65,7 @@ def examine(arguments: Sequence[str]) -> list[Check]:
     """
     names, overrides = split(arguments)
     recipes = recipes_of(arguments) if names else []
-    checks = [_python(), *_packages(), *_torch(recipes), _nodes(), *_codecs()]
+    checks = [_python(), *_packages(), *_torch(recipes), *_engines(recipes), _nodes(), *_codecs()]
     if not recipes:
         paths = load_paths(overrides)
         disk = _disk(paths, LEAST_DISK, "the tiny pair and all that is installed")
@@ -249,6 +249,18 @@ def _kernels_asked(recipes: Sequence[Recipe], kernels: dict[str, str]) -> Iterat
         if asked not in ("auto", "eager") and outcome != "runs":
             mend = f"pip install {_package(asked)}, or leave model.attention out"
             yield Check("attention", "fail", f"{recipe.name} asks for {asked}: {outcome}", mend)
+
+
+def _engines(recipes: Sequence[Recipe]) -> Iterator[Check]:
+    """What places the weights of a recipe, where that is no part of torch."""
+    from harness.config.recipe import INSTALL_DEEPSPEED
+
+    for recipe in recipes:
+        if recipe.devices.by_deepspeed:
+            there = importlib.util.find_spec("deepspeed") is not None
+            message = f"{recipe.name} has devices.sharding {recipe.devices.sharding}, by DeepSpeed"
+            said = f"{message} {metadata.version('deepspeed')}" if there else f"{message}: not installed"
+            yield Check("sharding", "ok" if there else "fail", said, None if there else INSTALL_DEEPSPEED)
 
 
 def _package(kernel: str) -> str:

@@ -146,14 +146,22 @@ class EvaluateRecipe(Strict):
         return {**self.model_dump(mode="json", exclude=added), "benchmarks": entries}
 
 
+Sharding = Literal["none", "zero1", "zero2", "node", "full"]
+
+INSTALL_DEEPSPEED: Final = 'pip install wheel && pip install --no-build-isolation "regate[deepspeed]"'
+"""It is built from source, with the torch that is there."""
+
+
 class Devices(Strict):
     """What a run computes on. Not part of its identity: the same run may go on elsewhere, and its record tells."""
 
     processes: Few | None = None
     """Training processes of each node; None takes one for each visible GPU, and one where there is none."""
-    sharding: Literal["none", "node", "full"] = "none"
+    sharding: Sharding = "none"
     """none: every process holds the whole model. full: weights, gradients and the optimizer's state are spread over
-    the processes (FSDP). node: over those of each machine, and every machine holds a whole (HSDP)."""
+    the processes (FSDP). node: over those of each machine, and every machine holds a whole (HSDP). zero1, zero2:
+    every process holds all weights, and by DeepSpeed a part of the optimizer's state (1), or of the gradients too
+    (2); one process alone has the whole."""
     offload: bool = False
     """With sharding: the weights, gradients and optimizer's state that a GPU would hold lie in the machine's memory,
     and AdamW computes on the CPU."""
@@ -184,9 +192,19 @@ class Devices(Strict):
     """How often processes are started again after one was killed, or its GPU or network failed, if the run has come
     further since the last time."""
 
+    @property
+    def in_parts(self) -> bool:
+        """Whether a process holds a part of every trained weight alone."""
+        return self.sharding in ("node", "full")
+
+    @property
+    def by_deepspeed(self) -> bool:
+        """Whether DeepSpeed's engine takes the steps."""
+        return self.sharding in ("zero1", "zero2")
+
     @model_validator(mode="after")
     def _belong_together(self) -> Devices:
-        if self.offload and self.sharding == "none":
+        if self.offload and not self.in_parts:
             raise ValueError("offload is about weights in parts: set sharding to full (with one process too) or node")
         if self.reduce == "step" and self.sharding != "node":
             raise ValueError(f"reduce: step is about machines that each hold a whole: sharding is {self.sharding}")

@@ -100,6 +100,14 @@ def compute_device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device if stated is None else stated
 
 
+def autocast_forward(model: nn.Module, accelerator: Accelerator) -> None:
+    """Let `model` compute in the precision that accelerate was given; float32 changes nothing. Its outputs stay in
+    the type that they get there."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+    if dtype is not None:
+        model.forward = torch.autocast(accelerator.device.type, dtype=dtype)(model.forward)
+
+
 def reset_peak(device: torch.device) -> None:
     """Start a new peak at what is held now."""
     if device.type == "cuda":

@@ -15,6 +15,7 @@ from harness.common.errors import DataError, EnvironmentProblem, RecipeError
 from harness.common.hashing import digest
 from harness.common.numbers import percent
 from harness.config.model import ATTENTION_PACKAGES
+from harness.config.recipe import INSTALL_DEEPSPEED
 from harness.config.weight_files import missing_weights
 from harness.data.conversion import usable
 from harness.data.sampler import steps_per_epoch
@@ -321,6 +322,11 @@ def _run_warnings(plan: Plan, recipe: Recipe) -> Iterator[str]:
         yield (
             f"model.attention {recipe.model.attention} needs a package that is not here (pip install {package}) and "
             "a CUDA GPU: training would refuse to start"
+        )
+    if recipe.devices.by_deepspeed and importlib.util.find_spec("deepspeed") is None:
+        yield (
+            f"devices.sharding {recipe.devices.sharding} needs DeepSpeed, which is not here ({INSTALL_DEEPSPEED}): "
+            "training would refuse to start"
         )
     if recipe.train.checkpoint_every >= plan.steps > 100 and recipe.devices.checkpoint_minutes is None:
         yield "train.checkpoint_every is not less than the run: a killed training starts again from step 0"

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 TRAINED_BYTES: Final = 16
 """Of a trained parameter: itself, its gradient and AdamW's two moments, in float32."""
+ZERO_BYTES: Final = {"zero1": (8, 12), "zero2": (4, 16)}
+"""Of one by DeepSpeed: on every GPU, and spread over them; the optimizer has a copy of the parameter."""
 LOGIT_BYTES: Final = 12
 """Of a logit: bfloat16, its float32 copy, the gradient of that, and bfloat16 again."""
 AHEAD: Final = 2
@@ -127,7 +129,7 @@ def _gpu_parts(
     recipe: Recipe, footprint: Footprint, lengths: Lengths, gpus: int, recomputed: int
 ) -> list[Figure]:
     devices = recipe.devices
-    sharded = devices.sharding != "none"
+    sharded = devices.in_parts
     shards = shards_of(recipe, gpus)
     half = recipe.train.precision != "float32"
     where = f"spread over {shards} GPUs" if sharded else "whole on every GPU"
@@ -137,12 +139,16 @@ def _gpu_parts(
     decoder_bytes = 2 if footprint.adapters and half else 4
     bytes_before = 2 if half and (sharded or footprint.adapters) else 4
     lie = "in the machine's memory" if devices.offload else where
+    trained, bytes_of = on_gpu * TRAINED_BYTES / shards, f"{TRAINED_BYTES} bytes, {lie}"
+    if devices.sharding in ZERO_BYTES and gpus > 1:
+        every, spread = ZERO_BYTES[devices.sharding]
+        trained, bytes_of = every + spread / gpus, f"{every} bytes and {spread} spread over {gpus} GPUs"
     figures = [
         counted(
             "weights, gradients, AdamW",
-            on_gpu * TRAINED_BYTES * footprint.trained / shards / GB,
+            trained * footprint.trained / GB,
             "GB",
-            f"{footprint.trained / GB:.2f} billion trained parameters of {TRAINED_BYTES} bytes, {lie}",
+            f"{footprint.trained / GB:.2f} billion trained parameters of {bytes_of}",
         ),
         counted(
             "frozen weights",
@@ -162,7 +168,9 @@ def _gpu_parts(
 
 def shards_of(recipe: Recipe, gpus: int) -> int:
     """Over how many of the GPUs one copy of the weights is spread."""
-    return {"none": 1, "node": max(1, gpus // machines_of(recipe)), "full": gpus}[recipe.devices.sharding]
+    if recipe.devices.sharding == "node":
+        return max(1, gpus // machines_of(recipe))
+    return gpus if recipe.devices.sharding == "full" else 1
 
 
 def teacher_figures(recipe: Recipe, plan: Plan, footprint: Footprint, gpus: int) -> list[Figure]:
@@ -250,7 +258,7 @@ def host_figures(
 ) -> list[Figure]:
     """Memory of one machine."""
     of_machine = gpus // machines_of(recipe)
-    whole = of_machine if recipe.devices.sharding == "none" else 1
+    whole = 1 if recipe.devices.in_parts else of_machine
     weights = 4 * footprint.parameters * whole
     size = footprint.side
     clip = recipe.data.frames * 3 * size**2

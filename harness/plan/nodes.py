@@ -55,6 +55,9 @@ def _lie(sharding: str, nodes: int, each: int) -> str:
     """Where a model's weights lie."""
     if sharding == "none" or each * nodes == 1:
         return "whole on every process" if each * nodes > 1 else "whole"
+    if sharding.startswith("zero"):
+        more = " and gradients" if sharding == "zero2" else ""
+        return f"whole on every process, the optimizer's state{more} spread over all {each * nodes}"
     if sharding == "full" or nodes == 1:
         return f"spread over all {each * nodes} processes"
     if each == 1:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
 from harness.common.errors import EnvironmentProblem, RecipeError
+from harness.config.recipe import INSTALL_DEEPSPEED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +27,7 @@ def count(recipe: Recipe, nodes: int = 1) -> int:
     """How many processes the recipe's training gets on each node, of which this is one.
 
     Raises:
-        EnvironmentProblem: more are asked for than there are GPUs.
+        EnvironmentProblem: more are asked for than there are GPUs, or a package that places the weights is missing.
         RecipeError: the global batch cannot be split evenly over them, or the weights spread as the recipe says.
     """
     gpus = torch.cuda.device_count()
@@ -37,6 +39,7 @@ def count(recipe: Recipe, nodes: int = 1) -> int:
         )
     check_nodes(recipe.devices, nodes)
     check_split(recipe, processes * nodes)
+    check_engine(recipe.devices)
     return processes
 
 
@@ -91,10 +94,19 @@ def check_nodes(devices: Devices, nodes: int) -> None:
         )
 
 
+def check_engine(devices: Devices) -> None:
+    """Raises EnvironmentProblem where the placement is DeepSpeed's, which is not installed."""
+    if devices.by_deepspeed and find_spec("deepspeed") is None:
+        raise EnvironmentProblem(
+            f"devices.sharding is {devices.sharding}, which DeepSpeed does, and it is not installed",
+            hint=f"{INSTALL_DEEPSPEED}, or set devices.sharding=full",
+        )
+
+
 @contextmanager
 def group_of_one(devices: Devices) -> Iterator[None]:
     """A process group for weights in parts on this process alone; nothing where there is one, or none is needed."""
-    if devices.sharding == "none" or dist.is_initialized():
+    if not devices.in_parts or dist.is_initialized():
         yield
         return
     from torch._C._distributed_c10d import HashStore

@@ -1,21 +1,24 @@
-"""How a model lies on the processes that train it: whole on each (`Replicated`), or every weight in parts
-(`Sharded`). Both do the same for the loop; the loss, the gate and the order of the data know nothing of it.
+"""How a model lies on the processes that train it: whole on each (`Replicated`), also with the optimizer in parts
+(`Zero`), or every weight in parts (`Sharded`). All do the same for the loop; the loss, the gate and the order of the
+data know nothing of it.
 """
 
 from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from harness.models.device import autocast_forward
 from harness.training.launching import processes
 from harness.training.optimizer import make_optimizer, set_lr
 from harness.training.placement import trained_state
 from harness.training.placement.sharding import gather_model, make_blueprint, make_mesh, shard, units_of
+from harness.training.placement.zero import Zero
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,10 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     import regate
-    from harness.config.recipe import Devices, Recipe
+    from harness.config.recipe import Devices, Recipe, Sharding
     from harness.models.adapter import ParameterGroup
-
-Sharding = Literal["none", "node", "full"]
 
 
 class ParallelModel(Protocol):
@@ -41,7 +42,11 @@ class ParallelModel(Protocol):
     sharding: Sharding
     accelerator: Accelerator
     model: nn.Module
-    optimizer: torch.optim.Optimizer
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """What of it this process has."""
+        ...
 
     def micro_batch(self) -> AbstractContextManager[None]:
         """Around one forward and backward pass."""
@@ -94,10 +99,12 @@ def wrap_model(
     def optimizer(scored: regate.ScoredLM) -> torch.optim.Optimizer:
         return make_optimizer(scored, recipe.train.optimizer, groups(scored.model))
 
-    if recipe.devices.sharding != "none":
+    if recipe.devices.in_parts:
         return Sharded(accelerator, recipe.devices, build, prepare, optimizer, units)
     model = prepare(build())
-    return Replicated(accelerator, model, optimizer(model))
+    if recipe.devices.sharding == "none" or accelerator.num_processes == 1:
+        return Replicated(accelerator, model, optimizer(model))
+    return Zero(accelerator, recipe.devices.sharding, model, optimizer(model))
 
 
 def _step(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -123,9 +130,7 @@ class Replicated:
         self.accelerator = accelerator
         device = accelerator.device
         self._plain = model.to(device)
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
-        if dtype is not None:
-            model.forward = torch.autocast(device.type, dtype=dtype)(model.forward)
+        autocast_forward(self._plain, accelerator)
         self.model = self._plain
         if accelerator.num_processes > 1:
             # Gradients lie in the buckets that are sent, and no buffer changes in training.
@@ -155,7 +160,7 @@ class Replicated:
             write(student.model)
 
     def save(self, folder: Path) -> None:
-        trained_state.save(folder, self._plain, self._plain_optimizer)
+        trained_state.save(folder, self._plain, self._plain_optimizer.state)
 
     def load(self, folder: Path) -> None:
         trained_state.load(folder, self._plain, self._plain_optimizer)
@@ -251,7 +256,7 @@ class Sharded:
             write(model)
 
     def save(self, folder: Path) -> None:
-        trained_state.save(folder, self.model, self.optimizer)
+        trained_state.save(folder, self.model, self.optimizer.state)
 
     def load(self, folder: Path) -> None:
         trained_state.load(folder, self.model, self.optimizer)

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from harness.common.errors import RecipeError
+from harness.cli import doctor
+from harness.common.errors import EnvironmentProblem, RecipeError
 from harness.config.load import load_recipe
 from harness.config.paper import read_paper
+from harness.config.recipe import INSTALL_DEEPSPEED
 from harness.data.sources import make_data
 from harness.models import MODELS
 from harness.models.decoder_flops import LayerSpan, step_flops
@@ -33,6 +35,7 @@ from harness.plan.work import (
     sample_work,
     sparse_ratios,
 )
+from harness.training.launching.processes import check_engine
 from regate.config import GateConfig
 from regate.schedule import DualCycle
 
@@ -256,6 +259,31 @@ def test_memory_follows_the_placement() -> None:
     assert figures(aside, gpu)[state].high == 0
     assert figures(aside, machine)[state].high == pytest.approx(128, rel=0.01)
     assert figures(aside, gpu)["frozen weights GB"].high == pytest.approx(0.856, rel=0.01), "the tower stays"
+
+
+def test_memory_with_the_optimizer_in_parts() -> None:
+    """DeepSpeed's two stages: weights whole in both, gradients in the first; moments and the optimizer's copy of the
+    weights are spread."""
+    section, state = "memory of a GPU in training", "weights, gradients, AdamW GB"
+    for stage, bytes_of_each in (("zero1", 8 + 12 / 8), ("zero2", 4 + 16 / 8)):
+        there = costs("videollama2_regate", "hardware=8 GPUs of 80 GB", f"devices.sharding={stage}")
+        assert figures(there, section)[state].high == pytest.approx(bytes_of_each * 128 / 16, rel=0.01)
+        assert "put together for their pass GB" not in figures(there, section)
+        assert figures(there, "memory of the machine")["weights while they are read GB"].high > 200
+
+
+def test_a_placement_whose_package_is_missing_is_told_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "deepspeed", None)  # as where it is not installed
+    recipe = load_recipe("videollama2_regate", ("devices.sharding=zero2",))
+    warnings = Planner().plan(recipe).warnings
+    assert any("devices.sharding zero2 needs DeepSpeed, which is not here" in warning for warning in warnings)
+    (check,) = doctor._engines([recipe])
+    assert (check.state, check.mend) == ("fail", INSTALL_DEEPSPEED)
+    with pytest.raises(EnvironmentProblem, match="it is not installed"):
+        check_engine(recipe.devices)
+    check_engine(load_recipe("videollama2_regate").devices)
+    with pytest.raises(RecipeError, match="offload is about weights in parts"):
+        load_recipe("videollama2_regate", ("devices.sharding=zero2", "devices.offload=true"))
 
 
 def test_memory_of_a_gpu_with_a_teacher(tmp_path: Path) -> None:
