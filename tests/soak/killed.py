@@ -1,7 +1,8 @@
 """A run that is killed or asked to stop at a random moment of its own work, and given again.
 
 A moment is a number: how many files the run has opened, made, renamed or removed, and lines of the ledger it has
-written, in all of its stages. The same seed gives the same moments, so a failure can be had again.
+written, in all of its stages. The same seed gives the same moments, so a failure can be had again. Of a run in two
+processes it is the number of lines that its ledger has, looked at from outside.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import os
 import random
 import signal
 import sys
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +23,7 @@ from tests.forked import context
 from .stopped import go_on, outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 EVENTS: Final = frozenset({"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"})
@@ -32,6 +35,16 @@ KINDS: Final = (
     (signal.SIGINT, True),
 )
 """Signals with whether they go to the whole process group: 20, 10 and 5."""
+
+
+TOGETHER: Final = (
+    *[(signal.SIGKILL, False), (signal.SIGKILL, True)] * 5,
+    *[(signal.SIGTERM, False), (signal.SIGTERM, True)] * 2,
+    *[(signal.SIGINT, True), (signal.SIGINT, False)] * 2,
+    (signal.SIGINT, True),
+)
+"""The same for a run in two processes: 10, 4 and 5."""
+WORLD: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +59,9 @@ class Stop:
         return f"{self.number.name} to the {'group' if self.group else 'process'} at moment {self.moment}"
 
 
-def stops(moments: int, seed: int) -> Iterator[Stop]:
+def stops(moments: int, seed: int, kinds: Sequence[tuple[signal.Signals, bool]] = KINDS) -> Iterator[Stop]:
     rng = random.Random(seed)
-    return (Stop(number, group, rng.randint(1, moments)) for number, group in KINDS)
+    return (Stop(number, group, rng.randint(1, moments)) for number, group in kinds)
 
 
 def attempt(folder: Path, stop: Stop | None) -> int | None:
@@ -57,6 +70,31 @@ def attempt(folder: Path, stop: Stop | None) -> int | None:
     child.start()
     child.join()
     return child.exitcode
+
+
+def attempt_together(folder: Path, stop: Stop | None, python: str) -> int | None:
+    """The same of a run in two processes, which that python starts; a process group is that of the command."""
+    child = context().Process(target=_attempt_together, args=(folder, python))
+    child.start()
+    assert child.pid is not None
+    if stop is not None:
+        while child.is_alive() and lines_of(folder) < stop.moment:
+            time.sleep(0.005)
+        with suppress(ProcessLookupError):
+            (os.killpg if stop.group else os.kill)(child.pid, stop.number)
+    child.join()
+    return child.exitcode
+
+
+def lines_of(folder: Path) -> int:
+    """Lines of the run's ledger; 0 where there is none yet."""
+    return sum(path.read_bytes().count(b"\n") for path in (folder / "results" / "runs").glob("*/ledger.jsonl"))
+
+
+def _attempt_together(folder: Path, python: str) -> None:
+    os.setsid()
+    sys.executable = python
+    guarded(go_on)(folder, WORLD)
 
 
 def moments_of(folder: Path) -> int:
@@ -93,7 +131,12 @@ def _attempt(folder: Path, stop: Stop | None) -> None:
     (folder / "moments").write_text(str(count))
 
 
-def survives_stop(stop: Stop, folder: Path, whole: dict[str, Any]) -> str | None:
+def survives_stop(
+    stop: Stop,
+    folder: Path,
+    whole: dict[str, Any],
+    attempt: Callable[[Path, Stop | None], int | None] = attempt,
+) -> str | None:
     """What went wrong with a run that was stopped; None where the same command then came to the same end."""
     code = attempt(folder, stop)
     wanted = (-signal.SIGKILL,) if stop.number == signal.SIGKILL else (STOPPED, 0)

@@ -35,20 +35,23 @@ TOLD: Final = (2, 3, 4, 5)
 """Exit codes of errors that are told."""
 
 
-def recipe_in(folder: Path) -> Recipe:
-    """The run below a folder; the same run wherever the folder is."""
+def recipe_in(folder: Path, processes: int = 1) -> Recipe:
+    """The run below a folder, in so many processes; the same run wherever the folder is."""
     made = tiny_recipe(folder).model_dump(mode="json")
     made["name"] = "stopped"
     made["train"] |= {"steps": STEPS, "checkpoint_every": 2, "workers": 0}
     made["gate"] = {"keep_ratio": 0.5, "cycle_steps": 2, "dense_steps": 1, "warmup_steps": 0}
     made["evaluate"] = {"benchmarks": [], "at": [0.25, 1.0]}
     made["track"] = {"mlflow": False}
+    if processes > 1:
+        made["train"]["micro_batch"] //= processes
+        made["devices"] |= {"processes": processes, "threads": 1}
     return Recipe.model_validate_json(json.dumps(made))
 
 
-def go_on(folder: Path) -> None:
+def go_on(folder: Path, processes: int = 1) -> None:
     """The run's command, from where it is to its record."""
-    recipe, progress = recipe_in(folder), Progress(quiet=True)
+    recipe, progress = recipe_in(folder, processes), Progress(quiet=True)
     for name in ("reference", "train"):
         pipeline.run_stage(recipe, name, progress, pipeline.Planner())
     prepared = pipeline.prepare(recipe, progress)

@@ -1,15 +1,18 @@
-"""Twenty kills, ten SIGTERMs and five SIGINTs at random moments of a run: each time the same command comes to the
-same parameters, steps, choices and record."""
+"""Twenty kills, ten SIGTERMs and five SIGINTs at random moments of a run, and of one in two processes half of them: each
+time the same command comes to the same parameters, steps, choices and record."""
 
 from __future__ import annotations
 
 import shutil
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
-from .killed import moments_of, stops, survives_stop
+from tests.warm import warm_python
+
+from .killed import TOGETHER, attempt_together, lines_of, moments_of, stops, survives_stop
 from .stopped import outcome
 
 if TYPE_CHECKING:
@@ -38,3 +41,19 @@ def test_stopped_at_random_moments(tmp_path: Path, request: pytest.FixtureReques
         failures += [failure] if failure else []
         shutil.rmtree(folder)
     assert not failures, "\n".join([f"{len(failures)} of {seen.total()}", *failures])
+
+
+def test_two_processes_stopped_at_random_moments(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    whole, attempt = tmp_path / "whole", partial(attempt_together, python=warm_python())
+    assert attempt(whole, None) == 0
+    expected, failures = outcome(whole), []
+    assert {step["devices"] for step in expected["steps"]} == {2}
+    cases = list(stops(lines_of(whole), SEED, TOGETHER))
+    for stop in cases if request.config.getoption("--soak") else cases[:1]:
+        folder = tmp_path / "case"
+        for name in ("data", "weights"):
+            shutil.copytree(whole / name, folder / name)
+        failure = survives_stop(stop, folder, expected, attempt)
+        failures += [failure] if failure else []
+        shutil.rmtree(folder)
+    assert not failures, "\n".join([f"{len(failures)} of {len(cases)}", *failures])
