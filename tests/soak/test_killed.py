@@ -1,5 +1,5 @@
-"""Twenty kills, ten SIGTERMs and five SIGINTs at random moments of a run, and of one in two processes half of them: each
-time the same command comes to the same parameters, steps, choices and record."""
+"""Twenty kills, ten SIGTERMs and five SIGINTs at random moments of a run, and some of each of one in two processes:
+each time the same command comes to the same parameters, steps, choices and record."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def _check_frames(ran: Ran) -> None:
     first = ran.run_dir(PAIR[0].stem)
     task = kept_task(first, "shapes")
     assert isinstance(task, MultipleChoiceTask)
-    asked = {media for question in task.questions for media in question.media}
+    asked = {media for questions in task.tasks.values() for question in questions for media in question.media}
     kept = list((ran.folder / "workspace" / "stores" / "frames").rglob("*.bin"))
     assert len(kept) == len(asked) > 1
     finished = (first / "record.json").stat().st_mtime
