@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ast
-import functools
 from typing import TYPE_CHECKING
 
-from .tree import ROOT, sources
+from .tree import ROOT, nodes, sources, tree_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 FUNCTION_LINES = 60
@@ -34,17 +32,6 @@ def name_of(path: Path) -> str:
 def test_the_exceptions_are_files_that_exist() -> None:
     for name in READS_ENVIRONMENT:
         assert (ROOT / name).is_file()
-
-
-@functools.cache
-def tree_of(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
-
-
-def nodes(*folders: str) -> Iterator[tuple[str, ast.AST]]:
-    for path in sources(*folders):
-        for node in ast.walk(tree_of(path)):
-            yield name_of(path), node
 
 
 def test_functions_fit_a_screen() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
+import functools
 
-from .test_budgets import nodes
+from .tree import nodes
 
 CLASSES_BY_NAME = ("Auto", "PreTrainedTokenizerFast")
 """What transformers chooses by a file of the folder, which may name code of its own."""
@@ -15,6 +16,7 @@ def _argument(call: ast.Call, name: str) -> object:
     return values[0].value if values and isinstance(values[0], ast.Constant) else None
 
 
+@functools.cache
 def _calls() -> list[tuple[str, str, str, ast.Call]]:
     """(place, owner, method, call) of each call of a method of something with a name."""
     calls = []

@@ -10,7 +10,7 @@ import pytest
 
 from harness.models import MODELS
 
-from .tree import ROOT, sources
+from .tree import ROOT, sources, tree_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +46,7 @@ def name_of(path: Path) -> str:
 
 def imported(path: Path) -> Iterator[str]:
     """What a module imports when it is itself imported."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in tree_of(path).body:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
