@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,22 @@ FIXTURES = Path(__file__).parent / "fixtures"
 # How long an example takes says what else the machine does.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
+
+
+def pytest_configure() -> None:
+    """What the tests import stays: it is not looked through for garbage while it is imported nor, frozen, each time
+    that a trainer collects, which took a second of computing."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # libraries look at the end whether anything of theirs is left
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 SPARSE = regate.GateConfig(selection="random", warmup_steps=0, cycle_steps=4, dense_steps=1)
 BY_LOSS = regate.GateConfig(selection="loss", execution="loss_only", warmup_steps=0, cycle_steps=4, dense_steps=1)
 FAMILIES = {"videollama2": videollama2, "videochat2": videochat2}
-CHANGES = {"videollama2": ("train.precision=float32",), "videochat2": ("data.frames=2",)}
+CHANGES = {"videollama2": ("train.precision=float32", "data.frames=4"), "videochat2": ("data.frames=2",)}
+SMALL = {"checkpoint_every": 2, "workers": 0, "global_batch": 2, "micro_batch": 1}
 QFORMER = "transformers.models.instructblipvideo.modeling_instructblipvideo"
 
 
@@ -170,7 +171,7 @@ TIMES = {"time", "seconds", "cpu", "clock", "crc32", "peak_bytes"}
 
 
 def job_of(recipe: Recipe, folder: Path, steps: int) -> TrainJob:
-    training = recipe.train.model_copy(update={"checkpoint_every": 2, "workers": 0})
+    training = recipe.train.model_copy(update=SMALL)
     recipe = recipe.model_copy(update={"gate": None, "train": training})
     data = open_data(recipe.data, recipe.paths, recipe.seed)
     adapter = adapter_for(recipe, data)
