@@ -68,6 +68,7 @@ from harness.training.gate_stores import (
 from harness.training.kept_models import check_before_resuming, check_model
 from harness.training.launching import launch, processes
 from harness.training.run import Prepared, join, use_settings
+from harness.training.sample_lengths import lengths_path, needs_lengths, sample_lengths
 from harness.training.tower_cache import keep_tower_features, lacks_tower_features
 from regate.selection_file import SelectionFile
 
@@ -142,6 +143,7 @@ def prepare(
     run = Prepared(recipe, planner.plan(recipe), data, adapter, run_dir, progress, others)
     _check_room(run)
     _keep_tower(run)
+    _count_lengths(run)
     return run
 
 
@@ -179,6 +181,18 @@ def _keep_tower(run: Prepared) -> None:
     check_disk(Path(run.recipe.paths.stores), size, f"{gigabytes(size)} for the tower's features")
     with stage(run.run_dir, "tower features", "prepare"):
         keep_tower_features(run)
+
+
+def _count_lengths(run: Prepared) -> None:
+    """What the training cuts and deals its micro-batches by, where it does."""
+    recipe, nodes = run.recipe, run.nodes
+    if finished_step(run.run_dir / "ledger.jsonl") is not None:
+        return
+    processor, folder = run.adapter.processor(), Path(recipe.paths.stores)
+    wanted = needs_lengths(recipe, processes.count(recipe, nodes) * nodes)
+    if wanted and not lengths_path(folder, run.data, processor).exists():
+        with stage(run.run_dir, "lengths", "prepare"):
+            sample_lengths(run.data, processor, folder, run.progress)
 
 
 def _prepare_model(recipe: Recipe, planner: Planner, run_dir: Path, progress: Progress) -> tuple[DataSet, Adapter]:

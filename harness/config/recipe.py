@@ -56,6 +56,11 @@ def _all(value: Any) -> bool:
     return bool(value == "all")
 
 
+def _drawn(value: Any) -> bool:
+    """As `_none`."""
+    return bool(value == "drawn")
+
+
 class OptimizerRecipe(Strict):
     """AdamW with a cosine schedule."""
 
@@ -98,10 +103,23 @@ class TrainRecipe(Strict):
     rows: Literal["packed", "padded"] | None = Field(default=None, exclude_if=_none)
     """Samples of a micro-batch one after the other without padding, or each in a row padded to the longest. None
     packs them where the model can be packed, and says where it cannot."""
+    micro_batches: Literal["drawn", "level"] = Field(default="drawn", exclude_if=_drawn)
+    """Which samples of a global batch share a micro-batch: neighbours in the order that was drawn, or such that all
+    micro-batches have like numbers of positions. level is for loss_norm: global_tokens, whose mean does not depend on
+    it; the others are means over micro-batches."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 1
     """Data loading processes; 0 loads in the training process."""
     checkpoint_every: PositiveInt = 500
     """Optimizer steps between two checkpoints that a killed run resumes from."""
+
+    @model_validator(mode="after")
+    def _one_mean(self) -> TrainRecipe:
+        if self.micro_batches == "level" and self.loss_norm != "global_tokens":
+            raise ValueError(
+                f"micro_batches: level puts other samples together, and loss_norm: {self.loss_norm} is a mean over "
+                "micro-batches: it would be another objective; take loss_norm: global_tokens, or leave it out"
+            )
+        return self
 
 
 class EvaluateRecipe(Strict):
@@ -186,6 +204,10 @@ class Devices(Strict):
     squares of one size (VideoLLaMA2, VideoChat2 without HD, InternVL); answers are the same. 0 keeps none."""
     keep_resume: bool = False
     """Keep the checkpoints to resume from once the record is written; the kept models stay in any case."""
+    balance: bool = True
+    """Deal the micro-batches of a global batch to the processes so that all have like numbers of positions to
+    execute, where each has several: it changes nothing but who computes what. The lengths are counted once, when the
+    run is prepared. false: in turn."""
     timeout_minutes: Annotated[float, Field(gt=0, le=525_600)] = 60.0
     """How long a training process waits for another one; then the run ends and says which one hangs."""
     restarts: NonNegativeInt = 0

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from harness.common.errors import DataError, RecipeError
+from harness.data.dealing import deal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+
+class Sizes(Protocol):
+    """What samples, named by their index, weigh."""
+
+    def whole(self, index_N: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        """Positions of each sample."""
+        ...
+
+    def executed(self, index_N: NDArray[np.integer[Any]], step: int) -> NDArray[np.float64]:
+        """Those that optimizer step `step` is expected to compute."""
+        ...
 
 
 class Sampler:
@@ -24,12 +37,18 @@ class Sampler:
     cut into global batches, and the batches of all groups are shuffled. So every rank is at the same group in every
     micro-batch, and a group has steps in proportion to its size, as with VideoChat2's loaders.
 
+    A global batch is cut into micro-batches first, which are dealt to the processes then: which samples share one
+    does not depend on the number of processes. They are dealt in turn, or with `sizes` so that the processes have
+    like numbers of positions to execute; that changes nothing but who computes what.
+
     Args:
         num_samples: size of the data set; samples are named by their index.
         global_batch: samples of an optimizer step, over all ranks and their accumulation.
         micro_batch: samples of one forward pass of one rank.
         world, rank: number of processes, and which one this is.
         groups: the group of each sample; None mixes them all.
+        sizes: what the samples weigh; None deals in turn.
+        level: cut a global batch, too, so that its micro-batches have like numbers of positions; needs `sizes`.
 
     Raises:
         RecipeError: the global batch is not a multiple of world x micro_batch.
@@ -46,6 +65,8 @@ class Sampler:
         world: int = 1,
         rank: int = 0,
         groups: NDArray[np.uint8] | None = None,
+        sizes: Sizes | None = None,
+        level: bool = False,
     ) -> None:
         share = world * micro_batch
         if global_batch % share:
@@ -61,11 +82,14 @@ class Sampler:
             if groups is None
             else [np.flatnonzero(groups == value).astype(kind, copy=False) for value in np.unique(groups)]
         )
-        sizes = [num_samples] if self._groups is None else [len(group) for group in self._groups]
-        self.steps_per_epoch = steps_per_epoch(sizes, global_batch)
+        of_groups = [num_samples] if self._groups is None else [len(group) for group in self._groups]
+        self.steps_per_epoch = steps_per_epoch(of_groups, global_batch)
         self.num_samples, self.seed = num_samples, seed
         self.global_batch, self.micro_batch = global_batch, micro_batch
         self.world, self.rank = world, rank
+        assert sizes is not None or not level
+        self._sizes, self._level = sizes, level
+        self._numbered: tuple[int, list[int]] = (-1, [])
         self._epoch = -1
         self._order: NDArray[Any] = np.empty(0, kind)
 
@@ -79,11 +103,34 @@ class Sampler:
 
     def window(self, step: int) -> list[list[int]]:
         """Indices of the samples of this rank's micro-batches in optimizer step `step`, counted from 0."""
+        rows = self._cut(step)
+        return [[int(index) for index in rows[number]] for number in self._dealt(rows, step)]
+
+    def number(self, step: int, place: int) -> int:
+        """Which of the global batch's micro-batches, counted from 0, stands at `place` of `window`."""
+        if self._sizes is None:
+            return place * self.world + self.rank
+        if step != self._numbered[0]:
+            self._numbered = step, self._dealt(self._cut(step), step)
+        return self._numbered[1][place]
+
+    def _cut(self, step: int) -> NDArray[Any]:
+        """All micro-batches of a step, a row each."""
         epoch, place = divmod(step, self.steps_per_epoch)
         batch = self._permutation(epoch)[place * self.global_batch : (place + 1) * self.global_batch]
-        # Cut first, dealt then: which samples share a micro-batch does not depend on the number of processes.
-        own = batch.reshape(-1, self.micro_batch)[self.rank :: self.world]
-        return [[int(index) for index in row] for row in own]
+        drawn = batch.reshape(-1, self.micro_batch)
+        if self._sizes is None or not self._level:
+            return drawn
+        level = batch[deal(self._sizes.whole(batch), len(drawn))]
+        longest = (self._sizes.whole(rows).sum(axis=1).max() for rows in (level, drawn))
+        return level if next(longest) < next(longest) else drawn
+
+    def _dealt(self, rows: NDArray[Any], step: int) -> list[int]:
+        """The numbers of this rank's."""
+        if self._sizes is None:
+            return list(range(self.rank, len(rows), self.world))
+        executed = self._sizes.executed(rows.reshape(-1), step).reshape(rows.shape).sum(axis=1)
+        return [int(number) for number in deal(executed, self.world)[self.rank]]
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
         if epoch != self._epoch:

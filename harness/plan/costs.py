@@ -10,6 +10,7 @@ from harness.common.numbers import GB, percent, rounded
 from harness.config.paper import read_paper
 from harness.models import MODELS
 from harness.models.other_vlm import name_of_vlm
+from harness.plan.balance import balance_figures
 from harness.plan.disk import disk_figures
 from harness.plan.fetch import fetch_commands
 from harness.plan.figures import Costs, Figure, estimated, stated
@@ -67,7 +68,7 @@ def costs_of(recipe: Recipe, plan: Plan, data: DataSet | None) -> Costs:
     lengths = lengths_of(recipe, plan, footprint, data)
     gpus, memory = gpus_of(recipe)
     sections = {
-        "work": work_figures(recipe, footprint, lengths),
+        "work": [*work_figures(recipe, footprint, lengths), *balance_figures(recipe, lengths, gpus)],
         "time": time_figures(recipe, plan, footprint, lengths, gpus),
         "a baseline of the same work": same_work_figures(recipe, plan, footprint, lengths),
         TRAINING_MEMORY: [] if recipe.model.generated else gpu_figures(recipe, footprint, lengths, gpus, memory),

@@ -12,6 +12,7 @@ import time
 from contextlib import closing
 from dataclasses import astuple, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,13 +42,13 @@ from harness.training.loss_norm import norms_of
 from harness.training.optimizer import lr_at
 from harness.training.placement.parallel import wrap_model
 from harness.training.recompute import recompute_first
+from harness.training.sample_lengths import StepSizes, needs_lengths, sample_lengths, step_sizes
 from harness.training.step_report import StepResult, send_report
 from harness.training.tower_cache import kept_tower_features
 from regate.transfer import on_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from torch import Tensor, nn
 
@@ -116,6 +117,7 @@ class Loop:
         )
         self.model = self.parallel.model
         self.gate = job.make_gate()
+        sizes = self._sizes()
         self.sampler = Sampler(
             len(job.data.samples),
             global_batch=self.recipe.global_batch,
@@ -124,9 +126,19 @@ class Loop:
             world=self.accelerator.num_processes,
             rank=self.accelerator.process_index,
             groups=job.data.modality,
+            sizes=sizes,
+            level=sizes is not None and self.recipe.micro_batches == "level",
         )
         self.shape = job.adapter.shape()
         self.identity = digest(job.recipe.identity())
+
+    def _sizes(self) -> StepSizes | None:
+        """What micro-batches are cut and dealt by; None where they are as they were drawn, in turn."""
+        job = self.job
+        if not needs_lengths(job.recipe, self.accelerator.num_processes):
+            return None
+        stores = Path(job.recipe.paths.stores)
+        return step_sizes(job.recipe, sample_lengths(job.data, job.adapter.processor(), stores, job.progress))
 
     def _note_groups(self, student: nn.Module) -> Sequence[ParameterGroup]:
         """The student's parts; their sizes and learning rates are kept for the record."""
@@ -192,6 +204,7 @@ class Loop:
         return StepResult(
             counts=sum((decision.counts for decision in decisions), regate.TokenCounts()),
             executed=sum(self.elide.executed(decision) for decision in (*decisions, *learned_from)),
+            padding=sum(self._padding(decision) for decision in (*decisions, *learned_from)),
             rows=self.elide.rows,
             kernel=self.elide.kernel,
             keep_ratio=decisions[0].keep_ratio,
@@ -215,7 +228,7 @@ class Loop:
     def _seed_dropout(self, step: int, place: int) -> None:
         """All that draws within a step is dropout. Its masks depend on the seed, the step and the micro-batch of the
         global batch: neither on the number of processes nor on where a run was resumed."""
-        number = place * self.accelerator.num_processes + self.accelerator.process_index
+        number = self.sampler.number(step, place)
         entropy = np.random.SeedSequence([self.job.recipe.seed, step, number])
         torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
 
@@ -248,6 +261,13 @@ class Loop:
         if decision.levels or decision.deep is not None or decision.layer_keep is not None:
             spans = [LayerSpan(*astuple(work)) for work in self.elide.work(decision)]
         return flops(active_B, decision.counts.scored, last_layer=read if limited else None, spans=spans)
+
+    def _padding(self, decision: regate.Decision) -> int:
+        """Positions that are computed for the arrangement of rows alone; where layers differ rows are packed, and the
+        few that fill one up are not told apart."""
+        if decision.levels or decision.deep is not None or decision.layer_keep is not None:
+            return 0
+        return self.elide.executed(decision) - int(decision.active_BS.sum())
 
     def norms(self, decisions: list[regate.Decision]) -> list[MicroBatchNorm]:
         """How each micro-batch's losses become the mean that the recipe asks for; a small collective, whose result

@@ -10,11 +10,13 @@ import math
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 
 import regate
 from harness.common.errors import HarnessError
+from harness.data.dealing import imbalance
 from harness.models import device
 from regate.transfer import on_device
 
@@ -30,6 +32,7 @@ _KNOWN: Final = (
     "flops",
     "flops_dense",
     "executed",
+    "padding",
     "tower_kept",
     "peak_bytes",
     "failed",
@@ -50,6 +53,7 @@ class StepResult:
 
     Attributes:
         executed: positions that the decoder computed, padding among them.
+        padding: those that belong to no sample or are left out, and stand in the rows all the same.
         rows, kernel: how it computed them, as of `regate.Elision`.
         tower_kept: samples whose tower features were read in place of frames.
         loss_sum: float64, of this process's scored targets; on the device.
@@ -60,6 +64,7 @@ class StepResult:
 
     counts: regate.TokenCounts
     executed: int
+    padding: int
     rows: str
     kernel: str | None
     keep_ratio: float
@@ -107,6 +112,8 @@ class StepReport:
         report = {
             "counts": {name: getattr(counts, name) for name in _COUNTED},
             "executed": int(total["executed"]),
+            "padding": int(total["padding"]),
+            **({} if self.processes == 1 else {"imbalance": imbalance(np.array(of_all["executed"]))}),
             "tower_kept": int(total["tower_kept"]),
             "rows": self.result.rows,
             "kernel": self.result.kernel,
@@ -145,7 +152,8 @@ def send_report(
     """
     failed = [sample for batch in window for sample in batch.failed]
     cut = [targets for batch in window for targets in batch.cut]
-    known = [*astuple(result.counts), result.flops, result.flops_dense, result.executed, result.tower_kept]
+    known = [*astuple(result.counts), result.flops, result.flops_dense, result.executed]
+    known += [result.padding, result.tower_kept]
     known += [device.peak_bytes(accelerator.device) or 0, len(failed), len(cut), sum(cut)]
     known += [sum(len(batch.unshuffled) for batch in window), stop, save]
     assert len(known) == len(_KNOWN)

@@ -6,18 +6,16 @@ hash of what it was made from.
 
 from __future__ import annotations
 
-import zlib
-from dataclasses import astuple, dataclass
-from tokenize import TokenError
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
-from zipfile import BadZipFile
 
 import numpy as np
 
-from harness.common.files import atomic_file, check_kind
 from harness.common.hashing import digest
 from harness.data.loading.batches import text_batches
 from harness.data.loading.text_rows import TextRows, TextRowsWriter, path_of
+from harness.training.arrays_of_samples import read_arrays, write_arrays
+from harness.training.sample_lengths import LengthsWriter, lengths_path
 from regate.candidates import store_keys
 
 if TYPE_CHECKING:
@@ -27,15 +25,12 @@ if TYPE_CHECKING:
 
     from harness.common.progress import Progress
     from harness.data.processor import Processor
+    from harness.data.sample import Encoded
     from harness.data.sources import DataSet
     from regate.config import Candidates
 
 SCHEMA: Final = 1
-_UNREADABLE: Final = (
-    *(OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, SyntaxError, TokenError),
-    *(BadZipFile, zlib.error, RuntimeError, OverflowError, MemoryError),
-)
-"""What numpy raises of a damaged archive."""
+_NAMES: Final = ("sample_ids", "num_targets", "checksums")
 _POSITIONS: Final = 65536
 """Padded positions of a batch in the pass."""
 
@@ -82,38 +77,32 @@ def index_targets(
     }
     path = folder / f"targets-{digest(made_from)[:16]}.npz"
     if path.exists():
-        kept = _read(path, len(data.samples))
+        kept = read_arrays(path, _NAMES, len(data.samples))
         if kept is not None:
-            return kept
+            return TargetIndex(*kept)
         progress.say(f"{path}: damaged; the targets are counted again")
-    index = _make(data, processor, candidates, progress, path_of(folder, data, processor), keep_rows)
-    with atomic_file(path) as file:
-        np.savez(file, sample_ids=index.sample_ids, num_targets=index.num_targets, checksums=index.checksums)
+    index = _make(data, processor, candidates, progress, folder, keep_rows)
+    write_arrays(path, {name: getattr(index, name) for name in _NAMES})
     return index
 
 
-def _read(path: Path, samples: int) -> TargetIndex | None:
-    """What was kept; None where the file is not what was written. Its archive holds a checksum of each array."""
-    check_kind(path)
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            index = TargetIndex(arrays["sample_ids"], arrays["num_targets"], arrays["checksums"])
-    except _UNREADABLE:
-        return None
-    whole = all(values.shape == (samples,) and values.dtype == np.int64 for values in astuple(index))
-    return index if whole else None
-
-
 def _make(
-    data: DataSet, processor: Processor, candidates: Candidates, progress: Progress, rows: Path, keep_rows: bool
+    data: DataSet, processor: Processor, candidates: Candidates, progress: Progress, folder: Path, keep_rows: bool
 ) -> TargetIndex:
+    rows = path_of(folder, data, processor)
     ids: list[int] = []
     counts: list[int] = []
     checksums: list[int] = []
     with progress.task("count targets", len(data.samples)) as advance:
         kept = TextRows.open(rows, len(data.samples))
         writer = TextRowsWriter(processor.placeholder_id)
-        seen = writer.add if keep_rows and kept is None else None
+        lengths = LengthsWriter()
+
+        def seen(row: Encoded) -> None:
+            lengths.add(row)
+            if keep_rows:
+                writer.add(row)
+
         batches = (
             text_batches(data, processor, tokens_per_batch=_POSITIONS, seen=seen)
             if kept is None
@@ -125,7 +114,9 @@ def _make(
             counts += count_B
             checksums += checksum_B
             advance(len(ids))
-    if seen is not None:
-        writer.save(rows)
+    if kept is None:
+        lengths.save(lengths_path(folder, data, processor))
+        if keep_rows:
+            writer.save(rows)
     as_int64 = (np.asarray(values, dtype=np.int64) for values in (ids, counts, checksums))
     return TargetIndex(*as_int64)

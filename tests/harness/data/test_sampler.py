@@ -171,3 +171,67 @@ def test_a_medium_that_fills_no_step_is_refused() -> None:
     ) as caught:
         Sampler(107, global_batch=8, micro_batch=8, seed=0, groups=groups)
     assert "data.batches=mixed" in (caught.value.hint or "")
+
+
+# --- by length -------------------------------------------------------------------------------------------
+
+
+class _Weighed:
+    """Lengths by index; every other step computes half of each."""
+
+    def __init__(self, samples: int, seed: int) -> None:
+        self.lengths = np.random.default_rng(seed).integers(1, 2000, samples)
+
+    def whole(self, index_N: np.ndarray) -> np.ndarray:
+        return self.lengths[index_N]
+
+    def executed(self, index_N: np.ndarray, step: int) -> np.ndarray:
+        return self.lengths[index_N] / (1 + step % 2)
+
+
+@given(_sizes(), st.booleans())
+def test_dealing_by_length_changes_nothing_but_who_computes_what(
+    sizes: tuple[int, int, int, int, int], level: bool
+) -> None:
+    """Micro-batches are those of one process, each on one rank, and no rank has more than in turn."""
+    samples, world, micro, accumulate, seed = sizes
+    batch, weighed = world * micro * accumulate, _Weighed(samples, seed)
+
+    def sampler(world: int, rank: int = 0, **more: object) -> Sampler:
+        given = {"global_batch": batch, "micro_batch": micro, "seed": seed, "world": world, "rank": rank}
+        return Sampler(samples, **given, **more)  # type: ignore[arg-type]
+
+    alone = sampler(1, sizes=weighed, level=level)
+    for step in range(3):
+        whole = alone.window(step)
+        assert sorted(_flat(whole)) == sorted(_flat(sampler(1).window(step)))
+        if not level:
+            assert whole == sampler(1).window(step)
+        work = []
+        seen = set()
+        for rank in range(world):
+            own = sampler(world, rank, sizes=weighed, level=level)
+            window = own.window(step)
+            numbers = [own.number(step, place) for place in range(accumulate)]
+            assert window == [whole[number] for number in numbers]
+            seen |= set(numbers)
+            work.append(weighed.executed(np.array(_flat(window)), step).sum())
+        assert seen == set(range(world * accumulate))
+        in_turn = [weighed.executed(np.array(_flat(whole[rank::world])), step).sum() for rank in range(world)]
+        assert max(work) <= max(in_turn) + 1e-9
+
+
+@given(_sizes())
+def test_a_level_cut_has_no_longer_micro_batch_than_the_drawn_one(sizes: tuple[int, int, int, int, int]) -> None:
+    samples, world, micro, accumulate, seed = sizes
+    given = {"global_batch": world * micro * accumulate, "micro_batch": micro, "seed": seed}
+    weighed = _Weighed(samples, seed)
+    drawn, level = (Sampler(samples, **given, sizes=weighed, level=cut) for cut in (False, True))  # type: ignore[arg-type]
+    for step in range(3):
+        longest = [max(weighed.whole(np.array(row)).sum() for row in s.window(step)) for s in (level, drawn)]
+        assert longest[0] <= longest[1]
+
+
+def test_micro_batches_are_numbered_in_the_global_batch_where_they_are_dealt_in_turn() -> None:
+    sampler = Sampler(24, global_batch=12, micro_batch=2, seed=0, world=3, rank=1)
+    assert [sampler.number(0, place) for place in range(2)] == [1, 4]
