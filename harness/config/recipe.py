@@ -103,8 +103,8 @@ class TrainRecipe(Strict):
     rows: Literal["packed", "padded"] | None = Field(default=None, exclude_if=_none)
     """Samples of a micro-batch one after the other without padding, or each in a row padded to the longest. None
     packs them where the model can be packed, and says where it cannot."""
-    micro_batches: Literal["drawn", "level"] = Field(default="drawn", exclude_if=_drawn)
-    """Which samples of a global batch share a micro-batch: neighbours in the order that was drawn, or such that all
+    cut: Literal["drawn", "level"] = Field(default="drawn", exclude_if=_drawn)
+    """How a global batch is cut into micro-batches: neighbours in the order that was drawn, or such that all
     micro-batches have like numbers of positions. level is for loss_norm: global_tokens, whose mean does not depend on
     it; the others are means over micro-batches."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 1
@@ -114,9 +114,9 @@ class TrainRecipe(Strict):
 
     @model_validator(mode="after")
     def _one_mean(self) -> TrainRecipe:
-        if self.micro_batches == "level" and self.loss_norm != "global_tokens":
+        if self.cut == "level" and self.loss_norm != "global_tokens":
             raise ValueError(
-                f"micro_batches: level puts other samples together, and loss_norm: {self.loss_norm} is a mean over "
+                f"cut: level puts other samples together, and loss_norm: {self.loss_norm} is a mean over "
                 "micro-batches: it would be another objective; take loss_norm: global_tokens, or leave it out"
             )
         return self

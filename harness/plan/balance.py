@@ -55,7 +55,7 @@ def _deals(recipe: Recipe) -> bool:
 def _cut(recipe: Recipe, index_B: NDArray[Any], whole_N: NDArray[Any]) -> NDArray[Any]:
     """The samples of each micro-batch."""
     micro_batches = recipe.train.global_batch // recipe.train.micro_batch
-    if recipe.train.micro_batches == "level":
+    if recipe.train.cut == "level":
         return index_B[deal(whole_N[index_B], micro_batches)]
     return index_B.reshape(micro_batches, recipe.train.micro_batch)
 

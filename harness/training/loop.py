@@ -127,7 +127,7 @@ class Loop:
             rank=self.accelerator.process_index,
             groups=job.data.modality,
             sizes=sizes,
-            level=sizes is not None and self.recipe.micro_batches == "level",
+            level=sizes is not None and self.recipe.cut == "level",
         )
         self.shape = job.adapter.shape()
         self.identity = digest(job.recipe.identity())

@@ -139,7 +139,7 @@ def needs_lengths(recipe: Recipe, processes: int) -> bool:
     train = recipe.train
     several = processes > 1 and train.global_batch > processes * train.micro_batch
     dealt = recipe.devices.balance and several and train.loss_norm in ("global_tokens", "micro_batch")
-    return dealt or (train.micro_batches == "level" and train.global_batch > train.micro_batch)
+    return dealt or (train.cut == "level" and train.global_batch > train.micro_batch)
 
 
 def step_sizes(recipe: Recipe, lengths: SampleLengths) -> StepSizes:

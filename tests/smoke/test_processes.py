@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 ALONE = "tiny_smoke_regate"
-TRAIN = ("train", str(PAIR[1]), "train.micro_batch=8", "devices.threads=1")
+TRAIN = ("train", str(PAIR[1]), "train.micro_batch=4", "devices.threads=1")
 TWO = (*TRAIN, "devices.processes=2")
 
 
@@ -83,6 +83,8 @@ def test_two_processes_are_one_run(pair: Ran) -> None:
     assert done.stderr.count("train whole 60/60") == 1
     same_run(pair, "whole")
     stages = [event for event in read_events(pair.run_dir("whole") / "ledger.jsonl") if event["event"] == "stage"]
+    steps = read_steps(pair.run_dir("whole") / "ledger.jsonl")
+    assert all(1.0 <= step["imbalance"] < 1.1 for step in steps)
     assert all(event["devices"] == 2 for event in stages if event["stage"] in ("load", "checkpoint"))
 
 

@@ -231,6 +231,27 @@ def test_a_dense_step_that_distils_has_a_second_pass() -> None:
     assert distils[sparse].high == plain[sparse].high
 
 
+def test_how_evenly_the_work_is_spread_and_what_padding_adds() -> None:
+    """Answers are most of VideoChat2's positions, so that its micro-batches differ."""
+    gpus = "devices.processes=16"
+
+    def found(*overrides: str, micro_batch: int = 4) -> Any:
+        sizes = ("train.global_batch=512", f"train.micro_batch={micro_batch}")
+        work = costs("videochat2_regate", *sizes, *(overrides or (gpus,))).figures["work"]
+        return {figure.name: figure for figure in work if figure.name in ("slowest GPU", "padding")}
+
+    dealt, in_turn = found()["slowest GPU"], found(gpus, "devices.balance=false")["slowest GPU"]
+    assert 1.0 <= dealt.low <= dealt.high < in_turn.low < in_turn.high < 1.5
+    level = ("train.loss_norm=global_tokens", "train.cut=level")
+    one_each = [found(gpus, *more, micro_batch=32)["slowest GPU"].high for more in ((), level)]
+    assert one_each[1] < 1.01 < one_each[0]
+    assert 1 < found()["padding"].low < 60
+    assert "padding" not in found("train.rows=packed")
+    assert "slowest GPU" not in found("devices.processes=1")
+    with pytest.raises(RecipeError, match=r"train\.cut level puts other samples together, and loss_norm: square"):
+        load_recipe("videochat2_regate", ("train.loss_norm=square", level[1]))
+
+
 def test_memory_of_a_gpu() -> None:
     """Eight billion trained parameters of sixteen bytes: 128 GB, or 32 on each of four."""
     spread = figures(costs("videollama2_regate"), "memory of a GPU in training")

@@ -80,6 +80,8 @@ def test_packed_rows_train_as_padded_ones(world: Path, gate: regate.GateConfig |
         assert (report["rows"], report["kernel"]) == ("packed", "sdpa")
         assert (other["rows"], other["kernel"]) == ("padded", None)
         assert report["executed"] == report["counts"]["active"] < other["executed"]
+        assert report["padding"] == 0
+        assert other["padding"] == other["executed"] - other["counts"]["active"]
     sparse = [row["counts"]["active"] < row["counts"]["valid"] for row in packed]
     assert sparse == [gate is not None and step > 0 for step in range(STEPS)]
 

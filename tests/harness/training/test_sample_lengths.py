@@ -93,4 +93,4 @@ def test_lengths_are_needed_where_micro_batches_are_dealt_or_cut_by_them() -> No
     assert not needs_lengths(recipe(), 4), "one for each"
     assert not needs_lengths(recipe("devices.balance=false"), 2)
     assert not needs_lengths(recipe("train.loss_norm=square"), 2)
-    assert needs_lengths(recipe("train.micro_batches=level"), 1)
+    assert needs_lengths(recipe("train.cut=level"), 1)
