@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from harness.common.files import odd_kind
+from harness.common.errors import DataError, EnvironmentProblem
+from harness.common.files import odd_kind, read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from harness.config.evaluation import EvaluationRecipe
     from harness.config.recipe import Recipe
@@ -121,10 +121,28 @@ def absent_files(target: Path, name: str) -> list[Path]:
     return [] if file.is_file() else [file]
 
 
+def read_settings(path: Path, shape: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A JSON file beside published weights.
+
+    Args:
+        shape: what must be in it, see `harness.common.files.problems_of`.
+
+    Raises:
+        EnvironmentProblem: it is not there, or damaged.
+    """
+    hint = f"fetch {path.parent.name} again"
+    if not path.exists():
+        raise EnvironmentProblem(f"{path}: not there", hint=hint)
+    try:
+        return read_json(path, "settings of a model", shape=shape)
+    except DataError as error:
+        raise EnvironmentProblem(str(error), hint=hint) from None
+
+
 def _absent_shards(folder: Path) -> list[Path]:
     index = folder / f"{SHARDED}.index.json"
     if not index.is_file():
         single = folder / SHARDED
         return [] if single.is_file() else [single]
-    shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    shards = sorted(set(read_settings(index, {"weight_map": dict})["weight_map"].values()))
     return [folder / shard for shard in shards if not (folder / shard).is_file()]

@@ -6,10 +6,10 @@ Torch is imported where tensors are read.
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.common.errors import EnvironmentProblem
+from harness.config.weight_files import read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -46,7 +46,8 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint: those that its index names, or the only one."""
     index = folder / _INDEX
     if index.is_file():
-        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        shards = read_settings(index, {"weight_map": dict})["weight_map"].values()
+        return [folder / name for name in sorted(set(shards))]
     return [folder / "model.safetensors"]
 
 

@@ -5,11 +5,11 @@ Legend: H hidden size, I width of the perceptron.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from harness.config.weight_files import read_settings
 from harness.models.flops import decoder_shape
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def read_sizes(folder: Path, published: Mapping[str, Any], name: str) -> tuple[M
     path = folder / "config.json"
     if not path.is_file():
         return published, f"{name} as published (no {path})"
-    fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    fields: dict[str, Any] = read_settings(path)
     if "vision_config" in fields:  # the file of a whole CLIP or SigLIP
         fields = {**fields["vision_config"], "model_type": f"{fields['model_type']}_vision_model"}
     return {**published, **fields}, f"{path}"

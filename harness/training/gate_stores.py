@@ -24,6 +24,7 @@ from harness.training.launching import processes
 from harness.training.other_teacher import facts_of_vlm, losses_of_vlm
 from harness.training.placement.sharding import spread_for_scoring
 from regate import process
+from regate.files import open_array
 from regate.teacher import write_losses
 
 if TYPE_CHECKING:
@@ -204,7 +205,9 @@ def scored_samples(run: Prepared) -> int:
     place = reference_place(run)
     assert place is not None
     folders = [place.path, *(place.path / _NODES).glob("[0-9]*")]
-    marks = [np.load(folder / "done.npy") for folder in folders if (folder / "done.npy").exists()]
+    shape = (len(run.index.sample_ids),)
+    paths = [folder / "done.npy" for folder in folders]
+    marks = [open_array(path, shape, "uint8") for path in paths if path.exists()]
     return int(np.any(np.stack(marks) == 1, axis=0).sum()) if marks else 0
 
 

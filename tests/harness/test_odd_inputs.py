@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from harness.common.errors import EnvironmentProblem
 from harness.common.exits import explained
 from harness.config.load import EVALUATION, RECIPE, SUITE, load, load_recipe
 from harness.config.weight_files import missing_weights
 from harness.data.records import read_records
+from harness.models.checkpoint_files import weight_files
+from harness.models.footprint import read_sizes
+from harness.models.videollama2.image_processing import read_pixels
 from harness.records.run_folder import lock_run
 
 if TYPE_CHECKING:
@@ -86,3 +90,19 @@ def test_it_is_refused_by_name(
     assert code in (2, 4), message
     assert kind in message
     assert str(path) in message
+
+
+SETTINGS: dict[str, Callable[[Path], Any]] = {
+    "config.json": lambda folder: read_sizes(folder, {}, "a model"),
+    "model.safetensors.index.json": weight_files,
+    "preprocessor_config.json": lambda folder: read_pixels(folder, "pad"),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_damaged_settings_beside_weights_are_named(name: str, tmp_path: Path) -> None:
+    for content in (b"", b'{"model_type": ', b"[1]\n", b"\xff\xfe\x00", b"[" * 100_000):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(EnvironmentProblem, match=f"{name}: cannot be read as settings of a model") as told:
+            SETTINGS[name](tmp_path)
+        assert "fetch" in str(told.value.hint)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from transformers import AutoConfig
 
 from harness.common.errors import EnvironmentProblem
+from harness.config.weight_files import read_settings
 from harness.models.hf.internvl import weights as internvl
 from harness.models.hf.internvl.config import PUBLISHED
 
@@ -94,7 +95,7 @@ def check_tied(folder: Path, config: Any, head_and_embedding_shared: bool) -> No
     Raises:
         EnvironmentProblem: it is not.
     """
-    written = json.loads((folder / "config.json").read_text())
+    written = read_settings(folder / "config.json")
     stated = written.get("tie_word_embeddings", written.get("text_config", {}).get("tie_word_embeddings"))
     if stated is not None and bool(stated) != head_and_embedding_shared:
         tied = "tied" if head_and_embedding_shared else "not tied"

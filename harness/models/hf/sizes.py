@@ -6,7 +6,6 @@ counted as full; at the rim of a picture they are smaller.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from math import isqrt
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from harness.common.errors import RecipeError
 from harness.config.model import HFModel, TinyHFModel
+from harness.config.weight_files import read_settings
 from harness.models.footprint import Footprint, Part, footprint, layer_parameters, transformer_block
 
 if TYPE_CHECKING:
@@ -571,7 +571,7 @@ def _fields(recipe: Recipe) -> tuple[Mapping[str, Any], tuple[str, ...]]:
     name = Path(model.checkpoint).name
     path = Path(recipe.paths.weights) / model.checkpoint / "config.json"
     if path.is_file():
-        fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        fields: dict[str, Any] = read_settings(path)
         if "text_config" not in fields:  # older Qwen2.5-VL keep the decoder's fields at the top
             fields["text_config"] = {**fields, "model_type": f"{fields['model_type']}_text"}
         return fields, (str(path),)

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from harness.common.errors import EnvironmentProblem, StaleError
+from harness.common.errors import DataError, EnvironmentProblem, StaleError
+from harness.common.files import read_json
 from harness.models.checkpoint_files import check_loaded, fingerprint, weight_files
 from harness.models.hf.internvl import weights as internvl
 
@@ -139,12 +141,17 @@ def load_trained(model: nn.Module, directory: Path, *, weights: str) -> None:
     """Put what `save_trained` wrote into the model it was trained in.
 
     Raises:
+        DataError: a file of it is damaged.
         StaleError: it belongs to other weights, or to another set of trained tensors.
     """
-    card = json.loads((directory / _CARD).read_text())
+    card = read_json(directory / _CARD, "the card of trained weights", shape={"schema": int, "weights": str})
     if card["schema"] != SCHEMA or card["weights"] != weights:
         raise StaleError(f"{directory}: was trained in other weights than the recipe's")
-    state = load_file(directory / TRAINED)
+    try:
+        state = load_file(directory / TRAINED)
+    except (OSError, SafetensorError) as error:
+        place = directory / TRAINED
+        raise DataError(f"{place}: cannot be read ({error})", hint="bring it back from a copy") from None
     own = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if {n: v.shape for n, v in state.items()} != {n: p.shape for n, p in own.items()}:
         raise StaleError(f"{directory}: its tensors are not those that the recipe trains")

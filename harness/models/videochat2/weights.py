@@ -6,7 +6,6 @@ before), the language model, and new adapters. As it ends: one file that holds a
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoTokenizer, InstructBlipVideoQFormerConfig
 
 from harness.common.errors import EnvironmentProblem, StaleError
+from harness.config.weight_files import read_settings
 from harness.models.checkpoint_files import check_loaded, fingerprint, read_folder, weight_files
 from harness.models.videochat2 import checkpoint_names as names
 from harness.models.videochat2.checkpoint_names import Account
@@ -155,10 +155,7 @@ def config_of(files: ModelFiles, state: Mapping[str, Tensor] | None = None) -> V
     if state is None:
         state, _ = read_stages(files)
     text = _text_config(files.language_model)
-    try:
-        bert = json.loads((files.qformer_tokenizer / "config.json").read_text())
-    except OSError:
-        raise EnvironmentProblem(f"{files.qformer_tokenizer / 'config.json'}: not there") from None
+    bert = read_settings(files.qformer_tokenizer / "config.json")
     patch = _get(state, "vision_encoder.encoder.patch_embed.proj.weight", files)
     own = {key: value for key, value in bert.items() if key in InstructBlipVideoQFormerConfig().to_dict()}
     qformer = {

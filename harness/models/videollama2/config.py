@@ -10,6 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from harness.common.errors import EnvironmentProblem
+from harness.config.weight_files import read_settings
 from harness.models.videollama2.sizes import CONNECTORS, TOWERS, visual_tokens
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def tower_config(name: str, folder: Path | None = None) -> dict[str, Any]:
     """
     place = Path(name) if folder is None else folder / name
     if (place / "config.json").is_file():
-        stored: dict[str, Any] = json.loads((place / "config.json").read_text())
+        stored: dict[str, Any] = read_settings(place / "config.json")
         if "vision_config" in stored:  # the config of a whole CLIP or SigLIP
             stored = {**stored["vision_config"], "model_type": f"{stored['model_type']}_vision_model"}
         if stored.get("model_type") not in ("siglip_vision_model", "clip_vision_model"):

@@ -5,7 +5,6 @@ Legend: T frames, F frames of all clips, H and W pixels of a file, Z pixels of t
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -14,6 +13,7 @@ import torch
 from PIL import Image
 
 from harness.common.errors import EnvironmentProblem
+from harness.config.weight_files import read_settings
 from harness.data.loading.pixels import ColourTable
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def read_pixels(tower: Path, aspect: Literal["pad", "square"]) -> Pixels:
     path = tower / SETTINGS
     if not path.is_file():
         raise EnvironmentProblem(f"{path}: not there", hint=f"fetch {tower.name} again")
-    stored: Mapping[str, Any] = json.loads(path.read_text())
+    stored: Mapping[str, Any] = read_settings(path)
     resize = stored.get("size", {})
     size = resize if isinstance(resize, int) else resize.get("height") or resize.get("shortest_edge")
     wanted = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from harness.common.errors import EnvironmentProblem
+from harness.config.weight_files import read_settings
 from harness.models.checkpoint_files import read_folder, weight_files
 from harness.models.videollama2.config import FAMILY, LANGUAGE_MODELS, VideoLLaMA2Config, check_choices, tower_config
 from harness.models.videollama2.connector import make_connector
@@ -59,7 +59,7 @@ def config_of(files: ModelFiles) -> VideoLLaMA2Config:
         EnvironmentProblem: the language model is neither Qwen2 nor Mistral, or the projector's own config.json says
             that it is another connector.
     """
-    model_type = json.loads((files.language_model / "config.json").read_text()).get("model_type")
+    model_type = read_settings(files.language_model / "config.json").get("model_type")
     if model_type not in LANGUAGE_MODELS:
         raise EnvironmentProblem(
             f"{files.language_model}: model_type is {model_type!r}; known are {', '.join(LANGUAGE_MODELS)}",
@@ -136,7 +136,7 @@ def _check_projector_type(projector: Path, kind: str) -> None:
     """The two STC connectors have the same tensors, so only the file's own config can tell them apart."""
     beside = projector.parent / "config.json"
     if beside.is_file():
-        config: dict[str, Any] = json.loads(beside.read_text())
+        config: dict[str, Any] = read_settings(beside)
         stated = config.get("mm_projector_type", kind)
         if str(config.get("model_type", "")).startswith(FAMILY) and stated != kind:
             raise EnvironmentProblem(

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from harness.common.errors import EnvironmentProblem
+from harness.config.weight_files import read_settings
 from harness.models.checkpoint_files import check_loaded, read_folder
 from harness.models.hf.internvl import checkpoint_names, config
 from harness.models.hf.internvl.chat import END, START, TEMPLATE
@@ -64,7 +65,7 @@ def load_processor(folder: Path) -> Any:
     Raises:
         EnvironmentProblem: configuration or tokenizer are not those of InternVL3.5.
     """
-    written = json.loads((folder / "config.json").read_text())
+    written = read_settings(folder / "config.json")
     size, most, least = config.tiles_stated(written, str(folder))
     translated, _ = _read(folder)
     square = {"height": size, "width": size}
@@ -144,7 +145,7 @@ def _read(folder: Path) -> tuple[Any, Any]:
     Raises:
         EnvironmentProblem: as `read_config`.
     """
-    written = json.loads((folder / "config.json").read_text())
+    written = read_settings(folder / "config.json")
     tokenizer = _tokenizer(folder)
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     published = [*(token for name, token in NAMED_TOKENS.items() if name != "video_token"), START, END]

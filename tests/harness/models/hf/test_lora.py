@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import regate
-from harness.common.errors import StaleError
+from harness.common.errors import DataError, StaleError
 from harness.models.hf.sizes import footprint_of
 from tests.harness.models.hf.test_families import batch_of, dense, half, run
 from tests.harness.worlds.transformers_models import PARAMS, loss_of, made, recipe_of
@@ -81,3 +81,9 @@ def test_a_checkpoint_holds_what_was_trained_and_comes_back(adapter: Any, tmp_pa
     card.write_text(card.read_text().replace(adapter.weights_fingerprint, "0" * len(adapter.weights_fingerprint)))
     with pytest.raises(StaleError, match="other weights"):
         adapter.load(tmp_path / "kept")
+    adapter.save(student, tmp_path / "kept")
+    for name in ("trained.safetensors", "trained.json"):
+        content = (tmp_path / "kept" / name).read_bytes()
+        (tmp_path / "kept" / name).write_bytes(content[: len(content) // 2])
+        with pytest.raises(DataError, match=f"{name}: cannot be read"):
+            adapter.load(tmp_path / "kept")
