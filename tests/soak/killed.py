@@ -136,11 +136,17 @@ def survives_stop(
     folder: Path,
     whole: dict[str, Any],
     attempt: Callable[[Path, Stop | None], int | None] = attempt,
+    *,
+    late: bool = False,
 ) -> str | None:
-    """What went wrong with a run that was stopped; None where the same command then came to the same end."""
+    """What went wrong with a run that was stopped; None where the same command then came to the same end.
+
+    Args:
+        late: a signal may come when the run is over, as the moment is seen from outside.
+    """
     code = attempt(folder, stop)
     wanted = (-signal.SIGKILL,) if stop.number == signal.SIGKILL else (STOPPED, 0)
-    if code not in wanted:
+    if code not in wanted and not (late and code == 0):
         return f"{stop}: exit {code}"
     code = attempt(folder, None)
     if code != 0:
