@@ -82,7 +82,11 @@ def by_hand(layer: Any, config: Any, hidden_SD: torch.Tensor) -> torch.Tensor:
 
 def test_the_weights_are_those_of_attention_written_out(adapter: Any, batch: Batch) -> None:
     model = adapter.student().double().eval()
-    batch = replace(batch, inputs={**batch.inputs, "pixel_values": batch.inputs["pixel_values"].double()})
+    inputs = {
+        name: value.double() if value.is_floating_point() else value
+        for name, value in batch.model_inputs().items()
+    }
+    batch = replace(batch, inputs=inputs, colours={})
     looked = attended(adapter, model, batch)
     torch.testing.assert_close(looked.weight_BS.sum(dim=1), torch.ones(2, dtype=torch.float64))
     decoder = model.get_decoder()
@@ -170,7 +174,8 @@ def test_both_kept_models_read_the_same_items(
         sample = answered("options", questions[item["key"]])
         row = processor.encode(sample, [read_frames(m, frames=choice_world.data.frames) for m in sample.media])
         with torch.inference_mode():
-            weights = model(**processor.collate([row]).inputs, output_attentions=True).attentions
+            shown = processor.collate([row])
+            weights = model(**shown.model_inputs(), output_attentions=True).attentions
         queries = (row.kind_S == Kind.TARGET).nonzero().flatten() - 1
         visual_S = row.kind_S == Kind.VISUAL
         parts = [float(weight[0][:, queries][..., visual_S].sum(dim=-1).mean()) for weight in weights]
