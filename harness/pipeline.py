@@ -34,7 +34,7 @@ from harness.plan.disk import disk_needs
 from harness.plan.memory import tower_bytes
 from harness.records import provenance, tracking
 from harness.records.ledger import BESIDE, Ledger, finished_step, read_events
-from harness.records.record import build_record, write_record
+from harness.records.record import RECORD_FILE, build_record, write_record
 from harness.records.run_folder import (
     OWN_FILES,
     RunLocked,
@@ -384,6 +384,36 @@ def run_stage(
         if name != "evaluate" or others is not None or not has_started(run_dir):
             raise
         evaluate(join(recipe, progress), beside=True)
+    return run_dir
+
+
+def evaluate_more(
+    recipe: Recipe, asked: Recipe, progress: Progress, others: Coordinator | None = None
+) -> Path:
+    """Score the models that a finished training has kept on what else is asked of them. The training and its id stay
+    what they are; its record is written anew, with what is scored now beside what its recipe names.
+
+    Args:
+        recipe: of the run.
+        asked: the same with another `evaluate`.
+        others: other nodes that answer.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        StaleError: the training has not come to its end, or its models are not kept.
+    """
+    run_dir = run_dir_of(recipe)
+    if finished_step(run_dir / "ledger.jsonl") is None:
+        raise StaleError(f"{run_dir}: the training did not come to its end", hint="finish it first: harness run")
+    require(Planner().plan(asked))
+    with lock_run(run_dir):
+        _keep_own_files(asked, run_dir)
+        prepared = replace(join(recipe, progress), others=others)
+        evaluate(replace(prepared, recipe=asked))
+        if (run_dir / RECORD_FILE).is_file():
+            progress.say(f"record: {finish(prepared)}")
     return run_dir
 
 

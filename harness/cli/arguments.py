@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,10 +78,12 @@ def recipes_to_run(arguments: Sequence[str], planner: Planner) -> list[Recipe]:
         EnvironmentProblem, DataError: weights or data that the user has to bring are not there.
     """
     from harness.plan import require
+    from harness.plan.same_training import same_training
 
     recipes = recipes_of(arguments)
     for recipe in recipes:
         require(planner.plan(recipe))
+        sys.stderr.writelines(f"WARNING: {line}\n" for line in same_training(recipe))
     require_folders(recipes)
     return recipes
 

@@ -19,6 +19,7 @@ from harness.common.threads import settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
     from harness.common.errors import HarnessError
     from harness.training.launching.nodes import Coordinator
@@ -147,17 +148,26 @@ def train(recipes: Recipes) -> None:
     "eval",
     epilog=_examples(
         "harness eval tiny_regate",
+        "harness eval tiny_regate-1a2b 'evaluate.benchmarks=[{file: my_eval.json}]'",
         "harness eval evaluate/videollama2_official limit=50",
     ),
 )
 @guarded
 def evaluate(recipes: Recipes) -> None:
-    """Score the kept models of a training, or a model as it is (`evaluate/...`), with lmms-eval."""
+    """Score the kept models of a training, or a model as it is (`evaluate/...`), with lmms-eval.
+
+    A finished run, named by its id, is asked other benchmarks without another training.
+    """
     from harness.cli.arguments import evaluations_apart, split
+    from harness.cli.more_evaluations import trainings_apart
     from harness.common.progress import Progress
     from harness.config.load import EVALUATION, load
 
     names, runs_named = evaluations_apart(recipes)
+    trainings, runs_named = ([], runs_named) if names else trainings_apart(runs_named)
+    if trainings:
+        _ask_more(trainings, runs_named)
+        return
     runs, overrides = split(runs_named)
     as_they_are = [load(EVALUATION, name, overrides) for name in names]
     if runs or not as_they_are:
@@ -186,6 +196,24 @@ def _stage(arguments: list[str], name: str | None = None) -> None:
 
         for recipe in recipes:
             run_dir = pipeline.run_stage(recipe, name, progress, planner, others)
+            _say(status_lines([run_status(run_dir)]))
+
+    _on_every_node(work)
+
+
+def _ask_more(trainings: list[Path], overrides: list[str]) -> None:
+    """Score the kept models of finished trainings on other benchmarks. All are checked before torch is imported."""
+    from harness.cli.more_evaluations import asked_more
+    from harness.cli.status import run_status, status_lines
+    from harness.common.progress import Progress
+
+    recipes = [asked_more(folder, overrides) for folder in trainings]
+
+    def work(others: Coordinator | None) -> None:
+        from harness import pipeline
+
+        for recipe, asked in recipes:
+            run_dir = pipeline.evaluate_more(recipe, asked, Progress(), others)
             _say(status_lines([run_status(run_dir)]))
 
     _on_every_node(work)

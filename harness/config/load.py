@@ -104,7 +104,13 @@ def check(kind: Kind[Model], path_or_name: str | FilePath, overrides: Sequence[s
     if not isinstance(document.data, dict):
         message = _no_mapping(kind, document.data)
         return Checked(source, None, (*problems, Problem(Mark(source, 1, 1), (), message)))
-    problems += apply_overrides(document, overrides)
+    return _checked(kind, source, document, problems, overrides)
+
+
+def _checked(
+    kind: Kind[Model], source: str, document: Document, problems: Sequence[Problem], overrides: Sequence[str]
+) -> Checked[Model]:
+    problems = [*problems, *apply_overrides(document, overrides)]
     value: Model | None = None
     try:
         value = kind.model.model_validate_json(json.dumps(document.data, allow_nan=False))
@@ -113,6 +119,19 @@ def check(kind: Kind[Model], path_or_name: str | FilePath, overrides: Sequence[s
     problems += kind.rules(document, {problem.path for problem in problems})
     unique = tuple(sorted(dict.fromkeys(problems), key=lambda problem: (problem.mark.line == 0, problem.mark)))
     return Checked(source, None if unique else value, unique)
+
+
+def overridden(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """A recipe that a run keeps, with overrides.
+
+    Raises:
+        RecipeError: every mistake that the overrides make.
+    """
+    document = Document(recipe.model_dump(mode="json"), {}, {(): Mark("command line")})
+    checked = _checked(RECIPE, "command line", document, [], overrides)
+    raise_problems(checked.problems)
+    assert checked.document is not None
+    return checked.document
 
 
 def load_recipe(path_or_name: str | FilePath, overrides: Sequence[str] = ()) -> Recipe:

@@ -21,6 +21,7 @@ from harness.data.conversion import usable
 from harness.data.sampler import steps_per_epoch
 from harness.data.sources import DataSets, source_of
 from harness.evaluation.files import benchmarks_root, missing_published
+from harness.plan.same_training import same_training
 from harness.plan.work import words_in
 from regate.schedule import DualCycle
 
@@ -303,6 +304,7 @@ def _with_warnings(plan: Plan, recipe: Recipe) -> Plan:
 
 
 def _run_warnings(plan: Plan, recipe: Recipe) -> Iterator[str]:
+    yield from same_training(recipe)
     if len(plan.evaluations) < len(recipe.evaluate.at):
         yield "several points of evaluate.at fall on the same step; it is evaluated once"
     if not plan.benchmarks:

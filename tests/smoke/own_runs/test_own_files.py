@@ -135,6 +135,20 @@ def test_an_item_is_asked_again_by_the_kept_checkpoint_and_refused_where_it_is_g
     assert "is gone: the model that answered choice_colour/colour/000000 is not kept" in message
 
 
+def test_a_finished_run_is_asked_more_and_not_trained_again(folder: Path) -> None:
+    before = record(folder, "own")
+    events = (folder / "results" / "runs" / before["id"] / "ledger.jsonl").read_text().count('"event": "start"')
+    command(folder, "eval", before["id"], "evaluate.benchmarks=[shapes]", "evaluate.limit=1")
+    after = record(folder, "own")
+    assert after["recipe"] == before["recipe"], "the run stays what it is"
+    more = [entry for entry in after["evaluations"] if entry not in before["evaluations"]]
+    assert [(entry["benchmark"], entry["counts"]["scored"]) for entry in more] == [("shapes", 7)]
+    assert len(after["evaluations"]) == len(before["evaluations"]) + 1
+    ledger = (folder / "results" / "runs" / before["id"] / "ledger.jsonl").read_text()
+    assert ledger.count('"event": "start"') == events
+    assert ledger.count('"stage": "eval"') == 2, "its time is written down"
+
+
 def test_a_rule_that_fails_in_a_sparse_step_ends_the_run_with_its_name(folder: Path) -> None:
     (folder / "bad_rule.py").write_text("def score(reference_BS):\n    return reference_BS[:, 1:]\n")
     message = command(
