@@ -71,21 +71,22 @@ def evaluation_rows(evaluation: Mapping[str, Any], time: str) -> list[Row]:
 
 
 def total_rows(record: Mapping[str, Any]) -> list[Row]:
-    """The totals of a finished run. MLflow lists metrics by name, and shows the first of them beside each run:
-    `accuracy/` and `computed/` come before all others."""
+    """The totals of a finished run. MLflow lists the metrics of runs by name; its page of a run and its comparison go
+    by the order in which they came. `accuracy/` and `computed/` come before all others in both."""
     totals = record["totals"]
-    values = {
+    computed = {"targets": totals["counts"]["scored"], "positions": totals["counts"]["active"]}
+    values = {  # in order of step: the last one stands
+        f"accuracy/{evaluation['benchmark']}": evaluation["mean"]["value"] for evaluation in record["evaluations"]
+    }
+    values |= {f"computed/{kind}": number for kind, number in computed.items()}
+    values |= {
         f"total/{key}": totals[key]
         for key in ("samples", "flops", "flops_dense", "peak_bytes", "targets_reduction", "expected_reduction")
     }
-    computed = {"targets": totals["counts"]["scored"], "positions": totals["counts"]["active"]}
-    values |= {f"computed/{kind}": number for kind, number in computed.items()}
     values |= {f"total/tokens/{kind}": number for kind, number in totals["counts"].items()}
     values |= {f"total/seconds/{phase}": number for phase, number in totals["seconds"].items()}
     values |= {f"total/device_hours/{phase}": number for phase, number in totals["device_hours"].items()}
     values |= {f"total/step_seconds/{key}": number for key, number in totals["step_seconds"].items()}
-    for evaluation in record["evaluations"]:  # in order of step: the last one stands
-        values[f"accuracy/{evaluation['benchmark']}"] = evaluation["mean"]["value"]
     return rows(values, milliseconds(record["finished"]), totals["steps"])
 
 

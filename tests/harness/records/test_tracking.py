@@ -27,6 +27,7 @@ from harness.config.load import load_recipe
 from harness.records import metrics
 from harness.records import tracking as track
 from harness.records.ledger import read_steps
+from harness.records.metrics import total_rows
 from harness.records.run_folder import shown_recipe
 from harness.records.tracking import MirrorBeside, MirrorChild, is_mirrored, make_job, mirror, upload
 from tests.halting import VARIABLE, Moment, environment, go_on
@@ -85,6 +86,8 @@ def test_the_store_holds_what_the_ledger_and_the_record_say(store: Path) -> None
     assert parent.data.metrics["total/device_hours/total"] == record["totals"]["device_hours"]["total"]
     assert parent.data.metrics["accuracy/shapes"] == record["evaluations"][-1]["mean"]["value"]
     assert sorted(parent.data.metrics)[:3] == ["accuracy/shapes", "computed/positions", "computed/targets"]
+    sent = [row.key for row in total_rows(record)]
+    assert sent[:3] == ["accuracy/shapes", "computed/targets", "computed/positions"], "the order of MLflow's pages"
     assert parent.data.metrics["computed/targets"] == record["totals"]["counts"]["scored"]
     for part, run in parts.items():
         assert run.info.run_name == ("whole" if part == "recipe" else f"whole/{part}")
