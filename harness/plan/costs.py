@@ -64,13 +64,17 @@ def costs_of(recipe: Recipe, plan: Plan, data: DataSet | None) -> Costs:
         RecipeError: what the recipe asks of the hardware that it names cannot be.
     """
     check_devices(recipe)
-    footprint = _as_trained(MODELS[recipe.model.adapter].footprint(recipe), recipe, plan)
+    whole = MODELS[recipe.model.adapter].footprint(recipe)
+    footprint = _as_trained(whole, recipe, plan)
+    every_step = None if footprint is whole else whole
     lengths = lengths_of(recipe, plan, footprint, data)
     gpus, memory = gpus_of(recipe)
     sections = {
         "work": [*work_figures(recipe, footprint, lengths), *balance_figures(recipe, lengths, gpus)],
         "time": time_figures(recipe, plan, footprint, lengths, gpus),
-        "a baseline of the same work": same_work_figures(recipe, plan, footprint, lengths),
+        "a baseline of the same work": same_work_figures(
+            recipe, plan, footprint, lengths, every_step=every_step
+        ),
         TRAINING_MEMORY: [] if recipe.model.generated else gpu_figures(recipe, footprint, lengths, gpus, memory),
         TEACHER_MEMORY: teacher_figures(recipe, plan, footprint, gpus),
         "memory of the machine": host_figures(recipe, plan, footprint, lengths, data, gpus),

@@ -243,24 +243,38 @@ def at_mean_ratio(recipe: Recipe, plan: Plan) -> Recipe:
     return recipe.model_copy(update={"gate": replace(gate, keep_ratio=mean, ramp=None)})
 
 
-def same_work_figures(recipe: Recipe, plan: Plan, footprint: Footprint, lengths: Lengths) -> list[Figure]:
+def same_work_figures(
+    recipe: Recipe, plan: Plan, footprint: Footprint, lengths: Lengths, *, every_step: Footprint | None = None
+) -> list[Figure]:
     """At how many steps a baseline has scored, or computed, as much: `train.steps` of one that is stopped there, with
-    a schedule of its own."""
+    a schedule of its own.
+
+    Args:
+        footprint: as the run's ledger counts its steps.
+        every_step: with the tower in every step, where `footprint` leaves it out since its features are kept: equal
+            FLOPs are then told by both accounts.
+    """
     if recipe.gate is None or plan.sparse_steps == 0:
         return []
     mean = at_mean_ratio(recipe, plan)
     assert mean.gate is not None
-    dense, _ = dense_and_sparse(mean, footprint, lengths)
-    whole, _ = dense_and_sparse(recipe.model_copy(update={"gate": None}), footprint, lengths)
-    ratio, _ = sparse_ratios(mean, footprint, lengths)
+
+    def equal_flops(counted_as: Footprint) -> float:
+        dense, _ = dense_and_sparse(mean, counted_as, lengths)
+        whole, _ = dense_and_sparse(recipe.model_copy(update={"gate": None}), counted_as, lengths)
+        ratio, _ = sparse_ratios(mean, counted_as, lengths)
+        return plan.dense_steps * dense.total / whole.total + plan.sparse_steps * ratio
+
     gone = (1 - visual_part(mean.gate)) * lengths.visual
     if mean.gate.elides:
         gone += lengths.targets - max(1.0, mean.gate.keep_ratio * lengths.targets)
     steps = {
         "equal targets": plan.steps * plan.keep_ratio,
         "equal positions": plan.steps - plan.sparse_steps * gone / lengths.positions,
-        "equal FLOPs": plan.dense_steps * dense.total / whole.total + plan.sparse_steps * ratio,
+        "equal FLOPs": equal_flops(footprint),
     }
+    if every_step is not None:
+        steps["equal FLOPs with the tower in every step"] = equal_flops(every_step)
     source = f"{plan.dense_steps:,} dense and {plan.sparse_steps:,} sparse steps, positions of the last layers"
     return [estimated(name, float(round(count)), "steps of the baseline", source) for name, count in steps.items()]
 

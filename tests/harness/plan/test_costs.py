@@ -217,6 +217,11 @@ def test_a_baseline_of_the_same_work() -> None:
     words = {figure.name: figure.low for figure in costs("videollama2_regate").figures[section]}
     assert words["equal targets"] == round(plan.steps * make_plan(load_recipe("videollama2_regate")).keep_ratio)
     assert section not in costs("videollama2_baseline").figures
+    both = "equal FLOPs with the tower in every step"
+    assert both not in words, "nothing is kept of it"
+    tiny = {figure.name: figure.low for figure in costs("tiny_regate").figures[section]}
+    assert tiny["equal FLOPs"] < tiny[both] < 1000, "the ledger's account leaves out what both arms pay alike"
+    assert both not in {figure.name for figure in costs("tiny_regate", "devices.tower_cache_gb=0").figures[section]}
 
 
 def test_a_dense_step_that_distils_has_a_second_pass() -> None:
