@@ -12,7 +12,6 @@ import sys
 from array import array
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, overload
 
 import numpy as np
@@ -82,10 +81,14 @@ class Rows:
         return np.array(self._mediums, np.uint8)
 
     @property
-    def sizes(self) -> NDArray[np.int64]:
-        """Packed bytes of each row."""
-        ends = np.array(self._ends, np.int64)
-        return ends[1:] - ends[:-1]
+    def ends(self) -> NDArray[np.int64]:
+        """Where each row ends in `content`, behind a 0."""
+        return np.array(self._ends, np.int64)
+
+    @property
+    def content(self) -> bytearray:
+        """The bytes of all rows, in the order in which they were added."""
+        return self._bytes
 
     def packed(self, place: int) -> bytearray:
         """A row's bytes."""
@@ -150,13 +153,10 @@ class PackedSamples(Sequence[Sample]):
             first, second = (rows.key(int(order[twice[0] + i])) for i in (0, 1))
             raise DataError(f"records {first} and {second} have one id", hint="rename one of them")
         self.modality = rows.modality[order]
-        ends = np.zeros(len(order) + 1, np.int64)
-        np.cumsum(rows.sizes[order], out=ends[1:])
-        self._starts, self._ends = ends[:-1], ends[1:]
-        packed = bytearray(int(ends[-1]))
-        for place, (start, end) in zip(order.tolist(), pairwise(ends.tolist()), strict=True):
-            packed[start:end] = rows.packed(place)
-        self._bytes: bytearray | mmap = packed
+        ends = rows.ends
+        self._starts, self._ends = ends[:-1][order], ends[1:][order]
+        # The rows stay where they were read to: a second copy in the order of the ids would be as large as the set.
+        self._bytes: bytearray | mmap = rows.content
         self._begin = 0
         self._sums: NDArray[np.uint32] | None = None
         self._file: Path | None = None
@@ -183,10 +183,10 @@ class PackedSamples(Sequence[Sample]):
             places = zip(self._ids.tolist(), self._starts.tolist(), self._ends.tolist(), strict=True)
             sums_of_rows = (row_sum(number, view[start:end]) for number, start, end in places)
             sums = np.fromiter(sums_of_rows, np.uint32, len(self))
-        ends = np.concatenate([[0], self._ends])
-        assert (ends[:-1] == self._starts).all(), "only a whole set is written"
+        ends = np.concatenate([[0], np.cumsum(self._ends - self._starts)])
         arrays = {"ids": self._ids, "ends": ends, "sums": sums, "modality": self.modality}
-        packed_file.write(path, arrays, view[: int(ends[-1])], description)
+        spans = zip(self._starts.tolist(), self._ends.tolist(), strict=True)
+        packed_file.write(path, arrays, (view[start:end] for start, end in spans), description)
 
     def __len__(self) -> int:
         return len(self._ids)

@@ -19,6 +19,7 @@ import numpy as np
 from harness.common.files import atomic_file, check_kind
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -37,14 +38,16 @@ def row_sum(number: int, row: Bytes) -> int:
     return zlib.crc32(row, zlib.crc32(number.to_bytes(8, "little")))
 
 
-def write(path: Path, arrays: dict[str, NDArray[Any]], rows: Bytes, description: dict[str, Any]) -> None:
+def write(path: Path, arrays: dict[str, NDArray[Any]], rows: Iterable[Bytes], description: dict[str, Any]) -> None:
     """Write ids_M, ends_M, sums_M, further arrays and the rows' bytes, in one step.
 
     Args:
+        rows: in their order, each alone or many together; their ends are in `arrays`.
         description: a plain value that goes with them.
     """
-    parts = {**{name: arrays[name].astype(_TYPES[name]) for name in arrays}, "rows": np.frombuffer(rows, np.uint8)}
-    sizes = {name: [len(part), part.nbytes] for name, part in parts.items()}
+    parts = {name: arrays[name].astype(_TYPES[name]) for name in arrays}
+    size = int(arrays["ends"][-1])
+    sizes = {**{name: [len(part), part.nbytes] for name, part in parts.items()}, "rows": [size, size]}
     sums = {name: zlib.crc32(part.tobytes()) for name, part in parts.items() if name not in _OF_ROWS}
     header = json.dumps({"sizes": sizes, "sums": sums, "description": description}).encode()
     with atomic_file(path) as file:
@@ -52,6 +55,9 @@ def write(path: Path, arrays: dict[str, NDArray[Any]], rows: Bytes, description:
         for part in parts.values():
             file.write(bytes(-file.tell() % _ALIGNED))
             file.write(part.data)
+        file.write(bytes(-file.tell() % _ALIGNED))
+        written = sum(file.write(row) for row in rows)
+        assert written == size, (written, size)
 
 
 def description_of(path: Path) -> dict[str, Any] | None:

@@ -86,7 +86,7 @@ class TextRowsWriter:
             return
         values = {"ids": self._ids, "ends": self._ends, "sums": self._sums, "lengths": self._lengths}
         arrays = {name: np.array(part, np.int64) for name, part in values.items()}
-        packed_file.write(path, arrays, self._rows, {"placeholder_id": self._placeholder_id})
+        packed_file.write(path, arrays, [self._rows], {"placeholder_id": self._placeholder_id})
 
 
 class TextRows:
