@@ -141,7 +141,8 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         "# Items of an evaluation a CPU second",
         "",
-        f"Made by `python benchmarks/evaluation.py`: InternVL's classes at hidden {result['hidden']}, 4 layers, "
+        f"Made by `python benchmarks/evaluation.py --pixels {result['pixels']}`: InternVL's classes at hidden "
+        f"{result['hidden']}, 4 layers, "
         f"{result['items']} questions on {result['clips']} clips of {result['pixels']} pixels, "
         f"{result['most']} tokens at most, "
         f"{result['rounds']} alternating rounds after one that is not counted. {hardware.get('cpu', 'CPU')}, one "
