@@ -14,6 +14,10 @@ from harness.common.errors import EnvironmentProblem, RecipeError
 from harness.common.progress import Progress
 from harness.config.load import load_recipe
 from harness.config.recipe import Recipe
+from harness.data.loading.video import read_frames
+from harness.data.sample import Sample, Turn
+from harness.evaluation.lmms.scorer import Request, Scorer, chunked
+from harness.evaluation.multiple_choice import prompt
 from harness.models import MODELS, adapter_for
 from harness.pipeline import prepare, train
 from harness.plan import make_plan
@@ -22,6 +26,9 @@ from tests.harness.worlds.tiny import tiny_recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from harness.data.sample import Media
+    from harness.training.run import Prepared
 
 
 def write_decoder(folder: Path, *, tied: bool = True) -> None:
@@ -78,6 +85,31 @@ def test_a_given_decoder_is_trained_and_judges(tmp_path: Path) -> None:
     kept: Any = adapter_for(recipe, None).load(tmp_path / "kept")
     assert kept.config.text_config.model_type == "llama"
     assert all(torch.equal(weight, kept.state_dict()[name]) for name, weight in student.state_dict().items())
+    options_of_an_item_are_scored(run, kept)
+
+
+def options_of_an_item_are_scored(run: Prepared, kept: Any) -> None:
+    """The losses of an evaluation's options are those of a plain forward pass over each."""
+    question = run.data.questions[0]
+
+    def frames(media: Media) -> torch.Tensor:
+        return read_frames(media, frames=run.data.frames)
+
+    request = Request(question.key, question.media, prompt("options", question), question.options)
+    scorer = Scorer(adapter_for(run.recipe, None), kept, frames)
+    (losses,) = [by_item[0] for by_item in scorer.option_losses(chunked([request], 8))]
+    assert len(losses) == len(question.options)
+    for option, scored in zip(question.options, losses, strict=True):
+        turns = (Turn("user", request.prompt), Turn("assistant", option))
+        sample = Sample(1, question.key, question.media, turns)
+        row = run.adapter.processor().encode(sample, [frames(question.media[0])])
+        batch = run.adapter.processor().collate([row])
+        with torch.no_grad():
+            log_p_SV = kept(**batch.model_inputs()).logits[0].double().log_softmax(-1)
+        places = batch.layout.target_BS[0].nonzero().squeeze(1)
+        plain = -float(log_p_SV[places - 1, batch.input_ids_BS[0, places]].sum())
+        assert scored.tokens == len(places)
+        assert scored.loss == pytest.approx(plain, rel=1e-5)
 
 
 def test_a_decoder_with_a_head_of_its_own_is_refused_by_name(tmp_path: Path) -> None:
