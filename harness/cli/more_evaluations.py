@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -10,6 +11,7 @@ from harness.cli.run_names import run_of_beginning
 from harness.cli.status import run_folders
 from harness.common.errors import RecipeError
 from harness.common.files import has_file
+from harness.config.explain import nearest
 from harness.config.load import kind_of, load_paths, overridden
 from harness.records.run_folder import RECIPE_FILE, read_recipe
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from harness.config.recipe import Recipe
 
 _OF_AN_EVALUATION: Final = ("evaluate.", "paths.", "devices.")
+_RUN: Final = re.compile(r"-[0-9a-f]{2,8}$")
+"""How a run's id ends, or its beginning, as far as it has some of its digits."""
 _HOW_ASKED: Final = ("prompts", "limit", "dtype")
 
 
@@ -33,6 +37,12 @@ def trainings_apart(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
     folders = {folder.name: folder for folder in run_folders(readable_results(results))}
     kept = [folder for folder in folders if has_file(folders[folder] / RECIPE_FILE)]
     found = {name: run_of_beginning(name, kept) for name in names if kind_of(name) is None}
+    for name in found:
+        if found[name] is None and _RUN.search(name):
+            raise RecipeError(
+                f"{name}: no run below {readable_results(results) / 'runs'}{nearest(name, kept)}",
+                hint="`harness list runs` names what is there",
+            )
     trainings = [folders[run_id] for run_id in dict.fromkeys(found.values()) if run_id is not None]
     others = [argument for argument in arguments if found.get(argument) is None]
     if trainings and split(others)[0]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final
 
@@ -69,7 +70,7 @@ def suite_page(suite: str, arms: Arms, definition: Suite | None = None) -> Page:
     lead = "Several seeds of each arm; differences are taken within a seed."
     if definition is not None and definition.description:
         lead = f"{definition.description.strip()} {lead}"
-    first = [] if claims is None else [Section("claims", "Claims", (Tabular(claims),))]
+    first = [] if claims is None else [Section("claims", "Claims", (Tabular(_verdict_second(claims)),))]
     sections = [*first, *suite_sections(suite, arms, shown, definition)]
     return Page(f"Suite {suite}", lead, tuple(tiles), tuple(sections), made_from(runs))
 
@@ -97,6 +98,14 @@ def _claims(suite: str, runs: Sequence[Run], definition: Suite | None) -> Table 
     if definition is None or not definition.claims or not benchmarks:
         return None
     return claims_table(group_by_arm(suite, runs, definition), definition.claims, benchmarks)
+
+
+def _verdict_second(claims: Table) -> Table:
+    """The table with the verdict beside the claim: a window that is too narrow for all of it shows both."""
+    first, *others, verdict = range(len(claims.columns))
+    order = (first, verdict, *others)
+    rows = tuple(tuple(row[place] for place in order) for row in claims.rows)
+    return replace(claims, columns=tuple(claims.columns[place] for place in order), rows=rows)
 
 
 def _verdicts(claims: Table) -> list[Tile]:

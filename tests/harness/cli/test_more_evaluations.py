@@ -27,6 +27,8 @@ def test_a_run_is_named_by_its_id_beside_overrides(run_dir: Path) -> None:
     assert trainings_apart(["tiny_regate", *overrides]) == ([], ["tiny_regate", *overrides])
     with pytest.raises(RecipeError, match="beside tiny_regate: overrides of a run that is there are not those"):
         trainings_apart([run_dir.name, "tiny_regate", *overrides])
+    with pytest.raises(RecipeError, match=r"demo-ffffffff: no run below .*demo-"):
+        trainings_apart(["demo-ffffffff", *overrides])
 
 
 def test_other_benchmarks_leave_the_run_what_it_is(run_dir: Path) -> None:

@@ -20,7 +20,7 @@ from harness.common.progress import Progress
 from harness.config.suite import Suite
 from harness.report import table as render
 from harness.report.pages.build import make_page, write_report
-from harness.report.pages.html import Tabular, inline_svg
+from harness.report.pages.html import inline_svg
 from harness.report.tables.suites import claims_table
 from tests.harness.worlds.run_builder import build_pair, build_run, finish, recipe
 
@@ -207,8 +207,13 @@ def test_a_suites_report_begins_with_its_claims(suite: Path) -> None:
     _, page = make_page(runs, {"demo": definition})
     assert [section.title for section in page.sections][:2] == ["Claims", "Accuracy on shapes"]
     (tabular,) = page.sections[0].blocks
-    assert tabular == Tabular(claims_table(group_by_arm("demo", runs, definition), definition.claims, ["shapes"]))
-    verdicts = [row[-1].text for row in tabular.table.rows]
+    table = claims_table(group_by_arm("demo", runs, definition), definition.claims, ["shapes"])
+    verdicts = [row[-1].text for row in table.rows]
+    shown = tabular.table
+    assert [column.title for column in shown.columns][:2] == ["claim", "verdict"], "seen in a narrow window, too"
+    assert [row[1].text for row in shown.rows] == verdicts
+    assert [(row[0], *row[2:], row[1]) for row in shown.rows] == list(table.rows)
+    assert shown.notes == table.notes
     tiles = {tile.label: tile.value for tile in page.tiles}
     assert {word: tiles[f"claims {word}"] for word in verdicts} == {w: str(verdicts.count(w)) for w in verdicts}
     read = check_page(write_report(suite, runs, {"demo": definition}).read_text())
