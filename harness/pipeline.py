@@ -203,7 +203,7 @@ def _prepare_model(recipe: Recipe, planner: Planner, run_dir: Path, progress: Pr
         RefusedSamples: data.damaged says otherwise.
     """
     while True:
-        data = planner.open_data(recipe)
+        data = planner.open_data(recipe, progress)
         adapter = adapter_for(recipe, data)
         if not adapter.missing() and not adapter.needs_check():
             return data, adapter

@@ -32,24 +32,28 @@ class Progress:
             sys.stderr.flush()
 
     @contextmanager
-    def task(self, name: str, total: int, *, start: int = 0) -> Iterator[Advance]:
-        """Show `name` from `start` to `total` units."""
+    def task(self, name: str, total: int, *, start: int = 0, late: bool = False) -> Iterator[Advance]:
+        """Show `name` from `start` to `total` units.
+
+        Args:
+            late: where lines are written, write none of work that is done within ten seconds.
+        """
         if self._quiet:
             yield _silent
         elif self._terminal:
             with _bar(name, total, start) as advance:
                 yield advance
         else:
-            yield self._lines(name, total, start)
+            yield self._lines(name, total, start, late=late)
 
-    def _lines(self, name: str, total: int, start: int) -> Advance:
+    def _lines(self, name: str, total: int, start: int, *, late: bool) -> Advance:
         began = time.monotonic()
         last = began
 
         def advance(done: int, words: str = "") -> None:
             nonlocal last
             now = time.monotonic()
-            if done < total and now - last < _LINE_SECONDS:
+            if now - last < _LINE_SECONDS and (done < total or (late and last == began)):
                 return
             last = now
             left = (now - began) / max(1, done - start) * (total - done)

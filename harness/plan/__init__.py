@@ -28,6 +28,7 @@ from regate.schedule import DualCycle
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from harness.common.progress import Progress
     from harness.config.recipe import GateConfig, Recipe
     from harness.data.sources import DataSet
     from harness.data.sources.source import Source
@@ -146,9 +147,10 @@ class Planner:
         data = self._plans[digest(recipe.model_dump(mode="json"))][1]
         return costs_of(recipe, plan, data)
 
-    def open_data(self, recipe: Recipe) -> DataSet:
+    def open_data(self, recipe: Recipe, progress: Progress | None = None) -> DataSet:
         """The recipe's data, with every media file looked into; see `harness.data.sources.open_data`."""
-        return self._usable(recipe, self._data_sets.open(recipe.data, recipe.paths, recipe.seed))
+        data = self._data_sets.open(recipe.data, recipe.paths, recipe.seed, progress=progress)
+        return self._usable(recipe, data)
 
     def _usable(self, recipe: Recipe, opened: DataSet) -> DataSet:
         """Without the samples that the model refuses; the same object as long as they are the same."""

@@ -218,7 +218,7 @@ def _from_annotations(
     decode: bool,
     progress: Progress | None,
 ) -> _Opened:
-    report = _probe(annotations, decode=decode, fresh=False, progress=progress)
+    report = _probe(annotations, decode=decode, fresh=False, progress=progress, late=True)
     if before is not None and before.annotations is not None and report.damaged == before.damaged:
         data_set = before.data_set
     else:
@@ -337,13 +337,15 @@ def _require(source: Source) -> None:
         raise DataError("data are missing:\n  " + "\n  ".join(missing))
 
 
-def _probe(annotations: Annotations, *, decode: bool, fresh: bool, progress: Progress | None) -> Report:
+def _probe(
+    annotations: Annotations, *, decode: bool, fresh: bool, progress: Progress | None, late: bool = False
+) -> Report:
     """One folder of media after the other, so that what is known of millions of files is never read at once."""
     jobs = max(_JOBS, (os.cpu_count() or 1) // 2)
     reports: list[Report] = []
     parts_of = {file.name for files in annotations.rows.parts.values() for file in files}
-    bar = progress.task("check media", annotations.files) if progress is not None else nullcontext(lambda _: None)
-    with bar as advance:
+    silent = nullcontext(lambda _: None)
+    with silent if progress is None else progress.task("check media", annotations.files, late=late) as advance:
         done = 0
         for cache, files in annotations.caches.items():
             tell = partial(_advance, advance, done)
