@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import pytest
@@ -12,18 +10,12 @@ import pytest
 PARTS = ("vision", "projector", "decoder", "head", "all")
 
 
-def test_the_table() -> None:
+def test_the_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Every part beside the decoder is counted as the formula says, digit by digit."""
-    root = Path(__file__).parents[4]
-    done = subprocess.run(
-        [sys.executable, "benchmarks/model_flops.py", "tiny"],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    rows = [line.split() for line in done.stdout.splitlines()[2:]]
+    script = Path(__file__).parents[4] / "benchmarks" / "model_flops.py"
+    monkeypatch.setattr("sys.argv", [str(script), "tiny"])
+    runpy.run_path(str(script), run_name="__main__")
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
     assert [row[:3] for row in rows[:5]] == [["8", "1.00", part] for part in PARTS]
     for _, _, part, _, _, counted, formula, *_ in rows:
         limit = 0.06 if part in ("decoder", "all") else 0.0
