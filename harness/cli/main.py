@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.common.exits import guarded
+from harness.common.imports import uncollected
 from harness.common.lines import fitted
 from harness.common.streams import spell_what_is_missing
 from harness.common.threads import settle
@@ -114,7 +115,8 @@ def run(recipes: Recipes) -> None:
     def work(others: Coordinator | None) -> None:
         planner = Planner()
         loaded = recipes_to_run(recipes, planner)
-        from harness import pipeline
+        with uncollected():
+            from harness import pipeline
         from harness.report.terminal import labelled
 
         closings = pipeline.run(loaded, Progress(), known_suites(recipes), planner=planner, others=others)
@@ -192,7 +194,8 @@ def _stage(arguments: list[str], name: str | None = None) -> None:
     def work(others: Coordinator | None) -> None:
         planner, progress = Planner(), Progress()
         recipes = recipes_to_run(arguments, planner)
-        from harness import pipeline
+        with uncollected():
+            from harness import pipeline
 
         for recipe in recipes:
             run_dir = pipeline.run_stage(recipe, name, progress, planner, others)

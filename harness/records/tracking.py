@@ -38,6 +38,7 @@ from harness.common.addresses import shown, without_secrets
 from harness.common.errors import DataError
 from harness.common.files import atomic_path, read_json, write_json
 from harness.common.hashing import file_digest
+from harness.common.imports import uncollected
 from harness.records.ledger import read_events
 from harness.records.metrics import (
     STEPS_DONE,
@@ -360,7 +361,8 @@ class Store:
     """
 
     def __init__(self, job: Job, deadline: float) -> None:
-        from mlflow.tracking import MlflowClient
+        with uncollected():
+            from mlflow.tracking import MlflowClient
 
         self.deadline = deadline
         self.sent = 0

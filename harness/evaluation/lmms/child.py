@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 from harness.common.errors import HarnessError
 from harness.common.exits import FAILED, explained
 from harness.common.files import read_json, write_atomic, write_json
+from harness.common.imports import uncollected
 from harness.config.evaluation import EvaluationRecipe, LmmsEvalModel
 from harness.config.recipe import Recipe
 from harness.evaluation.task import task_of
@@ -68,9 +69,10 @@ class Events:
 
 def run(job: Mapping[str, Any], events: Events, make_adapter: Callable[[Recipe], Adapter]) -> None:
     """Write every result of the job, or keep this process's share of the answers to all of them."""
-    from harness.evaluation.lmms.answer_cache import AnswerCollector, Answers, ShareAnswered
-    from harness.evaluation.lmms.run_task import run_task, write_task_files
-    from harness.models.device import use_threads
+    with uncollected():
+        from harness.evaluation.lmms.answer_cache import AnswerCollector, Answers, ShareAnswered
+        from harness.evaluation.lmms.run_task import run_task, write_task_files
+        from harness.models.device import use_threads
 
     recipe = read_recipe(job["recipe"])
     use_threads(job["threads"])
