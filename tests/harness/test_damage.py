@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,7 @@ from harness.records.evaluations import read_evaluations
 from harness.records.ledger import BESIDE, Ledger, read_events
 from harness.records.record import read_record
 from harness.records.run_folder import check_ledger_kept, pin, read_recipe, stage
-from harness.training import target_index
+from harness.training.arrays_of_samples import read_arrays, write_arrays
 from harness.training.launching.agent import pid_of, read_outcome
 from tests.harness.worlds.run_builder import build_run, finish, recipe
 
@@ -189,16 +189,19 @@ def looked(folder: Path) -> Path:
     return write_attention(folder, {"schema": 1, "run": folder.name, "benchmarks": {}, "made_from": {}})
 
 
+TARGET_ARRAYS = ("sample_ids", "num_targets", "checksums")
+
+
 def targets(folder: Path) -> Path:
     path = folder / "targets-0123456789abcdef.npz"
     values = np.arange(4, dtype=np.int64)
-    np.savez(path, sample_ids=values, num_targets=values + 1, checksums=values + 2)
+    write_arrays(path, dict(zip(TARGET_ARRAYS, (values, values + 1, values + 2), strict=True)))
     return path
 
 
 def read_targets(path: Path) -> Any:
-    index = target_index._read(path, 4)
-    return None if index is None else [values.tolist() for values in astuple(index)]
+    arrays = read_arrays(path, TARGET_ARRAYS, 4)
+    return None if arrays is None else [values.tolist() for values in arrays]
 
 
 def reference(folder: Path) -> Path:
