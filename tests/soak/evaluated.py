@@ -13,6 +13,7 @@ from harness import pipeline
 from harness.analysis.choices.replay import study
 from harness.analysis.choices.selection import read_selection
 from harness.analysis.runs import load_runs
+from harness.common.errors import StaleError
 from harness.common.progress import Progress
 from harness.config.recipe import Recipe
 from harness.evaluation import evaluate
@@ -38,7 +39,8 @@ def go_on(folder: Path) -> None:
     command(recipe)
     (run,) = (run for run in load_runs(Path(recipe.paths.results)) if run.id == recipe.run_id)
     reason = study(run, recipe.paths, Progress(quiet=True))
-    assert reason is None, reason
+    if reason is not None:  # `harness figures` says it
+        raise StaleError(reason)
 
 
 def command(recipe: Recipe) -> None:
