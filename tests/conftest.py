@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ settings.load_profile("suite")
 
 def pytest_configure() -> None:
     """What the tests import stays: it is not looked through for garbage while it is imported nor, frozen, each time
-    that a trainer collects, which took a second of computing."""
+    that a trainer collects, which took a second of computing. Commands write into a pipe, as long as their lines are:
+    tox would have them as long as its own."""
     gc.disable()
+    os.environ.pop("COLUMNS", None)
 
 
 def pytest_collection_finish() -> None:
