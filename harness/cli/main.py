@@ -213,7 +213,8 @@ def _ask_more(trainings: list[Path], overrides: list[str]) -> None:
     recipes = [asked_more(folder, overrides) for folder in trainings]
 
     def work(others: Coordinator | None) -> None:
-        from harness import pipeline
+        with uncollected():
+            from harness import pipeline
 
         for recipe, asked in recipes:
             run_dir = pipeline.evaluate_more(recipe, asked, Progress(), others)

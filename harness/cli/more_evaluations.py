@@ -36,15 +36,15 @@ def trainings_apart(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
     results = Path(load_paths([text for text in overrides if text.startswith("paths.")]).results)
     folders = {folder.name: folder for folder in run_folders(readable_results(results))}
     kept = [folder for folder in folders if has_file(folders[folder] / RECIPE_FILE)]
-    found = {name: run_of_beginning(name, kept) for name in names if kind_of(name) is None}
-    for name in found:
-        if found[name] is None and _RUN.search(name):
+    run_ids = {name: run_of_beginning(name, kept) for name in names if kind_of(name) is None}
+    for name, run_id in run_ids.items():
+        if run_id is None and _RUN.search(name):
             raise RecipeError(
                 f"{name}: no run below {readable_results(results) / 'runs'}{nearest(name, kept)}",
                 hint="`harness list runs` names what is there",
             )
-    trainings = [folders[run_id] for run_id in dict.fromkeys(found.values()) if run_id is not None]
-    others = [argument for argument in arguments if found.get(argument) is None]
+    trainings = [folders[run_id] for run_id in dict.fromkeys(run_ids.values()) if run_id is not None]
+    others = [argument for argument in arguments if run_ids.get(argument) is None]
     if trainings and split(others)[0]:
         raise RecipeError(
             f"{', '.join(folder.name for folder in trainings)} beside {', '.join(split(others)[0])}: overrides of a "
@@ -73,11 +73,11 @@ def asked_more(run_dir: Path, overrides: Sequence[str]) -> tuple[Recipe, Recipe]
     recipe = overridden(read_recipe(run_dir), [*here, f"paths.results={run_dir.parent.parent}"])
     asked = overridden(recipe, [text for text in overrides if text.startswith("evaluate.")])
     own = [name for name in asked.evaluate.names if name in recipe.evaluate.names]
-    other = [key for key in _HOW_ASKED if getattr(asked.evaluate, key) != getattr(recipe.evaluate, key)]
-    if own and other:
+    otherwise = [key for key in _HOW_ASKED if getattr(asked.evaluate, key) != getattr(recipe.evaluate, key)]
+    if own and otherwise:
         raise RecipeError(
-            f"{', '.join(own)}: the run's own recipe asks it, and evaluate.{', evaluate.'.join(other)} would replace "
-            "its answers",
+            f"{', '.join(own)}: the run's own recipe asks it, and evaluate.{', evaluate.'.join(otherwise)} would "
+            "replace its answers",
             hint="name other benchmarks, or evaluate a copy of the run's folder",
         )
     return recipe, asked

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.analysis.choices.selection import runs_to_replay
 from harness.analysis.curves import suites
@@ -13,7 +13,7 @@ from harness.common.errors import DataError, RecipeError
 from harness.report.pages.build import write_report
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from harness.analysis.runs import Pair, Run
     from harness.cli.run_names import NamedRuns
@@ -87,9 +87,7 @@ def replay_choices(runs: Sequence[Run], paths: Paths, progress: Progress) -> Non
 
     for run in gated:
         reason = study(run, paths, progress)
-        if reason is not None:
-            kept = " (an earlier replay is shown)" if read_selection(run.folder) is not None else ""
-            progress.say(f"{run.id}: its choices cannot be replayed: {reason}{kept}")
+        _say_why(progress, run, reason, "its choices cannot be replayed", read_selection, "replay")
 
 
 def look_at_flips(runs: Sequence[Run], finished: Sequence[Run], paths: Paths, progress: Progress) -> None:
@@ -103,9 +101,7 @@ def look_at_flips(runs: Sequence[Run], finished: Sequence[Run], paths: Paths, pr
 
     for pair, run, tasks in _asked_pairs(runs, finished):
         reason = study(pair, tasks, paths, progress)
-        if reason is not None:
-            earlier = " (an earlier figure is shown)" if read_needed(run.folder) is not None else ""
-            progress.say(f"{run.id}: what its items ask for cannot be looked up: {reason}{earlier}")
+        _say_why(progress, run, reason, "what its items ask for cannot be looked up", read_needed, "figure")
 
 
 def look_at_attention(runs: Sequence[Run], finished: Sequence[Run], paths: Paths, progress: Progress) -> None:
@@ -127,9 +123,21 @@ def look_at_attention(runs: Sequence[Run], finished: Sequence[Run], paths: Paths
         )
     for pair, run, tasks in _asked_pairs(runs, finished):
         reason = study(pair, tasks, paths, progress)
-        if reason is not None:
-            earlier = " (an earlier figure is shown)" if read_attention(run.folder) is not None else ""
-            progress.say(f"{run.id}: its attention cannot be read: {reason}{earlier}")
+        _say_why(progress, run, reason, "its attention cannot be read", read_attention, "figure")
+
+
+def _say_why(
+    progress: Progress, run: Run, reason: str | None, what: str, read: Callable[[Path], Any], shown: str
+) -> None:
+    """Why a study of a run could not be made, where it could not, and whether an earlier one is shown.
+
+    Args:
+        read: what an earlier one left in the run's folder, or None.
+        shown: what is made of it.
+    """
+    if reason is not None:
+        earlier = "" if read(run.folder) is None else f" (an earlier {shown} is shown)"
+        progress.say(f"{run.id}: {what}: {reason}{earlier}")
 
 
 def _asked_pairs(

@@ -81,21 +81,21 @@ def asked_again(
 def _last_item(run: Run, name: str) -> tuple[dict[str, Any], Mapping[str, Any]]:
     """The item of a key, and the last evaluation that it belongs to."""
     benchmarks = dict.fromkeys(entry["benchmark"] for entry in run.record["evaluations"])
-    found: list[tuple[dict[str, Any], Mapping[str, Any]]] = []
+    named: list[tuple[dict[str, Any], Mapping[str, Any]]] = []
     every: list[Mapping[str, Any]] = []
     for benchmark in benchmarks:
         evaluation = run.last(benchmark)
         assert evaluation is not None
         lines = read_items(run.folder, evaluation) or []
         every += lines
-        found += [(evaluation, line) for line in lines if name in (str(line["key"]), f"{line['task']}/{line['key']}")]
-    if not found:
+        named += [(evaluation, line) for line in lines if name in (str(line["key"]), f"{line['task']}/{line['key']}")]
+    if not named:
         selected(every, name)
-    if len(found) > 1:
-        several = [f"{line['task']}/{line['key']}" for _, line in found]
+    if len(named) > 1:
+        several = [f"{line['task']}/{line['key']}" for _, line in named]
         more = f" and {len(several) - 24} more" if len(several) > 24 else ""
         raise RecipeError(f"{name} is the key of several items; write one of {', '.join(several[:24])}{more}")
-    return found[0]
+    return named[0]
 
 
 def _recipe_of(run: Run, arguments: Sequence[str]) -> Recipe | EvaluationRecipe:

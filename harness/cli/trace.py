@@ -201,11 +201,12 @@ def row_of(data: PublishedData, item: Mapping[str, Any]) -> Answer:
         DataError: the data are not complete.
     """
     benchmark = data.benchmark
-    found = published_item(data, item["task"], str(item["key"]))
-    row, options = found.row, options_of(benchmark, found.row)
-    medium: Answer = {"kind": benchmark.media, "path": str(found.video or found.file), "start": None, "end": None}
-    if found.video is None:
-        medium["row"] = found.place
+    published = published_item(data, item["task"], str(item["key"]))
+    row, options = published.row, options_of(benchmark, published.row)
+    path = str(published.video or published.file)
+    medium: Answer = {"kind": benchmark.media, "path": path, "start": None, "end": None}
+    if published.video is None:
+        medium["row"] = published.place
     right = None if benchmark.answer_field is None else row[benchmark.answer_field]
     if right is not None and benchmark.answer_index and benchmark.options_column is not None:
         right = row[benchmark.options_column][int(right)]

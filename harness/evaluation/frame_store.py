@@ -56,7 +56,7 @@ class FrameStore:
         say: is told of what is damaged.
 
     Attributes:
-        found, made: clips that were read from the disk, and that were decoded.
+        read_back, decoded: clips that came from the disk, and from their videos.
     """
 
     read: Callable[[Media], Tensor]
@@ -65,8 +65,8 @@ class FrameStore:
     folder: Path
     room: int
     say: Callable[[str], None]
-    found: int = 0
-    made: int = 0
+    read_back: int = 0
+    decoded: int = 0
     _lock: Lock = field(default_factory=Lock)
 
     def __call__(self, media: Media) -> Tensor:
@@ -82,12 +82,12 @@ class FrameStore:
         kept = self._kept(path)
         if kept is not None:
             with self._lock:
-                self.found += 1
+                self.read_back += 1
             return kept
         frames_T3ZZ = self.squares(self.read(media))
         content = _packed(frames_T3ZZ)
         with self._lock:
-            self.made += 1
+            self.decoded += 1
             fits = len(content) <= self.room
             self.room -= len(content) if fits else 0
         if fits:

@@ -12,12 +12,14 @@ from accelerate import Accelerator
 from harness.common.errors import EnvironmentProblem, RecipeError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from harness.config.recipe import TrainRecipe
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
+_HALF: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+"""By the name that recipes have for them."""
 
 
 _THREADS: Final = torch.get_num_threads()
@@ -38,7 +40,7 @@ def compute_dtype(precision: str) -> torch.dtype:
     """Of weights that are not trained: what a recipe's or an evaluation's `precision` computes in on this machine."""
     if precision == "auto":
         return torch.bfloat16 if computes_bfloat16() else torch.float32
-    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision, torch.float32)
+    return _HALF.get(precision, torch.float32)
 
 
 def evaluated_dtypes(
@@ -63,7 +65,7 @@ def evaluated_dtypes(
             f"evaluate.dtype is bfloat16, and {torch.cuda.get_device_name(device)} has no bfloat16 arithmetic",
             hint="leave evaluate.dtype out",
         )
-    computed = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
+    computed = _HALF.get(precision)
     if asked == "bfloat16" or (precision == "auto" and capable):
         computed = torch.bfloat16
     rounded = asked == "bfloat16" or (asked == "auto" and capable and computed is torch.bfloat16)
@@ -85,14 +87,6 @@ def hold_in(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return model
 
 
-def to_device(value: Tensor, device: torch.device) -> Tensor:
-    """`value` on `device`, without waiting for work that is queued there: a copy from memory that is not pinned
-    does."""
-    if device.type == "cuda" and value.device.type == "cpu":
-        value = value.pin_memory()
-    return value.to(device, non_blocking=True)
-
-
 def compute_device(model: nn.Module) -> torch.device:
     """Where a model computes: what it says of itself (`computes_on`), since its weights may lie elsewhere, or where
     they are."""
@@ -103,8 +97,8 @@ def compute_device(model: nn.Module) -> torch.device:
 def autocast_forward(model: nn.Module, accelerator: Accelerator) -> None:
     """Let `model` compute in the precision that accelerate was given; float32 changes nothing. Its outputs stay in
     the type that they get there."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
-    if dtype is not None:
+    if accelerator.mixed_precision != "no":
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[accelerator.mixed_precision]
         model.forward = torch.autocast(accelerator.device.type, dtype=dtype)(model.forward)
 
 

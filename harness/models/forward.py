@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from harness.models.device import compute_device, to_device
+from harness.common.transfer import to_device
+from harness.models.device import compute_device
 from regate.types import Kind
 
 if TYPE_CHECKING:

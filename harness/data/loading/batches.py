@@ -75,8 +75,8 @@ def windows(
     failed: set[int] = set()
     window: list[Batch] = []
     ahead = ReadAhead(workers, bytes_ahead(sampler.world)) if workers else None
-    made = _MicroBatches(dataset, processor, sampler, start, stop, with_media, features, ahead)
-    with loaded(_loader(made, workers)) as items, nullcontext() if ahead is None else closing(ahead):
+    micro_batches = _MicroBatches(dataset, processor, sampler, start, stop, with_media, features, ahead)
+    with loaded(_loader(micro_batches, workers)) as items, nullcontext() if ahead is None else closing(ahead):
         for number, item in enumerate(items):
             if ahead is not None:
                 ahead.take(number)
@@ -92,18 +92,18 @@ def windows(
     assert not window
 
 
-def _loader(made: _MicroBatches, workers: int) -> DataLoader[Any]:
+def _loader(micro_batches: _MicroBatches, workers: int) -> DataLoader[Any]:
     """Of the micro-batches one by one, pinned where there is a GPU.
 
     It draws a number for its workers' seeds: from a generator of its own, so that the training's random stream is the
     same whether or not the run was stopped and resumed.
     """
     return DataLoader(
-        made,
+        micro_batches,
         batch_size=None,
         shuffle=False,
         num_workers=workers,
-        prefetch_factor=max(2, made.sampler.micro_batches) if workers else None,
+        prefetch_factor=max(2, micro_batches.sampler.micro_batches) if workers else None,
         collate_fn=_same,
         generator=torch.Generator().manual_seed(0),
         timeout=TIMEOUT_S if workers else 0,

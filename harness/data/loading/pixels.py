@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from harness.common.transfer import to_device
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -59,7 +61,4 @@ class ColourTable:
 
     def _on(self, device: torch.device) -> Tensor:
         """float32 CV on a device, of which nothing is waited for."""
-        table = torch.frombuffer(bytearray(self.values), dtype=torch.float32)
-        if device.type == "cuda":
-            table = table.pin_memory()
-        return table.to(device, non_blocking=True).view(3, 256)
+        return to_device(torch.frombuffer(bytearray(self.values), dtype=torch.float32), device).view(3, 256)

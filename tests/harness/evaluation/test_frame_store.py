@@ -104,7 +104,7 @@ def test_a_clip_is_decoded_once_for_all_who_ask(video: Media, tmp_path: Path) ->
     store = opened(tmp_path, later)
     assert torch.equal(store(video), expected)
     assert (first.read, later.read) == (["a.mp4"], [])
-    assert (store.found, store.made) == (1, 0)
+    assert (store.read_back, store.decoded) == (1, 0)
 
 
 def test_other_frames_are_never_taken(video: Media, tmp_path: Path) -> None:

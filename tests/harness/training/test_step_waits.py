@@ -17,7 +17,6 @@ import regate
 from harness.common.errors import HarnessError
 from harness.common.progress import Progress
 from harness.data.loading.batches import load
-from harness.data.loading.pixels import ColourTable
 from harness.data.sources import open_data
 from harness.models import adapter_for
 from harness.training.loop import Loop, TrainJob, train
@@ -87,7 +86,7 @@ def device_rules(waits: HostWaits, patch: pytest.MonkeyPatch) -> None:
         return lambda values: (waits.unmark(values.detach().clone()), Event(waits, name))
 
     # From pinned memory where there is a GPU.
-    patch.setattr(ColourTable, "_on", lambda table, device: marked(values_of(table)))
+    patch.setattr("harness.data.loading.pixels.to_device", pinned)
     patch.setattr("harness.models.forward.to_device", pinned)
     patch.setattr("harness.training.loop.on_device", pinned)
     patch.setattr("harness.training.loss_norm.on_device", pinned)
@@ -96,10 +95,6 @@ def device_rules(waits: HostWaits, patch: pytest.MonkeyPatch) -> None:
     patch.setattr("regate.gate._to_cpu", late("losses"))
     patch.setattr(Tensor, "to", pageable("to", Tensor.to))
     patch.setattr(torch, "tensor", pageable("tensor", torch.tensor))
-
-
-def values_of(table: ColourTable) -> Tensor:
-    return torch.frombuffer(bytearray(table.values), dtype=torch.float32).view(3, 256)
 
 
 def set_apart(waits: HostWaits, patch: pytest.MonkeyPatch) -> list[str]:
