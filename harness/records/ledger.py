@@ -43,6 +43,8 @@ _EVENTS: Final[dict[str, dict[str, Any]]] = {
 }
 """What a line of each event must hold to be read at all; `totals.check_steps` looks at what a step counts."""
 _SEAL: Final = re.compile(rb',"crc32":([0-9]+)}\s*$')
+_LAST_NUMBER: Final = re.compile(rb',"[^"]*":([0-9]+)}\s*$')
+"""A seal, also one whose name was damaged."""
 _REMEDY: Final = "the file was edited or damaged; move it away to start this run anew"
 
 
@@ -187,11 +189,11 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 return
             if not content.strip():
                 continue
-            seal = _SEAL.search(content)
-            if seal is None:
-                changed = sealed
-            else:
-                sealed, changed = True, int(seal[1]) != zlib.crc32(content[: seal.start()])
+            seal, number_last = _SEAL.search(content), _LAST_NUMBER.search(content)
+            matches = number_last is not None and int(number_last[1]) == zlib.crc32(content[: number_last.start()])
+            # A line without a seal is of an earlier version, unless one that fits stands there under another name.
+            changed = (sealed or matches) if seal is None else not matches
+            sealed = sealed or seal is not None
             if changed:
                 raise DataError(f"{path}:{number}: is not as it was written (checksum)", hint=_REMEDY)
             try:
