@@ -56,7 +56,10 @@ from harness.report.pages.build import write_report
 from harness.training import checkpoint
 from harness.training.attachment import check_attachable, check_attention
 from harness.training.checkpoint import latest
-from harness.training.gate_stores import (
+from harness.training.kept_models import check_before_resuming, check_model
+from harness.training.launching import launch, processes
+from harness.training.run import Prepared, join, use_settings
+from harness.training.stores.gate_stores import (
     compute_reference_losses,
     create_reference,
     gather_reference,
@@ -65,11 +68,8 @@ from harness.training.gate_stores import (
     reference_place,
     scored_samples,
 )
-from harness.training.kept_models import check_before_resuming, check_model
-from harness.training.launching import launch, processes
-from harness.training.run import Prepared, join, use_settings
-from harness.training.sample_lengths import lengths_path, needs_lengths, sample_lengths
-from harness.training.tower_cache import keep_tower_features, lacks_tower_features
+from harness.training.stores.sample_lengths import lengths_path, needs_lengths, sample_lengths
+from harness.training.stores.tower_cache import keep_tower_features, lacks_tower_features
 from regate.selection_file import SelectionFile
 
 if TYPE_CHECKING:

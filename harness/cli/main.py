@@ -407,7 +407,7 @@ def show(
 
     items, overrides = split(arguments or [])
     if len(items) == 1:
-        from harness.cli.show_item import asked_again, asked_lines
+        from harness.cli.items.show_item import asked_again, asked_lines
         from harness.common.progress import Progress
 
         answer, lines = asked_again(name, items[0], overrides, Progress()), asked_lines
@@ -434,7 +434,7 @@ def trace(
     json: Json = False,
 ) -> None:
     """Follow a number of a table to its runs, their records and the items behind it."""
-    from harness.cli.trace import traced, traced_lines
+    from harness.cli.items.trace import traced, traced_lines
 
     answer = traced(table, row, column, arguments or [], item)
     if json:

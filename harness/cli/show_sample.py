@@ -132,8 +132,8 @@ def _kept(
     """Which targets a sparse step would keep, by ordinal, and how that was decided."""
     from harness.plan import make_plan
     from harness.records.run_folder import run_dir_of
-    from harness.training.gate_stores import reference_place
     from harness.training.run import Prepared
+    from harness.training.stores.gate_stores import reference_place
 
     if recipe.gate is None:
         return None, "no gate: every target is computed"

@@ -100,7 +100,7 @@ def _nodes(recipe: Recipe, plan: Plan, gpus: int) -> list[str]:
 
 def _as_trained(footprint: Footprint, recipe: Recipe, plan: Plan) -> Footprint:
     """The model as a step computes it: without a frozen tower whose features are kept, as on the CPU that a model
-    made here trains on (`harness.training.tower_cache`)."""
+    made here trains on (`harness.training.stores.tower_cache`)."""
     size = tower_bytes(footprint, plan.samples)
     kept = size is not None and size <= recipe.devices.tower_cache_gb * GB and plan.epochs > 1
     if not kept or not recipe.model.generated:

@@ -287,6 +287,6 @@ def host_figures(
 
 
 def tower_bytes(footprint: Footprint, samples: int) -> int | None:
-    """What a frozen tower says of so many samples, as it is kept (`harness.training.tower_cache`); None where it
-    cannot be kept."""
+    """What a frozen tower says of so many samples, as it is kept (`harness.training.stores.tower_cache`); None where
+    it cannot be kept."""
     return None if footprint.tower_output is None else 4 * footprint.tower_output * samples

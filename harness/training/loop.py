@@ -42,9 +42,9 @@ from harness.training.loss_norm import norms_of
 from harness.training.optimizer import lr_at
 from harness.training.placement.parallel import wrap_model
 from harness.training.recompute import recompute_first
-from harness.training.sample_lengths import StepSizes, needs_lengths, sample_lengths, step_sizes
 from harness.training.step_report import StepResult, send_report
-from harness.training.tower_cache import kept_tower_features
+from harness.training.stores.sample_lengths import StepSizes, needs_lengths, sample_lengths, step_sizes
+from harness.training.stores.tower_cache import kept_tower_features
 from regate.transfer import on_device
 
 if TYPE_CHECKING:

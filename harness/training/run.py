@@ -12,7 +12,7 @@ from harness.models import adapter_for, device
 from harness.plan import Planner
 from harness.records.run_folder import run_dir_of
 from harness.records.tracking import MirrorChild
-from harness.training.target_index import TargetIndex, index_targets
+from harness.training.stores.target_index import TargetIndex, index_targets
 
 if TYPE_CHECKING:
     from harness.common.progress import Progress

@@ -38,8 +38,8 @@ from harness.records.evaluations import read_evaluations
 from harness.records.ledger import BESIDE, Ledger, read_events
 from harness.records.record import read_record
 from harness.records.run_folder import check_ledger_kept, pin, read_recipe, stage
-from harness.training.arrays_of_samples import read_arrays, write_arrays
 from harness.training.launching.agent import pid_of, read_outcome
+from harness.training.stores.arrays_of_samples import read_arrays, write_arrays
 from tests.harness.worlds.run_builder import build_run, finish, recipe
 
 if TYPE_CHECKING:

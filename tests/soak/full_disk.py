@@ -24,7 +24,7 @@ MOST_S: Final = 60.0
 MOMENTS: Final = {
     "data": ("harness.pipeline", "make_data"),
     "stores": ("regate.reference", "make_array"),
-    "reference pass": ("harness.training.gate_stores", "create_reference"),
+    "reference pass": ("harness.training.stores.gate_stores", "create_reference"),
     "reference losses": ("regate", "score_reference"),
     "running losses": ("regate.difficulty", "make_array"),
     "an epoch's end": ("regate.difficulty", "DifficultyStore._fold_journals"),

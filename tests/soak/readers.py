@@ -49,7 +49,7 @@ ELSEWHERE: Final = {
     f"{_RUN}/needed_words.json": "`harness figures` and the reports of a pair",
     f"{_RUN}/own/*": "`harness figures`, where a rule of the user's own is replayed; its hash stands in the recipe",
     f"{_RUN}/selection.json": "`harness figures` and the reports of runs",
-    "stores/lengths-*.npz": "the next run on the same data: harness.training.sample_lengths",
+    "stores/lengths-*.npz": "the next run on the same data: harness.training.stores.sample_lengths",
     "stores/frames/*.bin": "the evaluation's process, where `devices.frame_cache_gb` keeps any",
     f"{_RUN}/recipe.json": "`harness sync`, `status` and `trace`: harness.records.run_folder.read_recipe",
 }

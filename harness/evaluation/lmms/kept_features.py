@@ -1,8 +1,9 @@
 """What a frozen vision tower says of the clips of an evaluation: computed once for all options, questions and
 checkpoints that show one, and given to the model in place of pictures.
 
-As in training (`harness.training.tower_cache`) this is done where it changes no bit: with an adapter that keeps its
-tower, in float32 on a CPU. The numbers belong to the tower's weights, not to a recipe's word that they are frozen.
+As in training (`harness.training.stores.tower_cache`) this is done where it changes no bit: with an adapter that
+keeps its tower, in float32 on a CPU. The numbers belong to the tower's weights, not to a recipe's word that they
+are frozen.
 """
 
 from __future__ import annotations

@@ -18,10 +18,10 @@ from harness.common.files import write_json
 from harness.common.signals import stop_requests
 from harness.records.ledger import Ledger, read_steps
 from harness.training import loop
-from harness.training.gate_stores import make_gate, open_reference, spread_reference
 from harness.training.launching import agent, processes
 from harness.training.launching.agent import FOLDER, JOB
 from harness.training.launching.nodes import FAMILY, compute
+from harness.training.stores.gate_stores import make_gate, open_reference, spread_reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -75,9 +75,9 @@ def _work(run_dir: Path) -> None:
     # Imported here, so that an import that fails is reported like any other error.
     from harness.common.progress import Progress
     from harness.records.run_folder import read_recipe
-    from harness.training.gate_stores import compute_node_losses, compute_reference_losses
     from harness.training.launching import launch, processes
     from harness.training.run import join
+    from harness.training.stores.gate_stores import compute_node_losses, compute_reference_losses
     from regate import process
 
     shape = {"task": str, "attempt": str, "began": int | float}

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from harness.benchmarks import BENCHMARKS, PaperBenchmark
-from harness.cli.show_item import asked_again, asked_lines
+from harness.cli.items.show_item import asked_again, asked_lines
+from harness.cli.items.trace import item_lines, told
 from harness.cli.status import run_status
-from harness.cli.trace import item_lines, told
 from harness.common.errors import DataError, EnvironmentProblem, HarnessError, RecipeError, StaleError
 from harness.common.progress import Progress
 from harness.config.evaluation import EvaluationRecipe

@@ -22,7 +22,7 @@ from harness.data.sampler import Sampler
 from harness.data.sources import DataSet, make_data, open_data
 from harness.models import adapter_for
 from harness.records.record import write_record
-from harness.training.target_index import index_targets
+from harness.training.stores.target_index import index_targets
 from regate.candidates import candidates_of, in_order
 from tests.harness.worlds.run_builder import build_run, finish
 

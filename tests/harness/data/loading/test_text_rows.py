@@ -12,7 +12,7 @@ from harness.common.errors import DataError
 from harness.common.progress import Progress
 from harness.data.loading.batches import text_batches
 from harness.data.loading.text_rows import TextRows, TextRowsWriter, path_of
-from harness.training.target_index import index_targets
+from harness.training.stores.target_index import index_targets
 from regate.types import Kind
 from tests.harness.data.loading.test_epoch_view import DATA, processor
 

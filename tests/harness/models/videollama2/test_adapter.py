@@ -20,7 +20,7 @@ from harness.data.sources import DataSet, open_data
 from harness.models import adapter_for, checkpoint_files
 from harness.models.videollama2.adapter import VideoLLaMA2Adapter
 from harness.models.videollama2.processor import VideoLLaMA2Conversations
-from harness.training.gate_stores import reference_place
+from harness.training.stores.gate_stores import reference_place
 from regate.types import Kind
 from tests.harness.worlds.videollama2 import user_supplied, write_world
 

@@ -12,7 +12,7 @@ from harness.pipeline import prepare, train
 from harness.plan import make_plan
 from harness.plan.costs import costs_of
 from harness.records.ledger import read_steps
-from harness.training.tower_cache import kept_tower_features, lacks_tower_features
+from harness.training.stores.tower_cache import kept_tower_features, lacks_tower_features
 from regate.config import GateConfig
 from tests.harness.worlds.tiny import tiny_recipe
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from harness.analysis.runs import Run, load_runs
 from harness.cli.arguments import results_folder, split
+from harness.cli.items.trace import FIELDS, answer_lines, asked_of, question_lines, row_of, selected, sent
 from harness.cli.run_names import run_of_beginning
-from harness.cli.trace import FIELDS, answer_lines, asked_of, question_lines, row_of, selected, sent
 from harness.common.errors import EnvironmentProblem, RecipeError, StaleError
 from harness.config.evaluation import EvaluationRecipe
 from harness.config.explain import nearest

@@ -16,7 +16,7 @@ import numpy as np
 from harness.common.hashing import digest
 from harness.data.loading.text_rows import TextRows, TextRowsWriter, path_of
 from harness.plan.sparse import visual_part
-from harness.training.arrays_of_samples import read_arrays, write_arrays
+from harness.training.stores.arrays_of_samples import read_arrays, write_arrays
 from regate.schedule import DualCycle
 from regate.types import Kind
 

@@ -14,8 +14,8 @@ import numpy as np
 from harness.common.hashing import digest
 from harness.data.loading.batches import text_batches
 from harness.data.loading.text_rows import TextRows, TextRowsWriter, path_of
-from harness.training.arrays_of_samples import read_arrays, write_arrays
-from harness.training.sample_lengths import LengthsWriter, lengths_path
+from harness.training.stores.arrays_of_samples import read_arrays, write_arrays
+from harness.training.stores.sample_lengths import LengthsWriter, lengths_path
 from regate.candidates import store_keys
 
 if TYPE_CHECKING:

@@ -12,14 +12,14 @@ import regate
 from harness.common.progress import Progress
 from harness.config.load import load_recipe
 from harness.pipeline import prepare
-from harness.training.sample_lengths import (
+from harness.training.stores.sample_lengths import (
     SampleLengths,
     lengths_path,
     needs_lengths,
     sample_lengths,
     step_sizes,
 )
-from harness.training.target_index import index_targets
+from harness.training.stores.target_index import index_targets
 from tests.harness.worlds.tiny import tiny_recipe
 
 if TYPE_CHECKING:

@@ -26,13 +26,13 @@ from harness.data.loading.epoch_view import EpochView, clips
 from harness.models.tiny.checkpoint import TinyCheckpoint
 from harness.pipeline import prepare
 from harness.plan.teacher import seeing_footprint
-from harness.training.gate_stores import (
+from harness.training.stores.gate_stores import (
     _losses_with_pictures,
     compute_reference_losses,
     open_reference,
     reference_place,
 )
-from harness.training.other_teacher import losses_of_vlm
+from harness.training.stores.other_teacher import losses_of_vlm
 from tests.harness.worlds.tiny import tiny_recipe
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from harness.models import device
 from harness.models.other_vlm import name_of_vlm
 from harness.training.checkpoint import latest
 from harness.training.launching import processes
-from harness.training.other_teacher import facts_of_vlm, losses_of_vlm
 from harness.training.placement.sharding import spread_for_scoring
+from harness.training.stores.other_teacher import facts_of_vlm, losses_of_vlm
 from regate import process
 from regate.files import open_array
 from regate.teacher import write_losses

@@ -1,0 +1,2 @@
+"""Single numbers and single items of finished runs: where they come from, and what is answered when they are asked
+again."""
